@@ -44,7 +44,7 @@ class OrtRunner:
                 f"backend ort: onnxruntime cannot be imported ({error}); install it with: pip install 'clusir[cpu]'"
             ) from error
         self._path = Path(path)
-        self.spec = self._read_spec()
+        spec = self._read_spec()
         available = ort.get_available_providers()
         wanted = device
         if device == "auto":
@@ -60,7 +60,7 @@ class OrtRunner:
         elif wanted != "cpu":
             raise BackendError(f"device {device}: backend ort knows auto, cpu and cuda")
 
-        session = self._open(ort, wanted, threads, allow_tf32)
+        session = self._open(ort, wanted, threads, allow_tf32, static=spec is not None and spec.size.static_px > 0)
         if wanted == "cuda" and _CUDA not in session.get_providers():
             if device == "cuda":
                 raise BackendError(
@@ -70,9 +70,8 @@ class OrtRunner:
                 )
             wanted = "cpu"
         session.disable_fallback()
-        if not self.spec:
-            self.spec = ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
-        self._session = session
+        self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
+        self._session: Any = session
         self.name = f"ort:{wanted}"
         self._inputs = {i.name: i.shape for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
@@ -85,13 +84,12 @@ class OrtRunner:
 
         return ModelSpec.from_metadata(read_metadata(self._path))
 
-    def _open(self, ort: Any, device: str, threads: int | None, allow_tf32: bool) -> Any:
+    def _open(self, ort: Any, device: str, threads: int | None, allow_tf32: bool, *, static: bool) -> Any:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         # The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
-        static = self.spec is not None and self.spec.size.static_px > 0
         options.enable_cpu_mem_arena = static
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # Sleeping beats spinning here: decode and encode threads share the cores with inference.

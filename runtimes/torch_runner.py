@@ -63,11 +63,12 @@ class TorchRunner:
         config = self._model.config
         self.name = f"torch:{self._device.type}"
         self.spec = ModelSpec(
-            name=config.name,
+            name=Path(path).stem,
             graph=graph,
+            checkpoint_sha256=checkpoint.sha256(path),
             size=SizeRequirements(multiple_of=config.size_multiple, minimum=config.size_multiple),
             clusters=tuple(config.clusters),
-            experts=tuple(config.experts),
+            experts=(config.experts,) * config.levels,
             top_k=config.top_k,
         )
         self._inputs: dict[str, Sequence[int | str | None]] = {"image": (None, 3, None, None)}
@@ -103,11 +104,12 @@ class TorchRunner:
             }
 
     def _routing(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        from clusir.model import Routing
+        """The two joined vectors as one (posterior, gate) pair per level."""
+        import torch
 
-        posteriors = tensors["posterior"].split(list(self.spec.clusters), dim=1)
-        gates = tensors["gate"].split(list(self.spec.experts), dim=1)
-        return Routing(posteriors=tuple(posteriors), gates=tuple(gates))
+        posteriors = torch.split(tensors["posterior"], list(self.spec.clusters), dim=1)
+        gates = torch.split(tensors["gate"], list(self.spec.experts), dim=1)
+        return tuple(zip(posteriors, gates, strict=True))
 
     def placement(self) -> dict[str, int]:
         """``{"torch:<device>": n}``: the modules of the network that hold no others."""

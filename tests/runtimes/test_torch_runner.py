@@ -1,0 +1,55 @@
+"""The reference as a runner: three graphs from one checkpoint, with the names and shapes of the exported ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusir.errors import BackendError, UsageError
+from clusir.runtimes import open_runner
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from clusir.checkpoint import save
+    from clusir.model import CONFIGS, ClusIR
+
+    torch.manual_seed(0)
+    model = ClusIR(CONFIGS["tiny"])
+    torch.nn.init.normal_(model.head.weight, std=0.02)
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save(model, path)
+    return path
+
+
+def test_tile_graph_with_the_whole_graphs_routing_gives_the_same_picture(checkpoint: Path) -> None:
+    image = np.random.default_rng(0).random((2, 3, 32, 48), dtype=np.float32)
+    with open_runner(checkpoint, backend="torch", device="cpu", threads=1) as runner:
+        whole = runner.run({"image": image})
+        spec = runner.spec
+    assert runner.name == "torch:cpu"
+    assert whole["posterior"].shape == (2, sum(spec.clusters))
+    assert whole["gate"].shape == (2, sum(spec.experts))
+    with open_runner(checkpoint, device="cpu", graph="router") as runner:
+        router = runner.run({"image": image})
+    np.testing.assert_array_equal(router["posterior"], whole["posterior"])
+    assert (np.count_nonzero(whole["gate"], axis=1) == spec.top_k * len(spec.experts)).all()
+    with open_runner(checkpoint, device="cpu", graph="tile") as runner:
+        tile = runner.run({"image": image, "posterior": whole["posterior"], "gate": whole["gate"]})
+        other = runner.run({"image": image, "posterior": whole["posterior"], "gate": np.roll(whole["gate"], 1, axis=1)})
+    np.testing.assert_allclose(tile["restored"], whole["restored"], atol=1e-5)
+    assert np.abs(other["restored"] - whole["restored"]).max() > 1e-4  # the given routing is really used
+
+
+def test_refusals(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_runner(checkpoint) as runner, pytest.raises(UsageError, match="multiples of 16"):
+        runner.run({"image": np.zeros((1, 3, 20, 32), np.float32)})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="no CUDA device"):
+        open_runner(checkpoint, device="cuda")
+    with pytest.raises(UsageError, match="does not read"):
+        open_runner(checkpoint, backend="ort")
