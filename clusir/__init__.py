@@ -1,0 +1,35 @@
+"""ClusIR: all-in-one image restoration with routed experts and frequency modulation, made to ship.
+
+``import clusir`` is cheap: torch and the runtimes are imported when one of the public names needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClusIR": "clusir.model",
+    "ModelConfig": "clusir.model",
+    "CONFIGS": "clusir.model",
+    "ModelSpec": "clusir.spec",
+    "Restorer": "clusir.runtimes.restore",
+    "open_runner": "clusir.runtimes",
+    "load": "clusir.checkpoint",
+    "save": "clusir.checkpoint",
+    "shipped": "clusir.checkpoint",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'clusir' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

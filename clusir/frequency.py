@@ -1,0 +1,125 @@
+"""Prompts and DAFMM: what the recognised degradation does to the frequency bands of the features.
+
+The decomposition is a soft radial low-pass in the Fourier domain whose cut-off each picture and channel group chooses
+from the cluster cue; the high band is the rest, so low + high is the input. Pipeline and module names are from the
+published description of ClusIR (arXiv 2512.10948), the adaptive mask is AdaIR's idea (arXiv 2403.14614) with a smooth
+edge that has a gradient at every size; formulas are ours.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusir.layers import ChannelAttention, WaveletTransformerBlock, scale_init
+
+__all__ = ["DegradationPrompt", "FourierSplit", "FrequencyModulation", "radial_frequency"]
+
+_CUTOFF_MIN, _CUTOFF_MAX = 0.02, 0.6
+_EDGE_SOFTNESS = 0.05
+
+
+def radial_frequency(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Radial frequency of each rfft2 bin, height x (width//2+1), 0 at DC and 1 at the corner (both axes at Nyquist)."""
+    rows = torch.arange(height, device=device, dtype=torch.float32) / height
+    columns = torch.arange(width // 2 + 1, device=device, dtype=torch.float32) / width
+    rows = torch.minimum(rows, 1.0 - rows)
+    return (2.0 * (rows.square()[:, None] + columns.square()[None, :])).sqrt()
+
+
+class FourierSplit(nn.Module):
+    """Split BxCxHxW into (low, high), low + high = input, with a cut-off per sample and channel group.
+
+    cutoff = 0.02 + 0.58 sigmoid(MLP[cue; GAP(X)]);  low = irfft2( sigmoid((cutoff - rho)/0.05) * rfft2(X) ).
+    """
+
+    def __init__(self, width: int, cue: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.cutoff = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, groups))
+
+    def forward(self, x: Tensor, cue: Tensor) -> tuple[Tensor, Tensor]:
+        batch, channels, height, width = x.shape
+        share = torch.sigmoid(self.cutoff(torch.cat((cue, x.mean(dim=(2, 3))), dim=1)))
+        cutoff = _CUTOFF_MIN + (_CUTOFF_MAX - _CUTOFF_MIN) * share
+        rho = radial_frequency(height, width, x.device)
+        mask = torch.sigmoid((cutoff[:, :, None, None] - rho) / _EDGE_SOFTNESS)  # B x groups x H x (W//2+1)
+        mask = mask.repeat_interleave(channels // self.groups, dim=1)
+        low = torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * mask, s=(height, width), norm="ortho")
+        return low, x - low
+
+
+class DegradationPrompt(nn.Module):
+    """Features that say what damage to expect: a bank of maps mixed by the cluster posterior, refined by the picture.
+
+    posterior BxL and features BxCxHxW give BxCxHxW.
+    """
+
+    def __init__(
+        self, width: int, clusters: int, size: int, prompt_width: int, block: WaveletTransformerBlock | None
+    ) -> None:
+        super().__init__()
+        self.bank = nn.Parameter(0.1 * torch.randn(clusters, prompt_width, size, size))
+        self.merge = nn.Conv2d(prompt_width + width, width, 1)
+        self.refine = block if block is not None else nn.ReLU()
+        self.leave = nn.Conv2d(width, width, 1)
+
+    def forward(self, features: Tensor, posterior: Tensor) -> Tensor:
+        clusters, width, size, _ = self.bank.shape
+        prompt = (posterior @ self.bank.reshape(clusters, -1)).reshape(-1, width, size, size)
+        prompt = F.interpolate(prompt, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        out: Tensor = self.leave(self.refine(self.merge(torch.cat((prompt, features), dim=1))))
+        return out
+
+
+class CrossBand(nn.Module):
+    """Let each band weigh the other: high gives low a spatial mask, low gives high a channel mask (AdaIR's FMoM), then
+    each band attends to the features they came from (EvoIR)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3)
+        self.channel = nn.Sequential(nn.Linear(width, width // 4), nn.SiLU(), nn.Linear(width // 4, width))
+        self.attend_low = ChannelAttention(width, heads, depthwise=True)
+        self.attend_high = ChannelAttention(width, heads, depthwise=True)
+
+    def forward(self, low: Tensor, high: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = torch.cat((high.amax(dim=1, keepdim=True), high.mean(dim=1, keepdim=True)), dim=1)
+        channel = self.channel(low.mean(dim=(2, 3))) + self.channel(low.amax(dim=(2, 3)))
+        low, high = low * torch.sigmoid(self.spatial(pooled)), high * torch.sigmoid(channel)[:, :, None, None]
+        return low + self.attend_low(low, x), high + self.attend_high(high, x)
+
+
+class FrequencyModulation(nn.Module):
+    """DAFMM: split by frequency, modulate each band by cue and prompt, weigh the bands, add back.
+
+    x, prompt: BxCxHxW; cue: BxD. Starts as the identity (the last convolution is zero). ``cross`` adds the interaction
+    between the bands, worth its cost in the larger configurations only.
+    """
+
+    def __init__(self, width: int, cue: int, groups: int, heads: int, *, cross: bool) -> None:
+        super().__init__()
+        self.split = FourierSplit(width, cue, groups)
+        self.film = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, 4 * width))
+        nn.init.zeros_(self.film[2].weight)
+        nn.init.zeros_(self.film[2].bias)
+        self.low_gate = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.high_row = nn.Conv2d(width, width, (1, 3), padding=(0, 1), groups=width, bias=False)
+        self.high_column = nn.Conv2d(width, width, (3, 1), padding=(1, 0), groups=width)
+        self.cross = CrossBand(width, heads) if cross else None
+        self.leave = scale_init(nn.Conv2d(width, width, 1, bias=False), 0.0)
+
+    def forward(self, x: Tensor, prompt: Tensor, cue: Tensor) -> Tensor:
+        low, high = self.split(x, cue)
+        film = self.film(torch.cat((cue, prompt.mean(dim=(2, 3))), dim=1))[:, :, None, None]
+        low_scale, low_shift, high_scale, high_shift = film.chunk(4, dim=1)
+        low = low * torch.sigmoid(self.low_gate(low)) * (1 + low_scale) + low_shift
+        high = high * torch.sigmoid(self.high_column(self.high_row(high))) * (1 + torch.tanh(prompt))
+        high = high * (1 + high_scale) + high_shift
+        if self.cross is not None:
+            low, high = self.cross(low, high, x)
+        # The softmax over a pair of band energies, per channel, is a sigmoid of their difference.
+        weight = torch.sigmoid(high.mean(dim=(2, 3), keepdim=True) - low.mean(dim=(2, 3), keepdim=True))
+        out: Tensor = x + self.leave(weight * high + (1 - weight) * low)
+        return out

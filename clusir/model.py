@@ -1,0 +1,290 @@
+"""The network, in forward order, and its named configurations.
+
+An independent implementation of the published description of ClusIR (arXiv 2512.10948); its code and numbers are not
+public, so every unknown is a field of :class:`ModelConfig` with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clusir.errors import UsageError
+from clusir.experts import MoEBlock
+from clusir.frequency import DegradationPrompt, FrequencyModulation
+from clusir.layers import Down, Up, WaveletTransformerBlock
+from clusir.router import ClusterRouter, Routing
+from clusir.wavelet import haar_forward, haar_inverse
+
+__all__ = ["CONFIGS", "ClusIR", "ModelConfig", "Restoration"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All numbers of the network. Tuples hold one value per level, finest first."""
+
+    # Width, depth, heads: Restormer's family (48, 4/6/6/8, refine 4), shared by PromptIR, AdaIR, EvoIR and MoCE-IR.
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]  # levels 1..n-1: the deepest level has no decoder
+    refine_blocks: int
+    heads: tuple[int, ...]
+    # "conv" is Restormer's full-resolution stem; "haar" transforms the picture first, a quarter of the pixels.
+    stem: str = "conv"
+    # "layer" is Restormer's; "none" suits CPU runtimes (a channel LayerNorm breaks their blocked layout).
+    norm: str = "layer"
+    feed_forward: str = "gdfn"
+    ffn_ratio: float = 2.66  # Restormer's
+    resample: str = "shuffle"
+    skip: str = "cat"  # how encoder features join the decoder: "cat" + 1x1 convolution, or "add"
+    attention_depthwise: bool = True  # a depthwise 3x3 behind each of q, k, v, as in MDTA
+    # Clusters: the published description gives no numbers. 8 covers 5 to 7 kinds of damage with room for mixtures.
+    clusters: tuple[int, ...] = (8, 8, 8, 8)
+    prototype_dim: int = 64
+    # Experts: E = 4, k = 1 and the ranks' and kernels' spread are MoCE-IR's class defaults.
+    expert_rank_fractions: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    expert_kernels: tuple[int, ...] = (3, 5, 7, 9)
+    top_k: int = 1
+    moe_attention: bool = True
+    # DAFMM stands on these levels (1 = finest), at the bottleneck among them; prompts where it stands.
+    frequency_levels: tuple[int, ...] = (1, 2, 3, 4)
+    frequency_groups: int = 8
+    frequency_cross: bool = True
+    prompt_size: int = 8
+    prompt_width: int = 64
+    prompt_block: bool = True
+
+    def __post_init__(self) -> None:
+        levels = len(self.widths)
+        per_level = (self.blocks, self.heads, self.clusters)
+        if levels < 2 or any(len(t) != levels for t in per_level) or len(self.decoder_blocks) != levels - 1:
+            raise UsageError(f"model config: {levels} widths need as many blocks, heads and clusters, and one decoder less")
+        if len(self.expert_kernels) != len(self.expert_rank_fractions):
+            raise UsageError("model config: expert_kernels and expert_rank_fractions must have the same length")
+        if not 1 <= self.top_k <= self.experts:
+            raise UsageError(f"model config: top_k {self.top_k} is not within 1..{self.experts}")
+        if not set(self.frequency_levels) <= set(range(1, levels + 1)):
+            raise UsageError(f"model config: frequency_levels {self.frequency_levels} are not within 1..{levels}")
+        choices = {
+            "stem": ("conv", "haar"),
+            "norm": ("layer", "none"),
+            "feed_forward": ("gdfn", "conv"),
+            "resample": ("shuffle", "strided"),
+            "skip": ("cat", "add"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"model config: {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+
+    @property
+    def levels(self) -> int:
+        return len(self.widths)
+
+    @property
+    def experts(self) -> int:
+        return len(self.expert_kernels)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this many pixels: every downsampling, and one Haar step at the bottom."""
+        return (2 if self.stem == "haar" else 1) * 2**self.levels
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of :meth:`to_dict` after JSON (lists become tuples). Raises UsageError on unknown fields."""
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise UsageError(f"model config: unknown fields {', '.join(sorted(unknown))}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+_SMALL = ModelConfig(
+    widths=(32, 64, 128, 256),
+    blocks=(4, 6, 6, 8),
+    decoder_blocks=(2, 4, 4),
+    refine_blocks=4,
+    heads=(1, 2, 4, 8),
+    ffn_ratio=2.0,
+)
+
+CONFIGS: dict[str, ModelConfig] = {
+    "base": ModelConfig(
+        widths=(48, 96, 192, 384),
+        blocks=(4, 6, 6, 8),
+        decoder_blocks=(2, 4, 4),
+        refine_blocks=4,
+        heads=(1, 2, 4, 8),
+    ),
+    "small": _SMALL,
+    # The one that ships. Three levels below a Haar stem, dense 3x3 convolutions without norms, one head: the parts that
+    # CPU runtimes run near their peak. Every part of the published description is kept.
+    "tiny": ModelConfig(
+        widths=(32, 64, 96),
+        blocks=(1, 1, 2),
+        decoder_blocks=(1, 1),
+        refine_blocks=1,
+        heads=(1, 1, 1),
+        stem="haar",
+        norm="none",
+        feed_forward="conv",
+        ffn_ratio=1.0,
+        resample="strided",
+        skip="add",
+        attention_depthwise=False,
+        clusters=(8, 8, 8),
+        prototype_dim=32,
+        expert_rank_fractions=(0.25, 0.25, 0.25, 0.25),
+        moe_attention=False,
+        frequency_levels=(2, 3),
+        frequency_cross=False,
+        prompt_width=16,
+        prompt_block=False,
+    ),
+}
+
+
+class Restoration(NamedTuple):
+    """What the network returns: restored BxCxHxW (unclipped), and per routed level (finest first) the cluster posterior
+    BxL, the gate BxE after top-k, and the experts' probability BxE before it."""
+
+    restored: Tensor
+    posteriors: tuple[Tensor, ...]
+    gates: tuple[Tensor, ...]
+    expert_probabilities: tuple[Tensor, ...]
+
+
+class EncoderLevel(nn.Module):
+    """Wavelet transformer blocks, the router that reads their features, and the experts it opens."""
+
+    def __init__(self, config: ModelConfig, level: int) -> None:
+        super().__init__()
+        width = config.widths[level]
+        self.blocks = nn.Sequential(*(make_block(config, level) for _ in range(config.blocks[level])))
+        self.router = ClusterRouter(
+            width, config.clusters[level], config.prototype_dim, config.experts, config.top_k
+        )
+        self.moe = MoEBlock(
+            width,
+            config.heads[level],
+            tuple(max(8, int(width * f)) for f in config.expert_rank_fractions),
+            config.expert_kernels,
+            norm=config.norm,
+            attention=config.moe_attention,
+            feed_forward=config.feed_forward,
+            ratio=config.ffn_ratio,
+        )
+
+    def forward(self, x: Tensor, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Routing]:
+        x = self.blocks(x)
+        routing = self.router(x) if given is None else self.router.complete(given[0], given[1], given[1])
+        return self.moe(x, routing.gate), routing
+
+
+class SkipModulation(nn.Module):
+    """Prompt and DAFMM of one level."""
+
+    def __init__(self, config: ModelConfig, level: int) -> None:
+        super().__init__()
+        width = config.widths[level]
+        block = make_block(config, level) if config.prompt_block else None
+        self.prompt = DegradationPrompt(width, config.clusters[level], config.prompt_size, config.prompt_width, block)
+        self.modulate = FrequencyModulation(
+            width, config.prototype_dim, config.frequency_groups, config.heads[level], cross=config.frequency_cross
+        )
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        out: Tensor = self.modulate(x, self.prompt(x, routing.posterior), routing.cue)
+        return out
+
+
+def make_block(config: ModelConfig, level: int) -> WaveletTransformerBlock:
+    return WaveletTransformerBlock(
+        config.widths[level],
+        config.heads[level],
+        config.attention_depthwise,
+        config.norm,
+        config.feed_forward,
+        config.ffn_ratio,
+    )
+
+
+class ClusIR(nn.Module):
+    """All-in-one restoration: Bx3xHxW float in 0..1 to :class:`Restoration`.
+
+    H and W must be multiples of ``config.size_multiple`` (16; the runners pad). In eval the result is deterministic and
+    a sample's result does not depend on its neighbours in the batch.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, last = config.widths, config.levels - 1
+        picture = 12 if config.stem == "haar" else 3
+        self.stem = nn.Conv2d(picture, widths[0], 3, padding=1, bias=False)
+        self.encoder = nn.ModuleList(EncoderLevel(config, level) for level in range(config.levels))
+        self.down = nn.ModuleList(Down(widths[i], widths[i + 1], config.resample) for i in range(last))
+        self.modulation = nn.ModuleDict({str(i): SkipModulation(config, i - 1) for i in config.frequency_levels})
+        self.up = nn.ModuleList(Up(widths[i + 1], widths[i], config.resample) for i in range(last))
+        merge = (nn.Conv2d(2 * widths[i], widths[i], 1, bias=False) for i in range(last))
+        self.merge = nn.ModuleList(merge if config.skip == "cat" else ())
+        self.decoder = nn.ModuleList(
+            nn.Sequential(*(make_block(config, i) for _ in range(config.decoder_blocks[i]))) for i in range(last)
+        )
+        self.refine = nn.Sequential(*(make_block(config, 0) for _ in range(config.refine_blocks)))
+        self.head = nn.Conv2d(widths[0], picture, 3, padding=1, bias=False)
+        nn.init.zeros_(self.head.weight)  # an untrained network returns its input
+
+    def forward(self, image: Tensor, routing: tuple[tuple[Tensor, Tensor], ...] | None = None) -> Restoration:
+        """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the routers'
+        own, so that all tiles of a picture can share one routing. Raises ValueError on sizes that do not fit."""
+        multiple = self.config.size_multiple
+        if image.shape[-2] % multiple or image.shape[-1] % multiple:
+            raise ValueError(
+                f"image is {image.shape[-2]}x{image.shape[-1]}; height and width must be multiples of {multiple}: "
+                "pad it, or use clusir.Restorer, which tiles and pads"
+            )
+        x = self.embed(image)
+        skips: list[Tensor] = []
+        routings: list[Routing] = []
+        for level, encode in enumerate(self.encoder):
+            if level:
+                x = self.down[level - 1](x)  # B x C_l x H/2^l x W/2^l
+            x, found = encode(x, None if routing is None else routing[level])
+            key = str(level + 1)
+            skips.append(self.modulation[key](x, found) if key in self.modulation else x)
+            routings.append(found)
+        x = skips.pop()
+        for level in reversed(range(len(skips))):
+            x = self.join(self.up[level](x), skips[level], level)
+            x = self.decoder[level](x)
+        restored = image + self.picture(self.head(self.refine(x)))
+        return Restoration(
+            restored,
+            tuple(r.posterior for r in routings),
+            tuple(r.gate for r in routings),
+            tuple(r.expert_probability for r in routings),
+        )
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Shallow features: Bx3xHxW to BxC_1xHxW, or half that size behind a Haar stem."""
+        if self.config.stem == "haar":
+            image = torch.cat(haar_forward(image), dim=1)
+        out: Tensor = self.stem(image)
+        return out
+
+    def picture(self, x: Tensor) -> Tensor:
+        """The inverse of the stem's transform: the residual as a picture Bx3xHxW."""
+        return haar_inverse(x[:, :3], x[:, 3:]) if self.config.stem == "haar" else x
+
+    def join(self, x: Tensor, skip: Tensor, level: int) -> Tensor:
+        if self.config.skip == "add":
+            return x + skip
+        out: Tensor = self.merge[level](torch.cat((x, skip), dim=1))
+        return out

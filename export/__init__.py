@@ -1,0 +1,1 @@
+"""torch module to validated artefacts, as a visible list of passes."""
