@@ -1,0 +1,150 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clusir.calibration.base import CalibrationSource
+from clusir.calibration.manifest import Manifest, replay, write_manifest
+from clusir.calibration.photos import built_in_photos
+from clusir.calibration.sources import CLEAN, MIXTURE, FolderSource, PairSource, SyntheticSource, open_source
+from clusir.degrade import KINDS
+from clusir.errors import CalibrationError
+
+
+def write_photo(path: Path, size: tuple[int, int] = (80, 96), seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index in range(3):
+        write_photo(tmp_path / "photos" / f"{index}.png", seed=index)
+    return tmp_path / "photos"
+
+
+def test_built_in_photos_are_there_without_a_folder() -> None:
+    source = open_source(None, 64)
+    assert isinstance(source, SyntheticSource)
+    assert isinstance(source, CalibrationSource)
+    names = {photo.name for photo in built_in_photos(256).photos}
+    assert {"astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"} <= names
+
+
+def test_synthetic_samples_cycle_through_every_degradation(folder: Path) -> None:
+    source = open_source(folder, 48)
+    kinds = [source.sample(index).degradation for index in range(len(source.degradations))]
+    assert tuple(kinds) == source.degradations == (*KINDS, MIXTURE, CLEAN)
+    for index, kind in enumerate(kinds):
+        sample = source.sample(index)
+        assert sample.image.shape == (1, 3, 48, 48)
+        assert sample.image.dtype == np.float32
+        assert sample.clean is not None
+        assert 0.0 <= sample.image.min() <= sample.image.max() <= 1.0
+        assert np.array_equal(sample.image, sample.clean) == (kind == CLEAN)
+
+
+def test_a_sample_depends_on_seed_and_index_alone(folder: Path) -> None:
+    first, second = open_source(folder, 48, seed=5), open_source(folder, 48, seed=5)
+    second.sample(3)
+    assert first.sample(7).sha256 == second.sample(7).sha256
+    assert first.sample(7).sha256 != first.sample(18).sha256
+    assert first.sample(7).sha256 != open_source(folder, 48, seed=6).sample(7).sha256
+
+
+def test_pairs_crop_both_pictures_at_the_same_place(tmp_path: Path) -> None:
+    write_photo(tmp_path / "clean" / "haze" / "a.png")
+    truth = np.asarray(Image.open(tmp_path / "clean" / "haze" / "a.png"))
+    (tmp_path / "degraded" / "haze").mkdir(parents=True)
+    Image.fromarray(truth // 2).save(tmp_path / "degraded" / "haze" / "a.png")
+    source = open_source(tmp_path, 32)
+    assert isinstance(source, PairSource)
+    sample = source.sample(4)
+    assert sample.degradation == "haze"
+    assert sample.clean is not None
+    assert np.array_equal(np.round(sample.image * 255), np.round(sample.clean * 255) // 2)
+
+
+def test_pairs_refuse_a_missing_partner_and_another_size(tmp_path: Path) -> None:
+    write_photo(tmp_path / "degraded" / "a.png")
+    write_photo(tmp_path / "clean" / "b.png")
+    with pytest.raises(CalibrationError, match=r"a\.png has no partner a\.\*"):
+        open_source(tmp_path, 32)
+    write_photo(tmp_path / "clean" / "a.png", size=(64, 64))
+    with pytest.raises(CalibrationError, match=r"96x80 px and its partner .* 64x64"):
+        open_source(tmp_path, 32)
+
+
+def test_pictures_as_they_are_are_labelled_by_their_folder(tmp_path: Path) -> None:
+    write_photo(tmp_path / "rain" / "a.png")
+    write_photo(tmp_path / "b.png", seed=1)
+    source = open_source(tmp_path, 32, mode="as-is")
+    assert isinstance(source, FolderSource)
+    assert source.degradations == ("folder", "rain")
+    assert source.sample(0).clean is None
+
+
+def test_folder_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="does not exist"):
+        open_source(tmp_path / "nowhere", 32)
+    with pytest.raises(CalibrationError, match="holds no pictures"):
+        open_source(tmp_path, 32)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    with pytest.raises(CalibrationError, match=r"broken\.png: unreadable"):
+        open_source(tmp_path, 32)
+    write_photo(tmp_path / "small.png", size=(20, 200))
+    with pytest.raises(CalibrationError, match=r"1 more.*at least 32x32 px"):
+        open_source(tmp_path, 32)
+    write_photo(tmp_path / "good.png")
+    source = open_source(tmp_path, 32)
+    assert isinstance(source, SyntheticSource)
+    assert [photo.name for photo in source.photos.photos] == ["good.png"]
+    assert source.photos.skipped == (
+        "broken.png: unreadable (UnidentifiedImageError)",
+        "small.png: 200x20 px is smaller than the 32 px crop",
+    )
+
+
+def test_modes_that_cannot_be_are_refused(folder: Path) -> None:
+    with pytest.raises(CalibrationError, match="needs a folder"):
+        open_source(None, 32, mode="pairs")
+    with pytest.raises(CalibrationError, match="not one of auto, synthetic"):
+        open_source(folder, 32, mode="magic")
+    with pytest.raises(CalibrationError, match="does not hold the folders of a set of pairs"):
+        open_source(folder, 32, mode="pairs")
+
+
+def test_manifest_replays_the_same_pixels_and_refuses_others(folder: Path, tmp_path: Path) -> None:
+    source = open_source(folder, 48, seed=2)
+    samples = [source.sample(index) for index in (1, 4, 9)]
+    path = tmp_path / "calibration.json"
+    write_manifest(Manifest.of(source, samples), path)
+    manifest = Manifest.read(path)
+    assert manifest.sha256 == json.loads(path.read_text())["sha256"] == Manifest.of(source, samples).sha256
+    again = replay(manifest, open_source(folder, 48, seed=2))
+    assert [s.sha256 for s in again] == [s.sha256 for s in samples]
+    with pytest.raises(CalibrationError, match="differs from the manifest's in 'seed'"):
+        replay(manifest, open_source(folder, 48, seed=3))
+    altered = Manifest(manifest.source, ((1, "k", "0" * 64), *manifest.samples[1:]))
+    with pytest.raises(CalibrationError, match="crop k has other pixels"):
+        replay(altered, source)
+    write_photo(folder / "0.png", seed=99)
+    with pytest.raises(CalibrationError, match="differs from the manifest's in 'photos'"):
+        replay(manifest, open_source(folder, 48, seed=2))
+
+
+def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    for text in (
+        "",
+        "[]",
+        '{"format": 2, "samples": [], "source": {}}',
+        '{"format": 1, "samples": [[1]], "source": {}}',
+    ):
+        path.write_text(text)
+        with pytest.raises(CalibrationError, match="is not a calibration manifest"):
+            Manifest.read(path)
