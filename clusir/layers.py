@@ -13,6 +13,7 @@ __all__ = [
     "ChannelLayerNorm",
     "ConvFeedForward",
     "Down",
+    "FeedForwardBlock",
     "GatedFeedForward",
     "Up",
     "WaveletTransformerBlock",
@@ -192,4 +193,17 @@ class WaveletTransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_attention(x))
         out: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
+        return out
+
+
+class FeedForwardBlock(nn.Module):
+    """X <- X + FeedForward(norm X): a decoder block of a configuration without decoder attention. BxCxHxW to the same."""
+
+    def __init__(self, width: int, norm: str, feed_forward: str, ratio: float) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, width)
+        self.feed_forward = make_feed_forward(feed_forward, width, ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.feed_forward(self.norm(x))
         return out

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clusir.errors import UsageError
 from clusir.experts import MoEBlock
 from clusir.frequency import DegradationPrompt, FrequencyModulation
-from clusir.layers import Down, Up, WaveletTransformerBlock
+from clusir.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
 from clusir.router import ClusterRouter, Routing
 from clusir.wavelet import haar_forward, haar_inverse
 
@@ -42,6 +42,9 @@ class ModelConfig:
     resample: str = "shuffle"
     skip: str = "cat"  # how encoder features join the decoder: "cat" + 1x1 convolution, or "add"
     attention_depthwise: bool = True  # a depthwise 3x3 behind each of q, k, v, as in MDTA
+    # Wavelet attention in the decoder too, or in the encoder only: the Haar steps are bound by memory (measured: half of
+    # tiny's time on ONNX Runtime when every decoder block had them), and the published description puts them in the encoder.
+    decoder_attention: bool = True
     # Clusters: the published description gives no numbers. 8 covers 5 to 7 kinds of damage with room for mixtures.
     clusters: tuple[int, ...] = (8, 8, 8, 8)
     prototype_dim: int = 64
@@ -62,7 +65,9 @@ class ModelConfig:
         levels = len(self.widths)
         per_level = (self.blocks, self.heads, self.clusters)
         if levels < 2 or any(len(t) != levels for t in per_level) or len(self.decoder_blocks) != levels - 1:
-            raise UsageError(f"model config: {levels} widths need as many blocks, heads and clusters, and one decoder less")
+            raise UsageError(
+                f"model config: {levels} widths need as many blocks, heads and clusters, and one decoder less"
+            )
         if len(self.expert_kernels) != len(self.expert_rank_fractions):
             raise UsageError("model config: expert_kernels and expert_rank_fractions must have the same length")
         if not 1 <= self.top_k <= self.experts:
@@ -129,7 +134,7 @@ CONFIGS: dict[str, ModelConfig] = {
         widths=(32, 64, 96),
         blocks=(1, 1, 2),
         decoder_blocks=(1, 1),
-        refine_blocks=1,
+        refine_blocks=2,
         heads=(1, 1, 1),
         stem="haar",
         norm="none",
@@ -138,6 +143,7 @@ CONFIGS: dict[str, ModelConfig] = {
         resample="strided",
         skip="add",
         attention_depthwise=False,
+        decoder_attention=False,
         clusters=(8, 8, 8),
         prototype_dim=32,
         expert_rank_fractions=(0.25, 0.25, 0.25, 0.25),
@@ -167,9 +173,7 @@ class EncoderLevel(nn.Module):
         super().__init__()
         width = config.widths[level]
         self.blocks = nn.Sequential(*(make_block(config, level) for _ in range(config.blocks[level])))
-        self.router = ClusterRouter(
-            width, config.clusters[level], config.prototype_dim, config.experts, config.top_k
-        )
+        self.router = ClusterRouter(width, config.clusters[level], config.prototype_dim, config.experts, config.top_k)
         self.moe = MoEBlock(
             width,
             config.heads[level],
@@ -205,6 +209,7 @@ class SkipModulation(nn.Module):
 
 
 def make_block(config: ModelConfig, level: int) -> WaveletTransformerBlock:
+    """One wavelet transformer block of a level."""
     return WaveletTransformerBlock(
         config.widths[level],
         config.heads[level],
@@ -213,6 +218,14 @@ def make_block(config: ModelConfig, level: int) -> WaveletTransformerBlock:
         config.feed_forward,
         config.ffn_ratio,
     )
+
+
+def make_decoder(config: ModelConfig, level: int, count: int) -> nn.Sequential:
+    """``count`` blocks of the decoder or the refinement at a level."""
+    if config.decoder_attention:
+        return nn.Sequential(*(make_block(config, level) for _ in range(count)))
+    width, ratio = config.widths[level], config.ffn_ratio
+    return nn.Sequential(*(FeedForwardBlock(width, config.norm, config.feed_forward, ratio) for _ in range(count)))
 
 
 class ClusIR(nn.Module):
@@ -234,10 +247,8 @@ class ClusIR(nn.Module):
         self.up = nn.ModuleList(Up(widths[i + 1], widths[i], config.resample) for i in range(last))
         merge = (nn.Conv2d(2 * widths[i], widths[i], 1, bias=False) for i in range(last))
         self.merge = nn.ModuleList(merge if config.skip == "cat" else ())
-        self.decoder = nn.ModuleList(
-            nn.Sequential(*(make_block(config, i) for _ in range(config.decoder_blocks[i]))) for i in range(last)
-        )
-        self.refine = nn.Sequential(*(make_block(config, 0) for _ in range(config.refine_blocks)))
+        self.decoder = nn.ModuleList(make_decoder(config, i, config.decoder_blocks[i]) for i in range(last))
+        self.refine = make_decoder(config, 0, config.refine_blocks)
         self.head = nn.Conv2d(widths[0], picture, 3, padding=1, bias=False)
         nn.init.zeros_(self.head.weight)  # an untrained network returns its input
 
