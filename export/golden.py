@@ -1,0 +1,153 @@
+"""Golden cases: small pictures with the outputs that every runtime, in every language, has to give.
+
+``python -m clusir.export.golden tests/golden`` writes them with Python's own tiling and routing over ONNX Runtime; Python,
+C++ and JavaScript check themselves against the files. A case is an entry of ``manifest.json``::
+
+    name, model (path of the .onnx, relative to the folder), width, height, channels, type (u8 | u16 | f32),
+    input     little-endian samples, rows of interleaved pixels without gaps; a fourth channel is alpha
+    restored  float32 rows of RGB, not clipped
+    posterior, gate   the routing that the tiles shared
+    tolerance         largest allowed difference of ``restored``, ``posterior`` and ``gate`` (fp32)
+
+After integers in, integers out may differ from the rounded ``restored`` by one level.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusir.errors import UsageError
+from clusir.export.golden_model import write_standin
+
+__all__ = ["GoldenCase", "load_golden", "test_picture", "write_golden"]
+
+FORMAT = 1
+TOLERANCE = 1e-4  # the fp32 parity bar of the project
+_TYPES = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
+_SHIPPED = Path("clusir") / "weights" / "tiny.onnx"
+
+Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One case: ``pixels`` [H, W, C] as stored (uint8, uint16 or float32), expected ``restored`` [H, W, 3] float32."""
+
+    name: str
+    model: Path
+    pixels: NDArray[Any]
+    restored: NDArray[np.float32]
+    posterior: NDArray[np.float32]
+    gate: NDArray[np.float32]
+    tolerance: float
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """The colours as the model takes them: [H, W, 3] float32 in 0..1."""
+        return to_unit(self.pixels[..., :3])
+
+
+def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Integer samples as float32 in 0..1 (a float32 division by 255 or 65535); float samples as they are."""
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float32)
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def test_picture(width: int, height: int, channels: int = 3, *, kind: str = "u8", seed: int = 0) -> NDArray[Any]:
+    """A picture [H, W, channels] with slopes, edges, stripes and noise, none of them symmetric, so that a flip shows."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    planes = []
+    for c in range(channels):
+        slope = (x * (c + 1) / 97 + y / (61 + 10 * c)) % 1.0
+        stripes = 0.5 + 0.5 * np.sin((x * (0.2 + 0.05 * c) + y * 0.13) * (1 + x / 300))
+        block = ((x // 17 + 2 * (y // 23) + c) % 3) / 2
+        planes.append(0.4 * slope + 0.3 * stripes + 0.2 * block + rng.normal(0.05, 0.05, x.shape))
+    unit = np.clip(np.stack(planes, axis=-1), 0, 1)
+    if kind == "f32":
+        return unit.astype(np.float32)
+    dtype = _TYPES[kind]
+    return np.rint(unit * np.iinfo(dtype).max).astype(dtype)
+
+
+def _plan(standin: Path, standin_k2: Path, shipped: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
+    """What is tested: name, model, picture. The stand-in's tiles are 48 px with a halo of 8."""
+    plan = [
+        ("nine_tiles_u8", standin, test_picture(100, 86)),
+        ("sampled_routing_u8", standin, test_picture(200, 49, seed=1)),
+        ("alpha_u16", standin, test_picture(61, 40, 4, kind="u16", seed=2)),
+        ("exact_tile_f32", standin, test_picture(48, 48, kind="f32", seed=3)),
+        ("one_pixel_f32", standin, test_picture(1, 1, kind="f32", seed=4)),
+        ("narrow_u8", standin, test_picture(3, 70, seed=5)),
+        ("two_experts_alpha_u8", standin_k2, test_picture(50, 97, 4, seed=6)),
+    ]
+    if shipped is not None:
+        plan += [
+            ("shipped_u8", shipped, test_picture(90, 70, seed=7)),
+            ("shipped_tiles_u8", shipped, test_picture(300, 26, seed=8)),
+        ]
+    return plan
+
+
+def write_golden(
+    folder: Path, restore: Callable[[Path, NDArray[np.float32]], Restored], shipped: Path | None = None
+) -> list[str]:
+    """Writes the stand-in models, the pictures, what ``restore`` makes of them, and the manifest; returns the names.
+
+    ``restore(model, image [H, W, 3] float32 in 0..1) -> restored [H, W, 3], posterior [P], gate [E]``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    standin = write_standin(folder, "standin")
+    standin_k2 = write_standin(folder, "standin_k2", top_k=2)
+    cases = []
+    for name, model, pixels in _plan(standin, standin_k2, shipped):
+        restored, posterior, gate = restore(model, to_unit(pixels[..., :3]))
+        (folder / f"{name}.in.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
+        (folder / f"{name}.out.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
+        cases.append(
+            {
+                "name": name,
+                "model": Path(os.path.relpath(model, folder)).as_posix(),
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
+                "channels": pixels.shape[2],
+                "type": next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype),
+                "input": f"{name}.in.bin",
+                "restored": f"{name}.out.bin",
+                "posterior": [float(value) for value in posterior],
+                "gate": [float(value) for value in gate],
+                "tolerance": TOLERANCE,
+            }
+        )
+    manifest = {"format": FORMAT, "cases": cases}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return [str(case["name"]) for case in cases]
+
+
+def load_golden(folder: Path) -> list[GoldenCase]:
+    """The cases of a folder. Raises UsageError where it holds none or another format."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UsageError(f"{path} is not there; write the cases with: python -m clusir.export.golden {folder}")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise UsageError(f"{path}: format {manifest.get('format')!r} is not {FORMAT}; write the cases again")
+    cases = []
+    for entry in manifest["cases"]:
+        shape = (entry["height"], entry["width"], entry["channels"])
+        pixels = np.frombuffer((folder / entry["input"]).read_bytes(), _TYPES[entry["type"]]).reshape(shape)
+        restored = np.frombuffer((folder / entry["restored"]).read_bytes(), "<f4").reshape((*shape[:2], 3))
+        posterior, gate = (np.array(entry[key], np.float32) for key in ("posterior", "gate"))
+        model = (folder / entry["model"]).resolve()
+        cases.append(GoldenCase(entry["name"], model, pixels, restored, posterior, gate, entry["tolerance"]))
+    return cases

@@ -1,0 +1,148 @@
+"""A routed model of a few kilobytes, for tests of the runtimes in every language.
+
+It has the three graphs, the tensor names and the metadata of a shipped model (see ``clusir.spec``), two routed levels,
+experts that differ visibly, and global operations, so that a wrong tile, a wrong gate, a swapped channel or a missing
+reflection shows in its output. Its weights are random: it restores nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from clusir.spec import ModelSpec, SizeRequirements
+
+__all__ = ["standin_spec", "write_standin"]
+
+_FEATURES = 8
+
+
+def standin_spec(tile_px: int = 48, halo_px: int = 8, top_k: int = 1) -> ModelSpec:
+    """The spec of the stand-in: static square tiles, two levels of 4 and 3 clusters with 4 and 3 experts."""
+    return ModelSpec(
+        name="standin",
+        checkpoint_sha256="0" * 64,
+        size=SizeRequirements(multiple_of=16, minimum=16, static_px=tile_px),
+        tile_px=tile_px,
+        halo_px=halo_px,
+        clusters=(4, 3),
+        experts=(4, 3),
+        top_k=top_k,
+        cluster_labels=(("noise", "jpeg", "rain", "haze"), ("noise", "gaussian_blur", "low_light")),
+    )
+
+
+class _Graph:
+    """Collects nodes and random constants; every method returns the name of what it made."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, value: NDArray[np.generic]) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def weight(self, *shape: int, scale: float) -> str:
+        return self.constant((self.rng.standard_normal(shape) * scale).astype(np.float32))
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+        name = output or f"value_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def slice(self, value: str, start: int, stop: int) -> str:
+        ends = (self.constant(np.array([i], np.int64)) for i in (start, stop, 1))
+        return self.op("Slice", value, *ends)
+
+
+def _router(graph: _Graph, spec: ModelSpec, outputs: tuple[str, str]) -> None:
+    """image -> posterior, expert_probability, from the means of random convolutions."""
+    features = graph.op("Conv", "image", graph.weight(_FEATURES, 3, 3, 3, scale=1.0), pads=[1, 1, 1, 1])
+    pooled = graph.op("Flatten", graph.op("GlobalAveragePool", graph.op("Abs", features)))
+    for sizes, output in ((spec.clusters, outputs[0]), (spec.experts, outputs[1])):
+        parts = [
+            graph.op("Softmax", graph.op("MatMul", pooled, graph.weight(_FEATURES, n, scale=1.5)), axis=1)
+            for n in sizes
+        ]
+        graph.op("Concat", *parts, output=output, axis=1)
+
+
+def _top_k(graph: _Graph, spec: ModelSpec) -> None:
+    """expert_probability -> gate, as the host does it for shared routing."""
+    gates, at = [], 0
+    for size in spec.experts:
+        level = graph.slice("expert_probability", at, at + size)
+        at += size
+        values, indices = f"values_{at}", f"indices_{at}"
+        k = graph.constant(np.array([spec.top_k], np.int64))
+        graph.nodes.append(helper.make_node("TopK", [level, k], [values, indices], axis=1))
+        if spec.top_k > 1:
+            axes = graph.constant(np.array([1], np.int64))
+            values = graph.op("Div", values, graph.op("ReduceSum", values, axes, keepdims=1))
+        zeros = graph.op("Mul", level, graph.constant(np.zeros(1, np.float32)))
+        gates.append(graph.op("ScatterElements", zeros, indices, values, axis=1))
+    graph.op("Concat", *gates, output="gate", axis=1)
+
+
+def _restorer(graph: _Graph, spec: ModelSpec) -> None:
+    """image, posterior, gate -> restored: a residual of gated convolutions, modulated by the posterior and a mean."""
+    value = graph.op("Conv", "image", graph.weight(_FEATURES, 3, 3, 3, scale=0.3), pads=[1, 1, 1, 1])
+    spread = graph.constant(np.array([0, _FEATURES, 1, 1], np.int64))
+    film = graph.op("MatMul", "posterior", graph.weight(sum(spec.clusters), _FEATURES, scale=0.5))
+    value = graph.op("Add", value, graph.op("Reshape", film, spread))
+    gate_shape = graph.constant(np.array([0, 1, 1, 1], np.int64))
+    for expert in range(sum(spec.experts)):
+        weight = graph.weight(_FEATURES, _FEATURES, 3, 3, scale=0.15)
+        body = graph.op("Tanh", graph.op("Conv", value, weight, pads=[1, 1, 1, 1]))
+        gate = graph.op("Reshape", graph.slice("gate", expert, expert + 1), gate_shape)
+        value = graph.op("Add", value, graph.op("Mul", body, gate))
+    value = graph.op("Sub", value, graph.op("GlobalAveragePool", value))
+    residual = graph.op("Conv", value, graph.weight(3, _FEATURES, 3, 3, scale=0.05), pads=[1, 1, 1, 1])
+    graph.op("Add", "image", residual, output="restored")
+
+
+def _save(
+    path: Path, graph: _Graph, spec: ModelSpec, inputs: dict[str, list[object]], outputs: dict[str, list[object]]
+) -> None:
+    def infos(ports: dict[str, list[object]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ports.items()]
+
+    proto = helper.make_graph(graph.nodes, spec.graph, infos(inputs), infos(outputs), graph.constants)
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="clusir")
+    helper.set_model_props(model, spec.to_metadata())
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def write_standin(folder: Path, name: str = "standin", *, top_k: int = 1, tile_px: int = 48, halo_px: int = 8) -> Path:
+    """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = standin_spec(tile_px, halo_px, top_k)
+    image: list[object] = ["batch", 3, tile_px, tile_px]
+    posterior: list[object] = ["batch", sum(spec.clusters)]
+    gate: list[object] = ["batch", sum(spec.experts)]
+
+    router, tile, whole = _Graph(seed=1), _Graph(seed=2), _Graph(seed=1)
+    _router(router, spec, ("posterior", "expert_probability"))
+    _restorer(tile, spec)
+    _router(whole, spec, ("posterior", "expert_probability"))  # the same seed, hence the same router
+    _top_k(whole, spec)
+    whole.rng = np.random.default_rng(2)
+    _restorer(whole, spec)
+
+    path = folder / f"{name}.onnx"
+    routing = {"posterior": posterior, "gate": gate}
+    _save(path, whole, spec, {"image": image}, {"restored": image, **routing})
+    tile_inputs = {"image": image, **routing}
+    _save(folder / f"{name}.tile.onnx", tile, replace(spec, graph="tile"), tile_inputs, {"restored": image})
+    router_outputs = {"posterior": posterior, "expert_probability": gate}
+    _save(folder / f"{name}.router.onnx", router, replace(spec, graph="router"), {"image": image}, router_outputs)
+    return path

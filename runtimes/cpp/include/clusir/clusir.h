@@ -1,0 +1,137 @@
+/* clusir: restores photographs with a clusir ONNX model. The plain C interface.
+ *
+ *   clusir_model* model = NULL;
+ *   if (clusir_open("tiny.onnx", NULL, &model) != CLUSIR_OK) { puts(clusir_last_error()); return 1; }
+ *   clusir_image in  = {pixels, width, height, 3, CLUSIR_U8, 0};
+ *   clusir_image out = {result, width, height, 3, CLUSIR_U8, 0};
+ *   if (clusir_restore(model, &in, &out, NULL) != CLUSIR_OK) puts(clusir_last_error());
+ *   clusir_close(model);
+ *
+ * No function throws. Every function that can fail returns a clusir_status and leaves one line for clusir_last_error() of
+ * the same thread. A model may be used by any number of threads at once; images, options and cancel tokens are the caller's.
+ */
+#ifndef CLUSIR_H
+#define CLUSIR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && defined(CLUSIR_SHARED)
+#ifdef CLUSIR_BUILDING
+#define CLUSIR_API __declspec(dllexport)
+#else
+#define CLUSIR_API __declspec(dllimport)
+#endif
+#elif defined(__GNUC__)
+#define CLUSIR_API __attribute__((visibility("default")))
+#else
+#define CLUSIR_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CLUSIR_VERSION "0.1.0"
+
+typedef enum clusir_status {
+    CLUSIR_OK = 0,
+    CLUSIR_FAILED = 1,           /* the back end failed while it ran the model */
+    CLUSIR_INVALID_ARGUMENT = 2, /* the request is wrong: a null pointer, a zero size, a stride that is too short */
+    CLUSIR_NO_BACKEND = 3,       /* the back end or device that was asked for is not there; nothing else is used instead */
+    CLUSIR_BAD_MODEL = 4,        /* the file is not a clusir model, or its metadata contradicts its graph */
+    CLUSIR_OUT_OF_MEMORY = 5,
+    CLUSIR_CANCELLED = 130       /* the progress callback or the cancel token stopped the run */
+} clusir_status;
+
+/* Samples of one channel. U8 and U16 (native byte order) span 0..1 as 0..255 and 0..65535; F32 is 0..1 as it is. */
+typedef enum clusir_type { CLUSIR_U8 = 1, CLUSIR_U16 = 2, CLUSIR_F32 = 4 } clusir_type;
+
+/* Rows of interleaved pixels. `channels` is the model's (3: RGB) or one more: the last is alpha, which is copied and never
+ * restored. `stride_bytes` is the distance between two rows, at least width * channels * sizeof(sample) and a multiple of
+ * the sample size; 0 means rows without gaps. `data` is aligned to the sample size. */
+typedef struct clusir_image {
+    void* data;
+    uint32_t width, height;
+    uint32_t channels;
+    clusir_type type;
+    size_t stride_bytes;
+} clusir_image;
+
+typedef struct clusir_model clusir_model;
+typedef struct clusir_cancel clusir_cancel;
+
+/* How to open a model. Start from {.struct_size = sizeof(clusir_open_options)}: zero means the default everywhere. */
+typedef struct clusir_open_options {
+    size_t struct_size;
+    const char* backend;     /* "auto" (default: OpenVINO where it was built in, else ONNX Runtime), "ort", "openvino" */
+    const char* device;      /* "cpu" (default); OpenVINO also takes its own device names, such as "GPU" */
+    int32_t threads;         /* threads inside the back end; 0: the back end decides */
+    const char* ort_library; /* path of libonnxruntime.so; NULL: $CLUSIR_ORT_LIBRARY, then the loader's search path */
+} clusir_open_options;
+
+/* What a model says of itself. Strings belong to the model. */
+typedef struct clusir_spec {
+    const char* name;
+    const char* precision; /* fp32, fp16, int8 */
+    const char* backend;   /* "ort" or "openvino": the one that runs it */
+    uint32_t channels, tile_px, halo_px;
+    uint32_t levels;         /* routed levels; 0: a model without routing */
+    uint32_t posterior_size; /* sum of the clusters of all levels */
+    uint32_t gate_size;      /* sum of the experts of all levels */
+    uint32_t top_k;
+} clusir_spec;
+
+/* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops. */
+typedef int (*clusir_progress)(void* user, uint32_t done, uint32_t total);
+
+/* How to run. Start from {.struct_size = sizeof(clusir_run_options)}. */
+typedef struct clusir_run_options {
+    size_t struct_size;
+    clusir_progress progress;
+    void* user;
+    const clusir_cancel* cancel; /* may be cancelled from any thread; looked at between tiles */
+    float* posterior;            /* NULL, or room for posterior_size floats: the routing that was shared by all tiles */
+    float* gate;                 /* NULL, or room for gate_size floats */
+} clusir_run_options;
+
+/* Opens a model file. A routed model needs its three files in one folder: NAME.onnx, NAME.tile.onnx and NAME.router.onnx
+ * (for NAME.int8.onnx: NAME.int8.tile.onnx and NAME.router.onnx); give any but the router. `options` may be NULL. */
+CLUSIR_API clusir_status clusir_open(const char* path, const clusir_open_options* options, clusir_model** model);
+
+/* The same from memory. `graph` holds a tile graph (then `router` holds the router graph) or an unrouted whole graph (then
+ * `router` is NULL). The bytes are not needed after the call. */
+CLUSIR_API clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const void* router,
+                                            size_t router_bytes, const clusir_open_options* options,
+                                            clusir_model** model);
+/* NULL is allowed. No other thread may still use the model. */
+CLUSIR_API void clusir_close(clusir_model* model);
+
+CLUSIR_API clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec);
+/* The size of one level's posterior and gate; 0 where there is no such level. */
+CLUSIR_API uint32_t clusir_level_clusters(const clusir_model* model, uint32_t level);
+CLUSIR_API uint32_t clusir_level_experts(const clusir_model* model, uint32_t level);
+/* What damage the cluster mostly meant on labelled data; "" where the model does not say. */
+CLUSIR_API const char* clusir_cluster_label(const clusir_model* model, uint32_t level, uint32_t cluster);
+/* The raw JSON of one metadata field, for example "checkpoint_sha256"; NULL where there is none. */
+CLUSIR_API const char* clusir_metadata(const clusir_model* model, const char* field);
+
+/* Restores `in` into `out`: the same width, height and channels; the sample types may differ; memory must not overlap.
+ * Any size of picture: tiles with halo, blended; the routing is computed once and shared. After an error or a cancelled run
+ * the pixels of `out` are unspecified. `options` may be NULL. */
+CLUSIR_API clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const clusir_image* out,
+                                        const clusir_run_options* options);
+
+CLUSIR_API clusir_cancel* clusir_cancel_new(void); /* NULL where memory is out */
+CLUSIR_API void clusir_cancel_now(clusir_cancel* cancel);
+CLUSIR_API void clusir_cancel_free(clusir_cancel* cancel);
+
+/* One line about this thread's last failure; "" before the first one. Valid until this thread's next call. */
+CLUSIR_API const char* clusir_last_error(void);
+/* The back ends that were built in, separated by spaces. */
+CLUSIR_API const char* clusir_backends(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,111 @@
+// clusir for C++17: the C interface with destructors and exceptions. Header only; the library beneath is plain C.
+//
+//   clusir::Model model("tiny.onnx");
+//   std::vector<std::uint8_t> out(pixels.size());
+//   model.restore(clusir::view(pixels.data(), width, height, 3), clusir::view(out.data(), width, height, 3));
+#pragma once
+
+#include <clusir/clusir.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace clusir {
+
+// Thrown by Model; what() is the library's one line, status() says which kind of failure it was.
+class Error : public std::runtime_error {
+public:
+    Error(clusir_status status, const std::string& what) : std::runtime_error(what), status_(status) {}
+    clusir_status status() const noexcept { return status_; }
+
+private:
+    clusir_status status_;
+};
+
+inline clusir_image view(std::uint8_t* data, std::uint32_t w, std::uint32_t h, std::uint32_t c, std::size_t stride = 0) {
+    return {data, w, h, c, CLUSIR_U8, stride};
+}
+inline clusir_image view(std::uint16_t* data, std::uint32_t w, std::uint32_t h, std::uint32_t c, std::size_t stride = 0) {
+    return {data, w, h, c, CLUSIR_U16, stride};
+}
+inline clusir_image view(float* data, std::uint32_t w, std::uint32_t h, std::uint32_t c, std::size_t stride = 0) {
+    return {data, w, h, c, CLUSIR_F32, stride};
+}
+
+// Stops a run from another thread.
+class Cancel {
+public:
+    Cancel() : handle_(clusir_cancel_new()) {
+        if (!handle_) throw Error(CLUSIR_OUT_OF_MEMORY, "out of memory");
+    }
+    ~Cancel() { clusir_cancel_free(handle_); }
+    Cancel(const Cancel&) = delete;
+    Cancel& operator=(const Cancel&) = delete;
+    void now() noexcept { clusir_cancel_now(handle_); }
+    const clusir_cancel* get() const noexcept { return handle_; }
+
+private:
+    clusir_cancel* handle_;
+};
+
+// The routing that all tiles of a picture shared; empty for a model without routing.
+struct Routing {
+    std::vector<float> posterior, gate;
+};
+
+// An opened model; may be shared by threads.
+class Model {
+public:
+    // Returns false to stop the run. Must not throw: it is called through C.
+    using Progress = std::function<bool(std::uint32_t done, std::uint32_t total)>;
+
+    explicit Model(const std::string& path, const std::string& backend = "auto", std::int32_t threads = 0,
+                   const std::string& ort_library = "") {
+        clusir_open_options options{};
+        options.struct_size = sizeof options;
+        options.backend = backend.c_str();
+        options.threads = threads;
+        options.ort_library = ort_library.empty() ? nullptr : ort_library.c_str();
+        clusir_model* opened = nullptr;
+        check(clusir_open(path.c_str(), &options, &opened));
+        handle_.reset(opened);
+        check(clusir_get_spec(opened, &spec_));
+    }
+
+    const clusir_spec& spec() const noexcept { return spec_; }
+    clusir_model* get() const noexcept { return handle_.get(); }
+
+    Routing restore(const clusir_image& in, const clusir_image& out, const Progress& progress = nullptr,
+                    const Cancel* cancel = nullptr) const {
+        Routing routing{std::vector<float>(spec_.posterior_size), std::vector<float>(spec_.gate_size)};
+        clusir_run_options options{};
+        options.struct_size = sizeof options;
+        if (progress) options.progress = &call;
+        options.user = const_cast<Progress*>(&progress);
+        options.cancel = cancel ? cancel->get() : nullptr;
+        options.posterior = routing.posterior.empty() ? nullptr : routing.posterior.data();
+        options.gate = routing.gate.empty() ? nullptr : routing.gate.data();
+        check(clusir_restore(handle_.get(), &in, &out, &options));
+        return routing;
+    }
+
+private:
+    struct Close {
+        void operator()(clusir_model* model) const noexcept { clusir_close(model); }
+    };
+    static int call(void* user, std::uint32_t done, std::uint32_t total) {
+        return (*static_cast<Progress*>(user))(done, total) ? 0 : 1;
+    }
+    static void check(clusir_status status) {
+        if (status != CLUSIR_OK) throw Error(status, clusir_last_error());
+    }
+
+    std::unique_ptr<clusir_model, Close> handle_;
+    clusir_spec spec_{};
+};
+
+}  // namespace clusir

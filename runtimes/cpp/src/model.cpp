@@ -1,0 +1,182 @@
+#include "model.hpp"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "error.hpp"
+#include "pixels.hpp"
+
+namespace clusir::detail {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool ends_with(const std::string& text, const std::string& end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+std::string without(const std::string& text, const std::string& end) {
+    return ends_with(text, end) ? text.substr(0, text.size() - end.size()) : text;
+}
+
+const Port& port(const std::vector<Port>& ports, const std::string& name, const char* what) {
+    for (const auto& found : ports) {
+        if (found.name == name) return found;
+    }
+    bad_model(std::string("the graph has no ") + what + " '" + name + "'");
+}
+
+// A declared shape agrees where it has the same rank and every fixed length is the one that will be used.
+void expect(const Port& port, const Shape& shape) {
+    bool agrees = port.is_float && port.shape.size() == shape.size();
+    for (std::size_t i = 0; agrees && i < shape.size(); ++i) agrees = port.shape[i] < 0 || shape[i] < 0 || port.shape[i] == shape[i];
+    if (!agrees) {
+        bad_model("'" + port.name + "' is declared as " + (port.is_float ? "float32 " : "another type than float32, ") + to_string(port.shape) +
+                  ", the metadata says float32 " + to_string(shape));
+    }
+}
+
+void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
+    const std::int64_t side = spec.static_px ? spec.static_px : -1;
+    const Shape image{1, spec.channels, side, side};
+    expect(port(graph.inputs(), spec.input_name, "input"), image);
+    expect(port(graph.outputs(), spec.output_name, "output"), image);
+    if (!spec.routed()) return;
+    expect(port(graph.inputs(), "posterior", "input"), {1, spec.posterior_size()});
+    expect(port(graph.inputs(), "gate", "input"), {1, spec.gate_size()});
+}
+
+void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSpec& router) {
+    if (router.graph != "router") bad_model("the router file says that it is a " + router.graph + " graph");
+    if (router.clusters != spec.clusters || router.experts != spec.experts || router.channels != spec.channels ||
+        router.tile_px != spec.tile_px || router.static_px != spec.static_px || router.input_name != spec.input_name) {
+        bad_model("the tile graph and the router graph are of two different models");
+    }
+    const std::int64_t side = spec.static_px ? spec.static_px : -1;
+    expect(port(graph.inputs(), spec.input_name, "input"), {1, spec.channels, side, side});
+    expect(port(graph.outputs(), "posterior", "output"), {1, spec.posterior_size()});
+    expect(port(graph.outputs(), "expert_probability", "output"), {1, spec.gate_size()});
+}
+
+}  // namespace
+
+std::unique_ptr<Model> Model::from_file(const std::string& path, const std::string& backend, const BackendOptions& options) {
+    std::error_code none;
+    if (!fs::is_regular_file(path, none)) throw Failure(CLUSIR_BAD_MODEL, path + ": there is no such file");
+    const std::string suffix = ends_with(path, ".ort") ? ".ort" : ends_with(path, ".xml") ? ".xml" : ".onnx";
+    const std::string stem = without(without(path, suffix), ".tile");
+    std::string base = stem;
+    for (const char* precision : {".int8", ".fp16"}) base = without(base, precision);
+    const Source tile{stem + ".tile" + suffix, nullptr, 0}, router{base + ".router" + suffix, nullptr, 0};
+    if (fs::is_regular_file(tile.path, none) && path != router.path) {
+        if (!fs::is_regular_file(router.path, none)) {
+            throw Failure(CLUSIR_BAD_MODEL, path + ": its router graph " + router.path + " is not beside it");
+        }
+        return std::make_unique<Model>(backend, tile, &router, options);
+    }
+    return std::make_unique<Model>(backend, Source{path, nullptr, 0}, nullptr, options);
+}
+
+Model::Model(const std::string& backend, const Source& graph, const Source* router, const BackendOptions& options)
+    : backend_(backend), graph_(open_graph(backend, graph, options)) {
+    try {
+        spec_ = ModelSpec::from_metadata(graph_->metadata());
+        if (spec_.graph == "router") bad_model("this is a router graph; open the model it belongs to");
+        if (spec_.graph == "whole" && spec_.routed()) {
+            throw Failure(CLUSIR_BAD_MODEL, "a routed model needs its .tile and .router files beside it");
+        }
+        if (spec_.routed() != (router != nullptr)) bad_model("a router graph belongs to a routed model, and only to one");
+        check_tile_graph(*graph_, spec_);
+        if (router == nullptr) return;
+        router_ = open_graph(backend, *router, options);
+        check_router_graph(*router_, spec_, ModelSpec::from_metadata(router_->metadata()));
+        const auto sha = graph_->metadata().find("clusir.checkpoint_sha256"), other = router_->metadata().find("clusir.checkpoint_sha256");
+        if (sha != graph_->metadata().end() && other != router_->metadata().end() && sha->second != other->second) {
+            bad_model("the tile graph and the router graph come from two different checkpoints");
+        }
+    } catch (const Failure& failure) {
+        const bool named = std::string(failure.what()).rfind(graph.path, 0) == 0 || (router && std::string(failure.what()).rfind(router->path, 0) == 0);
+        if (named) throw;
+        throw Failure(failure.status, graph.path + ": " + failure.what());
+    }
+}
+
+Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& columns) const {
+    RoutingMean mean(spec_);
+    std::vector<float> planes(static_cast<std::size_t>(spec_.channels * rows.tile * columns.tile));
+    std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())), probability(static_cast<std::size_t>(spec_.gate_size()));
+    for (const std::size_t y : sample(rows)) {
+        for (const std::size_t x : sample(columns)) {
+            gather(in, spec_, rows, columns, rows.starts[y], columns.starts[x], planes);
+            router_->run({{spec_.input_name.c_str(), {1, spec_.channels, rows.tile, columns.tile}, planes.data()}},
+                         {{"posterior", {1, spec_.posterior_size()}, posterior.data()},
+                          {"expert_probability", {1, spec_.gate_size()}, probability.data()}});
+            mean.add(posterior, probability);
+        }
+    }
+    return mean.result();
+}
+
+void Model::run_tile(std::vector<float>& planes, const Routing& routing, const Axis& rows, const Axis& columns,
+                     std::vector<float>& restored) const {
+    const Shape shape{1, spec_.channels, rows.tile, columns.tile};
+    std::vector<Feed> feeds{{spec_.input_name.c_str(), shape, planes.data()}};
+    if (spec_.routed()) {
+        feeds.push_back({"posterior", {1, spec_.posterior_size()}, routing.posterior.data()});
+        feeds.push_back({"gate", {1, spec_.gate_size()}, routing.gate.data()});
+    }
+    graph_->run(feeds, {{spec_.output_name.c_str(), shape, restored.data()}});
+}
+
+Routing Model::restore(const clusir_image& in, const clusir_image& out,
+                       const std::function<bool(std::uint32_t, std::uint32_t)>& step) const {
+    const Axis rows = plan_axis(in.height, spec_), columns = plan_axis(in.width, spec_);
+    const std::size_t tiles = rows.starts.size() * columns.starts.size();
+    if (tiles > UINT32_MAX) throw Failure(CLUSIR_INVALID_ARGUMENT, "the picture has more tiles than can be counted");
+    const auto total = static_cast<std::uint32_t>(tiles);
+    const auto go = [&](std::uint32_t done) {
+        if (!step(done, total)) throw Failure(CLUSIR_CANCELLED, "cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tiles");
+    };
+    go(0);
+    Routing routing;
+    if (spec_.routed()) routing = route(in, rows, columns);
+
+    const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{in.width} * channels;
+    const auto tile_h = static_cast<std::size_t>(rows.tile), tile_w = static_cast<std::size_t>(columns.tile);
+    std::vector<float> planes(channels * tile_h * tile_w), restored(planes.size());
+    // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h. Bounded whatever the picture's height.
+    std::vector<float> band(row * std::min<std::size_t>(tile_h, in.height));
+    const std::size_t band_rows = band.size() / row;
+    std::uint32_t done = 0;
+    for (std::size_t ty = 0; ty < rows.starts.size(); ++ty) {
+        const auto top = static_cast<std::size_t>(rows.starts[ty]);
+        const std::size_t bottom = std::min<std::size_t>(top + tile_h, in.height);
+        for (std::size_t tx = 0; tx < columns.starts.size(); ++tx) {
+            const auto left = static_cast<std::size_t>(columns.starts[tx]);
+            const std::size_t width = std::min<std::size_t>(tile_w, in.width - left);
+            gather(in, spec_, rows, columns, rows.starts[ty], columns.starts[tx], planes);
+            run_tile(planes, routing, rows, columns, restored);
+            for (std::size_t y = top; y < bottom; ++y) {
+                const float weight = rows.weights[ty][y - top];
+                if (weight == 0.0F) continue;
+                float* sums = band.data() + (y % band_rows) * row + left * channels;
+                const float* weights = columns.weights[tx].data();
+                for (std::size_t c = 0; c < channels; ++c) {
+                    const float* values = restored.data() + (c * tile_h + (y - top)) * tile_w;
+                    for (std::size_t x = 0; x < width; ++x) sums[x * channels + c] += values[x] * (weight * weights[x]);
+                }
+            }
+            go(++done);
+        }
+        const bool last = ty + 1 == rows.starts.size();
+        const std::size_t finished = last ? in.height : static_cast<std::size_t>(rows.starts[ty + 1]);
+        for (std::size_t y = top; y < finished; ++y) {
+            float* sums = band.data() + (y % band_rows) * row;
+            write_row(in, out, static_cast<std::uint32_t>(y), sums, spec_);
+            std::fill(sums, sums + row, 0.0F);
+        }
+    }
+    return routing;
+}
+
+}  // namespace clusir::detail

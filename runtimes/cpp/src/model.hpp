@@ -1,0 +1,42 @@
+// An opened model: its tile graph, its router graph where it has one, and the loop that restores a picture with them.
+#pragma once
+
+#include <clusir/clusir.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend.hpp"
+#include "routing.hpp"
+#include "spec.hpp"
+#include "tiling.hpp"
+
+namespace clusir::detail {
+
+class Model {
+public:
+    // Finds the files that belong together; see clusir_open.
+    static std::unique_ptr<Model> from_file(const std::string& path, const std::string& backend, const BackendOptions& options);
+    Model(const std::string& backend, const Source& graph, const Source* router, const BackendOptions& options);
+
+    const ModelSpec& spec() const { return spec_; }
+    const Metadata& metadata() const { return graph_->metadata(); }
+    const std::string& backend() const { return backend_; }
+
+    // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. Any number of threads may call it.
+    Routing restore(const clusir_image& in, const clusir_image& out,
+                    const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
+
+private:
+    Routing route(const clusir_image& in, const Axis& rows, const Axis& columns) const;
+    void run_tile(std::vector<float>& planes, const Routing& routing, const Axis& rows, const Axis& columns,
+                  std::vector<float>& restored) const;
+
+    std::string backend_;
+    std::unique_ptr<Graph> graph_, router_;
+    ModelSpec spec_;
+};
+
+}  // namespace clusir::detail

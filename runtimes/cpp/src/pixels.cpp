@@ -1,0 +1,142 @@
+#include "pixels.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "error.hpp"
+
+namespace clusir::detail {
+namespace {
+
+[[noreturn]] void refuse(const char* what, const std::string& why) {
+    throw Failure(CLUSIR_INVALID_ARGUMENT, std::string("image '") + what + "': " + why);
+}
+
+std::size_t sample_size(clusir_type type) { return static_cast<std::size_t>(type); }
+
+std::size_t row_bytes(const clusir_image& image) {
+    return std::size_t{image.width} * image.channels * sample_size(image.type);
+}
+
+// Bytes from the first sample to behind the last one.
+std::size_t extent(const clusir_image& image) { return (image.height - std::size_t{1}) * image.stride_bytes + row_bytes(image); }
+
+float to_unit(std::uint8_t sample) { return static_cast<float>(sample) / 255.0F; }
+float to_unit(std::uint16_t sample) { return static_cast<float>(sample) / 65535.0F; }
+float to_unit(float sample) { return sample; }
+
+template <typename Sample>
+Sample from_unit(float value) {
+    constexpr float kTop = sizeof(Sample) == 1 ? 255.0F : 65535.0F;
+    if (!(value > 0.0F)) return 0;  // also NaN
+    return static_cast<Sample>(std::floor((value < 1.0F ? value : 1.0F) * kTop + 0.5F));
+}
+template <>
+float from_unit<float>(float value) {
+    return value;
+}
+
+template <typename Sample>
+const Sample* row_of(const clusir_image& image, std::int64_t y) {
+    const auto* bytes = static_cast<const unsigned char*>(image.data) + static_cast<std::size_t>(y) * image.stride_bytes;
+    return reinterpret_cast<const Sample*>(bytes);
+}
+
+float alpha_at(const clusir_image& image, std::uint32_t y, std::size_t index) {
+    if (image.type == CLUSIR_U8) return to_unit(row_of<std::uint8_t>(image, y)[index]);
+    if (image.type == CLUSIR_U16) return to_unit(row_of<std::uint16_t>(image, y)[index]);
+    return row_of<float>(image, y)[index];
+}
+
+template <typename Sample>
+void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const std::vector<std::size_t>& offsets,
+               std::int64_t top, std::vector<float>& planes) {
+    const auto channels = static_cast<std::size_t>(spec.channels), width = offsets.size();
+    const auto height = static_cast<std::size_t>(rows.tile);
+    const float low = spec.low, scale = spec.high - spec.low;
+    const bool plain = low == 0.0F && scale == 1.0F;
+    for (std::size_t y = 0; y < height; ++y) {
+        const Sample* row = row_of<Sample>(image, reflect(top + static_cast<std::int64_t>(y), rows.length));
+        for (std::size_t c = 0; c < channels; ++c) {
+            float* into = planes.data() + (c * height + y) * width;
+            for (std::size_t x = 0; x < width; ++x) {
+                const float value = to_unit(row[offsets[x] + c]);
+                into[x] = plain ? value : low + value * scale;
+            }
+        }
+    }
+}
+
+template <typename Sample>
+void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec) {
+    auto* into = const_cast<Sample*>(row_of<Sample>(out, y));
+    const auto colours = static_cast<std::size_t>(spec.channels);
+    const float low = spec.low, scale = spec.high - spec.low;
+    const bool plain = low == 0.0F && scale == 1.0F;
+    for (std::size_t x = 0; x < out.width; ++x) {
+        for (std::size_t c = 0; c < colours; ++c) {
+            const float value = row[x * colours + c];
+            into[x * out.channels + c] = from_unit<Sample>(plain ? value : (value - low) / scale);
+        }
+        if (out.channels == colours) continue;
+        const std::size_t alpha = x * out.channels + colours;
+        into[alpha] = in.type == out.type ? row_of<Sample>(in, y)[alpha] : from_unit<Sample>(alpha_at(in, y, alpha));
+    }
+}
+
+}  // namespace
+
+clusir_image check_image(const clusir_image* image, const char* what, const ModelSpec& spec) {
+    if (image == nullptr || image->data == nullptr) refuse(what, "is null");
+    clusir_image checked = *image;
+    if (checked.width == 0 || checked.height == 0) refuse(what, "has no pixels");
+    // The type may come from another language: look at the number, not at the enumeration.
+    int type = 0;
+    std::memcpy(&type, &image->type, sizeof type);
+    if (type != CLUSIR_U8 && type != CLUSIR_U16 && type != CLUSIR_F32) refuse(what, "type " + std::to_string(type) + " is not U8, U16 or F32");
+    const auto colours = static_cast<std::uint32_t>(spec.channels);
+    if (checked.channels != colours && checked.channels != colours + 1) {
+        refuse(what, std::to_string(checked.channels) + " channels; the model takes " + std::to_string(colours) + " or, with alpha, " + std::to_string(colours + 1));
+    }
+    const std::size_t bytes = sample_size(checked.type);
+    if (std::size_t{checked.width} > SIZE_MAX / 16) refuse(what, "is too wide");
+    if (checked.stride_bytes == 0) checked.stride_bytes = row_bytes(checked);
+    if (checked.stride_bytes < row_bytes(checked)) {
+        refuse(what, "stride " + std::to_string(checked.stride_bytes) + " bytes is less than a row of " + std::to_string(row_bytes(checked)));
+    }
+    if (checked.stride_bytes % bytes != 0) refuse(what, "stride is not a multiple of the sample size");
+    const auto address = reinterpret_cast<std::uintptr_t>(checked.data);
+    if (address % bytes != 0) refuse(what, "data is not aligned to the sample size");
+    if (checked.stride_bytes > (SIZE_MAX / 2) / checked.height || extent(checked) > UINTPTR_MAX - address) {
+        refuse(what, "stride and height reach over the end of memory");
+    }
+    return checked;
+}
+
+void check_pair(const clusir_image& in, const clusir_image& out) {
+    if (in.width != out.width || in.height != out.height || in.channels != out.channels) {
+        refuse("out", "differs from 'in' in width, height or channels");
+    }
+    const auto from = reinterpret_cast<std::uintptr_t>(in.data), to = reinterpret_cast<std::uintptr_t>(out.data);
+    if (from < to + extent(out) && to < from + extent(in)) refuse("out", "overlaps 'in'; give it memory of its own");
+}
+
+void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const Axis& columns, std::int64_t top,
+            std::int64_t left, std::vector<float>& planes) {
+    std::vector<std::size_t> offsets(static_cast<std::size_t>(columns.tile));
+    for (std::size_t x = 0; x < offsets.size(); ++x) {
+        offsets[x] = static_cast<std::size_t>(reflect(left + static_cast<std::int64_t>(x), columns.length)) * image.channels;
+    }
+    if (image.type == CLUSIR_U8) gather_as<std::uint8_t>(image, spec, rows, offsets, top, planes);
+    if (image.type == CLUSIR_U16) gather_as<std::uint16_t>(image, spec, rows, offsets, top, planes);
+    if (image.type == CLUSIR_F32) gather_as<float>(image, spec, rows, offsets, top, planes);
+}
+
+void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec) {
+    if (out.type == CLUSIR_U8) write_as<std::uint8_t>(in, out, y, row, spec);
+    if (out.type == CLUSIR_U16) write_as<std::uint16_t>(in, out, y, row, spec);
+    if (out.type == CLUSIR_F32) write_as<float>(in, out, y, row, spec);
+}
+
+}  // namespace clusir::detail

@@ -1,0 +1,27 @@
+// Between a caller's pixels (any sample type, stride, alpha) and the model's planes of float.
+#pragma once
+
+#include <clusir/clusir.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "spec.hpp"
+#include "tiling.hpp"
+
+namespace clusir::detail {
+
+// A checked image: the stride is filled in. Throws Failure(CLUSIR_INVALID_ARGUMENT); `what` is "in" or "out".
+clusir_image check_image(const clusir_image* image, const char* what, const ModelSpec& spec);
+
+// Refuses pairs that differ in size or channels, or whose memory overlaps.
+void check_pair(const clusir_image& in, const clusir_image& out);
+
+// Fills planes [channels, rows.tile, columns.tile] with one tile, reflected where it reaches over the picture's edge.
+void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const Axis& columns, std::int64_t top,
+            std::int64_t left, std::vector<float>& planes);
+
+// Writes row `y` of `out`: colours from `row` (interleaved, the model's range), alpha from `in`.
+void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec);
+
+}  // namespace clusir::detail

@@ -1,0 +1,49 @@
+#include "routing.hpp"
+
+#include <algorithm>
+
+namespace clusir::detail {
+
+RoutingMean::RoutingMean(const ModelSpec& spec)
+    : spec_(spec), posterior_(static_cast<std::size_t>(spec.posterior_size())),
+      probability_(static_cast<std::size_t>(spec.gate_size())) {}
+
+void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& expert_probability) {
+    for (std::size_t i = 0; i < posterior_.size(); ++i) posterior_[i] += static_cast<double>(posterior[i]);
+    for (std::size_t i = 0; i < probability_.size(); ++i) probability_[i] += static_cast<double>(expert_probability[i]);
+    ++count_;
+}
+
+Routing RoutingMean::result() const {
+    Routing routing;
+    for (const double sum : posterior_) routing.posterior.push_back(static_cast<float>(sum / count_));
+    std::vector<float> probability;
+    for (const double sum : probability_) probability.push_back(static_cast<float>(sum / count_));
+    routing.gate.resize(probability.size());
+    std::size_t at = 0;
+    for (const int experts : spec_.experts) {
+        top_k(probability.data() + at, experts, spec_.top_k, routing.gate.data() + at);
+        at += static_cast<std::size_t>(experts);
+    }
+    return routing;
+}
+
+void top_k(const float* probability, int experts, int k, float* gate) {
+    std::fill(gate, gate + experts, 0.0F);
+    std::vector<bool> chosen(static_cast<std::size_t>(experts));
+    double sum = 0.0;
+    for (int round = 0; round < k; ++round) {
+        int best = -1;
+        for (int e = 0; e < experts; ++e) {
+            if (chosen[static_cast<std::size_t>(e)]) continue;
+            if (best < 0 || probability[e] > probability[best]) best = e;
+        }
+        chosen[static_cast<std::size_t>(best)] = true;
+        gate[best] = probability[best];
+        sum += static_cast<double>(probability[best]);
+    }
+    if (k == 1 || !(sum > 0.0)) return;
+    for (int e = 0; e < experts; ++e) gate[e] = static_cast<float>(static_cast<double>(gate[e]) / sum);
+}
+
+}  // namespace clusir::detail

@@ -1,0 +1,31 @@
+// The routing that all tiles of a picture share. Mirrors runtimes/routing.py.
+#pragma once
+
+#include <vector>
+
+#include "spec.hpp"
+
+namespace clusir::detail {
+
+struct Routing {
+    std::vector<float> posterior, gate;
+};
+
+// Sums the router's outputs over sample tiles in double precision, then averages and takes the top k of each level.
+class RoutingMean {
+public:
+    explicit RoutingMean(const ModelSpec& spec);
+    void add(const std::vector<float>& posterior, const std::vector<float>& expert_probability);
+    Routing result() const;
+
+private:
+    const ModelSpec& spec_;
+    std::vector<double> posterior_, probability_;
+    int count_ = 0;
+};
+
+// The gate of one level: the k largest of `probability[0..experts)`, ties to the lowest index, zero elsewhere. For k = 1 the
+// weight is the probability itself; for k > 1 the chosen ones are divided by their sum.
+void top_k(const float* probability, int experts, int k, float* gate);
+
+}  // namespace clusir::detail

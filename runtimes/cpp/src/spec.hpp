@@ -1,0 +1,36 @@
+// ModelSpec: what the model file says of itself. Mirrors clusir/spec.py, field by field and refusal by refusal.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace clusir::detail {
+
+// The file's metadata_props; clusir's keys begin with "clusir." and their values are JSON.
+using Metadata = std::map<std::string, std::string>;
+
+struct ModelSpec {
+    std::string name = "clusir";
+    std::string graph = "whole";  // whole, tile or router
+    std::string precision = "fp32";
+    std::string input_name = "image";
+    std::string output_name = "restored";
+    int channels = 3;
+    float low = 0.0F, high = 1.0F;  // value_range
+    int multiple_of = 16, minimum = 16, static_px = 0;
+    int tile_px = 256, halo_px = 16;
+    std::vector<int> clusters, experts;  // per routed level
+    int top_k = 1;
+    std::vector<std::vector<std::string>> cluster_labels;
+
+    bool routed() const { return !clusters.empty(); }
+    int posterior_size() const;
+    int gate_size() const;
+
+    // Throws Failure(CLUSIR_BAD_MODEL) where the metadata is absent, malformed or contradictory.
+    static ModelSpec from_metadata(const Metadata& metadata);
+};
+
+}  // namespace clusir::detail

@@ -1,0 +1,139 @@
+// Checks the golden cases: clusir-golden GOLDEN_FOLDER BACKEND [ORT_LIBRARY [PRECISION TOLERANCE]]
+//
+// Prints the largest difference of every case. With a PRECISION (for example int8) the cases whose model has such a variant
+// beside it are run with that one, against the same float32 results, within TOLERANCE.
+#include <clusir/clusir.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "support.hpp"
+
+namespace {
+
+using nlohmann::json;
+
+struct Case {
+    std::string name;
+    std::uint32_t width, height, channels;
+    clusir_type type;
+    std::vector<std::uint8_t> input;
+    std::vector<float> restored;  // height x width x colours
+    std::vector<float> posterior, gate;
+    double tolerance;
+
+    std::size_t row() const { return std::size_t{width} * channels * static_cast<std::size_t>(type); }
+};
+
+Case load(const std::string& folder, const json& from) {
+    Case c{};
+    c.name = from["name"];
+    c.width = from["width"];
+    c.height = from["height"];
+    c.channels = from["channels"];
+    c.type = from["type"] == "u8" ? CLUSIR_U8 : from["type"] == "u16" ? CLUSIR_U16 : CLUSIR_F32;
+    c.tolerance = from["tolerance"];
+    c.posterior = from["posterior"].get<std::vector<float>>();
+    c.gate = from["gate"].get<std::vector<float>>();
+    c.input = read_file(folder + "/" + from["input"].get<std::string>());
+    const auto bytes = read_file(folder + "/" + from["restored"].get<std::string>());
+    c.restored.resize(bytes.size() / sizeof(float));
+    std::memcpy(c.restored.data(), bytes.data(), bytes.size());
+    return c;
+}
+
+// The same pixels with gaps between the rows, to see that strides are honoured and gaps left alone.
+std::vector<std::uint8_t> with_gaps(const Case& c, std::size_t stride) {
+    std::vector<std::uint8_t> rows(stride * c.height, 0xA5);
+    for (std::size_t y = 0; y < c.height; ++y) std::memcpy(&rows[y * stride], &c.input[y * c.row()], c.row());
+    return rows;
+}
+
+double largest(const float* a, const float* b, std::size_t count) {
+    double worst = 0.0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const double difference = std::fabs(double{a[i]} - double{b[i]});
+        if (!(difference <= worst)) worst = difference;  // a NaN wins and stays
+    }
+    return worst;
+}
+
+void check_float(Checks& checks, const Case& c, const clusir::Model& model, double tolerance) {
+    std::vector<float> out(std::size_t{c.width} * c.height * c.channels);
+    auto input = c.input;
+    const clusir_image in{input.data(), c.width, c.height, c.channels, c.type, 0};
+    const auto routing = model.restore(in, clusir::view(out.data(), c.width, c.height, c.channels));
+    std::vector<float> colours;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        if (i % c.channels < 3) colours.push_back(out[i]);
+    }
+    checks.that(colours.size() == c.restored.size(), c.name + ": the sizes differ");
+    const double worst = largest(colours.data(), c.restored.data(), std::min(colours.size(), c.restored.size()));
+    std::printf("%s %s: max abs difference %.3g\n", model.spec().backend, c.name.c_str(), worst);
+    checks.that(worst <= tolerance, c.name + ": restored differs by more than the tolerance");
+    checks.that(routing.posterior.size() == c.posterior.size() && routing.gate.size() == c.gate.size(), c.name + ": routing sizes");
+    checks.that(largest(routing.posterior.data(), c.posterior.data(), c.posterior.size()) <= c.tolerance, c.name + ": posterior");
+    checks.that(largest(routing.gate.data(), c.gate.data(), c.gate.size()) <= c.tolerance, c.name + ": gate");
+}
+
+void check_integers(Checks& checks, const Case& c, const clusir::Model& model, double tolerance) {
+    const auto size = static_cast<std::size_t>(c.type);
+    const std::size_t stride = c.row() + 6 * size;
+    auto input = with_gaps(c, stride);
+    std::vector<std::uint8_t> out(input.size(), 0x5A);
+    model.restore({input.data(), c.width, c.height, c.channels, c.type, stride}, {out.data(), c.width, c.height, c.channels, c.type, stride});
+    const double top = size == 1 ? 255.0 : 65535.0, slack = std::max(1.0, tolerance * top + 1.0);
+    double worst = 0.0;
+    bool alpha_kept = true, gaps_kept = true;
+    std::size_t colour = 0;
+    for (std::size_t y = 0; y < c.height; ++y) {
+        for (std::size_t i = 0; i < std::size_t{c.width} * c.channels; ++i) {
+            const std::uint8_t* at = &out[y * stride + i * size];
+            if (i % c.channels == 3) {
+                alpha_kept = alpha_kept && std::memcmp(at, &input[y * stride + i * size], size) == 0;
+                continue;
+            }
+            std::uint16_t value = *at;
+            if (size == 2) std::memcpy(&value, at, 2);
+            const double expected = std::floor(std::clamp(double{c.restored[colour++]}, 0.0, 1.0) * top + 0.5);
+            worst = std::max(worst, std::fabs(value - expected));
+        }
+        for (std::size_t i = c.row(); i < stride; ++i) gaps_kept = gaps_kept && out[y * stride + i] == 0x5A;
+    }
+    checks.that(worst <= slack && (size == 2 || tolerance > 1e-3 || worst <= 1.0), c.name + ": integers differ by " + std::to_string(worst) + " levels");
+    checks.that(alpha_kept, c.name + ": alpha changed");
+    checks.that(gaps_kept, c.name + ": bytes between the rows were written");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 3) return std::printf("usage: clusir-golden FOLDER BACKEND [ORT_LIBRARY [PRECISION TOLERANCE]]\n"), 2;
+    const std::string folder = argv[1], precision = argc > 5 ? argv[4] : "";
+    Checks checks;
+    try {
+        const auto text = read_file(folder + "/manifest.json");
+        const json manifest = json::parse(text.begin(), text.end());
+        for (const auto& entry : manifest["cases"]) {
+            const Case c = load(folder, entry);
+            std::string path = folder + "/" + entry["model"].get<std::string>();
+            if (!precision.empty()) {
+                path = path.substr(0, path.rfind(".onnx")) + "." + precision + ".onnx";
+                const auto tile = path.substr(0, path.rfind(".onnx")) + ".tile.onnx";
+                if (!std::filesystem::exists(tile)) continue;
+            }
+            const clusir::Model model(path, argv[2], 2, argc > 3 ? argv[3] : "");
+            const double tolerance = precision.empty() ? c.tolerance : std::atof(argv[5]);
+            check_float(checks, c, model, tolerance);
+            if (c.type != CLUSIR_F32) check_integers(checks, c, model, tolerance);
+        }
+    } catch (const std::exception& error) {
+        checks.that(false, error.what());
+    }
+    return checks.finish();
+}
