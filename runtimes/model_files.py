@@ -1,0 +1,116 @@
+"""From what the user named (nothing, a file, a bundle folder or zip) to the files that a restoration opens."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import clusir.weights
+from clusir.errors import ModelFormatError, UsageError
+
+__all__ = ["PRECISIONS", "ModelFiles", "find_model"]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+_SHIPPED = "tiny"
+_MAX_UNZIPPED_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The whole graph, and the graphs beside it for shared routing (None where they are not there)."""
+
+    whole: Path
+    tile: Path | None = None
+    router: Path | None = None
+    # Keeps the folder that a zip was unpacked into alive as long as the files are in use.
+    _unpacked: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+
+    def sha256(self) -> str:
+        """Hex digest over the bytes of all files: what a journal remembers of the artefact."""
+        digest = hashlib.sha256()
+        for path in (self.whole, self.tile, self.router):
+            if path is not None:
+                with path.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def find_model(model: str | Path | None = None, precision: str | None = None, backend: str = "auto") -> ModelFiles:
+    """The files of ``model``: None (the shipped one), an ``.onnx``, ``.ort``, ``.xml`` or ``.safetensors`` file, or a
+    bundle folder or ``.zip`` that holds ``model.onnx``.
+
+    ``precision`` chooses ``model.fp16.onnx`` or ``model.int8.onnx`` beside it. ``backend`` torch takes the shipped
+    checkpoint. Raises UsageError where nothing is there, ModelFormatError for an unsafe zip.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    unpacked = None
+    if model is None:
+        folder = Path(clusir.weights.__file__).parent
+        whole = folder / (f"{_SHIPPED}.safetensors" if backend == "torch" else f"{_SHIPPED}.onnx")
+        if not whole.is_file():
+            raise UsageError(f"the shipped model {whole.name} is not in this installation; name one with --model")
+    else:
+        whole = Path(model)
+        if whole.suffix == ".zip" and whole.is_file():
+            unpacked = tempfile.TemporaryDirectory(prefix="clusir-bundle-")
+            whole = _unzip(whole, Path(unpacked.name))
+        if whole.is_dir():
+            whole = whole / "model.onnx"
+            if not whole.is_file():
+                raise UsageError(f"bundle {model}: it holds no model.onnx; make one with clusir-export")
+        elif not whole.is_file():
+            raise UsageError(f"model {model}: no such file or folder")
+    if whole.suffix == ".safetensors":
+        if precision not in (None, "fp32"):
+            raise UsageError(f"model {whole}: a checkpoint runs in fp32, not {precision}; export it with clusir-export")
+        return ModelFiles(whole, whole, whole, unpacked)  # torch answers as all three graphs
+    return _with_sidecars(_variant(whole, precision), unpacked)
+
+
+def _variant(whole: Path, precision: str | None) -> Path:
+    base, named = _split(whole)
+    if precision is None or precision == (named or "fp32"):
+        return whole
+    path = whole.with_name(base + ("" if precision == "fp32" else f".{precision}") + whole.suffix)
+    if not path.is_file():
+        raise UsageError(
+            f"model {whole}: there is no {path.name} beside it; clusir-export --precision {precision} makes it"
+        )
+    return path
+
+
+def _split(whole: Path) -> tuple[str, str]:
+    """("model", "int8") of model.int8.onnx; ("model", "") of model.onnx."""
+    base, _, last = whole.stem.rpartition(".")
+    return (base, last) if base and last in PRECISIONS else (whole.stem, "")
+
+
+def _with_sidecars(whole: Path, unpacked: tempfile.TemporaryDirectory[str] | None) -> ModelFiles:
+    base, _ = _split(whole)
+    tile = whole.with_name(f"{whole.stem}.tile{whole.suffix}")
+    router = whole.with_name(f"{base}.router{whole.suffix}")  # the router stays fp32 in every precision
+    if tile.is_file() and router.is_file():
+        return ModelFiles(whole, tile, router, unpacked)
+    return ModelFiles(whole, _unpacked=unpacked)
+
+
+def _unzip(path: Path, folder: Path) -> Path:
+    """Unpack a bundle; the folder that holds model.onnx. Refuses names that leave the folder and absurd sizes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(m.file_size for m in members) > _MAX_UNZIPPED_BYTES:
+                raise ModelFormatError(f"bundle {path}: it unpacks to more than 4 GB")
+            for member in members:
+                target = (folder / member.filename).resolve()
+                if not target.is_relative_to(folder.resolve()):
+                    raise ModelFormatError(f"bundle {path}: the name {member.filename!r} leaves the bundle")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        raise ModelFormatError(f"bundle {path}: cannot be unpacked ({error})") from error
+    found = sorted(folder.rglob("model.onnx"), key=lambda p: len(p.parts))
+    return found[0].parent if found else folder

@@ -1,0 +1,299 @@
+"""``Restorer``: a model, opened, as a function from picture to picture; any size, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.runtimes.base import Array, Runner
+from clusir.runtimes.model_files import ModelFiles, find_model
+from clusir.runtimes.opening import open_runner
+from clusir.runtimes.pixels import from_unit, to_unit
+from clusir.runtimes.routing import Routing, combine
+from clusir.runtimes.tiling import Axis, Plan, pad_tile, plan_picture
+
+__all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
+
+ROUTINGS = ("shared", "tile")
+ALPHA_MODES = ("keep", "process", "drop")
+Pixels = NDArray[Any]
+
+
+class RowSource(Protocol):
+    """A picture that hands out bands of rows. ``channels``: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+
+    height: int
+    width: int
+    channels: int
+
+    def rows(self, start: int, stop: int) -> Pixels:
+        """Rows ``start`` (included) to ``stop`` (excluded) as HxWxC, uint8, uint16 or float32 in 0..1."""
+        ...
+
+
+class ArraySource:
+    """A picture that is already an array: HxW or HxWxC."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
+            raise ImageError(
+                f"array of shape {pixels.shape}: a picture is HxW or HxWxC with 1 to 4 channels, not empty"
+            )
+        self.pixels = pixels
+        self.height, self.width, self.channels = pixels.shape
+
+    def rows(self, start: int, stop: int) -> Pixels:
+        return self.pixels[start:stop]
+
+
+@dataclass
+class Work:
+    """What one restoration did: filled in while its rows are produced."""
+
+    tiles: int = 0
+    infer_s: float = 0.0
+    routing: Routing | None = None
+    _posteriors: list[Array] = field(default_factory=list, repr=False)
+    _gates: list[Array] = field(default_factory=list, repr=False)
+
+
+class Restorer:
+    """Opens a model once and restores any number of pictures, one at a time.
+
+    ``model`` is a file, a bundle folder or zip, or None for the shipped one; ``backend``, ``device``, ``threads`` and
+    ``fallback`` are those of :func:`clusir.runtimes.open_runner`. ``routing``: ``shared`` computes the routing once per
+    picture for all its tiles, ``tile`` lets each tile route itself; None takes ``shared`` where the model has the two
+    graphs that it needs. ``alpha``: ``keep`` (bit-exact), ``process`` (restored like a grey picture) or ``drop``.
+    ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA).
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        fallback: bool = False,
+        routing: str | None = None,
+        precision: str | None = None,
+        alpha: str = "keep",
+        batch: int | None = None,
+    ) -> None:
+        if routing is not None and routing not in ROUTINGS:
+            raise UsageError(f"routing {routing!r} is not one of {', '.join(ROUTINGS)}")
+        if alpha not in ALPHA_MODES:
+            raise UsageError(f"alpha {alpha!r} is not one of {', '.join(ALPHA_MODES)}")
+        self.alpha = alpha
+        self.files: ModelFiles = find_model(model, precision, backend)
+        self._open_options: dict[str, Any] = {"backend": backend, "threads": threads}
+        self._sidecars: tuple[Runner, Runner] | None = None
+        self._runner = open_runner(
+            self.files.whole, device=device, fallback=fallback, graph="whole", **self._open_options
+        )
+        self.spec = self._runner.spec
+        self.name = self._runner.name
+        if self.spec.channels != 3:
+            self.close()
+            raise UsageError(
+                f"model {self.files.whole}: it takes {self.spec.channels} channel, pictures are restored in RGB"
+            )
+        self._open_options["device"] = self.name.partition(":")[2]  # the sidecars run where the whole graph runs
+        can_share = self.files.tile is not None and self.files.router is not None and self.spec.routed
+        if routing == "shared" and not can_share:
+            self.close()
+            raise UsageError(
+                f"routing shared: {self.files.whole} has no .tile.onnx and .router.onnx beside it; "
+                "export it again with clusir-export, or use --routing tile"
+            )
+        self.routing = "shared" if can_share and routing != "tile" else "tile"
+        self.batch = batch or (8 if self.name.endswith("cuda") else 1)
+
+    def restore(self, pixels: Pixels) -> Pixels:
+        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4).
+
+        ``pixels``: HxW or HxWxC (1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha), uint8, uint16, or floating in 0..1.
+        Raises ImageError for another shape, dtype or range, and for NaN.
+        """
+        restored, _ = self.restore_and_tell(pixels)
+        return restored
+
+    def restore_and_tell(self, pixels: Pixels) -> tuple[Pixels, Work]:
+        """:meth:`restore`, and what it did: tiles, seconds of inference, routing."""
+        work = Work()
+        restored = np.concatenate(list(self.stream(ArraySource(pixels), work)))
+        return (restored[:, :, 0] if pixels.ndim == 2 else restored), work
+
+    def stream(self, source: RowSource, work: Work | None = None) -> Iterator[Pixels]:
+        """Bands of restored rows, top to bottom, each final. Memory is bounded by the width, not by the height.
+
+        Reads ``source`` once in order, and before that at up to three heights where routing is shared. ``work`` is
+        filled in on the way.
+        """
+        work = Work() if work is None else work
+        plan = plan_picture(source.height, source.width, self.spec)
+        work.tiles = plan.count
+        if self.routing == "shared" and plan.count > 1:
+            work.routing = self.route(source, plan, work)
+        yield from _Canvas(self, source, plan, work).bands()
+        if work.routing is None and work._posteriors:
+            work.routing = Routing(_mean(work._posteriors), _mean(work._gates), shared=plan.count == 1)
+
+    def route(self, source: RowSource, plan: Plan | None = None, work: Work | None = None) -> Routing:
+        """The routing that all tiles of a picture share (see :mod:`clusir.runtimes.routing`)."""
+        plan = plan or plan_picture(source.height, source.width, self.spec)
+        _, router = self._open_sidecars()
+        posteriors, probabilities = [], []
+        for i in plan.y.sample():
+            start = plan.y.starts[i]
+            band = source.rows(start, min(start + plan.y.tile, source.height))
+            tiles = [_crop(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
+            for tile in tiles:
+                out = self._timed(router, {"image": _nchw([tile])}, work or Work())
+                posteriors.append(out["posterior"])
+                probabilities.append(out["expert_probability"])
+        return combine(np.concatenate(posteriors), np.concatenate(probabilities), self.spec)
+
+    def placement(self) -> dict[str, int]:
+        """Nodes per execution provider of the whole graph."""
+        return self._runner.placement()
+
+    def infer(self, tiles: list[Array], work: Work) -> Array:
+        """Restore a batch of HxWx3 tiles (float32, 0..1): BxHxWx3, unclipped. Raises ClusirError on NaN or infinity."""
+        low, high = self.spec.value_range
+        image = _nchw(tiles) * np.float32(high - low) + np.float32(low)
+        if work.routing is not None and work.tiles > 1 and self.routing == "shared":
+            runner, _ = self._open_sidecars()
+            shared = {
+                "posterior": np.repeat(work.routing.posterior[None], len(tiles), axis=0),
+                "gate": np.repeat(work.routing.gate[None], len(tiles), axis=0),
+            }
+            out = self._timed(runner, {"image": image} | shared, work)
+        else:
+            out = self._timed(self._runner, {self.spec.input_name: image}, work)
+            if "posterior" in out and "gate" in out:
+                work._posteriors.append(out["posterior"])
+                work._gates.append(out["gate"])
+        restored = out[self.spec.output_name]
+        if restored.shape != image.shape:
+            raise ClusirError(
+                f"{self.files.whole.name} returned {restored.shape} for {image.shape}; it must keep the size"
+            )
+        if not np.isfinite(restored).all():
+            raise ClusirError(
+                f"{self.files.whole.name} returned NaN or infinity; the model file is damaged or overflowed"
+            )
+        return (restored.transpose(0, 2, 3, 1) - np.float32(low)) / np.float32(high - low)
+
+    def _timed(self, runner: Runner, feeds: dict[str, Array], work: Work) -> dict[str, Array]:
+        begin = time.perf_counter()
+        out = runner.run(feeds)
+        work.infer_s += time.perf_counter() - begin
+        return out
+
+    def _open_sidecars(self) -> tuple[Runner, Runner]:
+        """The tile and the router graph, opened when the first picture of more than one tile needs them."""
+        if self._sidecars is None:
+            if self.files.tile is None or self.files.router is None:
+                raise UsageError(f"{self.files.whole} has no .tile.onnx and .router.onnx beside it")
+            tile = open_runner(self.files.tile, graph="tile", **self._open_options)
+            router = open_runner(self.files.router, graph="router", **self._open_options)
+            for sidecar, path in ((tile, self.files.tile), (router, self.files.router)):
+                if sidecar.spec.checkpoint_sha256 != self.spec.checkpoint_sha256:
+                    raise ModelFormatError(f"model {path}: it was exported from another checkpoint than its model")
+            self._sidecars = (tile, router)
+        return self._sidecars
+
+    def close(self) -> None:
+        self._runner.close()
+        for runner in self._sidecars or ():
+            runner.close()
+        self._sidecars = None
+
+    def __enter__(self) -> Restorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Canvas:
+    """The rows of one picture that are being restored: a window of input, an accumulator of the same height."""
+
+    def __init__(self, restorer: Restorer, source: RowSource, plan: Plan, work: Work) -> None:
+        self.restorer, self.source, self.plan, self.work = restorer, source, plan, work
+        self.has_alpha = source.channels in (2, 4)
+        self.layers = 2 if self.has_alpha and restorer.alpha == "process" else 1
+
+    def bands(self) -> Iterator[Pixels]:
+        plan, height = self.plan, self.source.height
+        rows = min(plan.y.tile, height)
+        window = self.source.rows(0, rows)
+        # One RGB accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
+        total = np.zeros((self.layers, rows, self.source.width, 3), np.float32)
+        for index, start in enumerate(plan.y.starts):
+            self._add_tiles(total, window, index)
+            last = index + 1 == len(plan.y.starts)
+            done = rows if last else plan.y.starts[index + 1] - start
+            yield self._finish(total[:, :done], window[:done])
+            if not last:
+                total[:, : rows - done] = total[:, done:].copy()
+                total[:, rows - done :] = 0
+                window = np.concatenate([window[done:], self.source.rows(start + rows, start + rows + done)])
+
+    def _add_tiles(self, total: Array, window: Pixels, index: int) -> None:
+        x, y = self.plan.x, self.plan.y
+        jobs = [(layer, column) for layer in range(self.layers) for column in range(len(x.starts))]
+        size = self.restorer.batch
+        for first in range(0, len(jobs), size):
+            group = jobs[first : first + size]
+            tiles = [_crop(window, x, x.starts[column], y.tile, alpha=layer == 1) for layer, column in group]
+            for (layer, column), tile in zip(group, self.restorer.infer(tiles, self.work), strict=True):
+                begin = x.starts[column]
+                part = total[layer, :, begin : begin + x.tile]
+                rows, columns = part.shape[:2]
+                weight = y.weights[index][:rows, None] * x.weights[column][None, :columns]
+                part += tile[:rows, :columns] * weight[:, :, None]
+
+    def _finish(self, total: Array, window: Pixels) -> Pixels:
+        """The one rounding: from the accumulators to the picture's own dtype and channels."""
+        colours = window.shape[2] - self.has_alpha
+        grey = colours == 1
+        picture = from_unit(total[0].mean(axis=2, keepdims=True) if grey else total[0], window.dtype)
+        if not self.has_alpha or self.restorer.alpha == "drop":
+            return picture
+        alpha = window[:, :, -1:]
+        if self.restorer.alpha == "process":
+            alpha = from_unit(total[1].mean(axis=2, keepdims=True), window.dtype)
+        return np.concatenate([picture, alpha], axis=2)
+
+
+def _crop(band: Pixels, x: Axis, start: int, height: int, alpha: bool = False) -> Array:
+    """One tile of a band of rows as HxWx3 float32 in 0..1, padded to the tile's size."""
+    part = band[:, start : start + x.tile]
+    channels = part.shape[2]
+    if alpha:
+        part = part[:, :, -1:]
+    elif channels in (2, 4):
+        part = part[:, :, :-1]
+    unit = pad_tile(to_unit(part), height, x.tile)
+    return np.repeat(unit, 3, axis=2) if unit.shape[2] == 1 else unit
+
+
+def _mean(parts: list[Array]) -> Array:
+    return np.asarray(np.concatenate(parts).mean(axis=0, dtype=np.float64), dtype=np.float32)
+
+
+def _nchw(tiles: list[Array]) -> Array:
+    return np.ascontiguousarray(np.stack(tiles).transpose(0, 3, 1, 2))

@@ -1,0 +1,195 @@
+"""Restorer: identity stays bit-exact, tiles agree with the whole, routing is shared, memory is bounded."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import skimage.data
+
+from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.runtimes.restore import ArraySource, Restorer, Work
+from clusir.runtimes.tiling import plan_picture
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save_identity(tmp_path_factory.mktemp("identity") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (17, 23), (64, 64), (65, 64), (130, 217)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_identity_model_returns_the_picture(identity: Path, size: tuple[int, int], channels: int, dtype: type) -> None:
+    top = np.iinfo(dtype).max
+    pixels = np.random.default_rng(1).integers(0, top, (*size, channels), dtype, endpoint=True)
+    for alpha in ("keep", "process"):
+        with Restorer(identity, backend="ort", device="cpu", threads=1, alpha=alpha, batch=3) as restorer:
+            np.testing.assert_array_equal(restorer.restore(pixels), pixels)
+    with Restorer(identity, alpha="drop") as restorer:
+        expected = pixels[:, :, : channels - 1] if channels in (2, 4) else pixels
+        np.testing.assert_array_equal(restorer.restore(pixels), expected)
+
+
+def test_floats_and_flat_grey(identity: Path) -> None:
+    with Restorer(identity) as restorer:
+        flat = np.random.default_rng(0).random((70, 80), dtype=np.float32)
+        restored = restorer.restore(flat)
+        assert restored.shape == flat.shape
+        assert restored.dtype == np.float32
+        np.testing.assert_allclose(restored, flat, atol=1e-6)
+        for bad in (np.full((4, 4, 3), np.nan), np.full((4, 4, 3), 1.5), np.zeros((4, 4, 3), np.int32)):
+            with pytest.raises(ImageError):
+                restorer.restore(bad)
+        for shape in ((0, 4, 3), (4, 4, 5), (4,)):
+            with pytest.raises(ImageError):
+                restorer.restore(np.zeros(shape, np.uint8))
+
+
+def test_rounding_happens_once_at_the_end(tmp_path: Path) -> None:
+    with Restorer(models.save_identity(tmp_path / "m.onnx", scale=0.5)) as restorer:
+        pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+        expected = np.rint(pixels.astype(np.float32) / np.float32(255) * np.float32(0.5) * np.float32(255))
+        np.testing.assert_array_equal(restorer.restore(pixels), expected.astype(np.uint8))
+    with Restorer(models.save_identity(tmp_path / "m2.onnx", scale=2.0)) as restorer:
+        assert restorer.restore(np.full((8, 8, 3), 200, np.uint8)).max() == 255  # clipped, not wrapped
+
+
+def gradients_at_seams(picture: np.ndarray, starts: tuple[int, ...]) -> float:
+    """Mean absolute gradient along x across the ramps' middles, over that elsewhere."""
+    gradient = np.abs(np.diff(picture.astype(np.float64), axis=1)).mean(axis=(0, 2))
+    seams = [(a + b + 64) // 2 + d for a, b in itertools.pairwise(starts) for d in range(-4, 4)]
+    mask = np.zeros(len(gradient), bool)
+    mask[seams] = True
+    return float(gradient[mask].mean() / gradient[~mask].mean())
+
+
+@pytest.mark.parametrize("routing", ["shared", "tile"])
+def test_tiles_equal_the_whole_where_the_model_is_local(tmp_path: Path, routing: str) -> None:
+    """The 5x5 blur sees 2 pixels, the halo is 8: with one routing, tiles and one piece agree but for rounding."""
+    path = models.save_bundle(tmp_path)
+    whole = models.save_bundle(tmp_path / "one", tile=512, halo=8)
+    photo = skimage.data.astronaut()[:300, :410]
+    with Restorer(path, routing=routing) as restorer, Restorer(whole, routing=routing) as one_piece:
+        tiled = restorer.restore(photo.astype(np.float32) / 510)
+        piece = one_piece.restore(photo.astype(np.float32) / 510)
+        starts = plan_picture(300, 410, restorer.spec).x.starts
+    difference = np.abs(tiled - piece)[8:-8, 8:-8]
+    difference = difference - np.median(difference)  # another sample of tiles is another constant shift
+    if routing == "shared":
+        assert np.abs(difference).max() < 1e-5
+        assert abs(gradients_at_seams(tiled, starts) / gradients_at_seams(piece, starts) - 1) < 0.001
+    else:
+        assert np.abs(difference).max() > 0.01  # the model's level follows each tile: the fixture can tell them apart
+
+
+def test_shared_routing_feeds_every_tile_the_same(bundle: Path) -> None:
+    pixels = np.zeros((200, 200, 3), np.float32)
+    pixels[:, 100:] = 0.5
+    with Restorer(bundle) as restorer:
+        assert restorer.routing == "shared"
+        restored, work = restorer.restore_and_tell(pixels)
+        assert work.routing is not None
+        assert work.routing.shared
+        assert work.tiles == 16
+        level = np.concatenate([work.routing.posterior, work.routing.gate]).mean()
+    # Far from the step the blur changes nothing, so what was added is the routing's level, left and right alike.
+    np.testing.assert_allclose(restored[50, 20], level, atol=1e-6)
+    np.testing.assert_allclose(restored[50, 180], 0.5 + level, atol=1e-6)
+    with Restorer(bundle, routing="tile") as restorer:
+        restored, work = restorer.restore_and_tell(pixels)
+        assert work.routing is not None
+        assert not work.routing.shared
+    assert abs((restored[50, 180] - restored[50, 20]).mean() - 0.5) > 0.05
+
+
+def test_one_tile_opens_no_sidecar(bundle: Path) -> None:
+    with Restorer(bundle) as restorer:
+        _, work = restorer.restore_and_tell(np.zeros((40, 64, 3), np.uint8))
+        assert restorer._sidecars is None
+        assert work.routing is not None
+        assert work.routing.shared
+
+
+def test_openvino_and_ort_restore_alike(bundle: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 128, (100, 150, 3), np.uint8)
+    with Restorer(bundle, backend="ort") as a, Restorer(bundle, backend="openvino") as b:
+        assert np.abs(a.restore(pixels).astype(int) - b.restore(pixels)).max() <= 1
+
+
+def test_a_model_that_returns_nan_or_another_size_is_an_error(tmp_path: Path) -> None:
+    with (
+        Restorer(models.save_identity(tmp_path / "m.onnx", scale=float("nan"))) as restorer,
+        pytest.raises(ClusirError, match="NaN"),
+    ):
+        restorer.restore(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_model_files(tmp_path: Path, bundle: Path) -> None:
+    import shutil
+    import zipfile
+
+    with pytest.raises(UsageError, match="no such file"):
+        Restorer(tmp_path / "missing.onnx")
+    with pytest.raises(UsageError, match=r"no model\.onnx"):
+        Restorer(tmp_path)
+    with pytest.raises(UsageError, match=r"model\.int8\.onnx"):
+        Restorer(bundle, precision="int8")
+    alone = Path(shutil.copy(bundle, tmp_path / "alone.onnx"))
+    with Restorer(alone) as restorer:
+        assert restorer.routing == "tile"
+    with pytest.raises(UsageError, match="routing shared"):
+        Restorer(alone, routing="shared")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for name in ("model.onnx", "model.tile.onnx", "model.router.onnx"):
+            archive.write(bundle.parent / name, f"inner/{name}")
+    with Restorer(tmp_path / "b.zip") as a, Restorer(bundle.parent) as b:
+        assert a.files.sha256() == b.files.sha256()
+        assert a.routing == "shared"
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../escape.onnx", b"x")
+    with pytest.raises(ModelFormatError, match="leaves the bundle"):
+        Restorer(tmp_path / "evil.zip")
+    shutil.copy(bundle, tmp_path / "x.int8.onnx")
+    shutil.copy(bundle, tmp_path / "x.onnx")
+    with Restorer(tmp_path / "x.onnx", precision="int8") as restorer:
+        assert restorer.files.whole.name == "x.int8.onnx"
+
+
+def test_sidecars_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    path = models.save_bundle(tmp_path)
+    models.save_tile(tmp_path / "model.tile.onnx", replace(models.spec("tile"), checkpoint_sha256="other"))
+    with Restorer(path) as restorer, pytest.raises(ModelFormatError, match="another checkpoint"):
+        restorer.restore(np.zeros((100, 100, 3), np.uint8))
+
+
+def test_streaming_reads_forward_and_holds_one_band(identity: Path) -> None:
+    class Endless(ArraySource):
+        """3000 rows that exist only while they are asked for."""
+
+        def __init__(self) -> None:
+            self.height, self.width, self.channels, self.asked = 3000, 40, 3, []
+
+        def rows(self, start: int, stop: int) -> np.ndarray:
+            self.asked.append((start, stop))
+            return np.broadcast_to(
+                (np.arange(start, stop) % 256).astype(np.uint8)[:, None, None], (stop - start, 40, 3)
+            )
+
+    source, work = Endless(), Work()
+    with Restorer(identity) as restorer:
+        bands = list(restorer.stream(source, work))
+    assert max(b.shape[0] for b in bands) <= 64
+    np.testing.assert_array_equal(np.concatenate(bands)[:, 0, 0], (np.arange(3000) % 256).astype(np.uint8))
+    assert [a for a, _ in source.asked] == [0, *[b for _, b in source.asked][:-1]]
+    assert work.tiles == len(plan_picture(3000, 40, models.spec()).y.starts)
