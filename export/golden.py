@@ -1,11 +1,11 @@
 """Golden cases: small pictures with the outputs that every runtime, in every language, has to give.
 
-``python -m clusir.export.golden tests/golden`` writes them with Python's own tiling and routing over ONNX Runtime; Python,
+``python -m clusir.export.golden tests/golden`` writes them with Python's tiling and routing over ONNX Runtime; Python,
 C++ and JavaScript check themselves against the files. A case is an entry of ``manifest.json``::
 
     name, model (path of the .onnx, relative to the folder), width, height, channels, type (u8 | u16 | f32),
     input     little-endian samples, rows of interleaved pixels without gaps; a fourth channel is alpha
-    restored  float32 rows of RGB, not clipped
+    restored  float32 rows of RGB, clipped to 0..1
     posterior, gate   the routing that the tiles shared
     tolerance         largest allowed difference of ``restored``, ``posterior`` and ``gate`` (fp32)
 
@@ -27,15 +27,18 @@ from numpy.typing import NDArray
 
 from clusir.errors import UsageError
 from clusir.export.golden_model import write_standin
+from clusir.runtimes.restore import Restorer
 
-__all__ = ["GoldenCase", "load_golden", "test_picture", "write_golden"]
+__all__ = ["GoldenCase", "golden_picture", "load_golden", "write_golden"]
 
 FORMAT = 1
 TOLERANCE = 1e-4  # the fp32 parity bar of the project
 _TYPES = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
 _SHIPPED = Path("clusir") / "weights" / "tiny.onnx"
 
+# (model, image [H, W, 3] float32 in 0..1) -> restored [H, W, 3], posterior [P], gate [E]
 Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Restore = Callable[[Path, NDArray[np.float32]], Restored]
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
 
-def test_picture(width: int, height: int, channels: int = 3, *, kind: str = "u8", seed: int = 0) -> NDArray[Any]:
-    """A picture [H, W, channels] with slopes, edges, stripes and noise, none of them symmetric, so that a flip shows."""
+def golden_picture(width: int, height: int, channels: int = 3, *, kind: str = "u8", seed: int = 0) -> NDArray[Any]:
+    """A picture [H, W, channels] of slopes, edges, stripes and noise; nothing symmetric, so that a flip shows."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     planes = []
@@ -83,29 +86,24 @@ def test_picture(width: int, height: int, channels: int = 3, *, kind: str = "u8"
 def _plan(standin: Path, standin_k2: Path, shipped: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
     """What is tested: name, model, picture. The stand-in's tiles are 48 px with a halo of 8."""
     plan = [
-        ("nine_tiles_u8", standin, test_picture(100, 86)),
-        ("sampled_routing_u8", standin, test_picture(200, 49, seed=1)),
-        ("alpha_u16", standin, test_picture(61, 40, 4, kind="u16", seed=2)),
-        ("exact_tile_f32", standin, test_picture(48, 48, kind="f32", seed=3)),
-        ("one_pixel_f32", standin, test_picture(1, 1, kind="f32", seed=4)),
-        ("narrow_u8", standin, test_picture(3, 70, seed=5)),
-        ("two_experts_alpha_u8", standin_k2, test_picture(50, 97, 4, seed=6)),
+        ("nine_tiles_u8", standin, golden_picture(100, 86)),
+        ("sampled_routing_u8", standin, golden_picture(200, 49, seed=1)),
+        ("alpha_u16", standin, golden_picture(61, 40, 4, kind="u16", seed=2)),
+        ("exact_tile_f32", standin, golden_picture(48, 48, kind="f32", seed=3)),
+        ("one_pixel_f32", standin, golden_picture(1, 1, kind="f32", seed=4)),
+        ("narrow_u8", standin, golden_picture(3, 70, seed=5)),
+        ("two_experts_alpha_u8", standin_k2, golden_picture(50, 97, 4, seed=6)),
     ]
     if shipped is not None:
         plan += [
-            ("shipped_u8", shipped, test_picture(90, 70, seed=7)),
-            ("shipped_tiles_u8", shipped, test_picture(300, 26, seed=8)),
+            ("shipped_u8", shipped, golden_picture(90, 70, seed=7)),
+            ("shipped_tiles_u8", shipped, golden_picture(300, 26, seed=8)),
         ]
     return plan
 
 
-def write_golden(
-    folder: Path, restore: Callable[[Path, NDArray[np.float32]], Restored], shipped: Path | None = None
-) -> list[str]:
-    """Writes the stand-in models, the pictures, what ``restore`` makes of them, and the manifest; returns the names.
-
-    ``restore(model, image [H, W, 3] float32 in 0..1) -> restored [H, W, 3], posterior [P], gate [E]``.
-    """
+def write_golden(folder: Path, restore: Restore, shipped: Path | None = None) -> list[str]:
+    """Writes the stand-in models, the pictures, what ``restore`` makes of them, and the manifest; returns the names."""
     folder.mkdir(parents=True, exist_ok=True)
     standin = write_standin(folder, "standin")
     standin_k2 = write_standin(folder, "standin_k2", top_k=2)
@@ -151,3 +149,28 @@ def load_golden(folder: Path) -> list[GoldenCase]:
         model = (folder / entry["model"]).resolve()
         cases.append(GoldenCase(entry["name"], model, pixels, restored, posterior, gate, entry["tolerance"]))
     return cases
+
+
+def _restore_with_python(model: Path, image: NDArray[np.float32]) -> Restored:
+    with Restorer(model, backend="ort", device="cpu") as restorer:
+        restored, work = restorer.restore_and_tell(image)
+    if work.routing is None:
+        raise UsageError(f"{model} has no routing; golden cases are of routed models")
+    return restored, work.routing.posterior, work.routing.gate
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m clusir.export.golden FOLDER``: writes the cases, with the shipped model where it is there."""
+    if len(arguments) != 1:
+        print("usage: python -m clusir.export.golden FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    # Next to a checkout's tests the manifest names the shipped model by a relative path; elsewhere it would not travel.
+    shipped = folder.resolve().parents[1] / _SHIPPED
+    names = write_golden(folder, _restore_with_python, shipped if shipped.is_file() else None)
+    print(f"{len(names)} golden cases in {folder}: {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -105,7 +105,7 @@ def _restorer(graph: _Graph, spec: ModelSpec) -> None:
         gate = graph.op("Reshape", graph.slice("gate", expert, expert + 1), gate_shape)
         value = graph.op("Add", value, graph.op("Mul", body, gate))
     value = graph.op("Sub", value, graph.op("GlobalAveragePool", value))
-    residual = graph.op("Conv", value, graph.weight(3, _FEATURES, 3, 3, scale=0.05), pads=[1, 1, 1, 1])
+    residual = graph.op("Conv", value, graph.weight(3, _FEATURES, 3, 3, scale=0.02), pads=[1, 1, 1, 1])
     graph.op("Add", "image", residual, output="restored")
 
 

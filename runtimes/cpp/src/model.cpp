@@ -42,8 +42,10 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     expect(port(graph.inputs(), spec.input_name, "input"), image);
     expect(port(graph.outputs(), spec.output_name, "output"), image);
     if (!spec.routed()) return;
-    expect(port(graph.inputs(), "posterior", "input"), {1, spec.posterior_size()});
-    expect(port(graph.inputs(), "gate", "input"), {1, spec.gate_size()});
+    const bool given = spec.graph == "tile";
+    const auto& ports = given ? graph.inputs() : graph.outputs();
+    expect(port(ports, "posterior", given ? "input" : "output"), {1, spec.posterior_size()});
+    expect(port(ports, "gate", given ? "input" : "output"), {1, spec.gate_size()});
 }
 
 void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSpec& router) {
@@ -66,14 +68,10 @@ std::unique_ptr<Model> Model::from_file(const std::string& path, const std::stri
     const std::string suffix = ends_with(path, ".ort") ? ".ort" : ends_with(path, ".xml") ? ".xml" : ".onnx";
     const std::string stem = without(without(path, suffix), ".tile");
     std::string base = stem;
-    for (const char* precision : {".int8", ".fp16"}) base = without(base, precision);
+    for (const char* precision : {".int8", ".fp16", ".fp32"}) base = without(base, precision);
     const Source tile{stem + ".tile" + suffix, nullptr, 0}, router{base + ".router" + suffix, nullptr, 0};
-    if (fs::is_regular_file(tile.path, none) && path != router.path) {
-        if (!fs::is_regular_file(router.path, none)) {
-            throw Failure(CLUSIR_BAD_MODEL, path + ": its router graph " + router.path + " is not beside it");
-        }
-        return std::make_unique<Model>(backend, tile, &router, options);
-    }
+    const bool both = fs::is_regular_file(tile.path, none) && fs::is_regular_file(router.path, none);
+    if (both && path != router.path) return std::make_unique<Model>(backend, tile, &router, options);
     return std::make_unique<Model>(backend, Source{path, nullptr, 0}, nullptr, options);
 }
 
@@ -82,10 +80,8 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
     try {
         spec_ = ModelSpec::from_metadata(graph_->metadata());
         if (spec_.graph == "router") bad_model("this is a router graph; open the model it belongs to");
-        if (spec_.graph == "whole" && spec_.routed()) {
-            throw Failure(CLUSIR_BAD_MODEL, "a routed model needs its .tile and .router files beside it");
-        }
-        if (spec_.routed() != (router != nullptr)) bad_model("a router graph belongs to a routed model, and only to one");
+        if ((spec_.graph == "tile") != (router != nullptr)) bad_model("a tile graph needs its router graph, and only a tile graph does");
+        if (spec_.graph == "tile" && !spec_.routed()) bad_model("a tile graph has routed levels, and this one names none");
         check_tile_graph(*graph_, spec_);
         if (router == nullptr) return;
         router_ = open_graph(backend, *router, options);
@@ -117,15 +113,21 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
     return mean.result();
 }
 
-void Model::run_tile(std::vector<float>& planes, const Routing& routing, const Axis& rows, const Axis& columns,
-                     std::vector<float>& restored) const {
-    const Shape shape{1, spec_.channels, rows.tile, columns.tile};
+void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
+                     std::vector<float>& restored, RoutingMean& own) const {
+    const Shape shape{1, spec_.channels, rows.tile, columns.tile}, clusters{1, spec_.posterior_size()}, experts{1, spec_.gate_size()};
     std::vector<Feed> feeds{{spec_.input_name.c_str(), shape, planes.data()}};
-    if (spec_.routed()) {
-        feeds.push_back({"posterior", {1, spec_.posterior_size()}, routing.posterior.data()});
-        feeds.push_back({"gate", {1, spec_.gate_size()}, routing.gate.data()});
+    std::vector<Fetch> fetches{{spec_.output_name.c_str(), shape, restored.data()}};
+    std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())), gate(static_cast<std::size_t>(spec_.gate_size()));
+    if (router_) {
+        feeds.push_back({"posterior", clusters, shared.posterior.data()});
+        feeds.push_back({"gate", experts, shared.gate.data()});
+    } else if (spec_.routed()) {
+        fetches.push_back({"posterior", clusters, posterior.data()});
+        fetches.push_back({"gate", experts, gate.data()});
     }
-    graph_->run(feeds, {{spec_.output_name.c_str(), shape, restored.data()}});
+    graph_->run(feeds, fetches);
+    if (!router_ && spec_.routed()) own.add(posterior, gate);
 }
 
 Routing Model::restore(const clusir_image& in, const clusir_image& out,
@@ -139,7 +141,8 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
     };
     go(0);
     Routing routing;
-    if (spec_.routed()) routing = route(in, rows, columns);
+    RoutingMean own(spec_);
+    if (router_) routing = route(in, rows, columns);
 
     const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{in.width} * channels;
     const auto tile_h = static_cast<std::size_t>(rows.tile), tile_w = static_cast<std::size_t>(columns.tile);
@@ -155,7 +158,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
             const auto left = static_cast<std::size_t>(columns.starts[tx]);
             const std::size_t width = std::min<std::size_t>(tile_w, in.width - left);
             gather(in, spec_, rows, columns, rows.starts[ty], columns.starts[tx], planes);
-            run_tile(planes, routing, rows, columns, restored);
+            run_tile(planes, routing, rows, columns, restored, own);
             for (std::size_t y = top; y < bottom; ++y) {
                 const float weight = rows.weights[ty][y - top];
                 if (weight == 0.0F) continue;
@@ -176,7 +179,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
             std::fill(sums, sums + row, 0.0F);
         }
     }
-    return routing;
+    return router_ ? routing : own.average();
 }
 
 }  // namespace clusir::detail

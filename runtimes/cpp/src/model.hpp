@@ -31,8 +31,9 @@ public:
 
 private:
     Routing route(const clusir_image& in, const Axis& rows, const Axis& columns) const;
-    void run_tile(std::vector<float>& planes, const Routing& routing, const Axis& rows, const Axis& columns,
-                  std::vector<float>& restored) const;
+    // `own`: where a whole graph, which routes every tile by itself, leaves its routing.
+    void run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
+                  std::vector<float>& restored, RoutingMean& own) const;
 
     std::string backend_;
     std::unique_ptr<Graph> graph_, router_;

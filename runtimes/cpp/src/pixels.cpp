@@ -1,5 +1,6 @@
 #include "pixels.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -29,12 +30,11 @@ float to_unit(float sample) { return sample; }
 template <typename Sample>
 Sample from_unit(float value) {
     constexpr float kTop = sizeof(Sample) == 1 ? 255.0F : 65535.0F;
-    if (!(value > 0.0F)) return 0;  // also NaN
-    return static_cast<Sample>(std::floor((value < 1.0F ? value : 1.0F) * kTop + 0.5F));
+    return static_cast<Sample>(std::nearbyint(std::clamp(value, 0.0F, 1.0F) * kTop));  // half to even, as numpy rounds
 }
 template <>
 float from_unit<float>(float value) {
-    return value;
+    return std::clamp(value, 0.0F, 1.0F);
 }
 
 template <typename Sample>
@@ -62,6 +62,9 @@ void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& row
             float* into = planes.data() + (c * height + y) * width;
             for (std::size_t x = 0; x < width; ++x) {
                 const float value = to_unit(row[offsets[x] + c]);
+                if (std::is_floating_point_v<Sample> && !(value >= 0.0F && value <= 1.0F)) {
+                    refuse("in", "holds " + std::to_string(value) + "; float samples are within 0..1");
+                }
                 into[x] = plain ? value : low + value * scale;
             }
         }
@@ -77,6 +80,7 @@ void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, 
     for (std::size_t x = 0; x < out.width; ++x) {
         for (std::size_t c = 0; c < colours; ++c) {
             const float value = row[x * colours + c];
+            if (!std::isfinite(value)) throw Failure(CLUSIR_FAILED, "the model returned NaN or infinity; its file is damaged or it overflowed");
             into[x * out.channels + c] = from_unit<Sample>(plain ? value : (value - low) / scale);
         }
         if (out.channels == colours) continue;

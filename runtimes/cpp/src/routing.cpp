@@ -6,20 +6,24 @@ namespace clusir::detail {
 
 RoutingMean::RoutingMean(const ModelSpec& spec)
     : spec_(spec), posterior_(static_cast<std::size_t>(spec.posterior_size())),
-      probability_(static_cast<std::size_t>(spec.gate_size())) {}
+      experts_(static_cast<std::size_t>(spec.gate_size())) {}
 
-void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& expert_probability) {
+void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& experts) {
     for (std::size_t i = 0; i < posterior_.size(); ++i) posterior_[i] += static_cast<double>(posterior[i]);
-    for (std::size_t i = 0; i < probability_.size(); ++i) probability_[i] += static_cast<double>(expert_probability[i]);
+    for (std::size_t i = 0; i < experts_.size(); ++i) experts_[i] += static_cast<double>(experts[i]);
     ++count_;
 }
 
-Routing RoutingMean::result() const {
+Routing RoutingMean::average() const {
     Routing routing;
     for (const double sum : posterior_) routing.posterior.push_back(static_cast<float>(sum / count_));
-    std::vector<float> probability;
-    for (const double sum : probability_) probability.push_back(static_cast<float>(sum / count_));
-    routing.gate.resize(probability.size());
+    for (const double sum : experts_) routing.gate.push_back(static_cast<float>(sum / count_));
+    return routing;
+}
+
+Routing RoutingMean::result() const {
+    Routing routing = average();
+    const std::vector<float> probability = routing.gate;
     std::size_t at = 0;
     for (const int experts : spec_.experts) {
         top_k(probability.data() + at, experts, spec_.top_k, routing.gate.data() + at);

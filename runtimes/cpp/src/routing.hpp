@@ -15,12 +15,13 @@ struct Routing {
 class RoutingMean {
 public:
     explicit RoutingMean(const ModelSpec& spec);
-    void add(const std::vector<float>& posterior, const std::vector<float>& expert_probability);
-    Routing result() const;
+    void add(const std::vector<float>& posterior, const std::vector<float>& experts);
+    Routing result() const;   // of a router graph: averaged, then top k
+    Routing average() const;  // of tiles that each routed themselves: averaged only
 
 private:
     const ModelSpec& spec_;
-    std::vector<double> posterior_, probability_;
+    std::vector<double> posterior_, experts_;
     int count_ = 0;
 };
 

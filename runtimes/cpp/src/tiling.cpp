@@ -1,13 +1,18 @@
 #include "tiling.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace clusir::detail {
 namespace {
 
-// Rises over the inner half of the overlap; what lies outside it has seen too much of the tile's border to be used.
-double ramp(std::int64_t distance, double halo) {
-    return std::clamp((static_cast<double>(distance) + 0.5 - halo / 2) / halo, 0.0, 1.0);
+// R of runtimes/tiling.py at pixel `x` for the neighbours that start at `start` and `following`: 0 before the overlap of
+// the two, 1 behind it, a cubic in multiples of 1/2048 between.
+double ramp(std::int64_t x, std::int64_t start, std::int64_t following, std::int64_t tile, std::int64_t halo) {
+    const double centre = static_cast<double>(x) + 0.5, middle = static_cast<double>(start + following + tile) / 2;
+    if (halo == 0) return centre > middle ? 1.0 : 0.0;
+    const double t = std::clamp((centre - middle) / (1.5 * static_cast<double>(halo)) + 0.5, 0.0, 1.0);
+    return std::floor(t * t * (3 - 2 * t) * 2048 + 0.5) / 2048;
 }
 
 }  // namespace
@@ -29,23 +34,15 @@ Axis plan_axis(std::int64_t length, const ModelSpec& spec) {
     const std::int64_t count = (length - tile + step - 1) / step + 1;
     for (std::int64_t i = 0; i < count; ++i) axis.starts.push_back(std::min(i * step, length - tile));
 
-    const auto raw = [&](std::size_t index, std::int64_t x) {
-        double weight = 1.0;
-        if (halo > 0 && index > 0) weight = std::min(weight, ramp(x, static_cast<double>(halo)));
-        if (halo > 0 && index + 1 < axis.starts.size()) weight = std::min(weight, ramp(tile - 1 - x, static_cast<double>(halo)));
-        return weight;
-    };
-    for (std::size_t index = 0; index < axis.starts.size(); ++index) {
+    // The sum over the tiles telescopes to exactly 1, and products of two weights are exact in float32.
+    const auto last = axis.starts.size() - 1;
+    for (std::size_t i = 0; i <= last; ++i) {
         auto& weights = axis.weights.emplace_back(static_cast<std::size_t>(tile));
-        for (std::int64_t x = 0; x < tile; ++x) {
-            const std::int64_t position = axis.starts[index] + x;
-            // Only the neighbours two steps away can reach here: the last tile is moved back by less than one step.
-            double sum = 0.0;
-            const std::size_t first = index < 2 ? 0 : index - 2;
-            for (std::size_t other = first; other < axis.starts.size() && axis.starts[other] <= position; ++other) {
-                if (position < axis.starts[other] + tile) sum += raw(other, position - axis.starts[other]);
-            }
-            weights[static_cast<std::size_t>(x)] = static_cast<float>(raw(index, x) / sum);
+        for (std::int64_t offset = 0; offset < tile; ++offset) {
+            const std::int64_t x = axis.starts[i] + offset;
+            const double left = i > 0 ? ramp(x, axis.starts[i - 1], axis.starts[i], tile, halo) : 1.0;
+            const double right = i < last ? ramp(x, axis.starts[i], axis.starts[i + 1], tile, halo) : 0.0;
+            weights[static_cast<std::size_t>(offset)] = static_cast<float>(left - right);
         }
     }
     return axis;

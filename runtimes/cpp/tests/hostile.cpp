@@ -1,1 +1,240 @@
-int main(){return 1;}
+// Wrong arguments, files that are no model, metadata that lies, cancelled runs, threads. Meant to run under the sanitizers:
+//   clusir-hostile FOLDER BACKEND [ORT_LIBRARY]
+// FOLDER holds standin.onnx (see clusir.export.golden_model) and bad/*.onnx: each of those must be refused, or fail, with a line.
+#include <clusir/clusir.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <random>
+#include <thread>
+
+#include "support.hpp"
+
+namespace {
+
+std::string folder, backend, library;
+Checks checks;
+
+clusir_open_options options() {
+    clusir_open_options result{};
+    result.struct_size = sizeof result;
+    result.backend = backend.c_str();
+    result.threads = 1;
+    result.ort_library = library.empty() ? nullptr : library.c_str();
+    return result;
+}
+
+std::vector<std::uint8_t> noise(std::size_t bytes) {
+    std::mt19937 random(7);
+    std::vector<std::uint8_t> result(bytes);
+    for (auto& value : result) value = static_cast<std::uint8_t>(random());
+    return result;
+}
+
+void refused(clusir_status status, clusir_status expected, const std::string& what) {
+    const bool line = std::strlen(clusir_last_error()) > 0 && std::strchr(clusir_last_error(), '\n') == nullptr;
+    checks.that(status == expected && line, what + ": status " + std::to_string(status) + ", '" + clusir_last_error() + "'");
+}
+
+void arguments(clusir_model* model) {
+    const std::uint32_t w = 60, h = 50;
+    auto pixels = noise(std::size_t{w} * h * 4 * 4 + 64);
+    std::vector<std::uint8_t> result(pixels.size());
+    const clusir_image in{pixels.data(), w, h, 3, CLUSIR_U8, 0}, out{result.data(), w, h, 3, CLUSIR_U8, 0};
+    const auto with = [&](const char* what, auto change, bool both = true) {
+        clusir_image a = in, b = out;
+        change(a);
+        if (both) change(b);
+        refused(clusir_restore(model, &a, &b, nullptr), CLUSIR_INVALID_ARGUMENT, what);
+    };
+    with("no data", [](clusir_image& i) { i.data = nullptr; });
+    with("zero width", [](clusir_image& i) { i.width = 0; });
+    with("zero height", [](clusir_image& i) { i.height = 0; });
+    with("one channel", [](clusir_image& i) { i.channels = 1; });
+    with("many channels", [](clusir_image& i) { i.channels = 0xFFFFFFFFU; });
+    with("short stride", [](clusir_image& i) { i.stride_bytes = i.width * 3 - 1; });
+    with("stride of one", [](clusir_image& i) { i.stride_bytes = 1; });
+    with("huge stride", [](clusir_image& i) { i.stride_bytes = SIZE_MAX - 8; });
+    with("odd stride of shorts", [](clusir_image& i) { i.type = CLUSIR_U16, i.stride_bytes = i.width * 6 + 1; });
+    with("odd address of floats", [](clusir_image& i) { i.type = CLUSIR_F32, i.data = static_cast<char*>(i.data) + 1; });
+    with("unknown type", [](clusir_image& i) { const int type = 3; std::memcpy(&i.type, &type, sizeof type); });
+    with("another height", [](clusir_image& i) { i.height -= 1; }, false);
+    with("another channel count", [](clusir_image& i) { i.channels = 4; }, false);
+    with("in place", [&](clusir_image& i) { i.data = result.data(); });
+    with("overlapping", [&](clusir_image& i) { i.data = result.data() + 100; }, false);
+    refused(clusir_restore(nullptr, &in, &out, nullptr), CLUSIR_INVALID_ARGUMENT, "no model");
+    refused(clusir_restore(model, nullptr, &out, nullptr), CLUSIR_INVALID_ARGUMENT, "no input");
+    refused(clusir_restore(model, &in, nullptr, nullptr), CLUSIR_INVALID_ARGUMENT, "no output");
+    clusir_run_options run{};
+    refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "options without struct_size");
+    run.struct_size = 4096;
+    refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "options of a later header");
+    run.struct_size = sizeof(std::size_t);
+    checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK, "options of an earlier header");
+    refused(clusir_get_spec(model, nullptr), CLUSIR_INVALID_ARGUMENT, "no spec");
+    checks.that(clusir_level_clusters(model, 99) == 0 && clusir_level_experts(nullptr, 0) == 0, "levels that are not there");
+    checks.that(*clusir_cluster_label(model, 99, 99) == '\0' && clusir_metadata(model, "nothing") == nullptr, "labels that are not there");
+    checks.that(std::strcmp(clusir_cluster_label(model, 0, 1), "jpeg") == 0, "a label");
+    clusir_close(nullptr);
+    clusir_cancel_free(nullptr);
+    clusir_cancel_now(nullptr);
+}
+
+void absurd_samples(clusir_model* model) {
+    std::vector<float> pixels(40 * 40 * 3, 0.5F), result(pixels.size());
+    const float odd[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1e30F, 1e30F};
+    for (std::size_t i = 0; i < pixels.size(); i += 100) pixels[i] = odd[i / 100 % 4];
+    std::vector<std::uint8_t> bytes(pixels.size());
+    const auto in = clusir::view(pixels.data(), 40, 40, 3);
+    const auto floats = clusir::view(result.data(), 40, 40, 3), integers = clusir::view(bytes.data(), 40, 40, 3);
+    refused(clusir_restore(model, &in, &floats, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd samples to floats");
+    refused(clusir_restore(model, &in, &integers, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd samples to integers");
+}
+
+void opening() {
+    clusir_model* model = nullptr;
+    const auto right = options();
+    refused(clusir_open(nullptr, &right, &model), CLUSIR_INVALID_ARGUMENT, "null path");
+    refused(clusir_open("", &right, &model), CLUSIR_INVALID_ARGUMENT, "empty path");
+    refused(clusir_open((folder + "/none.onnx").c_str(), &right, &model), CLUSIR_BAD_MODEL, "no file");
+    refused(clusir_open(folder.c_str(), &right, &model), CLUSIR_BAD_MODEL, "a folder");
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &right, nullptr), CLUSIR_INVALID_ARGUMENT, "nowhere to put the model");
+    refused(clusir_open((folder + "/standin.router.onnx").c_str(), &right, &model), CLUSIR_BAD_MODEL, "the router alone");
+    auto wrong = options();
+    wrong.backend = "abacus";
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT, "unknown backend");
+    wrong = options();
+    wrong.device = "toaster";
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_NO_BACKEND, "unknown device");
+    wrong = options();
+    wrong.threads = -1;
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT, "negative threads");
+    if (backend == "ort") {
+        wrong = options();
+        wrong.ort_library = "/nowhere/libonnxruntime.so";
+        refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_NO_BACKEND, "no ONNX Runtime");
+    }
+    for (const auto& entry : std::filesystem::directory_iterator(folder + "/bad")) {
+        const std::string path = entry.path().string();
+        if (path.find(".router.") != std::string::npos) continue;
+        const clusir_status status = clusir_open(path.c_str(), &right, &model);
+        if (status != CLUSIR_OK) {
+            std::printf("refused %s: %s\n", entry.path().filename().c_str(), clusir_last_error());
+            refused(status, CLUSIR_BAD_MODEL, path);
+            continue;
+        }
+        // What can only be seen when it runs must fail there.
+        auto pixels = noise(60 * 60 * 3), result = pixels;
+        const auto in = clusir::view(pixels.data(), 60, 60, 3), out = clusir::view(result.data(), 60, 60, 3);
+        const clusir_status ran = clusir_restore(model, &in, &out, nullptr);
+        std::printf("failed %s: %s\n", entry.path().filename().c_str(), clusir_last_error());
+        checks.that(ran == CLUSIR_BAD_MODEL || ran == CLUSIR_FAILED, path + ": ran");
+        clusir_close(model);
+        model = nullptr;
+    }
+}
+
+void memory() {
+    const auto tile = read_file(folder + "/standin.tile.onnx"), router = read_file(folder + "/standin.router.onnx");
+    const auto right = options();
+    clusir_model* model = nullptr;
+    checks.that(clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &right, &model) == CLUSIR_OK, "opens from memory");
+    clusir_close(model);
+    refused(clusir_open_memory(tile.data(), tile.size(), nullptr, 0, &right, &model), CLUSIR_BAD_MODEL, "a tile graph without its router");
+    refused(clusir_open_memory(tile.data(), tile.size(), nullptr, 9, &right, &model), CLUSIR_INVALID_ARGUMENT, "a size without bytes");
+    refused(clusir_open_memory(router.data(), router.size(), tile.data(), tile.size(), &right, &model), CLUSIR_BAD_MODEL, "swapped graphs");
+    refused(clusir_open_memory(nullptr, 10, nullptr, 0, &right, &model), CLUSIR_INVALID_ARGUMENT, "no bytes");
+    const auto junk = noise(5000);
+    refused(clusir_open_memory(junk.data(), junk.size(), nullptr, 0, &right, &model), CLUSIR_BAD_MODEL, "noise");
+    for (std::size_t cut = 1; cut < tile.size(); cut += tile.size() / 23) {
+        const clusir_status status = clusir_open_memory(tile.data(), cut, router.data(), router.size(), &right, &model);
+        refused(status, CLUSIR_BAD_MODEL, "cut to " + std::to_string(cut) + " bytes");
+    }
+    // Flipped bytes may leave a model that opens; then it must run or fail, not crash.
+    std::mt19937 random(11);
+    for (int round = 0; round < 60; ++round) {
+        auto flipped = tile;
+        for (int i = 0; i < 3; ++i) flipped[random() % flipped.size()] ^= static_cast<std::uint8_t>(1U << (random() % 8));
+        if (clusir_open_memory(flipped.data(), flipped.size(), router.data(), router.size(), &right, &model) != CLUSIR_OK) continue;
+        auto pixels = noise(50 * 50 * 3), result = pixels;
+        const auto in = clusir::view(pixels.data(), 50, 50, 3), out = clusir::view(result.data(), 50, 50, 3);
+        clusir_restore(model, &in, &out, nullptr);
+        clusir_close(model);
+        model = nullptr;
+    }
+}
+
+void cancelling(clusir_model* model) {
+    auto pixels = noise(200 * 150 * 3), result = pixels;
+    const auto in = clusir::view(pixels.data(), 200, 150, 3), out = clusir::view(result.data(), 200, 150, 3);
+    std::uint32_t stop_at = 0, calls = 0;
+    struct State { std::uint32_t *stop_at, *calls; } state{&stop_at, &calls};
+    clusir_run_options run{};
+    run.struct_size = sizeof run;
+    run.user = &state;
+    run.progress = [](void* user, std::uint32_t done, std::uint32_t) {
+        auto* s = static_cast<State*>(user);
+        ++*s->calls;
+        return done >= *s->stop_at ? 1 : 0;
+    };
+    for (stop_at = 0; stop_at < 7; stop_at += 3) {
+        calls = 0;
+        refused(clusir_restore(model, &in, &out, &run), CLUSIR_CANCELLED, "cancelled by the callback");
+        checks.that(calls == stop_at + 1, "no tile after the callback said stop");
+    }
+    clusir_cancel* cancel = clusir_cancel_new();
+    run.progress = nullptr;
+    run.cancel = cancel;
+    std::thread other([&] { clusir_cancel_now(cancel); });
+    other.join();
+    refused(clusir_restore(model, &in, &out, &run), CLUSIR_CANCELLED, "cancelled by the token");
+    clusir_cancel_free(cancel);
+    checks.that(clusir_restore(model, &in, &out, nullptr) == CLUSIR_OK, "a cancelled model still works");
+}
+
+void sharing(clusir_model* model) {
+    auto pixels = noise(130 * 90 * 3);
+    auto expected = pixels;
+    const auto in = clusir::view(pixels.data(), 130, 90, 3), first = clusir::view(expected.data(), 130, 90, 3);
+    checks.that(clusir_restore(model, &in, &first, nullptr) == CLUSIR_OK, "the run to compare with");
+    std::atomic<int> same{0}, errors{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 8; ++t) {
+        threads.emplace_back([&, t] {
+            for (int round = 0; round < 3; ++round) {
+                std::vector<std::uint8_t> result(pixels.size());
+                const auto out = clusir::view(result.data(), 130, 90, 3);
+                if (clusir_restore(model, &in, &out, nullptr) == CLUSIR_OK && result == expected) ++same;
+                // Each thread has an error line of its own.
+                if (t % 2 == 0 && clusir_restore(model, nullptr, &out, nullptr) == CLUSIR_INVALID_ARGUMENT) ++errors;
+                if (t % 2 == 1 && *clusir_last_error() != '\0') errors += 100;
+            }
+        });
+    }
+    for (auto& thread : threads) thread.join();
+    checks.that(same == 24, "8 threads x 3 runs of one model give the same bytes: " + std::to_string(same));
+    checks.that(errors == 12, "errors stay in their thread");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 3) return std::printf("usage: clusir-hostile FOLDER BACKEND [ORT_LIBRARY]\n"), 2;
+    folder = argv[1], backend = argv[2], library = argc > 3 ? argv[3] : "";
+    checks.that(*clusir_last_error() == '\0', "no error before the first");
+    const auto right = options();
+    clusir_model* model = nullptr;
+    checks.that(clusir_open((folder + "/standin.onnx").c_str(), &right, &model) == CLUSIR_OK, std::string("opens: ") + clusir_last_error());
+    if (model == nullptr) return checks.finish();
+    sharing(model);
+    arguments(model);
+    absurd_samples(model);
+    cancelling(model);
+    clusir_close(model);
+    opening();
+    memory();
+    return checks.finish();
+}

@@ -44,7 +44,8 @@ typedef enum clusir_status {
     CLUSIR_CANCELLED = 130       /* the progress callback or the cancel token stopped the run */
 } clusir_status;
 
-/* Samples of one channel. U8 and U16 (native byte order) span 0..1 as 0..255 and 0..65535; F32 is 0..1 as it is. */
+/* Samples of one channel. U8 and U16 (native byte order) span 0..1 as 0..255 and 0..65535; F32 is 0..1 as it is: other
+ * values are refused in `in`, and clipped in `out`. */
 typedef enum clusir_type { CLUSIR_U8 = 1, CLUSIR_U16 = 2, CLUSIR_F32 = 4 } clusir_type;
 
 /* Rows of interleaved pixels. `channels` is the model's (3: RGB) or one more: the last is alpha, which is copied and never
@@ -91,16 +92,17 @@ typedef struct clusir_run_options {
     clusir_progress progress;
     void* user;
     const clusir_cancel* cancel; /* may be cancelled from any thread; looked at between tiles */
-    float* posterior;            /* NULL, or room for posterior_size floats: the routing that was shared by all tiles */
+    float* posterior;            /* NULL, or room for posterior_size floats: the routing, shared by all tiles */
     float* gate;                 /* NULL, or room for gate_size floats */
 } clusir_run_options;
 
-/* Opens a model file. A routed model needs its three files in one folder: NAME.onnx, NAME.tile.onnx and NAME.router.onnx
- * (for NAME.int8.onnx: NAME.int8.tile.onnx and NAME.router.onnx); give any but the router. `options` may be NULL. */
+/* Opens a model file. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx: NAME.int8.tile.onnx and
+ * NAME.router.onnx) the routing of a picture is shared by its tiles; without them every tile routes itself. `options` may be
+ * NULL. */
 CLUSIR_API clusir_status clusir_open(const char* path, const clusir_open_options* options, clusir_model** model);
 
-/* The same from memory. `graph` holds a tile graph (then `router` holds the router graph) or an unrouted whole graph (then
- * `router` is NULL). The bytes are not needed after the call. */
+/* The same from memory. `graph` holds a tile graph (then `router` holds the router graph) or a whole graph (then `router` is
+ * NULL). The bytes are not needed after the call. */
 CLUSIR_API clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const void* router,
                                             size_t router_bytes, const clusir_open_options* options,
                                             clusir_model** model);

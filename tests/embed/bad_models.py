@@ -1,0 +1,75 @@
+"""Files that look like models and must be refused, or must fail when they run, with one line and no crash."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from clusir.export.golden_model import write_standin
+
+# What the metadata may claim, against what the graph is (48 px tiles, clusters 4 + 3, experts 4 + 3, top 1).
+LIES: dict[str, dict[str, object]] = {
+    "tile_px": {"tile_px": 64, "size": {"multiple_of": 16, "minimum": 16, "static_px": 64}},
+    "tile_px_dynamic": {"tile_px": 64, "size": {"multiple_of": 16, "minimum": 16, "static_px": 0}},
+    "tile_px_huge": {"tile_px": 2**31 - 16, "size": {"multiple_of": 16, "minimum": 16, "static_px": 0}},
+    "tile_px_zero": {"tile_px": 0},
+    "halo_px": {"halo_px": 24},
+    "halo_px_negative": {"halo_px": -1},
+    "channels": {"channels": 1},
+    "channels_absurd": {"channels": 2**40},
+    "clusters": {"clusters": [4, 4], "cluster_labels": []},
+    "clusters_many": {"clusters": [4096] * 64, "experts": [4] * 64, "cluster_labels": []},
+    "clusters_strings": {"clusters": ["4", "3"]},
+    "experts": {"experts": [4]},
+    "top_k": {"top_k": 4},
+    "labels": {"cluster_labels": [["a"]]},
+    "value_range": {"value_range": [1, 0]},
+    "value_range_nan": {"value_range": [0, 1e308]},
+    "layout": {"layout": "NHWC"},
+    "graph": {"graph": "router"},
+    "graph_whole": {"graph": "whole"},
+    "input_name": {"input_name": "picture"},
+    "output_name": {"output_name": "posterior"},
+    "version": {"spec_version": 2},
+    "version_huge": {"spec_version": 2**63},
+    "multiple_of_zero": {"size": {"multiple_of": 0, "minimum": 0, "static_px": 0}},
+    "size_list": {"size": [16]},
+}
+RAW = {"json_broken": "{", "json_deep": "[" * 100_000, "json_empty": "", "json_bare": "tile"}
+
+
+def write_bad_models(folder: Path) -> Path:
+    """Fills FOLDER with the stand-in model and FOLDER/bad with its liars; returns FOLDER."""
+    good = write_standin(folder)
+    bad = folder / "bad"
+    bad.mkdir(exist_ok=True)
+    tile = good.with_name("standin.tile.onnx")
+    router = good.with_name("standin.router.onnx")
+
+    def write(name: str, changes: dict[str, str]) -> None:
+        model = onnx.load(tile)
+        properties = {entry.key: entry.value for entry in model.metadata_props} | changes
+        del model.metadata_props[:]
+        helper.set_model_props(model, properties)
+        onnx.save(model, bad / f"{name}.tile.onnx")
+        shutil.copy(router, bad / f"{name}.router.onnx")
+
+    for name, lie in LIES.items():
+        write(name, {f"clusir.{key}": json.dumps(value) for key, value in lie.items()})
+    for name, text in RAW.items():
+        write(name, {"clusir.tile_px": text})
+    write("another_checkpoint", {"clusir.checkpoint_sha256": json.dumps("1" * 64)})
+
+    plain = onnx.load(tile)
+    del plain.metadata_props[:]
+    onnx.save(plain, bad / "no_metadata.onnx")
+    data = tile.read_bytes()
+    (bad / "truncated.onnx").write_bytes(data[: len(data) // 2])
+    (bad / "empty.onnx").write_bytes(b"")
+    (bad / "text.onnx").write_text("this is not a model\n" * 50, encoding="utf-8")
+    shutil.copy(tile, bad / "routerless.tile.onnx")
+    return folder
