@@ -86,7 +86,7 @@ def test_tiles_equal_the_whole_where_the_model_is_local(tmp_path: Path, routing:
     difference = difference - np.median(difference)  # another sample of tiles is another constant shift
     if routing == "shared":
         assert np.abs(difference).max() < 1e-5
-        assert abs(gradients_at_seams(tiled, starts) / gradients_at_seams(piece, starts) - 1) < 0.001
+        assert abs(gradients_at_seams(tiled[:, :400], starts) / gradients_at_seams(piece[:, :400], starts) - 1) < 0.001
     else:
         assert np.abs(difference).max() > 0.01  # the model's level follows each tile: the fixture can tell them apart
 
