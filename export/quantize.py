@@ -1,0 +1,272 @@
+"""Static INT8 in QDQ form through onnxruntime.quantization: u8 activations, s8 weights per output channel.
+
+Weights use 7 of their 8 bits by default: on x86 CPUs without VNNI the 16-bit intermediate sums of u8 x s8 kernels
+saturate otherwise (255 * 127 * 2 > 32767, while 255 * 64 * 2 fits), and an artefact must be right on every CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, numpy_helper
+
+from clusir.errors import CalibrationError, ExportError
+from clusir.export.quantize_bias import add_zero_biases, correct_biases
+from clusir.export.quantize_graph import Graph, Layer, load_graph
+from clusir.export.quantize_ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
+from clusir.spec import ModelSpec
+
+__all__ = ["QuantizeConfig", "QuantizeReport", "Quantizer", "quantize_int8", "write_atomically"]
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """``clipping``: ``minmax``, ``percentile`` or ``mse``. ``reduce_range``: 7-bit weights, right on every CPU.
+
+    ``bias_correction`` takes the mean of each weight's rounding error back out through the bias. ``manifest_sha256`` is
+    that of the calibration set and is written into the artefact.
+    """
+
+    clipping: str = "minmax"
+    reduce_range: bool = True
+    per_channel: bool = True
+    bias_correction: bool = True
+    manifest_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.clipping not in CLIPPING:
+            raise ExportError(f"clipping {self.clipping!r} is not one of {', '.join(CLIPPING)}")
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What became of each layer. ``kept``: layer name to the reason it stays in float. Sizes in bytes."""
+
+    engine: str
+    quantised: tuple[str, ...]
+    kept: dict[str, str]
+    bytes_fp32: int
+    bytes_int8: int
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_ratio(self) -> float:
+        return self.bytes_int8 / self.bytes_fp32
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "quantised": list(self.quantised),
+            "notes": list(self.notes),
+            "size_ratio": self.size_ratio,
+        }
+
+    def to_markdown(self) -> str:
+        lines = [
+            f"INT8 by {self.engine}: {len(self.quantised)} layers in integers, {len(self.kept)} in float; "
+            f"{self.bytes_int8 / 1e6:.2f} MB against {self.bytes_fp32 / 1e6:.2f} MB ({self.size_ratio:.2f}x).",
+            "",
+            "| kept in float | why |",
+            "|---|---|",
+            *(f"| `{name}` | {why} |" for name, why in self.kept.items()),
+        ]
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
+
+
+class Quantizer:
+    """One float32 graph with its ranges, from which INT8 variants with different float layers are cut quickly.
+
+    ``source``: model.onnx or model.tile.onnx. ``under_served``: (level, expert) pairs that calibration hardly reached;
+    their layers stay in float, and so do those that all experts of the level share. Raises CalibrationError where such
+    an expert's layers cannot be told from the rest, and on activations that are not finite.
+    """
+
+    def __init__(
+        self,
+        source: Path | ModelProto,
+        calibration: Calibration,
+        config: QuantizeConfig | None = None,
+        under_served: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        self.config = config or QuantizeConfig()
+        original = load_graph(source)
+        self.graph: Graph = load_graph(add_zero_biases(original)) if self.config.bias_correction else original
+        self.bytes_fp32 = original.model.ByteSize()
+        layers = self.graph.layers()
+        owners = owners_of(self.graph, layers)
+        self.layers: list[Layer] = self._keep_under_served(layers, set(under_served))
+        tensors = self._tensors()
+        self.ranges: dict[str, TensorRange] = collect_ranges(
+            self.graph, tensors, calibration, owners, self.config.clipping
+        )
+        self.layers = [
+            replace(layer, keep="its expert saw no calibration crop")
+            if not layer.keep and not self._touched(layer) <= self.ranges.keys()
+            else layer
+            for layer in self.layers
+        ]
+
+    @property
+    def candidates(self) -> list[Layer]:
+        """Layers that may become integers."""
+        return [layer for layer in self.layers if not layer.keep]
+
+    def build(self, float_layers: Iterable[str] = ()) -> ModelProto:
+        """The INT8 model with ``float_layers`` (layer names) left in float besides those that always are."""
+        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization.calibrate import TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        names = set(float_layers)
+        chosen = [layer for layer in self.candidates if layer.name not in names]
+        model = ModelProto()
+        model.CopyFrom(self.graph.model)
+        if chosen:
+            wanted = {tensor for layer in chosen for tensor in self._touched(layer)}
+            data = {
+                name: TensorData(lowest=np.float32(found.low), highest=np.float32(found.high))
+                for name, found in self.ranges.items()
+                if name in wanted
+            }
+            nodes = {layer.node for layer in chosen}
+            nodes |= {relu.name for layer in chosen if (relu := self._relu_behind(layer)) is not None}
+            quantizer = QDQQuantizer(
+                model,
+                self.config.per_channel,
+                self.config.reduce_range,
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                TensorsData(CalibrationMethod.MinMax, data),
+                sorted(nodes),
+                [],
+                ["Conv", "ConvTranspose", "Relu"],
+                {"ActivationSymmetric": False, "WeightSymmetric": True},
+            )
+            level = logging.getLogger().level
+            logging.getLogger().setLevel(logging.ERROR)
+            try:
+                quantizer.quantize_model()
+            finally:
+                logging.getLogger().setLevel(level)
+            quantizer.model.topological_sort()
+            model = quantizer.model.model
+            if self.config.bias_correction:
+                correct_biases(model, self.graph, {layer.name: layer for layer in chosen}, self.ranges)
+        self._finish(model, len(chosen))
+        return model
+
+    def report(self, model: ModelProto, float_layers: dict[str, str] | None = None) -> QuantizeReport:
+        """``float_layers``: layers left in float on top, with the reason."""
+        kept = {layer.name: layer.keep for layer in self.layers if layer.keep} | (float_layers or {})
+        quantised = tuple(layer.name for layer in self.layers if layer.name not in kept)
+        config = asdict(self.config)
+        return QuantizeReport("onnxruntime", quantised, kept, self.bytes_fp32, model.ByteSize(), config)
+
+    def _keep_under_served(self, layers: list[Layer], under_served: set[tuple[int, int]]) -> list[Layer]:
+        told = {layer.expert for layer in layers if layer.expert is not None}
+        for level, expert in sorted(under_served):
+            if (level, expert) not in told and (level, -1) not in told:
+                raise CalibrationError(
+                    f"expert {expert} of level {level + 1} saw too few calibration crops and its layers cannot be told "
+                    "apart by name; give more varied photos with --calibration"
+                )
+        keep = {
+            pair: f"expert {pair[1]} of level {pair[0] + 1} is under-served by calibration" for pair in under_served
+        }
+        shared = {(level, -1): why for (level, _), why in sorted(keep.items(), reverse=True)}
+        reasons = shared | keep
+        return [
+            replace(layer, keep=reasons[layer.expert])
+            if not layer.keep and layer.expert is not None and layer.expert in reasons
+            else layer
+            for layer in layers
+        ]
+
+    def _relu_behind(self, layer: Layer) -> onnx.NodeProto | None:
+        """The ReLU that alone reads the layer: the range of its output, which starts at 0, absorbs it."""
+        output = self._node(layer).output[0]
+        readers = self.graph.consumers.get(output, [])
+        alone = len(readers) == 1 and readers[0].op_type == "Relu" and output not in self.graph.outputs
+        return readers[0] if alone else None
+
+    def _node(self, layer: Layer) -> onnx.NodeProto:
+        return next(node for node in self.graph.consumers[layer.name] if node.name == layer.node)
+
+    def _touched(self, layer: Layer) -> set[str]:
+        node, relu = self._node(layer), self._relu_behind(layer)
+        return {node.input[0], node.output[0], *(relu.output if relu is not None else ())}
+
+    def _tensors(self) -> list[str]:
+        return sorted({tensor for layer in self.candidates for tensor in self._touched(layer)})
+
+    def _finish(self, model: ModelProto, quantised: int) -> None:
+        """Metadata (spec with its precision, how it was made), then the checker."""
+        del model.graph.value_info[:]
+        notes = {"engine": "onnxruntime", "layers": quantised, **asdict(self.config)}
+        if self.graph.spec is not None:
+            stamp(
+                model,
+                replace(self.graph.spec, precision="int8"),
+                {"clusir.quantisation": json.dumps(notes, sort_keys=True)},
+            )
+        onnx.checker.check_model(model)
+
+
+def stamp(model: ModelProto, spec: ModelSpec, more: dict[str, str]) -> None:
+    """Replace the model's metadata by ``spec`` and ``more``; keys of others stay."""
+    mine = spec.to_metadata() | more
+    entries = {entry.key: entry.value for entry in model.metadata_props} | mine
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
+
+
+def write_atomically(model: ModelProto, path: Path) -> None:
+    """Write beside the target first, then rename: no half file is ever seen."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(model.SerializeToString())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def quantize_int8(
+    model_path: Path,
+    out_path: Path,
+    calibration: Calibration,
+    config: QuantizeConfig | None = None,
+    *,
+    under_served: Iterable[tuple[int, int]] = (),
+    float_layers: dict[str, str] | None = None,
+) -> QuantizeReport:
+    """Quantise the float32 graph at ``model_path`` (whole or tile) to ``out_path``.
+
+    ``calibration`` holds feeds for this very graph (see ``quantize_data.calibrate``); ``float_layers``: layer name to
+    the reason why it stays in float. Inputs and outputs stay float32. Raises CalibrationError, ExportError.
+    """
+    quantizer = Quantizer(model_path, calibration, config, under_served)
+    model = quantizer.build(float_layers or ())
+    write_atomically(model, out_path)
+    return quantizer.report(model, float_layers)
+
+
+def quantised_weights(model: ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each integer weight: int8 values and per-channel scales, by the name of the float weight."""
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    suffix = "_quantized"
+    return {
+        name.removesuffix(suffix): (
+            numpy_helper.to_array(tensor),
+            np.atleast_1d(numpy_helper.to_array(arrays[name.removesuffix(suffix) + "_scale"])),
+        )
+        for name, tensor in arrays.items()
+        if name.endswith(suffix) and tensor.data_type == onnx.TensorProto.INT8
+    }

@@ -1,0 +1,201 @@
+"""Which layers of a graph may become integers, which must not, and whose expert each one is.
+
+A *layer* is a convolution with constant weights; its name is that of its weight tensor, which the whole, the tile and
+the simplified graph of a network share (node names they do not).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from clusir.errors import ExportError
+from clusir.spec import ModelSpec
+
+__all__ = ["Graph", "Layer", "load_graph", "metadata_of"]
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
+_ONE_EXPERT = re.compile(r"^(?:experts\.)?(\d+)\.")
+_ROUTER = re.compile(r"(?:^|\.)(?:router|gate_net|pcgrm)s?(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution. ``block`` is the module path of its weight less the last part, for totals per block.
+
+    ``macs`` counts multiply-accumulates for one picture (0 where the size is not static). ``expert`` is (level, e);
+    e = -1 for a layer that all experts of the level share. ``keep``: why the layer must stay in float, or empty.
+    """
+
+    name: str
+    node: str
+    weight_shape: tuple[int, ...]
+    macs: int
+    expert: tuple[int, int] | None = None
+    keep: str = ""
+
+    @property
+    def block(self) -> str:
+        return self.name.rsplit(".", 2)[0] if self.name.count(".") >= 2 else self.name
+
+    @property
+    def weights(self) -> int:
+        return int(np.prod(self.weight_shape))
+
+
+@dataclass
+class Graph:
+    """A model with its wiring: ``model`` has named nodes and inferred shapes; initialisers by name."""
+
+    model: ModelProto
+    spec: ModelSpec | None
+    initialisers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    producer: dict[str, NodeProto] = field(default_factory=dict)
+    consumers: dict[str, list[NodeProto]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.initialisers = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            for name in node.output:
+                self.producer[name] = node
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            dims = value.type.tensor_type.shape.dim
+            self.shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)
+
+    @property
+    def inputs(self) -> list[str]:
+        return [value.name for value in self.model.graph.input if value.name not in self.initialisers]
+
+    @property
+    def outputs(self) -> list[str]:
+        return [value.name for value in self.model.graph.output]
+
+    def weight(self, name: str) -> np.ndarray:
+        return numpy_helper.to_array(self.initialisers[name])
+
+    def convolutions(self) -> list[NodeProto]:
+        """Convolutions with constant weights, in the graph's order."""
+        return [n for n in self.model.graph.node if n.op_type in _CONVOLUTIONS and n.input[1] in self.initialisers]
+
+    def layers(self) -> list[Layer]:
+        """All convolutions in order, with their cost, their expert, and the reason to keep them in float if any."""
+        nodes = self.convolutions()
+        names = {node.name for node in nodes}
+        last = self._last(names)
+        router = self._router_nodes()
+        experts = self._experts([node.input[1] for node in nodes])
+        layers = []
+        for node in nodes:
+            name, shape = node.input[1], self.shapes.get(node.output[0], ())
+            area = int(np.prod(shape[2:])) if len(shape) > 2 and min(shape[2:]) > 0 else 0
+            keep = ""
+            if node.name in router or _ROUTER.search(name):
+                keep = "router"
+            elif not names & self._ancestors(node.input[:1], set()):
+                keep = "first convolution"
+            elif node.name in last:
+                keep = "last convolution"
+            elif area == 1:
+                keep = "acts on one vector per picture"
+            dims = tuple(self.initialisers[name].dims)
+            macs = int(np.prod(dims)) * area
+            layers.append(Layer(name, node.name, dims, macs, experts.get(name), keep))
+        return layers
+
+    def _main_output(self) -> list[str]:
+        name = self.spec.output_name if self.spec is not None else ""
+        return [name if name in self.outputs else self.outputs[0]]
+
+    def _last(self, convolutions: set[str]) -> set[str]:
+        """Names of the convolutions with no other between them and the restored picture."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        stack = self._main_output()
+        while stack:
+            node = self.producer.get(stack.pop())
+            if node is None or node.name in seen:
+                continue
+            seen.add(node.name)
+            if node.name in convolutions:
+                found.add(node.name)
+            else:
+                stack.extend(node.input)
+        return found
+
+    def _router_nodes(self) -> set[str]:
+        """Nodes that reach the picture only through a level's posterior, gate or expert probability."""
+        cut: set[str] = set()
+        for output in ("posterior", "gate", "expert_probability"):
+            node = self.producer.get(output)
+            if node is not None:
+                cut |= {output, *(node.input if node.op_type == "Concat" else ())}
+        if not cut:
+            return set()
+        routing = self._ancestors(cut, set())
+        return routing - self._ancestors(self._main_output(), cut)
+
+    def _ancestors(self, start: Iterable[str], cut: set[str]) -> set[str]:
+        names: set[str] = set()
+        stack = [tensor for tensor in start if tensor not in cut] if cut else list(start)
+        while stack:
+            node = self.producer.get(stack.pop())
+            if node is None or node.name in names:
+                continue
+            names.add(node.name)
+            stack.extend(tensor for tensor in node.input if tensor not in cut)
+        return names
+
+    def _experts(self, weights: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(level, expert) by weight name: levels are the blocks of experts in the graph's order."""
+        blocks: list[str] = []
+        found: dict[str, tuple[int, int]] = {}
+        for name in weights:
+            match = _EXPERTS.match(name)
+            if match is None:
+                continue
+            if match["block"] not in blocks:
+                blocks.append(match["block"])
+            one = _ONE_EXPERT.match(match["inside"])
+            found[name] = (blocks.index(match["block"]), int(one[1]) if one else -1)
+        return found
+
+
+def metadata_of(model: ModelProto) -> dict[str, str]:
+    """The model's ``metadata_props`` as a dictionary."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def load_graph(source: Path | ModelProto) -> Graph:
+    """Read an ONNX model (external data beside it included), name its nodes, infer shapes.
+
+    Raises ExportError where the file is not a model, or holds branches: integers are made of the dense form only.
+    """
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+    else:
+        try:
+            model = onnx.load(source)
+        except Exception as error:  # protobuf's errors have no common base that is public
+            raise ExportError(f"{source} cannot be read as an ONNX model ({error}); export it again") from error
+    if any(node.op_type == "If" for node in model.graph.node):
+        raise ExportError("the graph runs its experts in branches (If); quantise the dense form: --router dense")
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+    metadata = metadata_of(model)
+    spec = ModelSpec.from_metadata(metadata) if "clusir.spec_version" in metadata else None
+    return Graph(onnx.shape_inference.infer_shapes(model), spec)
