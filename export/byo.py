@@ -1,0 +1,251 @@
+"""Bring your own model: somebody else's PyTorch restorer as a validated ONNX file.
+
+``clusir-export --onnx --module package.module:factory --input 1x3x128x128``: the factory returns an ``nn.Module`` that
+maps a picture (BxCxHxW, 0..1) to the restored picture. Routed blocks are described beside the factory with
+``clusir.export.moe_registry.register_moe``; nothing of the user's code is edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from clusir.errors import ExportError, UnsupportedModelError, UsageError
+from clusir.export.base import Pipeline
+from clusir.export.byo_checks import check_function
+from clusir.export.byo_sizes import size_rule, validation_sizes
+from clusir.export.byo_tracing import TracedModel, trace_module
+from clusir.export.byo_validate import Agreement, probes, validate
+from clusir.export.coverage import check_program
+from clusir.export.fft_lowering import FORMS, Form, translation_table
+from clusir.export.moe_registry import DensifyRegistered, dense_blocks
+from clusir.export.onnx_writer import OPSET, name_axes, quiet_exporter
+from clusir.export.simplify import AttachMetadata, CheckStandard, SimplifyGraph
+from clusir.spec import ModelSpec, SizeRequirements
+
+__all__ = ["ModuleExport", "declare_unused", "export_module", "load_factory", "parse_input"]
+
+_UNUSED: list[str] = []
+
+
+@dataclass(frozen=True)
+class ModuleExport:
+    """What was written and what was verified. ``notes`` are sentences for the report."""
+
+    path: Path
+    spec: ModelSpec
+    sizes: tuple[tuple[int, int], ...]
+    agreements: tuple[Agreement, ...]
+    routes: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...]
+
+
+def declare_unused(*patterns: str) -> None:
+    """Say that parameters whose names match one of the regular expressions (from the start) never take part.
+
+    Such weights (a head of the training, a leftover block) are otherwise taken for experts that the trace has lost.
+    """
+    _UNUSED.extend(patterns)
+
+
+def parse_input(text: str) -> tuple[int, int, int, int]:
+    """``"1x3x128x128"`` -> (1, 3, 128, 128). Raises UsageError for anything that is not BxCxHxW with C of 1 or 3."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", text.strip())
+    if not match:
+        raise UsageError(f"--input {text!r} is not BxCxHxW, for example 1x3x128x128")
+    batch, channels, height, width = (int(g) for g in match.groups())
+    if batch < 1 or channels not in (1, 3) or not (8 <= height <= 4096 and 8 <= width <= 4096):
+        raise UsageError(f"--input {text!r}: batch at least 1, 1 or 3 channels, height and width within 8..4096")
+    return batch, channels, height, width
+
+
+def load_factory(spec: str) -> nn.Module:
+    """``"package.module:factory"`` -> the module that the factory returns, in eval mode on the CPU, float32.
+
+    The current folder is searched first. Raises UsageError where the name is malformed or leads nowhere, and
+    UnsupportedModelError where the factory fails or returns something else.
+    """
+    name, _, attribute = spec.partition(":")
+    if not name or not attribute:
+        raise UsageError(f"--module {spec!r} is not package.module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path") from error
+    if isinstance(found, nn.Module):
+        model: Any = found
+    else:
+        try:
+            model = found()
+        except Exception as error:
+            raise UnsupportedModelError(f"--module {spec!r}: the factory raised {type(error).__name__}: {error}") from error
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"--module {spec!r} returns TorchScript, which holds only the route that it was traced with; return the nn.Module"
+        )
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"--module {spec!r} returns {type(model).__name__}, not a torch.nn.Module")
+    return model.cpu().float().eval().requires_grad_(False)
+
+
+def export_module(
+    factory: str | nn.Module,
+    input_shape: str | Sequence[int],
+    out: str | Path,
+    *,
+    dft: Form = "auto",
+    router: str = "dense",
+) -> ModuleExport:
+    """Export, validate and only then write ``out`` (one ONNX file, opset 18, input ``image``, output ``restored``).
+
+    ``factory`` is ``"package.module:factory"`` or a module; ``input_shape`` BxCxHxW is the size to trace at; height,
+    width and batch stay dynamic where the code allows. With described routed blocks the file has a second output
+    ``gate`` (Bx the sum of experts). ``router="conditional"`` puts experts into branches. Raises UsageError for bad
+    arguments, UnsupportedModelError (with the line) for code that cannot be exported, ValidationError where the file
+    disagrees with PyTorch.
+    """
+    shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
+    if dft not in FORMS:
+        raise UsageError(f"--dft {dft!r} is not one of {', '.join(FORMS)}")
+    if router not in ("dense", "conditional"):
+        raise UsageError(f"--router {router!r} is not dense or conditional")
+    out = Path(out)
+    user = load_factory(factory) if isinstance(factory, str) else factory.eval()
+    _, channels, height, width = shape
+    pipeline: Pipeline[Any] = Pipeline([DensifyRegistered()])
+    dense = pipeline.run(user)
+    notes = list(check_function(user, dense, probes(max(2, shape[0]), channels, height, width)))
+    routes = _routes(dense, probes(24, channels, height, width))
+    if routes and len(set(routes)) == 1:
+        notes.append("all probe pictures took one route; the other experts were verified by forcing them")
+    traced = trace_module(dense, _sample(shape, squareless=True))
+    if not traced.dynamic_size:
+        traced = trace_module(dense, _sample(shape, squareless=False))
+    notes += traced.notes
+    check_program(traced.original, _UNUSED, prefix="model.")
+    model, gates = _write(traced, dft)
+    spec = _spec(factory, traced, shape, dft, router)
+    steps = Pipeline([SimplifyGraph(), CheckStandard(allow_dft=dft == "op"), *_router_passes(router)])
+    model = steps.run(model)
+    notes += [f"{r.name}: {'; '.join(r.notes)}" for r in steps.records]
+    sizes = validation_sizes(spec.size, height, width) if traced.dynamic_size else [(height, width)]
+    model = AttachMetadata(spec).apply(model).model
+    agreements = validate(
+        model, user, dense, sizes, gates, channels=channels, batch=None if traced.dynamic_batch else shape[0]
+    )
+    model = _join_gates(model, gates)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    onnx.save_model(model, str(part))
+    os.replace(part, out)
+    return ModuleExport(out, spec, tuple(sizes), tuple(agreements), tuple(sorted(set(routes))), tuple(notes))
+
+
+def _router_passes(router: str) -> list[Any]:
+    if router == "dense":
+        return []
+    from clusir.export.conditional import BranchExperts
+
+    return [BranchExperts()]
+
+
+def _sample(shape: tuple[int, int, int, int], *, squareless: bool) -> Tensor:
+    """A picture to trace with. A square one would let the tracer believe that height and width are the same thing."""
+    batch, channels, height, width = shape
+    if squareless and height == width:
+        width += 64 if width % 64 == 0 else width
+    return probes(max(batch, 1), channels, height, width)
+
+
+@torch.no_grad()
+def _routes(dense: nn.Module, pictures: Tensor) -> list[tuple[int, ...]]:
+    """For each picture, the expert with the largest gate in every described block."""
+    blocks = dense_blocks(dense)
+    if not blocks:
+        return []
+    routes = []
+    for picture in pictures:
+        for block in blocks:
+            block.gates.clear()
+        dense(picture[None])
+        routes.append(tuple(int(g.reshape(1, g.shape[1], -1).mean(2).argmax()) for b in blocks for g in b.gates))
+    return routes
+
+
+def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
+    count = len(traced.program.graph_signature.user_outputs)
+    gates = [f"gate_{i}" for i in range(count - 1)]
+    with quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                traced.program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["restored", *gates],
+                custom_translation_table=translation_table(dft),
+                verbose=False,
+            )
+        except Exception as error:
+            while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+                error = error.__cause__
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UnsupportedModelError(f"torch.onnx.export refused the traced model: {reason}") from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned no program")
+    model = program.model_proto
+    name_axes(model)
+    return model, gates
+
+
+def _spec(
+    factory: str | nn.Module, traced: TracedModel, shape: tuple[int, int, int, int], dft: Form, router: str
+) -> ModelSpec:
+    _, channels, height, width = shape
+    if not traced.dynamic_size:
+        if height != width:
+            raise UnsupportedModelError(
+                f"the model's code fixes the size, and {height}x{width} is no square tile; give --input a square size"
+            )
+        size = SizeRequirements(multiple_of=1, minimum=1, static_px=height)
+        tile = height
+    else:
+        size = size_rule(traced.original, channels, *traced.traced_size)
+        tile = size.padded(min(256, max(height, width)))
+    name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
+    return ModelSpec(
+        name=name, size=size, tile_px=tile, halo_px=min(16, (tile - 1) // 4), channels=channels, router_form=router,
+        dft_form=dft,
+    )
+
+
+def _join_gates(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto:
+    """Replace the outputs ``gate_0``, ``gate_1``, ... by one output ``gate``, BxsumE; gates per pixel are dropped."""
+    if not gates:
+        return model
+    outputs = {o.name: o for o in model.graph.output}
+    flat = [g for g in gates if len(outputs[g].type.tensor_type.shape.dim) == 2]
+    kept = [o for o in model.graph.output if o.name not in gates]
+    if flat:
+        model.graph.node.append(onnx.helper.make_node("Concat", flat, ["gate"], name="join_gates", axis=1))
+        total = sum(outputs[g].type.tensor_type.shape.dim[1].dim_value for g in flat)
+        batch = outputs[flat[0]].type.tensor_type.shape.dim[0]
+        size: int | str = batch.dim_param if batch.HasField("dim_param") else batch.dim_value
+        kept.append(onnx.helper.make_tensor_value_info("gate", onnx.TensorProto.FLOAT, [size, total]))
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    return model

@@ -1,0 +1,267 @@
+"""Somebody else's model as a traced program with dynamic height and width.
+
+Three things stop ``torch.export`` on published restorers although the network itself is an ordinary function of the
+picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), assignments to
+a window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n`` computed by the network), and
+loops over the batch. The first two are replaced while tracing by forms that trace (:class:`_Traceable`), without
+touching the user's code; the third keeps its batch size. Everything else that depends on data is refused with the line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clusir.errors import ClusirError, UnsupportedModelError
+from clusir.export.byo_checks import first_tensor
+from clusir.export.complex_lowering import lower_complex
+from clusir.export.moe_registry import dense_blocks
+from clusir.export.user_code import calling_user_line, innermost_user_line, line_of_node
+
+__all__ = ["TracedModel", "trace_module"]
+
+_ADVICE = (
+    "describe the routed block with clusir.export.moe_registry.register_moe (experts, gate, how to combine), "
+    "see docs/bring-your-own-model.md"
+)
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A traced program and what its trace fixed: whether batch, height and width stayed dynamic.
+
+    ``program`` is free of complex tensors; ``original`` is the trace before that, whose guards say which sizes it is for.
+    """
+
+    program: torch.export.ExportedProgram
+    original: torch.export.ExportedProgram
+    dynamic_batch: bool
+    dynamic_size: bool
+    traced_size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def trace_module(module: nn.Module, image: Tensor) -> TracedModel:
+    """Trace an eval-mode module of one image input (float32, BxCxHxW) with dynamic batch, height and width.
+
+    Where the code fixes the batch (a Python loop over it) or the size, the trace is repeated with that axis static and
+    a note says so. Raises UnsupportedModelError, with file and line, where control flow depends on pixel values.
+    """
+    auto = torch.export.Dim.AUTO
+    pair = torch.cat([image, image.flip(-1)]) if image.shape[0] == 1 else image
+    attempts: list[tuple[Tensor, tuple[int, ...]]] = [(pair, (0, 2, 3))]
+    notes: list[str] = []
+    while attempts:
+        sample, axes = attempts.pop(0)
+        dynamic = dict.fromkeys(axes, auto)
+        program = _trace_once(module, sample, dynamic)
+        fixed = [axis for axis in axes if not _free(_input_shape(program)[axis])]
+        if not fixed:
+            with _quiet(), torch.no_grad():
+                lowered = lower_complex(program, sample, dynamic)
+            return TracedModel(lowered, program, 0 in axes, 2 in axes, (image.shape[2], image.shape[3]), tuple(notes))
+        if 0 in fixed:
+            notes.append(f"the model's code fixes the batch: exported with batch {image.shape[0]}")
+        if 2 in fixed or 3 in fixed:
+            notes.append(f"the model's code fixes the size: exported for {image.shape[2]}x{image.shape[3]} only")
+        wanted = tuple(axis for axis in axes if not (axis in fixed or (axis > 1 and {2, 3} & set(fixed))))
+        attempts = [(pair if 0 in wanted else image, wanted)]
+    raise AssertionError("a trace without dynamic axes fixes none")  # pragma: no cover
+
+
+def _trace_once(module: nn.Module, sample: Tensor, dynamic: dict[int, Any]) -> torch.export.ExportedProgram:
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(_Wrapper(module), (sample,), dynamic_shapes=(dynamic,), strict=False)
+        except ClusirError:
+            raise
+        except Exception as error:
+            raise _explain(error) from error
+        _refuse_data_dependent_shapes(program)
+        return program
+
+
+def _explain(error: Exception) -> UnsupportedModelError:
+    line = innermost_user_line(error.__traceback__)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in reason or "data dependent" in reason:
+        return UnsupportedModelError(
+            f"{line}: what runs here depends on the picture, a trace would keep one route: {_ADVICE}"
+        )
+    return UnsupportedModelError(f"{line}: torch.export cannot trace this ({kind}: {reason[:200]}); {_ADVICE}")
+
+
+def _refuse_data_dependent_shapes(program: torch.export.ExportedProgram) -> None:
+    """A tensor whose size depends on pixel values (``nonzero``, ``x[mask]``) is the mark of undescribed routing."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            symbols = getattr(getattr(item, "node", None), "expr", None) if isinstance(item, torch.SymInt) else None
+            sizes = list(item.shape) if isinstance(item, Tensor) else []
+            found = set().union(*(_free(s) for s in sizes)) | (_free(item) if symbols is not None else set())
+            if any(str(s).startswith(("u", "zuf")) for s in found):
+                raise UnsupportedModelError(
+                    f"{line_of_node(node)}: the size of this tensor depends on the picture: {_ADVICE}"
+                )
+
+
+def _free(size: Any) -> set[Any]:
+    """The symbols of a size; none for a number, also where the trace has pinned a symbol to one."""
+    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
+
+
+def _input_shape(program: torch.export.ExportedProgram) -> Sequence[Any]:
+    name = program.graph_signature.user_inputs[0]
+    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
+    shape: Sequence[Any] = node.meta["val"].shape
+    return shape
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch prints the half-traced graph on a data-dependent failure; the refusal says it in one line."""
+    loggers = [logging.getLogger(n) for n in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _Wrapper(nn.Module):
+    """The user's model with :class:`_Traceable` around its forward (inside torch.export's own mode, hence first)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The restored picture, then the gate of every call of a described block."""
+        blocks = dense_blocks(self.model)
+        for block in blocks:
+            block.gates.clear()
+        with _Traceable():
+            restored = first_tensor(self.model(image))
+        gates = [gate for block in blocks for gate in block.gates]
+        for block in blocks:
+            block.gates = []
+        return (restored, *gates)
+
+
+class _Traceable(TorchFunctionMode):
+    """Replaces calls that would fix a symbolic size, or read a tensor, by forms with the same values that trace."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.fft.fftfreq, torch.fft.rfftfreq) and isinstance(
+            _argument(args, kwargs, 0, "n"), torch.SymInt
+        ):
+            return _frequencies(func is torch.fft.rfftfreq, *args, **kwargs)
+        if func is torch.linspace and isinstance(_argument(args, kwargs, 2, "steps"), torch.SymInt):
+            return _linspace(*args, **kwargs)
+        if func is Tensor.__setitem__ and _window_of_symbols(args[1]):
+            return _assign_window(*args)
+        if func is Tensor.__getitem__ and any(_holds_tensor(i) for i in _as_tuple(args[1])):
+            raise UnsupportedModelError(
+                f"{calling_user_line()}: a window cut out with bounds that the network computes has no fixed shape; "
+                "multiply by a mask instead"
+            )
+        return func(*args, **kwargs)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _frequencies(half: bool, n: Any, d: float = 1.0, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+    """torch.fft.fftfreq / rfftfreq of a symbolic length: integers, folded at the middle, over n d."""
+    dtype = dtype or torch.get_default_dtype()
+    if half:
+        bins = torch.arange(n // 2 + 1, device=device)
+    else:
+        bins = torch.arange(n, device=device)
+        bins = torch.where(bins < (n + 1) // 2, bins, bins - n)
+    return bins.to(dtype) / (n * d)
+
+
+def _linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+    """torch.linspace of a symbolic number of steps (at least 2)."""
+    ramp = torch.arange(steps, device=device).to(dtype or torch.get_default_dtype())
+    return ramp * ((end - start) / (steps - 1)) + start
+
+
+def _as_tuple(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _bounds(item: Any) -> tuple[Any, ...]:
+    return (item.start, item.stop, item.step) if isinstance(item, slice) else ()
+
+
+def _holds_tensor(item: Any) -> bool:
+    return any(isinstance(b, Tensor) for b in _bounds(item))
+
+
+def _window_of_symbols(index: Any) -> bool:
+    """Whether an index is made of integers, slices and an ellipsis only, with a bound that is symbolic or a tensor."""
+    items = _as_tuple(index)
+    plain = all(i is Ellipsis or isinstance(i, (int, torch.SymInt, slice)) and not isinstance(i, bool) for i in items)
+    return plain and any(isinstance(b, (Tensor, torch.SymInt)) for i in items for b in (*_bounds(i), i))
+
+
+def _assign_window(target: Tensor, index: Any, value: Any) -> None:
+    """``target[index] = value`` as a selection by a mask made of ranges; bounds may be symbols or one-element tensors."""
+    items = list(_as_tuple(index))
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (target.dim() - len(items) + 1)
+    inside: Any = None
+    dropped = 0
+    for dim, item in enumerate(items):
+        size = target.shape[dim]
+        if isinstance(item, slice) and item == slice(None):
+            continue
+        along = torch.arange(size, device=target.device)
+        if isinstance(item, slice):
+            if item.step not in (None, 1):
+                raise UnsupportedModelError(
+                    f"{calling_user_line()}: a window with a step and symbolic bounds; use step 1"
+                )
+            part = along >= _bound(item.start, 0, size)
+            part = part & (along < _bound(item.stop, size, size))
+        else:
+            part = along == _bound(item, 0, size)
+            dropped += 1
+        part = part.view((-1,) + (1,) * (target.dim() - dim - 1))
+        inside = part if inside is None else inside & part
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise UnsupportedModelError(
+            f"{calling_user_line()}: a tensor of many values is written to a window whose bounds are not plain numbers; "
+            "only one value can be written there"
+        )
+    value = value.reshape(()) if isinstance(value, Tensor) else torch.full((), value, dtype=target.dtype)
+    target.copy_(torch.where(inside, value.to(target.dtype), target))
+
+
+def _bound(bound: Any, default: Any, size: Any) -> Any:
+    """A slice bound as Python reads it: negative counts from the end; beyond the ends is the end."""
+    if bound is None:
+        return default
+    if isinstance(bound, Tensor):
+        bound = bound.reshape(()).to(torch.int64)
+        return torch.where(bound < 0, bound + size, bound)
+    return bound + size if bound < 0 else bound
