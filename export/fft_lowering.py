@@ -155,7 +155,7 @@ def _complex_to_real(value: Value, axis: int, mode: int, length: Any, rank: int,
 
 
 def _dynamic_cos_sin(rows: Value, columns: Value, n: Value, mode: int, dtype: Any) -> tuple[Value, Value]:
-    """cos and sin of 2 pi r c / n times the scale, built in the graph; ``rows``, ``columns``, ``n`` are int64 scalars."""
+    """cos and sin of 2 pi r c / n times the scale, built in the graph from int64 scalars."""
     zero, one = _int(0), _int(1)
     product = op.Mul(op.Unsqueeze(op.Range(zero, rows, one), [1]), op.Unsqueeze(op.Range(zero, columns, one), [0]))
     # Centred modulo: angles within half a turn have the smallest rounding error in float32.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["teach_registry", "takes_complex"]
+__all__ = ["takes_complex", "teach_registry"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "_clusir_takes_complex"
@@ -24,7 +24,7 @@ def takes_complex(function: F) -> F:
 
 
 def teach_registry() -> None:
-    """Makes torch's ONNX registry honour :func:`takes_complex`. Does nothing the second time, nor to other functions."""
+    """Makes torch's ONNX registry honour :func:`takes_complex`. Does nothing the second time."""
     from torch.onnx._internal.exporter import _registration
 
     register = _registration.ONNXRegistry.register_op
