@@ -1,6 +1,8 @@
 // The OpenVINO back end. OpenVINO throws; nothing of it leaves this file.
 #include <cctype>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <mutex>
 
 #include <openvino/openvino.hpp>
@@ -37,15 +39,32 @@ Shape shape_of(const ov::PartialShape& shape) {
     return result;
 }
 
+std::string onnx_bytes(const Source& source) {
+    std::string bytes;
+    if (source.bytes != nullptr) {
+        bytes.assign(static_cast<const char*>(source.bytes), source.size);
+    } else {
+        std::ifstream file(source.path, std::ios::binary);
+        bytes.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+        if (!file.good() && !file.eof()) bad_model(source.path + ": cannot be read");
+    }
+    if (!looks_like_onnx(bytes.data(), bytes.size())) bad_model(source.path + ": it is not an ONNX model, or not all of one");
+    return bytes;
+}
+
 class OpenVinoGraph final : public Graph {
 public:
     OpenVinoGraph(const Source& source, const BackendOptions& options) : path_(source.path) {
         std::shared_ptr<ov::Model> model;
+        const std::string target = device(options);
         try {
-            model = source.bytes != nullptr
-                        ? core().read_model(std::string(static_cast<const char*>(source.bytes), source.size), ov::Tensor())
-                        : core().read_model(source.path);
+            // An .xml has its weights in a file beside it. Everything else is read here and checked for being ONNX: OpenVINO
+            // would try the file with every format that it knows, and follow paths to external data.
+            const bool xml = source.bytes == nullptr && path_.size() > 4 && path_.compare(path_.size() - 4, 4, ".xml") == 0;
+            model = xml ? core().read_model(path_) : core().read_model(onnx_bytes(source), ov::Tensor());
             read(*model);
+        } catch (const Failure&) {
+            throw;
         } catch (const std::bad_alloc&) {
             throw;
         } catch (const std::exception& error) {
@@ -53,7 +72,7 @@ public:
         }
         try {
             fix_batch(*model);
-            compiled_ = core().compile_model(model, device(options), properties(options));
+            compiled_ = core().compile_model(model, target, properties(options));
         } catch (const std::bad_alloc&) {
             throw;
         } catch (const std::exception& error) {

@@ -149,13 +149,14 @@ void memory() {
     refused(clusir_open_memory(nullptr, 10, nullptr, 0, &right, &model), CLUSIR_INVALID_ARGUMENT, "no bytes");
     const auto junk = noise(5000);
     refused(clusir_open_memory(junk.data(), junk.size(), nullptr, 0, &right, &model), CLUSIR_BAD_MODEL, "noise");
-    for (std::size_t cut = 1; cut < tile.size(); cut += tile.size() / 23) {
+    for (std::size_t cut = 1; cut < tile.size(); cut += tile.size() / 11) {
         const clusir_status status = clusir_open_memory(tile.data(), cut, router.data(), router.size(), &right, &model);
         refused(status, CLUSIR_BAD_MODEL, "cut to " + std::to_string(cut) + " bytes");
     }
     // Flipped bytes may leave a model that opens; then it must run or fail, not crash.
     std::mt19937 random(11);
-    for (int round = 0; round < 60; ++round) {
+    const int rounds = backend == "openvino" ? 12 : 60;  // OpenVINO compiles every one of them
+    for (int round = 0; round < rounds; ++round) {
         auto flipped = tile;
         for (int i = 0; i < 3; ++i) flipped[random() % flipped.size()] ^= static_cast<std::uint8_t>(1U << (random() % 8));
         if (clusir_open_memory(flipped.data(), flipped.size(), router.data(), router.size(), &right, &model) != CLUSIR_OK) continue;
