@@ -93,7 +93,7 @@ class Graph:
         nodes = self.convolutions()
         names = {node.name for node in nodes}
         last = self._last(names)
-        router = self._router_nodes()
+        router = self.router_nodes()
         experts = self._experts([node.input[1] for node in nodes])
         layers = []
         for node in nodes:
@@ -113,15 +113,17 @@ class Graph:
             layers.append(Layer(name, node.name, dims, macs, experts.get(name), keep))
         return layers
 
-    def _main_output(self) -> list[str]:
+    @property
+    def main_output(self) -> str:
+        """The restored picture: the output that the metadata names, else the first."""
         name = self.spec.output_name if self.spec is not None else ""
-        return [name if name in self.outputs else self.outputs[0]]
+        return name if name in self.outputs else self.outputs[0]
 
     def _last(self, convolutions: set[str]) -> set[str]:
         """Names of the convolutions with no other between them and the restored picture."""
         found: set[str] = set()
         seen: set[str] = set()
-        stack = self._main_output()
+        stack = [self.main_output]
         while stack:
             node = self.producer.get(stack.pop())
             if node is None or node.name in seen:
@@ -133,7 +135,7 @@ class Graph:
                 stack.extend(node.input)
         return found
 
-    def _router_nodes(self) -> set[str]:
+    def router_nodes(self) -> set[str]:
         """Nodes that reach the picture only through a level's posterior, gate or expert probability."""
         cut: set[str] = set()
         for output in ("posterior", "gate", "expert_probability"):
@@ -143,7 +145,7 @@ class Graph:
         if not cut:
             return set()
         routing = self._ancestors(cut, set())
-        return routing - self._ancestors(self._main_output(), cut)
+        return routing - self._ancestors([self.main_output], cut)
 
     def _ancestors(self, start: Iterable[str], cut: set[str]) -> set[str]:
         names: set[str] = set()
