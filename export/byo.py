@@ -7,6 +7,7 @@ maps a picture (BxCxHxW, 0..1) to the restored picture. Routed blocks are descri
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -26,6 +27,7 @@ from clusir.export.byo_checks import check_function
 from clusir.export.byo_sizes import size_rule, validation_sizes
 from clusir.export.byo_tracing import TracedModel, trace_module
 from clusir.export.byo_validate import Agreement, probes, validate
+from clusir.export.complex_fft import aten_transforms, pair_translations
 from clusir.export.coverage import check_program
 from clusir.export.fft_lowering import FORMS, Form, translation_table
 from clusir.export.moe_registry import DensifyRegistered, dense_blocks
@@ -132,9 +134,10 @@ def export_module(
     routes = _routes(dense, probes(24, channels, height, width))
     if routes and len(set(routes)) == 1:
         notes.append("all probe pictures took one route; the other experts were verified by forcing them")
-    traced = trace_module(dense, _sample(shape, squareless=True))
-    if not traced.dynamic_size:
-        traced = trace_module(dense, _sample(shape, squareless=False))
+    with aten_transforms() if dft == "op" else contextlib.nullcontext():
+        traced = trace_module(dense, _sample(shape, squareless=True))
+        if not traced.dynamic_size:
+            traced = trace_module(dense, _sample(shape, squareless=False))
     notes += traced.notes
     check_program(traced.original, _UNUSED, prefix="model.")
     model, gates = _write(traced, dft)
@@ -197,7 +200,7 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=["restored", *gates],
-                custom_translation_table=translation_table(dft),
+                custom_translation_table=pair_translations(translation_table(dft)),
                 verbose=False,
             )
         except Exception as error:

@@ -1,13 +1,9 @@
 """Complex arithmetic of a traced program, rewritten as arithmetic on pairs of real tensors.
 
 ONNX has no complex tensors, so a program from ``torch.export`` that holds them is interpreted once more with every
-complex value carried as two real tensors (:class:`Pair`) and traced anew. What is left of complex numbers are the three
-Fourier primitives, each fenced in by ``view_as_complex``/``view_as_real``::
-
-    aten._fft_r2c -> view_as_real        view_as_complex(stack(re, im)) -> aten._fft_c2r / aten._fft_c2c
-
-so that the ONNX translation of a transform sees ``[..., 2]`` reals and nothing else. The result is an ordinary PyTorch
-module: it can be run and compared with the user's model before any ONNX file exists.
+complex value carried as two real tensors (:class:`Pair`) and traced anew. A Fourier transform becomes one of the three
+operators of ``complex_fft``, which take and return ``[..., 2]`` reals. The result is an ordinary PyTorch module without
+complex tensors: it can be run and compared with the user's model before any ONNX file exists.
 """
 
 from __future__ import annotations
@@ -20,24 +16,13 @@ import torch
 from torch import fx, nn
 
 from clusir.errors import UnsupportedModelError
+from clusir.export.complex_fft import FFT_HANDLERS
 from clusir.export.complex_ops import COMPONENTWISE, HANDLERS, Pair, as_pair, roll, safe_atan2
 from clusir.export.user_code import line_of_node
 
-__all__ = ["RealProgram", "fft_decompositions", "holds_complex", "lower_complex"]
+__all__ = ["RealProgram", "holds_complex", "lower_complex"]
 
-_ATEN = torch.ops.aten
 _REAL_REWRITES: dict[str, Callable[..., Any]] = {"roll": roll, "atan2": safe_atan2, "arctan2": safe_atan2}
-
-
-def fft_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The decompositions that bring every ``torch.fft`` call and ``einsum`` down to the three primitives and ``bmm``.
-
-    All other operators stay as they are, so that LayerNormalization, Gelu and the like keep their own ONNX operator.
-    """
-    table = torch.export.default_decompositions()
-    return {
-        op: table[op] for op in table if str(op).startswith(("aten.fft_", "aten.einsum", "aten.stft", "aten.istft"))
-    }
 
 
 def _value_is_complex(value: Any) -> bool:
@@ -60,6 +45,10 @@ def _name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target._schema.name).removeprefix("aten::")
     return ""
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _any_complex(args: Any) -> bool:
@@ -112,8 +101,8 @@ class _PairInterpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _name(target)
-        if name in ("_fft_r2c", "_fft_c2r", "_fft_c2c"):
-            return HANDLERS[name](*args, **kwargs)
+        if name in FFT_HANDLERS:
+            return FFT_HANDLERS[name](*args, **kwargs)
         if not (_any_complex(args) or _any_complex(kwargs) or name in ("complex", "polar", "view_as_complex")):
             rewrite = _REAL_REWRITES.get(name)
             return rewrite(*args, **kwargs) if rewrite else super().call_function(target, args, kwargs)
@@ -161,8 +150,9 @@ def lower_complex(
     ``image`` is the example input (BxCxHxW) and ``dynamic`` maps its dynamic axes to ``Dim.AUTO``. Raises
     UnsupportedModelError, naming the line of the user's code, for a complex operator that has no real form.
     """
-    flat = exported.run_decompositions(fft_decompositions())
-    if not holds_complex(flat.graph):
+    if not holds_complex(exported.graph):
         return exported
-    program = RealProgram(flat.module(check_guards=False))
+    if any(_writes(node) for node in exported.graph.nodes):
+        exported = exported.run_decompositions({})  # nothing is decomposed, but writes into views become functions
+    program = RealProgram(exported.module(check_guards=False))
     return torch.export.export(program, (image,), dynamic_shapes=(dynamic,), strict=False)

@@ -220,6 +220,12 @@ def _bilinear(product: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Pair]:
     return apply
 
 
+def _einsum(equation: str, operands: Sequence[Any], **_: Any) -> Pair:
+    if len(operands) != 2:
+        raise NotImplementedError("einsum of complex tensors takes two operands here")
+    return _bilinear(lambda a, b: torch.einsum(equation, a, b))(*operands)
+
+
 def _linear(x: Any, weight: Any, bias: Any = None) -> Pair:
     result = _bilinear(torch.nn.functional.linear)(x, weight)
     return result if bias is None else _add(result, bias)
@@ -296,24 +302,6 @@ def _join(a: Any) -> Tensor:
     return torch.stack([a.re, a.im], dim=-1)
 
 
-def _complex(a: Any) -> Tensor:
-    """A Pair as a complex tensor: only ever the operand of a Fourier primitive."""
-    return torch.view_as_complex(_join(a))
-
-
-def _r2c(x: Tensor, dim: Sequence[int], norm: int, onesided: bool) -> Pair:
-    return _split(torch.view_as_real(_ATEN._fft_r2c.default(x, dim, norm, onesided)))
-
-
-def _c2r(a: Any, dim: Sequence[int], norm: int, last_dim_size: Any) -> Tensor:
-    result: Tensor = _ATEN._fft_c2r.default(_complex(a), dim, norm, last_dim_size)
-    return result
-
-
-def _c2c(a: Any, dim: Sequence[int], norm: int, forward: bool) -> Pair:
-    return _split(torch.view_as_real(_ATEN._fft_c2c.default(_complex(a), dim, norm, forward)))
-
-
 def roll(x: Tensor, shifts: Sequence[Any] | Any, dims: Sequence[int] | Any = ()) -> Tensor:
     """``torch.roll`` as two slices and a concatenation per axis; shifts may be symbolic (``h // 2``), of any sign."""
     shifts = list(shifts) if isinstance(shifts, (list, tuple)) else [shifts]
@@ -328,9 +316,6 @@ def roll(x: Tensor, shifts: Sequence[Any] | Any, dims: Sequence[int] | Any = ())
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {
-    "_fft_r2c": _r2c,
-    "_fft_c2r": _c2r,
-    "_fft_c2c": _c2c,
     "add": _add,
     "sub": _sub,
     "rsub": lambda a, b, alpha=1: _sub(b, a, alpha),
@@ -366,6 +351,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "mm": _bilinear(torch.mm),
     "bmm": _bilinear(torch.bmm),
     "matmul": _bilinear(torch.matmul),
+    "einsum": _einsum,
     "linear": _linear,
     "conv1d": _convolve(torch.nn.functional.conv1d),
     "conv2d": _convolve(torch.nn.functional.conv2d),
@@ -391,12 +377,14 @@ HANDLERS: dict[str, Callable[..., Any]] = {
 }
 
 # Linear operators that act on the real and the imaginary part alike.
-COMPONENTWISE = frozenset(
-    """permute transpose t numpy_T view reshape view_as _unsafe_view _reshape_alias flatten unflatten slice select narrow
-    unsqueeze squeeze expand expand_as broadcast_to clone contiguous alias detach lift_fresh_copy lift_fresh cat concat
-    stack index index_select gather flip repeat tile repeat_interleave split split_with_sizes chunk tensor_split unbind
-    constant_pad_nd pad sum mean cumsum slice_scatter select_scatter copy index_put tril triu movedim moveaxis swapaxes
-    swapdims unfold diagonal upsample_nearest2d upsample_bilinear2d avg_pool2d adaptive_avg_pool2d reflection_pad2d
-    replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle squeeze_copy view_copy permute_copy
-    dropout native_dropout alias_copy""".split()
-)
+_LINEAR = """
+    permute transpose t numpy_T view reshape view_as _unsafe_view _reshape_alias flatten unflatten slice
+    select narrow unsqueeze squeeze expand expand_as broadcast_to clone contiguous alias detach
+    lift_fresh_copy lift_fresh cat concat stack index index_select gather flip repeat tile repeat_interleave
+    split split_with_sizes chunk tensor_split unbind constant_pad_nd pad sum mean cumsum slice_scatter
+    select_scatter copy index_put tril triu movedim moveaxis swapaxes swapdims unfold diagonal
+    upsample_nearest2d upsample_bilinear2d avg_pool2d adaptive_avg_pool2d reflection_pad2d replication_pad2d
+    pixel_shuffle pixel_unshuffle channel_shuffle squeeze_copy view_copy permute_copy dropout native_dropout
+    alias_copy
+"""
+COMPONENTWISE = frozenset(_LINEAR.split())
