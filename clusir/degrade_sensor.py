@@ -21,7 +21,8 @@ def quantise(image: Array) -> Array:
 
 def add_gaussian_noise(image: Array, sigma: float, rng: np.random.Generator) -> Array:
     """White Gaussian noise of standard deviation ``sigma``, in units of 1/255; unclipped."""
-    return image + np.float32(sigma / 255.0) * rng.standard_normal(image.shape, dtype=np.float32)
+    noisy: Array = image + np.float32(sigma / 255.0) * rng.standard_normal(image.shape, dtype=np.float32)
+    return noisy
 
 
 def add_poisson_gaussian_noise(image: Array, peak: float, read_sigma: float, rng: np.random.Generator) -> Array:
@@ -31,7 +32,8 @@ def add_poisson_gaussian_noise(image: Array, peak: float, read_sigma: float, rng
     here the difference is far below the 8-bit step, and it is ten times faster than drawing Poisson numbers.
     """
     variance = np.clip(image, 0.0, 1.0) / np.float32(peak) + np.float32((read_sigma / 255.0) ** 2)
-    return image + np.sqrt(variance) * rng.standard_normal(image.shape, dtype=np.float32)
+    noisy: Array = image + np.sqrt(variance) * rng.standard_normal(image.shape, dtype=np.float32)
+    return noisy
 
 
 def darken(image: Array, gain: float, gamma: float, noise_sigma: float, rng: np.random.Generator) -> Array:
@@ -46,4 +48,5 @@ def compress_jpeg(image: Array, quality: int, subsampling: int = 2) -> Array:
     picture = Image.fromarray(np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8))
     picture.save(buffer, "JPEG", quality=int(quality), subsampling=int(subsampling))
     with Image.open(buffer) as decoded:
-        return np.asarray(decoded, np.float32) / np.float32(255.0)
+        result: Array = np.asarray(decoded, np.float32) / np.float32(255.0)
+    return result

@@ -40,7 +40,8 @@ def add_rain(
         kernel = line_kernel(length, 90.0 + angle_deg, width_px=thickness)
         veil = np.maximum(veil, filter_image(seeds, kernel / kernel.max()))
     alpha = np.float32(strength) * np.clip(veil, 0.0, 1.0)
-    return image * (1 - alpha) + np.float32(_RAIN_BRIGHTNESS) * alpha
+    rainy: Array = image * (1 - alpha) + np.float32(_RAIN_BRIGHTNESS) * alpha
+    return rainy
 
 
 def depth_map(height: int, width: int, rng: np.random.Generator) -> Array:
@@ -58,7 +59,8 @@ def add_haze(image: Array, beta: float, airlight: tuple[float, float, float], rn
     """Koschmieder's law, I = J t + A (1 - t) with t = exp(-beta depth), over a synthetic depth map."""
     depth = depth_map(image.shape[0], image.shape[1], rng)
     transmission = np.exp(-np.float32(beta) * depth)[..., None]
-    return image * transmission + np.asarray(airlight, np.float32) * (1 - transmission)
+    hazy: Array = image * transmission + np.asarray(airlight, np.float32) * (1 - transmission)
+    return hazy
 
 
 def _smooth_field(height: int, width: int, rng: np.random.Generator) -> Array:
@@ -68,8 +70,7 @@ def _smooth_field(height: int, width: int, rng: np.random.Generator) -> Array:
     columns, wx = _lattice(width)
     upper = grid[rows][:, columns] * (1 - wx) + grid[rows][:, columns + 1] * wx
     lower = grid[rows + 1][:, columns] * (1 - wx) + grid[rows + 1][:, columns + 1] * wx
-    field: Array = upper * (1 - wy[:, None]) + lower * wy[:, None]
-    return field
+    return (upper * (1 - wy[:, None]) + lower * wy[:, None]).astype(np.float32)
 
 
 def _lattice(length: int) -> tuple[NDArray[np.intp], Array]:

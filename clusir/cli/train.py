@@ -1,0 +1,159 @@
+"""``clusir-train``: train or fine-tune the network on a folder of clean photos."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clusir.cli._common import command
+from clusir.errors import InterruptedRun, UsageError
+
+if TYPE_CHECKING:
+    from clusir.train import Progress, TrainConfig
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_budget(text: str) -> float:
+    """``90s``, ``45m``, ``1.5h`` or ``1h30m`` in seconds. Raises UsageError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise UsageError(f"time budget {text!r} is not understood; write for example 90s, 45m or 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a TOML or JSON file. Raises UsageError."""
+    import json
+    import tomllib
+
+    try:
+        text = path.read_text("utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config {path} cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"config {path} must hold a table of TrainConfig's fields")
+    return values
+
+
+def make_config(out: Path, resume: bool, file: Path | None, given: dict[str, Any]) -> TrainConfig:
+    """Options over the file over the run that is resumed over the defaults."""
+    from dataclasses import asdict
+
+    from clusir.train import TrainConfig, resumed_config
+
+    values: dict[str, Any] = asdict(resumed_config(out)) if resume else {}
+    values |= read_config(file) if file else {}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if "steps" in chosen or "seconds" in chosen:
+        values |= {"steps": 0, "seconds": 0.0}
+    return TrainConfig.from_dict(values | chosen)
+
+
+class _Display:
+    """A progress bar on a terminal; a line every hundred steps elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            BarColumn(), TextColumn("{task.percentage:.0f}% step {task.fields[step]} loss {task.fields[loss]:.3f}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("training", total=1.0, step=0, loss=float("nan"))
+        self.loss = float("nan")
+
+    def __call__(self, progress: Progress) -> None:
+        value = progress.losses["loss/l1"]
+        self.loss = value if self.loss != self.loss else 0.98 * self.loss + 0.02 * value
+        self.bar.update(self.task, completed=progress.used, step=progress.step, loss=self.loss)
+        if progress.step % 100 == 0 and not self.console.is_terminal:
+            figures = " ".join(f"{name.split('/')[-1]} {value:.3g}" for name, value in progress.losses.items())
+            self.console.print(
+                f"{100 * progress.used:.1f}% step {progress.step} {progress.seconds:.0f} s "
+                f"mean {self.loss:.4f} {figures}",
+                soft_wrap=True,
+            )
+        if progress.validation is not None:
+            rows = [(n.removeprefix("psnr/"), v) for n, v in progress.validation.items() if n.startswith("psnr/")]
+            shown = ", ".join(
+                f"{n} {v:.2f} ({progress.validation.get('gain/' + n, float('nan')):+.2f})" for n, v in rows
+            )
+            self.console.print(
+                f"step {progress.step}: validation {progress.validation['gain']:+.2f} dB; {shown}", soft_wrap=True
+            )
+
+
+@command(name="clusir-train")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of clean photos.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: state, weights, log.")
+@click.option("--model", help="Configuration of the network: tiny, small or base. [default: tiny]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML or JSON: TrainConfig's fields.")
+@click.option("--steps", type=int, help="Budget in steps.")
+@click.option("--time-budget", help="Budget in time, for example 90s, 45m, 1h30m.")
+@click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option("--seed", type=int, help="Seed of weights and batches. [default: 0]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", type=int, help="CPU threads for the network. [default: all]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+def main(
+    data: Path,
+    out: Path,
+    model: str | None,
+    config_file: Path | None,
+    steps: int | None,
+    time_budget: str | None,
+    learning_rate: float | None,
+    seed: int | None,
+    device: str,
+    threads: int | None,
+    resume: bool,
+) -> None:
+    """Train the network on clean photos, which are damaged on the fly.
+
+    A run that is stopped (Ctrl-C, or SIGTERM) saves its state and goes on with --resume. Several GPUs or machines:
+    torchrun --nproc-per-node N -m clusir.cli.train ... The result, OUT/ema.safetensors, is a checkpoint for every other
+    command. Exit codes: 0 done, 2 usage, 3 device not there, 130 interrupted.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads} is not at least 1")
+    given = {
+        "model": model, "steps": steps, "seconds": parse_budget(time_budget) if time_budget else None,
+        "learning_rate": learning_rate, "seed": seed,
+    }  # fmt: skip
+    import signal
+
+    import torch
+
+    from clusir.train import train
+    from clusir.train_distributed import distributed
+
+    if threads:
+        torch.set_num_threads(threads)
+    config = make_config(out, resume, config_file, given)
+    stopped: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        stopped.append(number)
+        signal.signal(number, signal.SIG_DFL)  # the second one works as usual: a run that hangs can be killed
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    with distributed(device) as place:
+        display = _Display()
+        with display.bar:
+            path = train(config, data, out, device=place, resume=resume, observe=display, stop=lambda: bool(stopped))
+    if stopped:
+        raise InterruptedRun(f"stopped; the state is in {out}: go on with --resume")
+    click.echo(f"weights: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

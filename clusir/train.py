@@ -1,0 +1,328 @@
+"""Training: :class:`TrainConfig`, :func:`train`, and the loop between them.
+
+The loop is budgeted in steps or in seconds; the learning rate, the crop's size and the arithmetic all follow the
+share of the budget that is used up, so that the same configuration serves a smoke test and a night. A run lives in
+one folder: ``state`` to resume from, ``ema.safetensors`` to load with :func:`clusir.checkpoint.load`, ``log.csv``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clusir import checkpoint, losses
+from clusir.data import DEFAULT_WEIGHTS, Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
+from clusir.errors import BackendError, UsageError
+from clusir.model import CONFIGS, ClusIR
+from clusir.router import ClusterRouter
+from clusir.train_monitor import RouterMonitor, TrainLog, validate
+from clusir.train_precision import half_convolutions
+from clusir.train_routing import calibrate_routers
+from clusir.train_state import Average, read_header, read_state, restore_optimizer, write_state
+
+__all__ = ["Progress", "Stage", "TrainConfig", "train"]
+
+STATE_NAME, AVERAGE_NAME = "state.safetensors", "ema.safetensors"
+_AHEAD = 3  # batches prepared in advance
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From ``start`` (share of the budget, 0..1) on, batches have this shape."""
+
+    start: float
+    batch: int
+    crop_px: int
+    quads: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run. Exactly one of ``steps`` and ``seconds`` is the budget; figures not explained were chosen by trial."""
+
+    model: str = "tiny"
+    seed: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 2e-6
+    warmup_steps: int = 200
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
+    # Small crops first: most of what there is to learn is local, and a step costs what its pixels cost. The last part
+    # sees crops as large as pooling, channel attention and the Fourier split will see tiles.
+    stages: tuple[Stage, ...] = (Stage(0.0, 16, 64, 3), Stage(0.6, 8, 96, 1), Stage(0.85, 6, 128, 1))
+    weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
+    spectrum: float = 0.05
+    orthogonality: float = 0.1
+    balance: float = 0.02
+    cluster: float = 0.02
+    agreement: float = 0.3
+    # Until this share of the budget dense convolutions run in bfloat16 (CPUs with AVX512-BF16 or AMX, and GPUs).
+    half_until: float = 0.85
+    # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
+    calibrate_at: tuple[int, ...] = (0, 300, 900)
+    calibration_batches: int = 20
+    validate_every_s: float = 900.0
+    save_every_s: float = 300.0
+    validation_photos: int = 8
+    validation_crop_px: int = 192
+
+    def __post_init__(self) -> None:
+        if self.model not in CONFIGS:
+            raise UsageError(f"no configuration named {self.model!r}; there are {', '.join(CONFIGS)}")
+        if (self.steps > 0) == (self.seconds > 0):
+            raise UsageError("a run needs one budget: steps (--steps) or seconds (--time-budget), not both, not none")
+        if not self.stages or self.stages[0].start != 0 or list(self.stages) != sorted(self.stages, key=_start):
+            raise UsageError("stages must begin at 0 and follow each other")
+        for stage in self.stages:
+            if stage.crop_px % CONFIGS[self.model].size_multiple or stage.batch < max(1, 4 * stage.quads):
+                raise UsageError(
+                    f"stage {stage}: crop_px must be a multiple of {CONFIGS[self.model].size_multiple} "
+                    "and batch at least 4 x quads"
+                )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """From JSON or TOML. Raises UsageError on unknown fields and on values that do not fit."""
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        if unknown:
+            allowed = ", ".join(cls.__dataclass_fields__)
+            raise UsageError(f"training config: unknown field {sorted(unknown)[0]!r}; there are {allowed}")
+        values = dict(values)
+        try:
+            if "stages" in values:
+                values["stages"] = tuple(Stage(**s) if isinstance(s, dict) else Stage(*s) for s in values["stages"])
+            if "calibrate_at" in values:
+                values["calibrate_at"] = tuple(int(step) for step in values["calibrate_at"])
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"training config: {error}") from error
+
+
+def _start(stage: Stage) -> float:
+    return stage.start
+
+
+@dataclass
+class Progress:
+    """What the loop tells its observer after each step."""
+
+    step: int
+    used: float
+    seconds: float
+    losses: dict[str, float]
+    validation: dict[str, float] | None = None
+
+
+def learning_rate(config: TrainConfig, step: int, used: float) -> float:
+    """Linear warm-up over ``warmup_steps``, then a cosine over the share ``used`` of the budget."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(used, 1.0)))
+    rate = config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+    return rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+
+class _Run:
+    """The state of a run and one step of it."""
+
+    def __init__(self, config: TrainConfig, data: Path, out: Path, device: str, resume: bool) -> None:
+        self.config, self.out = config, out
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.device = torch.device(device)
+        torch.manual_seed(config.seed + 1000 * self.rank)
+        self.photos = PhotoSet(data, "train")
+        self.validation = PhotoSet(data, "validation") if self.rank == 0 else None
+        torch.manual_seed(config.seed)
+        model = ClusIR(CONFIGS[config.model]).to(self.device)
+        if self.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        self.average = Average(model, config.ema_decay)
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        plain = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+        # Running joint cluster distribution of partners, per level; its row sums are the running mean posterior.
+        self.running = [torch.full((n, n), 1.0 / n**2, device=self.device) for n in model.config.clusters]
+        self.step, self.seconds = 0, 0.0
+        if resume:
+            header = read_header(out / STATE_NAME)
+            tensors, running = read_state(out / STATE_NAME, model, self.average)
+            restore_optimizer(self.optimizer, model, tensors)
+            self.running = [r.to(self.device) for r in running]
+            self.step, self.seconds = int(header["step"]), float(header["seconds"])
+        self.wrapped: nn.Module = model
+        if dist.is_initialized():
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            # Experts that no sample of a batch chose have no gradient in it.
+            self.wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+        self.routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
+
+    def used(self) -> float:
+        """The share of the budget used up, the same on every rank."""
+        config = self.config
+        share = self.step / config.steps if config.steps else self.seconds / config.seconds
+        if dist.is_initialized():
+            held = torch.tensor([share], device=self.device, dtype=torch.float64)
+            dist.broadcast(held, 0)
+            share = float(held)
+        return share
+
+    def plan(self, used: float) -> BatchPlan:
+        stage = [s for s in self.config.stages if s.start <= used or s.start == 0][-1]
+        return BatchPlan(stage.batch, stage.crop_px, stage.quads)
+
+    def advance(self, batch: Batch, used: float, monitor: RouterMonitor) -> dict[str, float]:
+        """One optimizer step; returns the losses as numbers."""
+        config = self.config
+        rate = learning_rate(config, self.step, used)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.wrapped.train()
+        damaged, clean = batch.damaged.to(self.device), batch.clean.to(self.device)
+        if self.device.type == "cuda":
+            damaged = damaged.contiguous(memory_format=torch.channels_last)
+        with half_convolutions(self.model) if used < config.half_until else nullcontext():
+            output = self.wrapped(damaged)
+        terms = self.loss_terms(output, clean, batch)
+        weight = {"l1": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "l1"}
+        total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite:  # one bad batch must not end a night's run: it is skipped, and counted in the log
+            self.optimizer.step()
+            self.average.update(self.model, self.step)
+            with torch.no_grad():
+                recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
+                for past, posterior in zip(self.running, output.posteriors, strict=True):
+                    joint = losses.partner_joint(posterior.detach(), recipe, photo)
+                    if joint is not None:
+                        past.lerp_(joint, 0.05)
+        self.step += 1
+        monitor.add([p.detach() for p in output.posteriors], [g.detach() for g in output.gates], batch.names)
+        figures = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
+        return figures | {"grad_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
+
+    def calibrate(self) -> None:
+        """Set the routers' projections from batches that are all quads; the same on every rank."""
+        config = self.config
+        plan = BatchPlan(16, config.stages[0].crop_px, 4)
+        batches = (
+            draw_batch(self.photos, plan, (config.seed, self.step, 0, index + 1), config.weights)
+            for index in range(config.calibration_batches)
+        )
+        calibrate_routers(self.model, batches)
+        for past in self.running:
+            past.fill_(1.0 / len(past) ** 2)
+
+    def loss_terms(self, output: Any, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
+        recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
+        return {
+            "l1": losses.relative_l1(output.restored, clean),
+            "spectrum": losses.spectrum_l1(output.restored, clean),
+            "orthogonality": losses.orthogonality_loss([r.unit_prototypes() for r in self.routers]),
+            "balance": losses.balance_loss(output.expert_probabilities, output.gates),
+            "cluster": losses.cluster_loss(output.posteriors, [joint.sum(1) for joint in self.running]),
+            "agreement": losses.agreement_loss(output.posteriors, self.running, recipe, photo),
+        }
+
+    def save(self, *, done: bool = False) -> None:
+        """The state to resume from, and the averaged weights as a checkpoint. Rank 0 only."""
+        if self.rank:
+            return
+        header = {"step": self.step, "seconds": self.seconds, "done": done, "config": asdict(self.config)}
+        write_state(self.out / STATE_NAME, self.model, self.average, self.optimizer, self.running, header)
+        note = json.dumps({k: header[k] for k in ("step", "seconds", "config")})
+        checkpoint.save(self.average.model, self.out / AVERAGE_NAME, {"training": note})
+
+
+def train(
+    config: TrainConfig,
+    data: Path,
+    out: Path,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    observe: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train (or go on training) and return the path of the averaged weights.
+
+    ``data`` is a folder of clean photos, ``out`` the run's folder. ``observe`` is called after every step; where
+    ``stop`` returns true the state is saved and the function returns. Under torchrun every process calls this; rank 0
+    writes.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(f"device {device!r} was asked for and torch sees no CUDA device; use --device cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume and (out / STATE_NAME).exists():
+        raise UsageError(f"{out} already holds a run; go on with --resume, or choose another folder")
+    run = _Run(config, data, out, device, resume)
+    log = TrainLog(out) if run.rank == 0 else None
+    monitor = RouterMonitor()
+    saved = validated = run.seconds
+    window: dict[str, list[float]] = {}
+    with Prefetcher(run.photos, config.seed, run.rank, config.weights) as prefetcher:
+        used = run.used()
+        clock = time.monotonic()
+        while used < 1.0 and not stop():
+            # A batch's shape is fixed when it is asked for, a few steps ahead of its use.
+            for ahead in range(_AHEAD):
+                prefetcher.ask(run.step + ahead, run.plan(_at(run, used, ahead)))
+            if run.step in config.calibrate_at:
+                run.calibrate()
+            figures = run.advance(prefetcher.get(run.step), used, monitor)
+            now = time.monotonic()
+            run.seconds, clock = run.seconds + now - clock, now
+            used = run.used()
+            for name, value in figures.items():
+                window.setdefault(name, []).append(value)
+            validation = None
+            if log is not None and run.step % 100 == 0:
+                means = {name: sum(values) / len(values) for name, values in window.items()}
+                log.write(run.step, run.seconds, means | monitor.read() | {"used": used})
+                window.clear()
+            if run.rank == 0 and (run.seconds - validated >= config.validate_every_s or used >= 1.0):
+                validated = run.seconds
+                validation = run_validation(run, log)
+            if run.seconds - saved >= config.save_every_s:
+                saved = run.seconds
+                run.save()
+            observe(Progress(run.step, used, run.seconds, figures, validation))
+    run.save(done=used >= 1.0)
+    if log is not None:
+        log.close()
+    return out / AVERAGE_NAME
+
+
+def _at(run: _Run, used: float, ahead: int) -> float:
+    """The share of a step budget ``ahead`` steps on; of a time budget, the share now (a step is little of it)."""
+    return (run.step + ahead) / run.config.steps if run.config.steps else used
+
+
+def run_validation(run: _Run, log: TrainLog | None) -> dict[str, float]:
+    assert run.validation is not None
+    config = run.config
+    figures = validate(run.average.model, run.validation, config.validation_crop_px, config.validation_photos)
+    if log is not None:
+        log.write(run.step, run.seconds, figures)
+    return figures
+
+
+def resumed_config(out: Path, **changes: Any) -> TrainConfig:
+    """The configuration that the run in ``out`` was started with, with ``changes`` to its budget or its logging."""
+    return replace(TrainConfig.from_dict(read_header(out / STATE_NAME)["config"]), **changes)
