@@ -1,0 +1,127 @@
+// The demo page: ?model=URL opens another model than models/tiny.onnx, ?backend=wasm|webgpu names the back end.
+import { Restorer } from "../src/index.js";
+
+const $ = (id) => document.getElementById(id);
+const show = (id, on) => ($(id).hidden = !on);
+const query = new URLSearchParams(location.search);
+
+let restorer; // a promise: opened with the first picture, kept for the next ones
+let abort = null;
+let name = "photo";
+
+const fail = (error) => {
+  $("error").textContent = `This did not work: ${error.message}`;
+  show("error", true);
+};
+
+function opened() {
+  restorer ??= Restorer.open(query.get("model") ?? "models/tiny.onnx", { backend: query.get("backend") ?? "auto" });
+  restorer.catch(() => (restorer = undefined)); // the next picture tries again
+  return restorer;
+}
+
+async function decode(file) {
+  const bitmap = await createImageBitmap(file).catch(() => {
+    throw new Error(`${file.name || "the file"} is not a picture that this browser can read`);
+  });
+  for (const id of ["before", "after"]) Object.assign($(id), { width: bitmap.width, height: bitmap.height });
+  const context = $("before").getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return context.getImageData(0, 0, $("before").width, $("before").height);
+}
+
+async function restore(file) {
+  if (abort) return;
+  abort = new AbortController();
+  show("error", false);
+  show("found", false);
+  show("save", false);
+  try {
+    const image = await decode(file);
+    name = (file.name || "photo").replace(/\.[^.]*$/, "");
+    show("drop", false);
+    show("stage", true);
+    $("compare").classList.add("working");
+    show("cancel", true);
+    show("another", false);
+    $("status").textContent = "opening the model";
+    $("progress").removeAttribute("value");
+    const model = await opened();
+    const start = performance.now();
+    const result = await model.restore(image, {
+      signal: abort.signal,
+      onProgress: (done, total) => {
+        Object.assign($("progress"), { value: done, max: total });
+        const left = done ? ((performance.now() - start) / done) * (total - done) : 0;
+        $("status").textContent = `tile ${done} of ${total}` + (done && left > 1500 ? `, ${Math.ceil(left / 1000)} s left` : "");
+      },
+    });
+    $("after").getContext("2d").putImageData(new ImageData(result.data, image.width, image.height), 0, 0);
+    const seconds = ((performance.now() - start) / 1000).toFixed(1);
+    $("status").textContent = `${image.width} x ${image.height} in ${seconds} s`;
+    $("about").textContent = `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${model.threads} thread(s)`;
+    $("compare").classList.remove("working");
+    bars(model.spec, result.posterior);
+    show("save", true);
+  } catch (error) {
+    if (error.name === "AbortError") $("status").textContent = "cancelled";
+    else fail(error);
+    $("progress").value = 0;
+  }
+  abort = null;
+  show("cancel", false);
+  show("another", true);
+}
+
+function bars(spec, posterior) {
+  let at = 0;
+  $("levels").replaceChildren(
+    ...spec.clusters.map((count, level) => {
+      const box = Object.assign(document.createElement("div"), { className: "level" });
+      box.append(Object.assign(document.createElement("b"), { textContent: `level ${level + 1}` }));
+      for (let cluster = 0; cluster < count; cluster++, at++) {
+        const label = spec.cluster_labels[level]?.[cluster]?.replaceAll("_", " ") || `cluster ${cluster}`;
+        const row = Object.assign(document.createElement("div"), { className: "row" });
+        const cells = [label, "", `${Math.round(posterior[at] * 100)} %`].map((textContent) =>
+          Object.assign(document.createElement("span"), { textContent, title: textContent }),
+        );
+        cells[1].append(Object.assign(document.createElement("meter"), { value: posterior[at], max: 1 }));
+        row.append(...cells);
+        box.append(row);
+      }
+      return box;
+    }),
+  );
+  show("found", spec.clusters.length > 0);
+}
+
+$("split").addEventListener("input", ({ target }) => {
+  $("compare").style.setProperty("--split", `${target.value / 10}%`);
+});
+$("file").addEventListener("change", ({ target }) => {
+  if (target.files[0]) restore(target.files[0]);
+  target.value = "";
+});
+$("drop").addEventListener("keydown", ({ key }) => {
+  if (key === "Enter" || key === " ") $("file").click();
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+});
+addEventListener("dragleave", () => $("drop").classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  if (event.dataTransfer.files[0]) restore(event.dataTransfer.files[0]);
+});
+$("cancel").addEventListener("click", () => abort?.abort());
+$("another").addEventListener("click", () => $("file").click());
+$("save").addEventListener("click", () => {
+  $("after").toBlob((blob) => {
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${name}-restored.png` });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+});

@@ -1,0 +1,120 @@
+// The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
+import { ModelError, readMetadata, readSpec, sum } from "./spec.js";
+import { channelsOf, gather, writeRow } from "./pixels.js";
+import { planAxis, sample } from "./tiling.js";
+import { gates, mean } from "./routing.js";
+
+export { ModelError, readMetadata, readSpec };
+
+/**
+ * The spec of a model from its files, checked against each other.
+ * @param {Uint8Array} graph a tile graph, or a whole graph @param {Uint8Array} [router] the router that belongs to a tile graph
+ */
+export function specOf(graph, router) {
+  const spec = readSpec(readMetadata(graph));
+  if (spec.graph === "router") throw new ModelError("this is a router graph; open the model it belongs to");
+  if ((spec.graph === "tile") !== Boolean(router)) {
+    throw new ModelError("a tile graph needs its router graph, and only a tile graph does");
+  }
+  if (router) {
+    const other = readSpec(readMetadata(router));
+    const same = ["checkpoint_sha256", "clusters", "experts", "tile_px", "channels", "input_name"];
+    if (other.graph !== "router" || same.some((key) => String(other[key]) !== String(spec[key]))) {
+      throw new ModelError("the tile graph and the router graph are of two different models");
+    }
+  }
+  return spec;
+}
+
+/**
+ * Restores a picture of any size. Everything is done tile by tile; `pause` is awaited between tiles, and throws to stop.
+ * @param image {data, width, height}: interleaved Uint8, Uint16 or Float32 samples, RGB or RGB + alpha (kept)
+ * @param spec what specOf returned
+ * @param run (graph: "tile" | "router", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
+ * @param pause (done, total) => Promise
+ * @returns {Promise<{data, posterior: Float32Array, gate: Float32Array}>} `data` of the same type and length
+ */
+export async function restore(image, spec, run, pause) {
+  const { data, width, height } = image;
+  const channels = channelsOf(image, spec);
+  const rows = planAxis(height, spec);
+  const columns = planAxis(width, spec);
+  const total = rows.starts.length * columns.starts.length;
+  const dims = [1, spec.channels, rows.tile, columns.tile];
+  const tileAt = (y, x) => gather(image, channels, spec, rows, columns, rows.starts[y], columns.starts[x]);
+  await pause(0, total);
+
+  const shared = spec.graph === "tile";
+  const seen = { posterior: [], expert: [] };
+  let posterior = new Float32Array(0);
+  let gate = posterior;
+  if (shared) {
+    for (const y of sample(rows)) {
+      for (const x of sample(columns)) {
+        const out = await run("router", { [spec.input_name]: [tileAt(y, x), dims] });
+        seen.posterior.push(checked(out, "posterior", [1, sum(spec.clusters)]));
+        seen.expert.push(checked(out, "expert_probability", [1, sum(spec.experts)]));
+        await pause(0, total);
+      }
+    }
+    posterior = mean(seen.posterior);
+    gate = gates(mean(seen.expert), spec);
+  }
+
+  const out = new data.constructor(data.length);
+  const rowLength = width * spec.channels;
+  const bandRows = Math.min(rows.tile, height);
+  const band = new Float32Array(rowLength * bandRows); // row y of the picture lives at y % bandRows
+  let done = 0;
+  for (let ty = 0; ty < rows.starts.length; ty++) {
+    const top = rows.starts[ty];
+    for (let tx = 0; tx < columns.starts.length; tx++) {
+      const feeds = { [spec.input_name]: [tileAt(ty, tx), dims] };
+      if (shared) Object.assign(feeds, { posterior: [posterior, [1, posterior.length]], gate: [gate, [1, gate.length]] });
+      const result = await run("tile", feeds);
+      if (!shared && spec.clusters.length) {
+        seen.posterior.push(checked(result, "posterior", [1, sum(spec.clusters)]));
+        seen.expert.push(checked(result, "gate", [1, sum(spec.experts)]));
+      }
+      add(checked(result, spec.output_name, dims), band, bandRows, rows, columns, ty, tx, spec.channels, width, height);
+      await pause(++done, total);
+    }
+    const finished = ty + 1 < rows.starts.length ? rows.starts[ty + 1] : height;
+    for (let y = top; y < finished; y++) {
+      const at = (y % bandRows) * rowLength;
+      writeRow(data, out, channels, spec, width, y, band, at);
+      band.fill(0, at, at + rowLength);
+    }
+  }
+  if (!shared && spec.clusters.length) {
+    posterior = mean(seen.posterior);
+    gate = mean(seen.expert);
+  }
+  return { data: out, posterior, gate };
+}
+
+function checked(outputs, name, dims) {
+  const output = outputs[name];
+  if (!output || !(output.data instanceof Float32Array) || String(output.dims) !== String(dims)) {
+    throw new ModelError(`output '${name}' came out as [${output?.dims}], not as float32 [${dims}]`);
+  }
+  return output.data;
+}
+
+/** Adds one restored tile, weighted, to the band of sums. */
+function add(restored, band, bandRows, rows, columns, ty, tx, channels, width, height) {
+  const top = rows.starts[ty];
+  const left = columns.starts[tx];
+  const high = Math.min(rows.tile, height - top);
+  const wide = Math.min(columns.tile, width - left);
+  const weights = columns.weights[tx];
+  for (let y = 0; y < high; y++) {
+    const weight = rows.weights[ty][y];
+    if (weight === 0) continue;
+    const into = ((top + y) % bandRows) * width * channels + left * channels;
+    for (let c = 0; c < channels; c++) {
+      const from = (c * rows.tile + y) * columns.tile;
+      for (let x = 0; x < wide; x++) band[into + x * channels + c] += restored[from + x] * weight * weights[x];
+    }
+  }
+}

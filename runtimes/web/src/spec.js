@@ -1,0 +1,109 @@
+// ModelSpec: what the model file says of itself. Mirrors clusir/spec.py. onnxruntime-web hands out no metadata, so the
+// metadata_props are read from the file's protobuf here: ModelProto field 14, entries of key (1) and value (2).
+
+export class ModelError extends Error {}
+
+const refuse = (why) => {
+  throw new ModelError(`${why}; export the model again with clusir-export`);
+};
+
+/** Calls visit(field, bytes) for every length-delimited field of a protobuf message; throws ModelError where it is none. */
+function walk(bytes, visit) {
+  let at = 0;
+  const varint = () => {
+    let value = 0;
+    for (let scale = 1; at < bytes.length; scale *= 128) {
+      const byte = bytes[at++];
+      value += (byte & 127) * scale;
+      if (byte < 128) return value;
+      if (scale > 2 ** 60) break;
+    }
+    return refuse("the file is not an ONNX model, or not all of one");
+  };
+  while (at < bytes.length) {
+    const key = varint();
+    const wire = key % 8;
+    let length = 0;
+    if (wire === 0) varint();
+    else if (wire === 1) length = 8;
+    else if (wire === 5) length = 4;
+    else if (wire === 2) length = varint();
+    else refuse("the file is not an ONNX model, or not all of one");
+    if (length > bytes.length - at) refuse("the file is not an ONNX model, or not all of one");
+    if (wire === 2) visit((key - wire) / 8, bytes.subarray(at, at + length));
+    at += length;
+  }
+}
+
+/** @param {Uint8Array} bytes an ONNX file @returns {Map<string, string>} its metadata_props */
+export function readMetadata(bytes) {
+  const text = new TextDecoder();
+  const metadata = new Map();
+  walk(bytes, (field, entry) => {
+    if (field !== 14) return;
+    const pair = ["", ""];
+    walk(entry, (part, value) => (pair[part - 1] = text.decode(value)));
+    metadata.set(pair[0], pair[1]);
+  });
+  return metadata;
+}
+
+const within = (low, high) => (value) => Number.isInteger(value) && value >= low && value <= high;
+const listOf = (check) => (value) => Array.isArray(value) && value.length <= 64 && value.every(check);
+const isText = (value) => typeof value === "string";
+const FIELDS = {
+  name: ["clusir", isText],
+  graph: ["whole", (value) => ["whole", "tile", "router"].includes(value)],
+  spec_version: [undefined, (value) => value === 1],
+  checkpoint_sha256: ["", isText],
+  layout: ["NCHW", (value) => value === "NCHW"],
+  colour_order: ["RGB", (value) => value === "RGB"],
+  value_range: [[0, 1], (value) => Array.isArray(value) && value.length === 2 && value[1] - value[0] > 0],
+  input_name: ["image", isText],
+  output_name: ["restored", isText],
+  channels: [3, (value) => value === 1 || value === 3],
+  size: [{ multiple_of: 16, minimum: 16, static_px: 0 }, (value) => value !== null && typeof value === "object"],
+  tile_px: [256, within(1, 4096)],
+  halo_px: [16, within(0, 4096)],
+  precision: ["fp32", isText],
+  clusters: [[], listOf(within(1, 4096))],
+  experts: [[], listOf(within(1, 4096))],
+  top_k: [1, within(1, 4096)],
+  cluster_labels: [[], listOf((level) => Array.isArray(level) && level.every(isText))],
+};
+
+/** @param {Map<string, string>} metadata @returns the spec, fields named as in Python; throws ModelError. */
+export function readSpec(metadata) {
+  const spec = {};
+  for (const [field, [fallback, check]] of Object.entries(FIELDS)) {
+    const text = metadata.get(`clusir.${field}`);
+    if (text === undefined && fallback === undefined) refuse(`the model carries no clusir metadata (key clusir.${field})`);
+    try {
+      spec[field] = text === undefined ? fallback : JSON.parse(text);
+    } catch {
+      refuse(`model metadata: clusir.${field} is not JSON`);
+    }
+    if (!check(spec[field])) refuse(`model metadata: clusir.${field} is ${JSON.stringify(spec[field]).slice(0, 80)}`);
+  }
+  const { multiple_of = 16, minimum = 16, static_px = 0 } = spec.size;
+  spec.size = { multiple_of, minimum, static_px };
+  if (!within(1, 4096)(multiple_of) || !within(1, 65536)(minimum) || !within(0, 65536)(static_px)) {
+    refuse("model metadata: the size rule is out of bounds");
+  }
+  if (2 * spec.halo_px >= spec.tile_px) refuse("model metadata: the halo leaves no core of the tile");
+  if (padded(spec.tile_px, spec.size) !== spec.tile_px) refuse("model metadata: the tile does not fit the size rule");
+  if (spec.clusters.length !== spec.experts.length) refuse("model metadata: clusters and experts do not name the same levels");
+  if (spec.experts.some((experts) => spec.top_k > experts)) refuse("model metadata: top_k is more than a level's experts");
+  const labels = spec.cluster_labels;
+  if (labels.length && !spec.clusters.every((n, level) => labels[level]?.length === n)) {
+    refuse("model metadata: cluster labels do not match the clusters");
+  }
+  return spec;
+}
+
+/** The smallest accepted length, in pixels, that is at least `length`; a static graph always says its own. */
+export function padded(length, { multiple_of, minimum, static_px }) {
+  return static_px || Math.ceil(Math.max(length, minimum) / multiple_of) * multiple_of;
+}
+
+export const sum = (values) => values.reduce((total, value) => total + value, 0);

@@ -1,0 +1,44 @@
+// Where the tiles of a picture lie and how they blend. Mirrors runtimes/tiling.py, which explains the formulas.
+import { padded } from "./spec.js";
+
+/** @returns {{length: number, tile: number, starts: number[], weights: Float32Array[]}} the tiles along one axis */
+export function planAxis(length, spec) {
+  const tile = spec.tile_px;
+  const halo = spec.halo_px;
+  if (length <= tile) {
+    const size = padded(length, spec.size);
+    return { length, tile: size, starts: [0], weights: [new Float32Array(size).fill(1)] };
+  }
+  const step = tile - 2 * halo;
+  const count = Math.ceil((length - tile) / step) + 1;
+  const starts = Array.from({ length: count }, (_, i) => Math.min(i * step, length - tile));
+  const weights = starts.map((start, i) =>
+    Float32Array.from({ length: tile }, (_, offset) => {
+      const x = start + offset;
+      const left = i > 0 ? ramp(x, starts[i - 1], start, tile, halo) : 1;
+      const right = i + 1 < count ? ramp(x, start, starts[i + 1], tile, halo) : 0;
+      return left - right;
+    }),
+  );
+  return { length, tile, starts, weights };
+}
+
+function ramp(x, start, following, tile, halo) {
+  const middle = (start + following + tile) / 2;
+  if (halo === 0) return x + 0.5 > middle ? 1 : 0;
+  const t = Math.min(Math.max((x + 0.5 - middle) / (1.5 * halo) + 0.5, 0), 1);
+  return Math.floor(t * t * (3 - 2 * t) * 2048 + 0.5) / 2048;
+}
+
+/** The pixel that reflection (without repeating the edge) puts at `position` of an axis of `length`. */
+export function reflect(position, length) {
+  if (length === 1) return 0;
+  const within = position % (2 * length - 2);
+  return within < length ? within : 2 * length - 2 - within;
+}
+
+/** At most three tiles of an axis, evenly spread: where routing looks at the picture. */
+export function sample({ starts }) {
+  const last = starts.length - 1;
+  return [...new Set([0, last >> 1, last])];
+}

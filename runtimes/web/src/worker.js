@@ -1,0 +1,64 @@
+// Runs in a worker: holds the two sessions, restores one picture at a time, tells how far it is, and stops when told.
+import { restore, specOf } from "./restore.js";
+
+let ort;
+let spec;
+let sessions;
+const cancelled = new Set();
+
+/** Lets messages in. A promise alone would not: it is resumed before the next message is looked at. */
+const breathe = () =>
+  new Promise((resume) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resume();
+    };
+    port2.postMessage(null);
+  });
+
+const actions = {
+  async open({ graph, router, backend, threads, base }) {
+    spec = specOf(graph, router);
+    ort = await (backend === "webgpu" ? import("onnxruntime-web/webgpu") : import("onnxruntime-web/wasm"));
+    ort.env.wasm.wasmPaths = base;
+    ort.env.wasm.numThreads = threads;
+    ort.env.logLevel = "fatal";
+    const open = (bytes) => bytes && ort.InferenceSession.create(bytes, { executionProviders: [backend] });
+    sessions = { tile: await open(graph), router: await open(router) };
+    return { spec };
+  },
+
+  async restore({ id, image }) {
+    const run = async (graph, feeds) => {
+      const tensors = {};
+      for (const [name, [data, dims]] of Object.entries(feeds)) tensors[name] = new ort.Tensor("float32", data, dims);
+      return sessions[graph].run(tensors);
+    };
+    const pause = async (done, total) => {
+      postMessage({ id, done, total });
+      await breathe();
+      if (cancelled.delete(id)) throw new DOMException("the restoration was cancelled", "AbortError");
+    };
+    return restore(image, spec, run, pause);
+  },
+};
+
+// Pictures wait for each other: a session runs one at a time.
+let queue = Promise.resolve();
+
+onmessage = ({ data: message }) => {
+  if (message.action === "cancel") {
+    cancelled.add(message.id);
+    return;
+  }
+  queue = queue.then(async () => {
+    try {
+      const result = await actions[message.action](message);
+      postMessage({ id: message.id, result }, result.data ? [result.data.buffer] : []);
+    } catch (error) {
+      postMessage({ id: message.id, error: { name: error.name, message: error.message } });
+    }
+    cancelled.delete(message.id);
+  });
+};

@@ -1,0 +1,122 @@
+// node browser.mjs DIST REPOSITORY MODEL_STEM PHOTO.png SCREENSHOT_FOLDER [CHROMIUM]
+//
+// In headless Chromium: the golden cases through the built package and its worker; then the demo page with a real photo:
+// it must answer while it works, cancel, compare, show bars and save. Prints one JSON line of measurements at the end.
+import { mkdirSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+import { chromium } from "playwright-core";
+import { serve } from "./server.mjs";
+
+const [dist, repository, model, photo, shots] = process.argv.slice(2, 7).map((path) => resolve(path));
+const executablePath = process.argv[7] ?? "/usr/bin/chromium";
+const folders = {
+  "/": dist,
+  "/repository/": repository,
+  "/models/": dirname(model),
+};
+const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+mkdirSync(shots, { recursive: true });
+
+let passed = 0;
+let failed = 0;
+const check = (holds, what) => {
+  if (holds) passed++;
+  else failed++;
+  if (!holds) console.log(`FAILED: ${what}`);
+};
+
+async function golden(page, origin, isolated) {
+  await page.goto(`${origin}/repository/tests/golden/manifest.json`); // any page of this origin, with nothing on it
+  const { report, threads, backend } = await page.evaluate(async (at) => {
+    const { Restorer } = await import("/clusir.js");
+    const { runGolden } = await import("/repository/runtimes/web/test/golden.mjs");
+    const read = async (url) => new Uint8Array(await (await fetch(url)).arrayBuffer());
+    let last;
+    const open = async (url) => (last = await Restorer.open(url.href));
+    const report = await runGolden(new URL(at), read, open);
+    return { report, threads: last.threads, backend: last.backend };
+  }, `${origin}/repository/tests/golden/`);
+  for (const { name, failures } of report) check(failures.length === 0, `browser, ${threads} threads, ${name}: ${failures.join("; ")}`);
+  check(report.length > 0, "there are golden cases");
+  check(isolated ? threads > 1 || (await page.evaluate(() => navigator.hardwareConcurrency)) === 1 : threads === 1, `threads: ${threads}`);
+  return { backend, threads, worst: Math.max(...report.map((entry) => entry.difference)) };
+}
+
+/** The longest time, in milliseconds, that the page did not answer between two calls. */
+const startGaps = (page) =>
+  page.evaluate(() => {
+    let before = performance.now();
+    globalThis.longestGap = 0;
+    globalThis.gapTimer = setInterval(() => {
+      const now = performance.now();
+      globalThis.longestGap = Math.max(globalThis.longestGap, now - before);
+      before = now;
+    }, 5);
+  });
+
+async function demo(page, origin) {
+  await page.setViewportSize({ width: 1000, height: 900 });
+  await page.goto(`${origin}/index.html?model=/models/${basename(model)}.onnx`);
+  await page.screenshot({ path: join(shots, "1-empty.png") });
+  await page.setInputFiles("#file", { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") });
+  await page.waitForSelector("#error:not([hidden])");
+  check((await page.textContent("#error")).includes("not a picture"), "a text file is refused with a line");
+
+  await page.setInputFiles("#file", photo);
+  await page.waitForFunction(() => document.querySelector("#progress").value >= 1, null, { timeout: 240000 });
+  await startGaps(page);
+  await page.screenshot({ path: join(shots, "2-working.png") });
+  const clicked = Date.now();
+  await page.click("#cancel");
+  await page.waitForFunction(() => document.querySelector("#status").value === "cancelled", null, { timeout: 60000 });
+  const cancelMs = Date.now() - clicked;
+
+  await page.setInputFiles("#file", photo);
+  await page.waitForSelector("#save:not([hidden])", { timeout: 400000 });
+  const gap = await page.evaluate(() => (clearInterval(globalThis.gapTimer), globalThis.longestGap));
+  const text = await page.textContent("#status");
+  const rows = await page.locator("#levels .row").count();
+  check(rows > 0, "posterior bars are shown");
+  const before = await page.evaluate(() => document.querySelector("#before").toDataURL().length);
+  const after = await page.evaluate(() => document.querySelector("#after").toDataURL().length);
+  check(after !== before, "the restored picture differs from the photo");
+  await page.screenshot({ path: join(shots, "3-done.png"), fullPage: true });
+  await page.fill("#split", "150");
+  check((await page.evaluate(() => document.querySelector("#compare").style.getPropertyValue("--split"))) === "15%", "the slider moves");
+  await page.screenshot({ path: join(shots, "4-slider.png") });
+  const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
+  check(download.suggestedFilename() === `${basename(photo, ".png")}-restored.png`, download.suggestedFilename());
+  await page.setViewportSize({ width: 400, height: 800 });
+  await page.screenshot({ path: join(shots, "5-narrow.png"), fullPage: true });
+  return { longest_gap_ms: Math.round(gap), cancel_ms: cancelMs, seconds: Number(/in ([\d.]+) s/.exec(text)?.[1]), status: text };
+}
+
+const browser = await chromium.launch({ executablePath, args: flags });
+const result = {};
+try {
+  for (const isolated of [true, false]) {
+    const server = await serve(folders, { isolated });
+    const page = await (await browser.newContext()).newPage();
+    page.on("pageerror", (error) => check(false, `page error: ${error.message}`));
+    result[isolated ? "golden_threads" : "golden_single"] = await golden(page, server.origin, isolated);
+    if (isolated) {
+      result.demo = await demo(page, server.origin);
+      const own = server.requests.every((path) => !path.includes("restored"));
+      check(own, "nothing is sent");
+    } else {
+      // The page isolates itself where the server does not, and comes back with threads.
+      await page.goto(`${server.origin}/index.html`);
+      await page.waitForFunction(() => globalThis.crossOriginIsolated, null, { timeout: 15000 });
+      check(true, "isolated by its service worker");
+    }
+    await page.context().close();
+    server.close();
+  }
+} catch (error) {
+  check(false, error.stack);
+} finally {
+  await browser.close();
+}
+console.log(`${passed} passed, ${failed} failed`);
+console.log(JSON.stringify(result));
+process.exit(failed ? 1 : 0);

@@ -1,0 +1,54 @@
+// The golden cases, for any place that can read files and run a graph. Used by node.mjs and, in the page, by browser.mjs.
+const TYPES = { u8: [Uint8Array, 255], u16: [Uint16Array, 65535], f32: [Float32Array, 1] };
+
+const largest = (a, b) => {
+  if (a.length !== b.length) return Infinity;
+  let worst = 0;
+  for (let i = 0; i < a.length; i++) {
+    const difference = Math.abs(a[i] - b[i]);
+    if (!(difference <= worst)) worst = difference; // a NaN wins and stays
+  }
+  return worst;
+};
+
+/**
+ * @param {URL} folder the golden folder
+ * @param read (url) => Promise<Uint8Array>
+ * @param open (model URL) => Promise<{restore(image) => Promise<{data, posterior, gate}>}>
+ * @returns {Promise<{name, difference, failures: string[]}[]>}
+ */
+export async function runGolden(folder, read, open) {
+  const at = (name) => new URL(name, folder);
+  const manifest = JSON.parse(new TextDecoder().decode(await read(at("manifest.json"))));
+  const report = [];
+  for (const entry of manifest.cases) {
+    const { name, width, height, channels, tolerance } = entry;
+    const [Samples, top] = TYPES[entry.type];
+    const data = new Samples((await read(at(entry.input))).slice().buffer);
+    const expected = new Float32Array((await read(at(entry.restored))).slice().buffer);
+    const model = await open(at(entry.model));
+    const failures = [];
+    const expect = (holds, what) => holds || failures.push(what);
+
+    const floats = Float32Array.from(data, (value) => value / top);
+    const result = await model.restore({ data: floats, width, height });
+    const colours = result.data.filter((_, i) => i % channels < 3);
+    const difference = largest(colours, expected);
+    expect(difference <= tolerance, `restored differs by ${difference}`);
+    expect(largest(result.posterior, entry.posterior) <= tolerance, "posterior differs");
+    expect(largest(result.gate, entry.gate) <= tolerance, "gate differs");
+
+    if (top > 1) {
+      const same = await model.restore({ data, width, height });
+      expect(same.data instanceof Samples, "the sample type changed");
+      const wanted = expected.map((value) => Math.round(value * top));
+      const levels = largest(same.data.filter((_, i) => i % channels < 3), wanted);
+      expect(levels <= (top === 255 ? 1 : 1 + tolerance * top), `integers differ by ${levels} levels`);
+      const alpha = (values) => values.filter((_, i) => i % channels === 3);
+      expect(largest(alpha(same.data), alpha(data)) === 0, "alpha changed");
+    }
+    model.close?.();
+    report.push({ name, difference, failures });
+  }
+  return report;
+}
