@@ -1,0 +1,113 @@
+"""The model's own account of a picture: which damage it recognised, and which experts it sent the picture to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rich.markup import escape
+
+from clusir.errors import ModelFormatError
+from clusir.spec import ModelSpec
+
+__all__ = ["Level", "explain_lines", "recognised", "routing_levels", "summary"]
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Routing of one encoder level (1 is the shallowest): ``posterior`` sums to 1; ``gate`` is zero where no expert ran."""
+
+    number: int
+    labels: tuple[str, ...]
+    posterior: tuple[float, ...]
+    gate: tuple[float, ...]
+
+
+def _parts(values: ArrayLike, lengths: Sequence[int], what: str) -> list[tuple[float, ...]]:
+    flat = np.asarray(values, dtype=np.float64)
+    if flat.ndim == 2 and flat.shape[0] == 1:
+        flat = flat[0]
+    if flat.shape != (sum(lengths),):
+        raise ModelFormatError(
+            f"{what} of shape {flat.shape} does not fit the model's metadata, which names {sum(lengths)} values "
+            f"({' + '.join(map(str, lengths)) or 'no routed level'}); export the model again with clusir-export"
+        )
+    return [tuple(map(float, part)) for part in np.split(flat, np.cumsum(lengths)[:-1])]
+
+
+def routing_levels(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec) -> list[Level]:
+    """Split one picture's routing into levels.
+
+    ``posterior`` is [sum(spec.clusters)] and ``gate`` [sum(spec.experts)], with or without a leading batch of 1. A
+    cluster without a label in the metadata is called ``cluster N``. Empty for a model without routing. Raises
+    ModelFormatError where the lengths are not those of ``spec``.
+    """
+    if not spec.routed:
+        return []
+    posteriors = _parts(posterior, spec.clusters, "posterior")
+    gates = _parts(gate, spec.experts, "gate")
+    names = spec.cluster_labels or tuple(("",) * n for n in spec.clusters)
+    return [
+        Level(i + 1, tuple(label or f"cluster {c}" for c, label in enumerate(names[i])), posteriors[i], gates[i])
+        for i in range(len(spec.clusters))
+    ]
+
+
+def recognised(levels: Sequence[Level]) -> list[tuple[str, float]]:
+    """What the picture suffers from: ``(label, share)``, largest first, shares summing to 1.
+
+    Clusters of the same label count together; the levels count equally. Where the metadata names no cluster the shares
+    of different levels have nothing in common, so the deepest level alone speaks.
+    """
+    if not levels:
+        return []
+    unnamed = all(label == f"cluster {c}" for level in levels for c, label in enumerate(level.labels))
+    chosen = levels[-1:] if unnamed else levels
+    shares: dict[str, float] = {}
+    for level in chosen:
+        for label, value in zip(level.labels, level.posterior, strict=True):
+            shares[label] = shares.get(label, 0.0) + value / len(chosen)
+    return sorted(shares.items(), key=lambda item: -item[1])
+
+
+def summary(levels: Sequence[Level], least: float = 0.05) -> str:
+    """:func:`recognised` as words: ``noise 0.80, jpeg 0.20``; shares below ``least`` are left out, the first never."""
+    shares = recognised(levels)
+    return ", ".join(f"{label} {share:.2f}" for i, (label, share) in enumerate(shares) if i == 0 or share >= least)
+
+
+def _bar(share: float, width: int) -> str:
+    """A bar of ``width`` characters, filled to ``share`` in eighths of a character."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_BLOCKS[rest] if rest else "")).ljust(width)
+
+
+def explain_lines(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width: int = 24, top: int = 4) -> list[str]:
+    """The routing of one picture as lines of rich markup, for ``console.print``.
+
+    First the recognised damage over all levels; then per level the ``top`` clusters and every expert that ran, each with
+    a bar of ``width`` characters. Arguments as in :func:`routing_levels`. A model without routing gives one line that
+    says so.
+    """
+    levels = routing_levels(posterior, gate, spec)
+    if not levels:
+        return ["[dim]this model has no routing to explain[/dim]"]
+    lines = [f"recognised: [bold]{escape(summary(levels))}[/bold]"]
+    column = max(len(label) for level in levels for label in level.labels)
+    for level in levels:
+        ranked = sorted(range(len(level.posterior)), key=lambda c: -level.posterior[c])[:top]
+        for place, c in enumerate(ranked):
+            head = f"level {level.number}" if place == 0 else ""
+            share = level.posterior[c]
+            label = escape(level.labels[c].ljust(column))
+            lines.append(f"[dim]{head:<8}[/dim] {label} [cyan]{_bar(share, width)}[/cyan] {share:.2f}")
+        for e, weight in enumerate(level.gate):
+            if weight > 0:
+                name = f"expert {e}".ljust(column)
+                lines.append(f"{'':<8} {name} [green]{_bar(weight, width)}[/green] {weight:.2f}")
+    return lines

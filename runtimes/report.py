@@ -1,0 +1,147 @@
+"""``--report``: collects what happened to each picture and writes one self-contained HTML page.
+
+Pictures are kept as compressed thumbnails from the moment they are added, so a report of a thousand pictures needs the
+memory of its file: at most ``budget_mb``. Beyond that budget pictures are listed with their figures, without pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from clusir.errors import ImageError
+from clusir.runtimes.explain import Level, routing_levels
+from clusir.runtimes.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
+from clusir.spec import ModelSpec
+
+__all__ = ["Entry", "Pair", "ReportWriter"]
+
+_OVERVIEW_PX = 900
+_DETAIL_PX = 320
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two thumbnails of one size as data addresses; ``exact`` where one pixel of the picture is one pixel here."""
+
+    before: str
+    after: str
+    width: int
+    height: int
+    caption: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture of the report. ``change`` is the mean absolute difference of before and after, in 8-bit levels."""
+
+    name: str
+    width: int
+    height: int
+    pairs: tuple[Pair, ...] = ()
+    levels: tuple[Level, ...] = ()
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    change: float = 0.0
+    error: str = ""
+    note: str = ""
+
+
+class ReportWriter:
+    """Collects pictures (from any thread) and writes the page.
+
+    ``facts`` are label and value pairs for the head of the page, such as backend, model and precision; ``footer`` is one
+    line, such as :func:`clusir.runtimes.fingerprint.describe`. ``budget_mb`` bounds the thumbnails, hence the page.
+    """
+
+    def __init__(
+        self,
+        title: str = "Restored pictures",
+        facts: Mapping[str, str] | None = None,
+        footer: str = "",
+        budget_mb: float = 40.0,
+    ) -> None:
+        self.title = title
+        self.facts = dict(facts or {})
+        self.footer = footer
+        self.entries: list[Entry] = []
+        self._left = int(budget_mb * 1e6)
+        self._lock = threading.Lock()
+
+    def add(
+        self,
+        name: str,
+        before: Picture,
+        after: Picture,
+        *,
+        posterior: ArrayLike | None = None,
+        gate: ArrayLike | None = None,
+        spec: ModelSpec | None = None,
+        timings_ms: Mapping[str, float] | None = None,
+        note: str = "",
+    ) -> None:
+        """Add a restored picture.
+
+        ``before`` and ``after``: [H,W] or [H,W,1|3|4] of uint8, uint16 or float 0..1, one height and width.
+        ``posterior`` and ``gate`` are the routing that the picture was restored with, as in
+        :func:`clusir.runtimes.explain.routing_levels`; all three of posterior, gate and spec, or none. ``timings_ms``
+        names the steps in their order, for example decode, infer, encode. Raises ImageError where the sizes differ.
+        """
+        if np.shape(before)[:2] != np.shape(after)[:2]:
+            raise ImageError(f"report: {name}: before is {np.shape(before)[:2]} and after {np.shape(after)[:2]} pixels")
+        height, width = np.shape(before)[:2]
+        small = [shrunk(eight_bit(p), _OVERVIEW_PX) for p in (before, after)]
+        change = float(np.abs(small[0].astype(np.int16) - small[1].astype(np.int16)).mean())
+        levels: tuple[Level, ...] = ()
+        if posterior is not None and gate is not None and spec is not None:
+            levels = tuple(routing_levels(posterior, gate, spec))
+        with self._lock:
+            room = self._left > 0
+        pairs = self._pairs(before, after, small) if room else ()
+        entry = Entry(name, width, height, pairs, levels, dict(timings_ms or {}), change, "", note)
+        with self._lock:
+            self._left -= sum(len(p.before) + len(p.after) for p in pairs)
+            self.entries.append(entry)
+
+    def add_failure(self, name: str, reason: str) -> None:
+        """Add a picture that could not be restored, with the one-line reason."""
+        with self._lock:
+            self.entries.append(Entry(name, 0, 0, error=reason))
+
+    @staticmethod
+    def _pairs(before: Picture, after: Picture, small: list[np.ndarray]) -> tuple[Pair, ...]:
+        height, width = np.shape(before)[:2]
+        h, w = small[0].shape[:2]
+        whole = (h, w) == (height, width)
+        caption = "The whole picture" + ("" if whole else f", shrunk to {100 * w / width:.0f} %")
+        pairs = [Pair(data_uri(small[0]), data_uri(small[1]), w, h, caption, whole)]
+        if max(height, width) > _DETAIL_PX * 1.5:
+            rows, cols = most_changed(eight_bit(before), eight_bit(after), _DETAIL_PX)
+            crops = [eight_bit(np.asarray(p)[rows, cols]) for p in (before, after)]
+            h, w = crops[0].shape[:2]
+            caption = f"The part that changed most, pixel for pixel ({w} x {h} at {cols.start}, {rows.start})"
+            pairs.append(Pair(data_uri(crops[0], 95), data_uri(crops[1], 95), w, h, caption, True))
+        return tuple(pairs)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page to ``path`` (whole or not at all) and return it. Raises ImageError where it cannot be written."""
+        from clusir.runtimes.report_html import render
+
+        path = Path(path)
+        with self._lock:
+            text = render(self.title, self.facts, sorted(self.entries, key=lambda e: e.name), self.footer)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ImageError(f"report {path} cannot be written ({error}); check the folder and the disk") from error
+        return path
