@@ -24,7 +24,8 @@ def shipped(name: str = "tiny") -> Path:
 
 
 def save(model: ClusIR, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``model`` to ``path`` (replaced atomically). ``metadata`` adds strings, for example the training command."""
+    """Write ``model`` to ``path`` (replaced atomically). ``metadata`` adds strings, for example the training
+    command."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -44,7 +45,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load(path: str | Path, device: str = "cpu") -> ClusIR:
-    """Read a checkpoint into a model in eval mode. Raises ModelFormatError where keys or shapes do not fit its config."""
+    """Read a checkpoint into a model in eval mode. Raises ModelFormatError where keys or shapes do not fit its
+    config."""
     metadata = read_metadata(path)
     if "config" not in metadata:
         raise ModelFormatError(f"checkpoint {path} holds no clusir config; it was not written by clusir-train")
@@ -68,7 +70,8 @@ def resolve(name_or_path: str | None, seed: int = 0) -> tuple[ClusIR, str]:
     """A model in eval mode and the sha256 of its weights' file.
 
     None is the shipped checkpoint; ``random:tiny|small|base`` an untrained model of that configuration whose
-    zero-initialised layers are randomised too, so that every path carries signal (for tests and timing); anything else a path.
+    zero-initialised layers are randomised too, so that every path carries signal (for tests and timing); anything
+    else a path.
     """
     if name_or_path is None:
         path = shipped()
@@ -99,3 +102,14 @@ def sha256(path: str | Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cluster_labels(name_or_path: str | None) -> tuple[tuple[str, ...], ...]:
+    """What each cluster of each level was named when the checkpoint was evaluated; empty where it was not."""
+    if name_or_path is not None and name_or_path.startswith("random:"):
+        return ()
+    text = read_metadata(name_or_path or shipped()).get("cluster_labels", "[]")
+    try:
+        return tuple(tuple(str(label) for label in level) for level in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ModelFormatError(f"checkpoint {name_or_path}: its cluster labels cannot be read ({error})") from error

@@ -93,5 +93,5 @@ class MoEBlock(nn.Module):
         shared = self.shared(u)
         routed = self.leave(self.experts(self.enter(u), shared, gate))
         x = x + self.cross(routed, shared)
-        out = x + self.feed_forward(self.norm_feed_forward(x))
-        return out
+        done: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
+        return done

@@ -40,7 +40,7 @@ class FourierSplit(nn.Module):
         self.cutoff = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, groups))
 
     def forward(self, x: Tensor, cue: Tensor) -> tuple[Tensor, Tensor]:
-        batch, channels, height, width = x.shape
+        channels, height, width = x.shape[1:]
         share = torch.sigmoid(self.cutoff(torch.cat((cue, x.mean(dim=(2, 3))), dim=1)))
         cutoff = _CUTOFF_MIN + (_CUTOFF_MAX - _CUTOFF_MIN) * share
         rho = radial_frequency(height, width, x.device)

@@ -1,4 +1,5 @@
-"""The parts every level is built of: norms, resampling, channel attention, feed-forward and the wavelet transformer block."""
+"""The parts every level is built of: norms, resampling, channel attention, feed-forward and the wavelet transformer
+block."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ __all__ = [
     "scale_init",
 ]
 
-# Residual branches start small: a network without norms is stable from the first step (the idea of Fixup and LayerScale),
-# and, unlike a separate scale, a small initial weight costs nothing at inference.
+# Residual branches start small: a network without norms is stable from the first step (the idea of Fixup and
+# LayerScale), and, unlike a separate scale, a small initial weight costs nothing at inference.
 _BRANCH_INIT = 0.1
 
 
@@ -57,7 +58,8 @@ def make_norm(kind: str, width: int) -> nn.Module:
 
 
 class Down(nn.Module):
-    """Halve the resolution: BxCxHxW to Bx C' xH/2xW/2. ``strided`` is DRUNet's 2x2 convolution, ``shuffle`` Restormer's."""
+    """Halve the resolution: BxCxHxW to Bx C' xH/2xW/2. ``strided`` is DRUNet's 2x2 convolution, ``shuffle``
+    Restormer's."""
 
     def __init__(self, width: int, wider: int, kind: str) -> None:
         super().__init__()
@@ -73,7 +75,8 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the resolution: BxCxHxW to Bx C' x2Hx2W by convolution and pixel shuffle (1x1 for ``strided``, else 3x3)."""
+    """Double the resolution: BxCxHxW to Bx C' x2Hx2W by convolution and pixel shuffle (1x1 for ``strided``, else
+    3x3)."""
 
     def __init__(self, width: int, narrower: int, kind: str) -> None:
         super().__init__()
@@ -87,8 +90,8 @@ class Up(nn.Module):
 class ChannelAttention(nn.Module):
     """Multi-head attention between channels (MDTA of Restormer, arXiv 2111.09881): cost is linear in the pixels.
 
-    q, k, v come from 1x1 convolutions, each followed by a depthwise 3x3 where ``depthwise`` is set. With ``context`` the
-    keys and values come from there (cross-attention). BxCxHxW to the same.
+    q, k, v come from 1x1 convolutions, each followed by a depthwise 3x3 where ``depthwise`` is set. With ``context``
+    the keys and values come from there (cross-attention). BxCxHxW to the same.
     """
 
     def __init__(self, width: int, heads: int, depthwise: bool, context_kernel: int = 3) -> None:
@@ -163,7 +166,8 @@ def make_feed_forward(kind: str, width: int, ratio: float) -> nn.Module:
 
 
 class WaveletAttention(nn.Module):
-    """Attend in the Haar low band, let the result gate the high bands, transform back. BxCxHxW (H, W even) to the same."""
+    """Attend in the Haar low band, let the result gate the high bands, transform back. BxCxHxW (H, W even) to the
+    same."""
 
     def __init__(self, width: int, heads: int, depthwise: bool) -> None:
         super().__init__()
@@ -197,7 +201,8 @@ class WaveletTransformerBlock(nn.Module):
 
 
 class FeedForwardBlock(nn.Module):
-    """X <- X + FeedForward(norm X): a decoder block of a configuration without decoder attention. BxCxHxW to the same."""
+    """X <- X + FeedForward(norm X): a decoder block of a configuration without decoder attention. BxCxHxW to the
+    same."""
 
     def __init__(self, width: int, norm: str, feed_forward: str, ratio: float) -> None:
         super().__init__()

@@ -42,8 +42,9 @@ class ModelConfig:
     resample: str = "shuffle"
     skip: str = "cat"  # how encoder features join the decoder: "cat" + 1x1 convolution, or "add"
     attention_depthwise: bool = True  # a depthwise 3x3 behind each of q, k, v, as in MDTA
-    # Wavelet attention in the decoder too, or in the encoder only: the Haar steps are bound by memory (measured: half of
-    # tiny's time on ONNX Runtime when every decoder block had them), and the published description puts them in the encoder.
+    # Wavelet attention in the decoder too, or in the encoder only: the Haar steps are bound by memory (measured: half
+    # of tiny's time on ONNX Runtime when every decoder block had them), and the published description puts them in
+    # the encoder.
     decoder_attention: bool = True
     # Clusters: the published description gives no numbers. 8 covers 5 to 7 kinds of damage with room for mixtures.
     clusters: tuple[int, ...] = (8, 8, 8, 8)
@@ -95,7 +96,8 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels: every downsampling, and one Haar step at the bottom."""
+        """Height and width must be multiples of this many pixels: every downsampling, and one Haar step at the
+        bottom."""
         return (2 if self.stem == "haar" else 1) * 2**self.levels
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,8 +255,9 @@ class ClusIR(nn.Module):
         nn.init.zeros_(self.head.weight)  # an untrained network returns its input
 
     def forward(self, image: Tensor, routing: tuple[tuple[Tensor, Tensor], ...] | None = None) -> Restoration:
-        """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the routers'
-        own, so that all tiles of a picture can share one routing. Raises ValueError on sizes that do not fit."""
+        """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the
+        routers' own, so that all tiles of a picture can share one routing. Raises ValueError on sizes that do not
+        fit."""
         multiple = self.config.size_multiple
         if image.shape[-2] % multiple or image.shape[-1] % multiple:
             raise ValueError(

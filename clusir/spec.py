@@ -49,8 +49,8 @@ class ModelSpec:
     [B, sum(clusters)]: the cluster posteriors of all routed levels, concatenated, each part summing to 1; ``gate``
     [B, sum(experts)]: the gates after top-k, concatenated likewise.
 
-    ``graph`` is ``whole`` (image -> restored, posterior, gate), ``tile`` (image, posterior, gate -> restored: routing is
-    given, so that all tiles of a picture share it) or ``router`` (image -> posterior, expert_probability, the
+    ``graph`` is ``whole`` (image -> restored, posterior, gate), ``tile`` (image, posterior, gate -> restored: routing
+    is given, so that all tiles of a picture share it) or ``router`` (image -> posterior, expert_probability, the
     probabilities before top-k). A model brought by the user has no routing: ``clusters`` and ``experts`` are empty.
     """
 
@@ -91,7 +91,7 @@ class ModelSpec:
         size = self.size
         if not (1 <= size.multiple_of <= 4096 and 1 <= size.minimum <= 65536 and 0 <= size.static_px <= 65536):
             refuse(f"size rule {size} is out of bounds")
-        if not (1 <= self.tile_px <= 65536 and 0 <= self.halo_px and 2 * self.halo_px < self.tile_px):
+        if not (1 <= self.tile_px <= 65536 and self.halo_px >= 0 and 2 * self.halo_px < self.tile_px):
             refuse(f"tile {self.tile_px} px with halo {self.halo_px} px leaves no core")
         if size.padded(self.tile_px) != self.tile_px:
             refuse(f"tile {self.tile_px} px does not fit the size rule {size}")
@@ -113,7 +113,8 @@ class ModelSpec:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
-        """The spec in ONNX ``metadata_props``. Raises ModelFormatError where it is absent, malformed or contradictory."""
+        """The spec in ONNX ``metadata_props``. Raises ModelFormatError where it is absent, malformed or
+        contradictory."""
         known = {f.name: f for f in fields(cls)}
         found = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
         if "spec_version" not in found:

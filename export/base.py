@@ -18,7 +18,8 @@ M = TypeVar("M")
 
 @dataclass(frozen=True)
 class PassResult(Generic[M]):
-    """What a pass returns: the model (the same object or a new one), whether it changed, and sentences for the report."""
+    """What a pass returns: the model (the same object or a new one), whether it changed, and sentences for the
+    report."""
 
     model: M
     modified: bool

@@ -1,7 +1,7 @@
 """DensifyExperts: every expert runs for every sample and the gate masks the sum, so that nothing depends on data.
 
-Sparse dispatch picks experts by index; a tracer then writes only those that its sample happened to choose. The dense form is
-static, takes any batch, and is the one that every runtime understands.
+Sparse dispatch picks experts by index; a tracer then writes only those that its sample happened to choose. The dense
+form is static, takes any batch, and is the one that every runtime understands.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class SeparateExperts(nn.Module):
 class MergedExperts(nn.Module):
     """The same sum with the experts' 1x1 convolutions merged into three.
 
-    With h_e = DW_e(A_e u) * SiLU(B_e s):  sum_e g_e (u + W_e h_e) = (sum_e g_e) u + [W_1 .. W_E] [g_1 h_1; ..; g_E h_E].
-    Experts of one kernel share one depthwise convolution.
+    With h_e = DW_e(A_e u) * SiLU(B_e s):  sum_e g_e (u + W_e h_e) = (sum_e g_e) u + [W_1 .. W_E] [g_1 h_1; ..; g_E
+    h_E]. Experts of one kernel share one depthwise convolution.
     """
 
     def __init__(self, sparse: SparseExperts) -> None:

@@ -1,0 +1,30 @@
+# `make demo` shows the whole path, `make test` checks it; both set up .venv on a machine that has nothing installed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint clean weights
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m clusir.cli.demo demo-out
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/typecheck.py
+
+# Exports the shipped checkpoint into the package; run it after clusir/weights/tiny.safetensors changed.
+weights: $(STAMP)
+	$(BIN)/clusir-export --onnx clusir/weights/tiny.onnx
+
+clean:
+	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -1,0 +1,131 @@
+"""A bundle: the graphs in every precision that was asked for, validated, with a report that says what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clusir.degrade import KINDS
+from clusir.errors import ClusirError, ExportError
+from clusir.export.pipeline import ExportConfig, GraphRecord, staged, write_graphs
+from clusir.export.tolerances import tolerance
+from clusir.export.validate import ParityRow, check_rows, compare, parity_cases, reference_outputs, uniform_routing
+from clusir.model import ClusIR
+from clusir.runtimes import open_runner
+
+__all__ = ["ExportReport", "Validation", "export_bundle", "validate_files"]
+
+Progress = Callable[[str], None]
+
+# The tile and the router graph are the whole graph's halves: what they could get wrong on their own shows on a few
+# kinds.
+_SIDE_GRAPH_KINDS = ("noise", "haze", "none")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What an export is checked on: backends by name, sizes (height, width in pixels, used by dynamic graphs; a
+    static graph is checked at its own), batches. ``threads`` None lets each runtime choose."""
+
+    backends: tuple[str, ...] = ("ort", "openvino")
+    device: str = "cpu"
+    sizes: tuple[tuple[int, int], ...] = ((64, 64), (96, 160), (272, 336))
+    batches: tuple[int, ...] = (1, 3)
+    threads: int | None = None
+
+
+@dataclass
+class ExportReport:
+    """Everything that an export did and measured."""
+
+    graphs: list[GraphRecord] = field(default_factory=list)
+    parity: list[ParityRow] = field(default_factory=list)
+    precisions: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "graphs": [
+                {
+                    "graph": g.graph,
+                    "file": g.path.name,
+                    "bytes": g.bytes,
+                    "passes": [{"name": p.name, "modified": p.modified, "notes": list(p.notes)} for p in g.passes],
+                }
+                for g in self.graphs
+            ],
+            "parity": [row.to_dict() for row in self.parity],
+            "precisions": self.precisions,
+        }
+
+
+def validate_files(
+    model: ClusIR, records: Sequence[GraphRecord], plan: Validation, progress: Progress = lambda _: None
+) -> list[ParityRow]:
+    """Parity of every graph on every backend against PyTorch: every size and batch of the plan, the whole graph
+    on all degradations.
+
+    Raises ValidationError where a row is out of tolerance, BackendError where a backend is not installed. What the
+    routers answer is checked on the whole graph's gates.
+    """
+    rows: list[ParityRow] = []
+    for record in records:
+        with ExitStack() as stack:
+            runners = [
+                stack.enter_context(open_runner(record.path, backend, plan.device, plan.threads))
+                for backend in plan.backends
+            ]
+            progress(f"validating the {record.graph} graph on {', '.join(runner.name for runner in runners)}")
+            spec = runners[0].spec
+            side = spec.size.static_px
+            bounds = tolerance(spec.precision, plan.device)
+            routing = uniform_routing(spec) if spec.graph == "tile" else None
+            kinds = (*KINDS, "none") if spec.graph == "whole" else _SIDE_GRAPH_KINDS
+            for case in parity_cases(((side, side),) if side else plan.sizes, plan.batches, kinds):
+                feeds = {"image": case.image}
+                if routing is not None:
+                    feeds |= routing(feeds)
+                expected = reference_outputs(model, feeds, spec.graph)
+                rows += [compare(r, feeds, expected, case, bounds, record.path.name) for r in runners]
+    check_rows(rows)
+    return rows
+
+
+def export_bundle(
+    model: ClusIR,
+    destination: Path,
+    stem: str,
+    config: ExportConfig,
+    plan: Validation,
+    *,
+    more: Sequence[Callable[[Path, str, ExportReport], None]] = (),
+    progress: Progress = lambda _: None,
+) -> ExportReport:
+    """Export, validate, then promote into ``destination``. ``more`` are further steps on the staged folder (other
+    precisions, other formats), each given the folder, the stem and the report. When a step refuses, nothing is
+    promoted but the report, ``<stem>.report.json``, with the reason."""
+    report = ExportReport()
+    name = f"{stem}.report.json"
+    with staged(destination, keep=(name,)) as stage:
+        try:
+            report.graphs = write_graphs(model, stage, stem, config, progress)
+            report.parity = validate_files(model, report.graphs, plan, progress)
+            for step in more:
+                step(stage, stem, report)
+        except ClusirError as error:
+            write_report(stage / name, report, str(error))
+            raise
+        except Exception as error:
+            write_report(stage / name, report, str(error))
+            raise ExportError(f"{type(error).__name__}: {error}") from error
+        write_report(stage / name, report)
+    return report
+
+
+def write_report(path: Path, report: ExportReport, failure: str = "") -> None:
+    """The report as JSON, with ``failure`` where the export was refused."""
+    text = json.dumps({**report.to_dict(), "failure": failure}, indent=2, allow_nan=True)
+    path.write_text(text.replace("Infinity", '"inf"') + "\n", encoding="utf-8")

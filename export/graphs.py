@@ -1,0 +1,89 @@
+"""The three graphs that a ClusIR network is exported as, each an nn.Module with plain tensors in and out.
+
+The whole graph answers alone. Where a picture is cut into tiles, the router graph runs first on a few of them, the
+host averages what it says, and the tile graph then restores every tile under that one routing
+(``clusir.runtimes.routing``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clusir.model import ClusIR
+
+__all__ = ["GRAPHS", "GraphForm", "RouterGraph", "TileGraph", "WholeGraph"]
+
+
+class WholeGraph(nn.Module):
+    """image Bx3xHxW -> restored (the same shape), posterior BxsumL, gate BxsumE."""
+
+    def __init__(self, model: ClusIR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        done = self.model(image)
+        return done.restored, torch.cat(done.posteriors, dim=1), torch.cat(done.gates, dim=1)
+
+
+class TileGraph(nn.Module):
+    """image Bx3xHxW, posterior BxsumL, gate BxsumE -> restored: the routing is given."""
+
+    def __init__(self, model: ClusIR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, posterior: Tensor, gate: Tensor) -> Tensor:
+        config = self.model.config
+        posteriors = torch.split(posterior, list(config.clusters), dim=1)
+        gates = torch.split(gate, [config.experts] * config.levels, dim=1)
+        restored: Tensor = self.model(image, tuple(zip(posteriors, gates, strict=True))).restored
+        return restored
+
+
+class RouterGraph(nn.Module):
+    """image Bx3xHxW -> posterior BxsumL, expert_probability BxsumE (before top-k). Needs the encoder only."""
+
+    def __init__(self, model: ClusIR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        done = self.model(image)
+        return torch.cat(done.posteriors, dim=1), torch.cat(done.expert_probabilities, dim=1)
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """Which module stands for a graph, and what its tensors are called in the file."""
+
+    name: str
+    module: type[nn.Module]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    suffix: str
+
+    def build(self, model: ClusIR) -> nn.Module:
+        return self.module(model).eval()
+
+    def example(self, model: ClusIR, size: int) -> tuple[Tensor, ...]:
+        """Inputs to trace with: a batch of 2, because tracers take 0 and 1 for constants."""
+        config = model.config
+        image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        if self.name != "tile":
+            return (image,)
+        posterior = torch.cat([torch.full((2, n), 1.0 / n) for n in config.clusters], dim=1)
+        return image, posterior, torch.eye(config.experts)[:2].repeat(1, config.levels)
+
+
+GRAPHS: dict[str, GraphForm] = {
+    form.name: form
+    for form in (
+        GraphForm("whole", WholeGraph, ("image",), ("restored", "posterior", "gate"), ".onnx"),
+        GraphForm("tile", TileGraph, ("image", "posterior", "gate"), ("restored",), ".tile.onnx"),
+        GraphForm("router", RouterGraph, ("image",), ("posterior", "expert_probability"), ".router.onnx"),
+    )
+}

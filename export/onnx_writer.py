@@ -1,0 +1,93 @@
+"""Module to ONNX: torch.export, the FFT lowered at the level of the traced program, opset 18."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from clusir.errors import ExportError
+from clusir.export.fft_lowering import Form, translation_table
+
+__all__ = ["OPSET", "write_onnx"]
+
+# Opset 20's DFT with dynamic shapes fails in ONNX Runtime 1.32, and OpenVINO returns wrong shapes for it (measured).
+OPSET = 18
+
+
+def write_onnx(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    dynamic_size: bool,
+    dft: Form = "matmul",
+) -> onnx.ModelProto:
+    """Trace ``module`` on ``example`` (batch of at least 2) and return it as ONNX.
+
+    The batch axis of every input is dynamic; with ``dynamic_size`` also axes 2 and 3 of every input of rank 4. Raises
+    ExportError with the exporter's reason where it cannot.
+    """
+    dim = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: dim, 2: dim, 3: dim} if dynamic_size and t.ndim == 4 else {0: dim} for t in example)
+    with quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                module,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                custom_translation_table=translation_table(dft),
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(f"torch.onnx.export refused the model: {_reason(error)}") from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned no program")
+    model = program.model_proto
+    name_axes(model)
+    return model
+
+
+def name_axes(model: onnx.ModelProto) -> None:
+    """Give the dynamic axes of inputs and outputs readable names: batch, height, width."""
+    for value in [*model.graph.input, *model.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        for axis, name in zip(range(len(dims)), ("batch", "channels", "height", "width"), strict=False):
+            if not dims[axis].HasField("dim_value"):
+                dims[axis].dim_param = name
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Hold back the exporter's progress, deprecation notes and torchvision remarks: none is about the user's model."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")]
+    before: list[tuple[Any, int]] = [(logger, logger.level) for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in before:
+                logger.setLevel(level)

@@ -1,0 +1,182 @@
+"""Export: the visible, ordered list of passes from a checkpoint to validated files.
+
+Everything is written into a folder beside the destination and moved to its final name only when validation has passed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from clusir.errors import UsageError
+from clusir.export.base import Pass, PassRecord, Pipeline
+from clusir.export.dense_experts import DensifyExperts
+from clusir.export.fft_lowering import FORMS, Form
+from clusir.export.graphs import GRAPHS, GraphForm
+from clusir.export.onnx_writer import write_onnx
+from clusir.export.simplify import AttachMetadata, CheckStandard, SimplifyGraph
+from clusir.model import ClusIR
+from clusir.spec import ModelSpec, SizeRequirements
+
+__all__ = [
+    "ExportConfig",
+    "GraphRecord",
+    "build_graph",
+    "describe",
+    "graph_passes",
+    "module_passes",
+    "staged",
+    "write_graphs",
+]
+
+ROUTERS = ("dense", "conditional")
+_DYNAMIC_TRACE_PX = 64
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write. ``tile_px`` and ``halo_px`` in pixels; ``cluster_labels`` names the clusters of each level."""
+
+    router: str = "dense"
+    dft: Form = "auto"
+    dynamic: bool = False
+    tile_px: int = 256
+    halo_px: int = 16
+    graphs: tuple[str, ...] = ("whole", "tile", "router")
+    name: str = "clusir"
+    checkpoint_sha256: str = ""
+    cluster_labels: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.router not in ROUTERS:
+            raise UsageError(f"router form {self.router!r} is not one of {', '.join(ROUTERS)}")
+        if self.dft not in FORMS:
+            raise UsageError(f"DFT form {self.dft!r} is not one of {', '.join(FORMS)}")
+        if self.tile_px < 32 or self.halo_px < 0 or 2 * self.halo_px >= self.tile_px:
+            raise UsageError(
+                f"tile {self.tile_px} px with halo {self.halo_px} px: the tile must be at least 32 px and wider than "
+                "two halos"
+            )
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """What became of one graph: its file, its passes and its size in bytes."""
+
+    graph: str
+    path: Path
+    passes: tuple[PassRecord, ...]
+    bytes: int
+
+
+def module_passes(config: ExportConfig) -> list[Pass[nn.Module]]:
+    """Passes on the PyTorch network, in order."""
+    return [DensifyExperts(merged=config.router == "dense")]
+
+
+def graph_passes(config: ExportConfig, spec: ModelSpec) -> list[Pass[onnx.ModelProto]]:
+    """Passes on the written ONNX graph, in order."""
+    passes: list[Pass[onnx.ModelProto]] = [SimplifyGraph()]
+    if config.router == "conditional" and spec.graph != "router":
+        from clusir.export.conditional import BranchExperts
+
+        passes.append(BranchExperts())
+    passes += [CheckStandard(allow_dft=config.dft == "op"), AttachMetadata(spec)]
+    return passes
+
+
+def describe(model: ClusIR, config: ExportConfig, graph: str = "whole") -> ModelSpec:
+    """The ModelSpec of one graph of an export. Raises UsageError where the tile does not fit the network."""
+    multiple = model.config.size_multiple
+    if config.tile_px % multiple:
+        raise UsageError(f"tile {config.tile_px} px is not a multiple of {multiple} px, which this network needs")
+    return ModelSpec(
+        name=config.name,
+        graph=graph,
+        checkpoint_sha256=config.checkpoint_sha256,
+        size=SizeRequirements(multiple, multiple, 0 if config.dynamic else config.tile_px),
+        tile_px=config.tile_px,
+        halo_px=config.halo_px,
+        router_form=config.router,
+        dft_form=config.dft,
+        clusters=model.config.clusters,
+        experts=(model.config.experts,) * model.config.levels,
+        top_k=model.config.top_k,
+        cluster_labels=config.cluster_labels,
+    )
+
+
+def build_graph(dense: ClusIR, form: GraphForm, config: ExportConfig) -> tuple[onnx.ModelProto, list[PassRecord]]:
+    """One graph of a network whose module passes have run, as ONNX with its metadata."""
+    spec = describe(dense, config, form.name)
+    size = _DYNAMIC_TRACE_PX if config.dynamic else config.tile_px
+    written = write_onnx(
+        form.build(dense),
+        form.example(dense, size),
+        form.inputs,
+        form.outputs,
+        dynamic_size=config.dynamic,
+        dft=config.dft,
+    )
+    pipeline = Pipeline(graph_passes(config, spec))
+    return pipeline.run(written), pipeline.records
+
+
+def write_graphs(
+    model: ClusIR, folder: Path, stem: str, config: ExportConfig, progress: Progress = lambda _: None
+) -> list[GraphRecord]:
+    """Run all passes and write ``<stem>.onnx``, ``<stem>.tile.onnx``, ``<stem>.router.onnx`` into ``folder``.
+
+    Raises ExportError naming the pass that failed; the files are not validated yet.
+    """
+    modules = Pipeline(module_passes(config))
+    dense = modules.run(model)
+    assert isinstance(dense, ClusIR)
+    written = []
+    for name in config.graphs:
+        form = GRAPHS[name]
+        progress(f"{name} graph")
+        # What the network does, and does not, with a static router graph is the same in either router form.
+        proto, records = build_graph(dense, form, config)
+        path = folder / f"{stem}{form.suffix}"
+        onnx.save(proto, str(path))
+        written.append(GraphRecord(name, path, (*modules.records, *records), path.stat().st_size))
+    return written
+
+
+@contextmanager
+def staged(destination: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write into; its files move to ``destination`` when the block ends well, and vanish when it does not.
+
+    Files named in ``keep`` (relative) move even then, for example a report that says why validation failed.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".clusir-", dir=destination))
+    try:
+        yield stage
+        promote(stage, destination)
+    except BaseException:
+        for name in keep:
+            if (stage / name).is_file():
+                os.replace(stage / name, destination / name)
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def promote(stage: Path, destination: Path) -> None:
+    """Move every file of ``stage`` to the same relative name below ``destination``, each replaced atomically."""
+    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
+        target = destination / path.relative_to(stage)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)

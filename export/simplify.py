@@ -1,0 +1,117 @@
+"""Passes on the written ONNX graph: simplify, check the promises of the default form, add the metadata."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+from onnx import TensorProto
+
+from clusir.errors import ExportError
+from clusir.export.base import PassResult
+from clusir.spec import ModelSpec
+
+__all__ = ["AttachMetadata", "CheckStandard", "SimplifyGraph", "operators"]
+
+_COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+
+
+def operators(graph: onnx.GraphProto) -> Counter[str]:
+    """How often each operator occurs, branches of If and bodies of loops included; other domains as
+    ``domain::name``."""
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        counts[node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"] += 1
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                counts += operators(inner)
+    return counts
+
+
+class SimplifyGraph:
+    """Fold constants and remove what is dead or twice, with onnxsim (which, unlike onnxslim 0.1, keeps the
+    metadata)."""
+
+    name = "SimplifyGraph"
+
+    def requires(self, model: onnx.ModelProto) -> None:
+        pass
+
+    def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
+        try:
+            from onnxsim import simplify
+        except ImportError as error:
+            note = f"onnxsim cannot be imported ({error}); the graph stays as the exporter wrote it"
+            return PassResult(model, False, (note,))
+        before = sum(operators(model.graph).values())
+        simplified, agrees = simplify(model)
+        if not agrees:
+            raise ExportError("onnxsim's own check found that the simplified graph differs")
+        after = sum(operators(simplified.graph).values())
+        return PassResult(simplified, after != before, (f"{before} nodes, now {after}",))
+
+    def ensures(self, model: onnx.ModelProto) -> None:
+        pass
+
+
+class CheckStandard:
+    """Refuse a graph that is not plain ONNX: custom domains, randomness, complex tensors, or (by default) DFT
+    operators."""
+
+    name = "CheckStandard"
+
+    def __init__(self, allow_dft: bool = False) -> None:
+        self.allow_dft = allow_dft
+
+    def requires(self, model: onnx.ModelProto) -> None:
+        pass
+
+    def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
+        counts = operators(model.graph)
+        foreign = sorted(k for k in counts if "::" in k)
+        if foreign or model.functions:
+            raise ExportError(f"the graph uses operators outside standard ONNX: {', '.join(foreign) or 'functions'}")
+        random = sorted(k for k in counts if k.startswith("Random") or k in ("Bernoulli", "Multinomial"))
+        if random:
+            raise ExportError(f"the graph draws random numbers ({', '.join(random)}); the model is not in eval mode")
+        if "DFT" in counts and not self.allow_dft:
+            raise ExportError(f"{counts['DFT']} DFT operators are left; the FFT lowering did not reach them")
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        onnx.checker.check_model(inferred, full_check=True)
+        values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+        if any(v.type.tensor_type.elem_type in _COMPLEX for v in values) or any(
+            t.data_type in _COMPLEX for t in model.graph.initializer
+        ):
+            raise ExportError("the graph carries complex tensors, which no runtime here computes with")
+        return PassResult(model, False, (f"standard opset {model.opset_import[0].version}, {len(counts)} operators",))
+
+    def ensures(self, model: onnx.ModelProto) -> None:
+        pass
+
+
+class AttachMetadata:
+    """Write the ModelSpec into ``metadata_props`` and drop the exporter's notes on where every node came from."""
+
+    name = "AttachMetadata"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def requires(self, model: onnx.ModelProto) -> None:
+        pass
+
+    def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
+        for node in model.graph.node:
+            del node.metadata_props[:]
+            node.ClearField("doc_string")
+        for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+            del value.metadata_props[:]
+        del model.graph.metadata_props[:]
+        onnx.helper.set_model_props(model, self.spec.to_metadata())
+        model.producer_name, model.producer_version = "clusir", str(self.spec.spec_version)
+        return PassResult(model, True, (f"graph {self.spec.graph}, precision {self.spec.precision}",))
+
+    def ensures(self, model: onnx.ModelProto) -> None:
+        found = ModelSpec.from_metadata({p.key: p.value for p in model.metadata_props})
+        if found != self.spec:
+            raise ExportError("the metadata read back differs from what was written")

@@ -1,0 +1,43 @@
+"""How far an artefact may be from the reference: one table, and no default anywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clusir.errors import UsageError
+
+__all__ = ["GATE_MARGIN", "TOLERANCES", "Tolerance", "tolerance"]
+
+# Two runtimes may order experts differently only where the k-th and the next probability are closer than this.
+GATE_MARGIN = 1e-4
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """``max_abs``: largest absolute difference of any pixel, in units of the 0..1 range (None: not bounded, because
+    single pixels may move); ``psnr_db``: least agreement; ``gates_equal``: the same experts wherever the margin is
+    above GATE_MARGIN."""
+
+    max_abs: float | None
+    psnr_db: float
+    gates_equal: bool
+
+
+TOLERANCES = {
+    "fp32": Tolerance(max_abs=1e-4, psnr_db=90.0, gates_equal=True),
+    # float32 on CUDA sums in another order; TF32 is off.
+    "fp32:cuda": Tolerance(max_abs=1e-3, psnr_db=80.0, gates_equal=True),
+    "fp16": Tolerance(max_abs=None, psnr_db=60.0, gates_equal=False),
+    "fp16:cuda": Tolerance(max_abs=None, psnr_db=55.0, gates_equal=False),
+    # What INT8 may cost is bounded as quality against ground truth (export/quantize); this bound only catches a
+    # broken file.
+    "int8": Tolerance(max_abs=None, psnr_db=30.0, gates_equal=False),
+}
+
+
+def tolerance(precision: str, device: str = "cpu") -> Tolerance:
+    """The row for a precision on a device. Raises UsageError for a precision that is not in the table."""
+    row = TOLERANCES.get(f"{precision}:{device}") or TOLERANCES.get(precision)
+    if row is None:
+        raise UsageError(f"no tolerance for precision {precision!r}; there are {', '.join(TOLERANCES)}")
+    return row
