@@ -28,7 +28,7 @@ _FORMATS = {
 def write_comparison(before: Picture, after: Picture, path: str | Path, limit_px: int = 8000) -> Path:
     """Write ``before | after`` to ``path`` and return it; the file appears whole or not at all.
 
-    Both pictures are [H,W] or [H,W,1|3|4] of uint8, uint16 or float 0..1, and of one height and width. They stand side
+    Both pictures are [H,W] or [H,W,1..4] of uint8, uint16 or float 0..1, and of one height and width. They stand side
     by side with a white gap, or one above the other where the picture is more than twice as wide as it is high. Each is
     shrunk to ``limit_px`` pixels on its longer side at most; 8 bits per channel. Raises UsageError for a suffix that is
     no picture format, ImageError for pictures that do not match or a file that cannot be written.

@@ -83,14 +83,14 @@ def _check_ort_packages() -> list[Finding]:
     return [
         Finding(
             "error",
-            f"{' and '.join(builds)} are installed together: they overwrite each other's files, and which one runs is chance",
+            f"{' and '.join(builds)} are installed together: each overwrites the other's files",
             f'pip uninstall -y {" ".join(builds)} && pip install "clusir[{wanted}]"',
         )
     ]
 
 
 def cuda_advice(machine: dict[str, Any], backend: str = "ort") -> Finding:
-    """Why CUDA does not run here and the line that mends it; the first obstacle only, as the next may vanish with it."""
+    """Why CUDA does not run here and the line that mends it: the first obstacle only."""
     packages = machine["packages"]
     if not machine["gpus"]:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -179,7 +179,7 @@ def _backend_devices(backend: str) -> tuple[list[str], list[Finding]]:
 def diagnose(models: Path, probe_device: Callable[[str], Probe] = probe) -> Diagnosis:
     """Probe every device of every installed backend (a few seconds) and judge the machine.
 
-    ``models`` is the folder of the shipped model. ``probe_device`` runs one probe; see :func:`clusir.runtimes.probe.probe`.
+    ``models`` is the folder of the shipped model; ``probe_device`` does what :func:`clusir.runtimes.probe.probe` does.
     """
     machine = fingerprint()
     result = Diagnosis(machine)

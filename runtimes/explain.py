@@ -19,7 +19,7 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 @dataclass(frozen=True)
 class Level:
-    """Routing of one encoder level (1 is the shallowest): ``posterior`` sums to 1; ``gate`` is zero where no expert ran."""
+    """Routing of one encoder level (1 is the shallowest). ``posterior`` sums to 1; ``gate`` is 0 where no expert ran."""
 
     number: int
     labels: tuple[str, ...]
@@ -90,8 +90,8 @@ def _bar(share: float, width: int) -> str:
 def explain_lines(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width: int = 24, top: int = 4) -> list[str]:
     """The routing of one picture as lines of rich markup, for ``console.print``.
 
-    First the recognised damage over all levels; then per level the ``top`` clusters and every expert that ran, each with
-    a bar of ``width`` characters. Arguments as in :func:`routing_levels`. A model without routing gives one line that
+    First the recognised damage over all levels; then per level the ``top`` clusters and every expert that ran, each
+    with a bar of ``width`` characters. Arguments as in :func:`routing_levels`. A model without routing gives one line that
     says so.
     """
     levels = routing_levels(posterior, gate, spec)

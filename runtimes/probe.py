@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 __all__ = ["PROBE_MODEL", "Probe", "expected_output", "list_devices", "probe"]
 
-# y = Relu(Conv(x, w)): x and y float32 [1,1,4,4], w = 0..8 as a 3x3 kernel, padding 1, opset 18. The onnx package is not
-# needed to run models, so the 181 bytes are here; a test writes the same network with onnx.helper and compares.
+# y = Relu(Conv(x, w)): x and y float32 [1,1,4,4], w = 0..8 as a 3x3 kernel, padding 1, opset 18. The onnx package is
+# not needed to run models, so the 181 bytes are here; a test writes the same network with onnx.helper and compares.
 PROBE_MODEL = base64.b64decode(
     "CAgSADqoAQoiCgF4CgF3EgFjIgRDb252KhEKBHBhZHNAAUABQAFAAaABBwoMCgFjEgF5IgRSZWx1EgVwcm9iZSozCAEIAQgDCAMQASIkAAAA"
     "AAAAgD8AAABAAABAQAAAgEAAAKBAAADAQAAA4EAAAABBQgF3WhsKAXgSFgoUCAESEAoCCAEKAggBCgIIBAoCCARiGwoBeRIWChQIARIQCgII"
@@ -139,7 +139,7 @@ def list_devices(backend: str, timeout_s: float = 60.0) -> tuple[list[str], str]
 
 
 def probe(name: str, timeout_s: float = 60.0) -> Probe:
-    """Run the probe network on ``name`` (for example ``ort:CUDAExecutionProvider``). Never raises for a broken device."""
+    """Run the probe network on ``name``, for example ``ort:CUDAExecutionProvider``. A broken device does not raise."""
     answer, words = _ask(name, timeout_s)
     if answer is None:
         return Probe(name, False, reason=words)

@@ -56,8 +56,8 @@ class Entry:
 class ReportWriter:
     """Collects pictures (from any thread) and writes the page.
 
-    ``facts`` are label and value pairs for the head of the page, such as backend, model and precision; ``footer`` is one
-    line, such as :func:`clusir.runtimes.fingerprint.describe`. ``budget_mb`` bounds the thumbnails, hence the page.
+    ``facts`` are label and value pairs for the head of the page, such as backend, model and precision; ``footer`` is
+    one line, such as :func:`clusir.runtimes.fingerprint.describe`. ``budget_mb`` bounds the thumbnails, hence the page.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ReportWriter:
     ) -> None:
         """Add a restored picture.
 
-        ``before`` and ``after``: [H,W] or [H,W,1|3|4] of uint8, uint16 or float 0..1, one height and width.
+        ``before`` and ``after``: [H,W] or [H,W,1..4] of uint8, uint16 or float 0..1, one height and width.
         ``posterior`` and ``gate`` are the routing that the picture was restored with, as in
         :func:`clusir.runtimes.explain.routing_levels`; all three of posterior, gate and spec, or none. ``timings_ms``
         names the steps in their order, for example decode, infer, encode. Raises ImageError where the sizes differ.
@@ -130,7 +130,7 @@ class ReportWriter:
         return tuple(pairs)
 
     def write(self, path: str | Path) -> Path:
-        """Write the page to ``path`` (whole or not at all) and return it. Raises ImageError where it cannot be written."""
+        """Write the page to ``path``, whole or not at all. Raises ImageError where it cannot be written."""
         from clusir.runtimes.report_html import render
 
         path = Path(path)

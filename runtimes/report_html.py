@@ -33,7 +33,8 @@ def page(title: str, body: str) -> str:
 def bars(rows: Iterable[tuple[str, float, str]], kind: str = "") -> str:
     """A list of horizontal bars: ``(label, share in 0..1, value as text)``; ``kind`` is a colour class."""
     cells = "".join(
-        f'<dt>{escape(label)}</dt><dd class="track" aria-hidden="true"><i style="--v:{100 * min(max(share, 0), 1):.1f}"></i></dd>'
+        f'<dt>{escape(label)}</dt><dd class="track" aria-hidden="true">'
+        f'<i style="--v:{100 * min(max(share, 0), 1):.1f}"></i></dd>'
         f'<dd class="value">{escape(value)}</dd>'
         for label, share, value in rows
     )
@@ -77,7 +78,8 @@ def _heat(levels: Sequence[Level]) -> str:
                 )
             rows.append(f'<tr><th scope="row">level {level.number}</th>{"".join(cells)}</tr>')
         parts.append(
-            f'<div class="scroll"><table class="heat {kind}"><caption>{title}</caption><tbody>{"".join(rows)}</tbody></table></div>'
+            f'<div class="scroll"><table class="heat {kind}"><caption>{title}</caption>'
+            f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
     return f'<details><summary>Routing of every level</summary><div class="levels">{"".join(parts)}</div></details>'
 
@@ -103,7 +105,8 @@ def _ms(value: float) -> str:
 def _entry(entry: Entry, number: int) -> str:
     head = f"<header><h2>{escape(entry.name)}</h2>"
     if entry.error:
-        return f'<section class="card picture failed" id="p{number}">{head}</header><p>Not restored: {escape(entry.error)}</p></section>'
+        reason = f"<p>Not restored: {escape(entry.error)}</p>"
+        return f'<section class="card picture failed" id="p{number}">{head}</header>{reason}</section>'
     head += f'<span class="quiet">{entry.width} x {entry.height} px · mean change {entry.change:.1f} of 255'
     head += f" · {escape(entry.note)}</span></header>" if entry.note else "</span></header>"
     details = []
@@ -114,13 +117,12 @@ def _entry(entry: Entry, number: int) -> str:
     if entry.timings_ms:
         details.append(f"<div><h3>Time</h3>{_timings(entry.timings_ms)}</div>")
     sliders = "".join(_slider(pair, entry.name) for pair in entry.pairs)
-    pictures = (
-        f'<div class="pairs">{sliders}</div>'
-        if sliders
-        else '<p class="quiet">No thumbnail: the page reached its size limit.</p>'
-    )
+    pictures = f'<div class="pairs">{sliders}</div>'
+    if not sliders:
+        pictures = '<p class="quiet">No thumbnail: the page reached its size limit.</p>'
     heat = _heat(entry.levels) if entry.levels else ""
-    return f'<section class="card picture" id="p{number}">{head}{pictures}<div class="details">{"".join(details)}</div>{heat}</section>'
+    more = f'<div class="details">{"".join(details)}</div>{heat}'
+    return f'<section class="card picture" id="p{number}">{head}{pictures}{more}</section>'
 
 
 def _usage(routed: Sequence[Entry]) -> str:
@@ -153,9 +155,8 @@ def _overview(done: Sequence[Entry]) -> str:
         for step, ms in entry.timings_ms.items():
             steps.setdefault(step, []).append(ms)
     if steps:
-        panels.append(
-            f"<h3>Time, median per picture</h3>{_timings({k: statistics.median(v) for k, v in steps.items()})}"
-        )
+        medians = {step: statistics.median(times) for step, times in steps.items()}
+        panels.append(f"<h3>Time, median per picture</h3>{_timings(medians)}")
     return f'<div class="panels">{"".join(f"""<div class="card">{p}</div>""" for p in panels)}</div>' if panels else ""
 
 
@@ -172,16 +173,17 @@ def _index(entries: Sequence[Entry]) -> str:
             f'<td>{change}</td><td data-value="{total:.3f}">{_ms(total) if total else ""}</td></tr>'
         )
     headings = "".join(
-        f'<th scope="col"{style}><button type="button">{text}</button></th>'
-        for text, style in (
+        f'<th scope="col"{kind}><button type="button">{text}</button></th>'
+        for text, kind in (
             ("picture", ""),
             ("size", ""),
-            ("recognised", ' style="text-align:left"'),
+            ("recognised", ' class="words"'),
             ("change", ""),
             ("time", ""),
         )
     )
-    return f'<div class="card scroll"><table><thead><tr>{headings}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    table = f"<table><thead><tr>{headings}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="card scroll">{table}</div>'
 
 
 def render(title: str, facts: Mapping[str, str], entries: Sequence[Entry], footer: str) -> str:
@@ -197,8 +199,8 @@ def render(title: str, facts: Mapping[str, str], entries: Sequence[Entry], foote
     items = "".join(f"<li><b>{escape(v)}</b><span>{escape(k)}</span></li>" for k, v in chips.items())
     body = [
         '<a class="skip" href="#pictures">Skip to the pictures</a>',
-        f'<header><h1>{escape(title)}</h1><p class="quiet">Drag across a picture, or focus it and use the arrow keys, to '
-        "compare it with what came in.</p>",
+        f'<header><h1>{escape(title)}</h1><p class="quiet">Drag across a picture, or focus it and use the arrow keys, '
+        "to compare it with what came in.</p>",
         f'<ul class="facts">{items}</ul></header>\n<main>',
         _overview(done),
     ]

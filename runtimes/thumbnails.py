@@ -17,7 +17,7 @@ Picture = NDArray[np.generic]
 
 
 def eight_bit(picture: Picture) -> NDArray[np.uint8]:
-    """Any picture as [H,W,3] uint8: [H,W] or [H,W,1|3|4]; uint8, uint16 (0..65535) or float (0..1, clipped).
+    """Any picture as [H,W,3] uint8: [H,W] or [H,W,1..4]; uint8, uint16 (0..65535) or float (0..1, clipped).
 
     Alpha is laid over a mid-grey, as a page has no background that suits every picture. Raises ImageError for anything
     else.
@@ -25,17 +25,17 @@ def eight_bit(picture: Picture) -> NDArray[np.uint8]:
     array = np.asarray(picture)
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ImageError(f"a picture of shape {np.shape(picture)} cannot be shown; it must be HxW or HxWx(1, 3 or 4)")
+    if array.ndim != 3 or array.shape[2] > 4 or 0 in array.shape:
+        raise ImageError(f"a picture of shape {np.shape(picture)} cannot be shown; it must be HxW or HxWx(1 to 4)")
     if array.dtype == np.uint16:
         array = (array // 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         array = np.rint(np.clip(np.nan_to_num(array), 0, 1) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageError(f"a picture of dtype {array.dtype} cannot be shown; it must be uint8, uint16 or float")
-    if array.shape[2] == 4:
-        alpha = array[..., 3:].astype(np.float32) / 255
-        array = np.rint(array[..., :3] * alpha + 128 * (1 - alpha)).astype(np.uint8)
+    if array.shape[2] in (2, 4):
+        alpha = array[..., -1:].astype(np.float32) / 255
+        array = np.rint(array[..., :-1].astype(np.float32) * alpha + 128 * (1 - alpha)).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
