@@ -101,9 +101,10 @@ class FrequencyModulation(nn.Module):
     def __init__(self, width: int, cue: int, groups: int, heads: int, *, cross: bool) -> None:
         super().__init__()
         self.split = FourierSplit(width, cue, groups)
-        self.film = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, 4 * width))
-        nn.init.zeros_(self.film[2].weight)
-        nn.init.zeros_(self.film[2].bias)
+        last = nn.Linear(cue, 4 * width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.film = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), last)
         self.low_gate = nn.Conv2d(width, width, 7, padding=3, groups=width)
         self.high_row = nn.Conv2d(width, width, (1, 3), padding=(0, 1), groups=width, bias=False)
         self.high_column = nn.Conv2d(width, width, (3, 1), padding=(1, 0), groups=width)

@@ -54,7 +54,7 @@ class ChannelLayerNorm(nn.Module):
 
 def make_norm(kind: str, width: int) -> nn.Module:
     """``layer``: channel LayerNorm; ``none``: identity, which leaves the convolutions' blocked layout alone."""
-    return {"layer": lambda: ChannelLayerNorm(width), "none": nn.Identity}[kind]()
+    return ChannelLayerNorm(width) if kind == "layer" else nn.Identity()
 
 
 class Down(nn.Module):
@@ -162,7 +162,7 @@ class ConvFeedForward(nn.Module):
 
 def make_feed_forward(kind: str, width: int, ratio: float) -> nn.Module:
     """``gdfn`` or ``conv``: see :class:`GatedFeedForward` and :class:`ConvFeedForward`."""
-    return {"gdfn": GatedFeedForward, "conv": ConvFeedForward}[kind](width, ratio)
+    return GatedFeedForward(width, ratio) if kind == "gdfn" else ConvFeedForward(width, ratio)
 
 
 class WaveletAttention(nn.Module):

@@ -109,7 +109,8 @@ class ModelConfig:
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise UsageError(f"model config: unknown fields {', '.join(sorted(unknown))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 _SMALL = ModelConfig(

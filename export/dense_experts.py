@@ -97,14 +97,14 @@ class DensifyExperts:
             raise ExportError("the model is in training mode; call eval() first")
 
     def apply(self, model: nn.Module) -> PassResult[nn.Module]:
-        found = [name for name, module in model.named_modules() if isinstance(module, SparseExperts)]
+        model = copy.deepcopy(model)
+        found = {name: module for name, module in model.named_modules() if isinstance(module, SparseExperts)}
         if not found:
             return PassResult(model, False, ("the model holds no sparse experts",))
-        model = copy.deepcopy(model)
         form = MergedExperts if self.merged else SeparateExperts
-        for name in found:
+        for name, sparse in found.items():
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, form(model.get_submodule(name)).eval())
+            setattr(model.get_submodule(parent), leaf, form(sparse).eval())
         return PassResult(model, True, (f"{len(found)} blocks of experts now run densely ({form.__name__})",))
 
     def ensures(self, model: nn.Module) -> None:

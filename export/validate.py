@@ -94,8 +94,8 @@ def reference_outputs(model: ClusIR, feeds: Mapping[str, Array], graph: str = "w
         image = torch.from_numpy(feeds["image"])
         routing = None
         if graph == "tile":
-            posteriors = torch.from_numpy(feeds["posterior"]).split(list(config.clusters), dim=1)
-            gates = torch.from_numpy(feeds["gate"]).split([config.experts] * config.levels, dim=1)
+            posteriors = torch.split(torch.from_numpy(feeds["posterior"]), list(config.clusters), dim=1)
+            gates = torch.split(torch.from_numpy(feeds["gate"]), [config.experts] * config.levels, dim=1)
             routing = tuple(zip(posteriors, gates, strict=True))
         done: Restoration = model(image, routing)
     outputs = {
