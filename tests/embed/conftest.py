@@ -1,0 +1,36 @@
+"""What is built once for all tests of this folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bad_models import write_bad_models
+from toolchain import build_cpp, need, openvino_cmake
+
+
+@pytest.fixture(scope="session")
+def cpp() -> Path:
+    """The build folder of the C++ library with both back ends, its example and its test programs."""
+    need("g++")
+    if not Path("/usr/include/png.h").is_file():
+        pytest.skip("libpng-dev is not installed (tests/embed/install.sh installs it)")
+    return build_cpp(
+        "cpp",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DOpenVINO_DIR={openvino_cmake()}",
+        "-DCLUSIR_OPENVINO=ON",
+        "-DCLUSIR_ORT=ON",
+        "-DCLUSIR_BUILD_EXAMPLES=ON",
+        "-DCLUSIR_BUILD_TESTS=ON",
+    )
+
+
+@pytest.fixture(scope="session")
+def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in model and the files that lie (see bad_models)."""
+    return write_bad_models(tmp_path_factory.mktemp("hostile"))

@@ -1,0 +1,101 @@
+"""The C++ library: built with both back ends, held to the golden cases, to Python, and to bad manners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toolchain import BACKENDS, BUILD, CPP, GOLDEN, build_cpp, need, ort_library, run
+
+from clusir.export.golden import golden_picture, load_golden
+
+STANDIN = GOLDEN / "standin.onnx"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_cases(cpp: Path, backend: str) -> None:
+    out = run(cpp / "clusir-golden", GOLDEN, backend, ort_library())
+    assert out.count("max abs difference") == len(load_golden(GOLDEN))
+    assert out.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hostile_input(cpp: Path, hostile_folder: Path, backend: str) -> None:
+    out = run(cpp / "clusir-hostile", hostile_folder, backend, ort_library())
+    assert out.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+def test_golden_check_can_fail(cpp: Path, tmp_path: Path) -> None:
+    for path in GOLDEN.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "nine_tiles_u8.out.bin"
+    values = np.frombuffer(broken.read_bytes(), "<f4").copy()
+    values[len(values) // 2] += 0.01
+    broken.write_bytes(values.tobytes())
+    out = run(cpp / "clusir-golden", tmp_path, "ort", ort_library(), check=False)
+    assert "FAILED: nine_tiles_u8: restored differs" in out
+
+
+@pytest.mark.parametrize(("mode", "kind", "channels"), [("RGB", "u8", 3), ("RGBA", "u8", 4)])
+def test_example_restores_a_png(cpp: Path, tmp_path: Path, mode: str, kind: str, channels: int) -> None:
+    from clusir.runtimes.restore import Restorer
+
+    pixels = golden_picture(150, 70, channels, kind=kind)
+    Image.fromarray(pixels, mode).save(tmp_path / "in.png")
+    environment = {"CLUSIR_ORT_LIBRARY": str(ort_library())}
+    told = run(
+        cpp / "clusir-restore", STANDIN, tmp_path / "in.png", tmp_path / "out.png", "--backend", "ort", env=environment
+    )
+    assert "level 2: noise=" in told
+    with Restorer(STANDIN, backend="ort", device="cpu") as restorer:
+        expected = restorer.restore(pixels)
+    restored = np.asarray(Image.open(tmp_path / "out.png"))
+    assert restored.shape == pixels.shape
+    assert np.abs(restored.astype(int) - expected.astype(int)).max() <= 1
+    assert np.array_equal(restored[..., 3:], pixels[..., 3:])
+
+
+def test_example_says_what_is_wrong(cpp: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_text("not a picture")
+    out = run(cpp / "clusir-restore", STANDIN, tmp_path / "in.png", tmp_path / "out.png", check=False)
+    assert "error: " in out
+    assert not (tmp_path / "out.png").exists()
+    out = run(cpp / "clusir-restore", tmp_path / "none.onnx", tmp_path / "in.png", tmp_path / "out.png", check=False)
+    assert "there is no such file" in out
+
+
+def test_a_program_outside_the_tree_uses_the_installed_package(cpp: Path, tmp_path: Path) -> None:
+    cmake = need("cmake")
+    run(cmake, "--install", cpp, "--prefix", tmp_path / "installed")
+    run(cmake, "-S", CPP / "consumer", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}")
+    run(cmake, "--build", tmp_path / "build")
+    environment = {"CLUSIR_ORT_LIBRARY": str(ort_library())}
+    answers = {
+        run(tmp_path / "build" / program, STANDIN, backend, env=environment).strip()
+        for program in ("consumer_c", "consumer_cpp")
+        for backend in BACKENDS
+    }
+    assert len(answers) == 1, answers
+    header = (tmp_path / "installed" / "include" / "clusir" / "clusir.h").read_text()
+    assert "#include <clusir" not in header  # the C header stands alone
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(hostile_folder: Path) -> None:
+    build = build_cpp(
+        "asan",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_CXX_FLAGS=-O1",
+        "-DCLUSIR_SANITIZE=address,undefined",
+        "-DCLUSIR_OPENVINO=OFF",
+        "-DCLUSIR_BUILD_TESTS=ON",
+        targets=("clusir-golden", "clusir-hostile"),
+    )
+    for program, folder in (("clusir-hostile", hostile_folder), ("clusir-golden", GOLDEN)):
+        out = run(build / program, folder, "ort", ort_library())
+        assert out.splitlines()[-1].endswith(" passed, 0 failed")
+        assert "ERROR: AddressSanitizer" not in out
+        assert "runtime error" not in out
+    assert BUILD.is_dir()

@@ -1,0 +1,78 @@
+"""Finds the tools of the other languages, and builds with them. What is missing skips the test, with the reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CPP = REPOSITORY / "runtimes" / "cpp"
+WEB = REPOSITORY / "runtimes" / "web"
+GOLDEN = REPOSITORY / "tests" / "golden"
+BUILD = REPOSITORY / "build" / "embed"  # kept between runs: a second run compiles only what changed
+BACKENDS = ("ort", "openvino")
+
+
+def need(tool: str) -> str:
+    """The path of a program; skips where it is not there."""
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed (tests/embed/install.sh installs what it can)")
+    return path
+
+
+def run(*command: str | Path, timeout_s: float = 600, check: bool = True, **options: object) -> str:
+    """Output (both streams) of a command; fails the test with it where the command fails."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+    if check and result.returncode != 0:
+        pytest.fail(f"{' '.join(map(str, command))[:300]}\nended with {result.returncode}:\n{result.stdout[-6000:]}")
+    return str(result.stdout)
+
+
+def ort_library() -> Path:
+    """libonnxruntime out of the installed wheel."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    found = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    if not found:
+        pytest.skip("the installed onnxruntime wheel holds no libonnxruntime.so")
+    return found[-1]
+
+
+def openvino_cmake() -> Path:
+    """The folder of OpenVINOConfig.cmake in the installed wheel."""
+    openvino = pytest.importorskip("openvino")
+    return Path(openvino.__file__).parent / "cmake"
+
+
+def ort_header() -> Path:
+    """The folder of onnxruntime_c_api.h, from Debian; skips where it cannot be had."""
+    script = CPP / "tools" / "fetch_ort_header.sh"
+    result = subprocess.run([script, BUILD / "ort-header"], capture_output=True, text=True, check=False, timeout=120)
+    if result.returncode != 0:
+        pytest.skip(f"ONNX Runtime's C header cannot be had here: {result.stderr.strip()[-300:]}")
+    return Path(result.stdout.strip().splitlines()[-1])
+
+
+def build_cpp(folder: str, *settings: str, targets: tuple[str, ...] = ()) -> Path:
+    """Configures and builds runtimes/cpp into BUILD/folder; returns that folder."""
+    cmake = need("cmake")
+    if not Path("/usr/include/nlohmann/json.hpp").is_file():
+        pytest.skip("nlohmann-json3-dev is not installed (tests/embed/install.sh installs it)")
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    out = BUILD / folder
+    run(cmake, "-S", CPP, "-B", out, *generator, f"-DORT_INCLUDE_DIR={ort_header()}", *settings)
+    wanted = ["--target", *targets] if targets else []
+    run(cmake, "--build", out, "--parallel", str(os.cpu_count() or 1), *wanted)
+    return out
