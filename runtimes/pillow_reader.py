@@ -45,7 +45,10 @@ _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1, "I;16B": 1, "F": 1
 
 
 def describe(image: Image.Image, path: Path, orientation: int) -> PictureInfo:
-    """The facts of an opened, not yet decoded file whose pixels are to be turned by ``orientation``. Raises ImageError for a mode that is not restored."""
+    """The facts of an opened, not yet decoded file whose pixels are to be turned by ``orientation``.
+
+    Raises ImageError for a mode that is not restored.
+    """
     if image.mode not in _MODES:
         raise ImageError(f"its {image.mode} pixels are not restored; convert it to 8 or 16 bit grey or RGB")
     target, note = _MODES[image.mode]

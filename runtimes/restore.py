@@ -7,36 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
 from clusir.runtimes.base import Array, Runner
+from clusir.runtimes.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.model_files import ModelFiles, find_model
 from clusir.runtimes.opening import open_runner
-from clusir.runtimes.pixels import from_unit, to_unit
 from clusir.runtimes.routing import Routing, combine
-from clusir.runtimes.tiling import Axis, Plan, pad_tile, plan_picture
+from clusir.runtimes.tiling import Plan, plan_picture
 
 __all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
 
 ROUTINGS = ("shared", "tile")
 ALPHA_MODES = ("keep", "process", "drop")
-Pixels = NDArray[Any]
-
-
-class RowSource(Protocol):
-    """A picture that hands out bands of rows. ``channels``: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
-
-    height: int
-    width: int
-    channels: int
-
-    def rows(self, start: int, stop: int) -> Pixels:
-        """Rows ``start`` (included) to ``stop`` (excluded) as HxWxC, uint8, uint16 or float32 in 0..1."""
-        ...
 
 
 class ArraySource:
@@ -133,18 +119,23 @@ class Restorer:
         restored = np.concatenate(list(self.stream(ArraySource(pixels), work)))
         return (restored[:, :, 0] if pixels.ndim == 2 else restored), work
 
-    def stream(self, source: RowSource, work: Work | None = None) -> Iterator[Pixels]:
+    def stream(
+        self, source: RowSource, work: Work | None = None, dtype: np.dtype[Any] | None = None
+    ) -> Iterator[Pixels]:
         """Bands of restored rows, top to bottom, each final. Memory is bounded by the width, not by the height.
 
         Reads ``source`` once in order, and before that at up to three heights where routing is shared. ``work`` is
-        filled in on the way.
+        filled in on the way. ``dtype``: what the rows are rounded to, once (None: what the source has).
         """
         work = Work() if work is None else work
         plan = plan_picture(source.height, source.width, self.spec)
         work.tiles = plan.count
         if self.routing == "shared" and plan.count > 1:
             work.routing = self.route(source, plan, work)
-        yield from _Canvas(self, source, plan, work).bands()
+        canvas = Canvas(
+            source, plan, lambda tiles: self.infer(tiles, work), alpha=self.alpha, batch=self.batch, dtype=dtype
+        )
+        yield from canvas.bands()
         if work.routing is None and work._posteriors:
             work.routing = Routing(_mean(work._posteriors), _mean(work._gates), shared=plan.count == 1)
 
@@ -156,12 +147,19 @@ class Restorer:
         for i in plan.y.sample():
             start = plan.y.starts[i]
             band = source.rows(start, min(start + plan.y.tile, source.height))
-            tiles = [_crop(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
+            tiles = [crop_tile(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
             for tile in tiles:
                 out = self._timed(router, {"image": _nchw([tile])}, work or Work())
                 posteriors.append(out["posterior"])
                 probabilities.append(out["expert_probability"])
         return combine(np.concatenate(posteriors), np.concatenate(probabilities), self.spec)
+
+    def warm_up(self) -> None:
+        """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
+        side = self.spec.tile_px
+        self.restore(np.full((side, side, 3), 128, np.uint8))
+        if self.routing == "shared":
+            self.restore(np.full((side, side + 1, 3), 128, np.uint8))
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider of the whole graph."""
@@ -226,69 +224,6 @@ class Restorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Canvas:
-    """The rows of one picture that are being restored: a window of input, an accumulator of the same height."""
-
-    def __init__(self, restorer: Restorer, source: RowSource, plan: Plan, work: Work) -> None:
-        self.restorer, self.source, self.plan, self.work = restorer, source, plan, work
-        self.has_alpha = source.channels in (2, 4)
-        self.layers = 2 if self.has_alpha and restorer.alpha == "process" else 1
-
-    def bands(self) -> Iterator[Pixels]:
-        plan, height = self.plan, self.source.height
-        rows = min(plan.y.tile, height)
-        window = self.source.rows(0, rows)
-        # One RGB accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
-        total = np.zeros((self.layers, rows, self.source.width, 3), np.float32)
-        for index, start in enumerate(plan.y.starts):
-            self._add_tiles(total, window, index)
-            last = index + 1 == len(plan.y.starts)
-            done = rows if last else plan.y.starts[index + 1] - start
-            yield self._finish(total[:, :done], window[:done])
-            if not last:
-                total[:, : rows - done] = total[:, done:].copy()
-                total[:, rows - done :] = 0
-                window = np.concatenate([window[done:], self.source.rows(start + rows, start + rows + done)])
-
-    def _add_tiles(self, total: Array, window: Pixels, index: int) -> None:
-        x, y = self.plan.x, self.plan.y
-        jobs = [(layer, column) for layer in range(self.layers) for column in range(len(x.starts))]
-        size = self.restorer.batch
-        for first in range(0, len(jobs), size):
-            group = jobs[first : first + size]
-            tiles = [_crop(window, x, x.starts[column], y.tile, alpha=layer == 1) for layer, column in group]
-            for (layer, column), tile in zip(group, self.restorer.infer(tiles, self.work), strict=True):
-                begin = x.starts[column]
-                part = total[layer, :, begin : begin + x.tile]
-                rows, columns = part.shape[:2]
-                weight = y.weights[index][:rows, None] * x.weights[column][None, :columns]
-                part += tile[:rows, :columns] * weight[:, :, None]
-
-    def _finish(self, total: Array, window: Pixels) -> Pixels:
-        """The one rounding: from the accumulators to the picture's own dtype and channels."""
-        colours = window.shape[2] - self.has_alpha
-        grey = colours == 1
-        picture = from_unit(total[0].mean(axis=2, keepdims=True) if grey else total[0], window.dtype)
-        if not self.has_alpha or self.restorer.alpha == "drop":
-            return picture
-        alpha = window[:, :, -1:]
-        if self.restorer.alpha == "process":
-            alpha = from_unit(total[1].mean(axis=2, keepdims=True), window.dtype)
-        return np.concatenate([picture, alpha], axis=2)
-
-
-def _crop(band: Pixels, x: Axis, start: int, height: int, alpha: bool = False) -> Array:
-    """One tile of a band of rows as HxWx3 float32 in 0..1, padded to the tile's size."""
-    part = band[:, start : start + x.tile]
-    channels = part.shape[2]
-    if alpha:
-        part = part[:, :, -1:]
-    elif channels in (2, 4):
-        part = part[:, :, :-1]
-    unit = pad_tile(to_unit(part), height, x.tile)
-    return np.repeat(unit, 3, axis=2) if unit.shape[2] == 1 else unit
 
 
 def _mean(parts: list[Array]) -> Array:
