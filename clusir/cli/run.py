@@ -58,9 +58,6 @@ Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 @click.option("--explain", is_flag=True, help="Print what the model recognised and which experts ran.")
 @click.option("--report", metavar="FILE", help="Write one self-contained HTML page.")
 @click.option("--watch", is_flag=True, help="Go on restoring what appears in the folders, until Ctrl-C.")
-@click.option(
-    "--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]", help="Spread the work over a Ray cluster."
-)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture, and one for the summary.")
 @click.option("-q", "--quiet", is_flag=True, help="Only failures.")
 def main(inputs: tuple[str, ...], output: str, **options: Any) -> None:
@@ -72,12 +69,6 @@ def main(inputs: tuple[str, ...], output: str, **options: Any) -> None:
     import signal
     import threading
 
-    from clusir.errors import UsageError
-
-    if options["ray"] is not None and (
-        options["watch"] or options["compare"] or options["report"] or options["explain"]
-    ):
-        raise UsageError("--ray goes with none of --watch, --compare, --report, --explain")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # a killed batch ends as cleanly as one that was interrupted
     failed = _run(inputs, output, options)
@@ -102,8 +93,6 @@ def _run(inputs: tuple[str, ...], output: str, options: dict[str, Any]) -> int:
         return plan_jobs(inputs, Path(output), options["recursive"], suffix)
 
     jobs = plan()
-    if options["ray"] is not None:
-        return _with_ray(jobs, Path(output), options)
     with _open_restorer(options) as restorer:
         shown = RunOutput(restorer, options, len(jobs))
         try:
@@ -178,7 +167,3 @@ def _memory_gate(restorer: Restorer, wanted: str | None) -> Any:
     if budget <= taken:
         raise UsageError(f"--max-memory {wanted}: the model and its runtime take {taken >> 20} MB before any picture")
     return MemoryGate(budget - taken)
-
-
-def _with_ray(jobs: list[Job], output: Any, options: dict[str, Any]) -> int:
-    raise NotImplementedError
