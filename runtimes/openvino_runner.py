@@ -86,7 +86,7 @@ class OpenVinoRunner:
             raise
         except Exception as error:
             raise ModelFormatError(f"model {self._path}: openvino refuses it ({_last_line(error)})") from error
-        self._inputs = {p.any_name: [_length(d) for d in p.partial_shape] for p in self._compiled.inputs}
+        self._inputs = {_input_name(p, self.spec): [_length(d) for d in p.partial_shape] for p in self._compiled.inputs}
         self._outputs = [_output_name(p, self.spec) for p in self._compiled.outputs]
         self._request: Any = self._compiled.create_infer_request()
 
@@ -124,6 +124,13 @@ class OpenVinoRunner:
 
 def _length(dimension: Any) -> int | None:
     return int(dimension.get_length()) if dimension.is_static else None
+
+
+def _input_name(port: Any, spec: ModelSpec) -> str:
+    """An input's name in the ONNX file: a float16 graph's cast behind it lends it a second one."""
+    names = port.get_names()
+    known = (name for name in (spec.input_name, "posterior", "gate") if name in names)
+    return next(known, str(port.any_name))
 
 
 def _output_name(port: Any, spec: ModelSpec) -> str:
