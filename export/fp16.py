@@ -22,7 +22,7 @@ from clusir.export.quantize import stamp, write_atomically
 from clusir.export.quantize_graph import Graph, load_graph
 from clusir.export.quantize_session import Feeds, Probe
 
-__all__ = ["Fp16Config", "Fp16Report", "convert_fp16"]
+__all__ = ["Fp16Config", "Fp16Report", "convert_fp16", "structural_float32"]
 
 # Sums, squares, roots, exponentials: where a float16 accumulator loses digits or range (65504) first.
 _DELICATE = frozenset((
@@ -88,7 +88,7 @@ def convert_fp16(
     """
     config = config or Fp16Config()
     graph = load_graph(model_path)
-    reasons = _structural(graph) | _by_range(graph, feeds, config)
+    reasons = structural_float32(graph) | _by_range(graph, feeds, config)
     expected = _run(graph.model, feeds, graph)
     model = _convert(graph, set(reasons))
     reached = _agreement(model, feeds, graph, expected)
@@ -119,7 +119,7 @@ def convert_fp16(
     return report
 
 
-def _structural(graph: Graph) -> dict[str, str]:
+def structural_float32(graph: Graph) -> dict[str, str]:
     """Node name to reason for what stays in float32 whatever the data: router, sums, DFT, global residual."""
     reasons: dict[str, str] = {}
     router = graph.router_nodes()

@@ -47,13 +47,18 @@ class Evaluator:
 
     def loss(self, model: ModelProto) -> QualityLoss:
         """Of a model in memory, with ONNX Runtime on the CPU. Raises ExportError where it does not run."""
+        return self.loss_on(model, range(len(self.samples)))[0]
+
+    def loss_on(self, model: ModelProto, numbers: Sequence[int]) -> tuple[QualityLoss, tuple[float, ...]]:
+        """The loss on some of the samples, by number, and the model's PSNR (dB) on each of them."""
         probe = Probe(model)
 
-        def run(number: int) -> tuple[Array, Array | None]:
-            outputs = probe.run(self.feeds[number])
+        def run(position: int) -> tuple[Array, Array | None]:
+            outputs = probe.run(self.feeds[numbers[position]])
             return outputs[self.reference.output_name], outputs.get("gate")
 
-        return compare_quality(self.base, measure_quality(run, self.samples))
+        quality = measure_quality(run, [self.samples[number] for number in numbers])
+        return compare_quality(self.base.subset(numbers), quality), quality.psnr_db
 
     def loss_of_file(self, path: Path, backend: str) -> QualityLoss:
         """Of a file on a backend of this machine. Raises BackendError where that backend is not installed."""

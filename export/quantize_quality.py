@@ -28,6 +28,11 @@ class Quality:
     restored: tuple[Array, ...] = field(repr=False)
     active: tuple[tuple[int, ...], ...] = ()
 
+    def subset(self, numbers: Sequence[int]) -> Quality:
+        """The same for some of the samples, by number."""
+        parts = (self.degradations, self.psnr_db, self.restored, self.active)
+        return Quality(*(tuple(part[i] for i in numbers) if part else () for part in parts))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class QualityLoss:

@@ -1,4 +1,4 @@
-"""From the float32 graphs of an export to its FP16 and INT8 files: draw, calibrate, keep the budget, measure, advise."""
+"""From the float32 graphs of an export to FP16 and INT8: draw, calibrate, keep the budget, measure, advise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clusir.export.advice import Advice, Timing, advise, available_backends, tim
 from clusir.export.fp16 import Fp16Config, Fp16Report, convert_fp16
 from clusir.export.frontier import BudgetConfig, Frontier, search_budget
 from clusir.export.frontier_plot import frontier_svg
-from clusir.export.quantize import QuantizeConfig, QuantizeReport, Quantizer, write_atomically
+from clusir.export.quantize import QuantizeConfig, Quantizer, QuantizeReport, write_atomically
 from clusir.export.quantize_data import Reference, calibrate, crop_px_of, draw_calibration, draw_evaluation
 from clusir.export.quantize_evaluate import Evaluator
 from clusir.export.quantize_quality import QualityLoss
@@ -100,7 +100,8 @@ class PrecisionReport:
             parts.append("### Quality against size\n\n" + self.frontier.to_markdown())
         if self.coverage is not None:
             parts.append("### Calibration coverage\n\n" + self.coverage.to_markdown())
-        parts += [f"### {graph} graph\n\n{r.to_markdown()}" for graph, r in (*self.fp16.items(), *self.int8.items())]
+        parts += [f"### FP16, {graph} graph\n\n{made.to_markdown()}" for graph, made in self.fp16.items()]
+        parts += [f"### INT8, {graph} graph\n\n{made.to_markdown()}" for graph, made in self.int8.items()]
         if self.notes:
             parts.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(parts)
@@ -127,9 +128,9 @@ def make_precisions(
 ) -> PrecisionReport:
     """Make the lower precisions of ``folder/stem.onnx`` and, where it is there, ``folder/stem.tile.onnx``.
 
-    Writes ``stem.fp16[.tile].onnx``, ``stem.int8[.tile].onnx``, ``calibration.json`` (the manifest) and, after a search,
-    ``frontier.svg`` into ``folder``. ``state``: a folder that outlives a failed export; the journal of measurements there
-    lets the same command go on where it was stopped. Raises BudgetError (exit code 4) where the budget cannot be met,
+    Writes ``stem.fp16[.tile].onnx``, ``stem.int8[.tile].onnx``, ``calibration.json`` (the manifest), ``frontier.svg``
+    into ``folder``. ``state``: a folder that outlives a failed export; the journal of measurements there lets the same
+    command go on where it was stopped. Raises BudgetError (exit code 4) where the budget cannot be met,
     after the best has been written, with the report as its ``report`` attribute.
     """
     report = PrecisionReport()
@@ -190,8 +191,8 @@ def _make_int8(
     under_served = draw.coverage.under_served
     for level, expert in under_served:
         report.notes.append(
-            f"expert {expert} of level {level + 1} got {draw.coverage.experts[level][expert]} calibration crops of at least "
-            f"{draw.coverage.minimum}: its layers stay in float"
+            f"expert {expert} of level {level + 1} got {draw.coverage.experts[level][expert]} calibration crops, "
+            f"{draw.coverage.minimum} are needed: its layers stay in float"
         )
     if config.engine == "nncf":
         from clusir.export.quantize_nncf import quantize_nncf
@@ -200,15 +201,7 @@ def _make_int8(
             progress(f"int8 {graph} graph (NNCF)")
             out = _variant(path, stem, "int8")
             limit = config.budget.max_drop_db if graph == "whole" else None
-            found = quantize_nncf(
-                path,
-                out,
-                calibrate(path, draw, reference),
-                settings,
-                under_served,
-                evaluator if limit is not None else None,
-                limit,
-            )
+            found = quantize_nncf(path, out, calibrate(path, draw, reference), settings, under_served, evaluator, limit)
             report.int8[graph], report.files["int8", graph] = found, out
         loss = evaluator.loss_of_file(report.files["int8", "whole"], "ort")
         return None if config.budget.holds(loss) else _over_budget(loss, config, report)
