@@ -14,7 +14,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "complex_matrix", "cos_sin", "half_bins", "norm_scale", "real_forward", "real_inverse"]
+__all__ = [
+    "Matrix",
+    "complex_matrix",
+    "cos_sin",
+    "half_bins",
+    "norm_scale",
+    "real_forward",
+    "real_inverse",
+    "times_minus_i",
+]
 
 Matrix = NDArray[np.float64]
 
@@ -72,3 +81,9 @@ def complex_matrix(n: int, inverse: bool, scale: float = 1.0) -> Matrix:
     matrix[:, 0, :, 1] = table_sin
     matrix[:, 1, :, 0] = -table_sin
     return matrix.reshape(2 * n, 2 * n) * scale
+
+
+def times_minus_i(matrix: Matrix) -> Matrix:
+    """The matrix whose interleaved output is -i times that of ``matrix``: (re, im) -> (im, -re)."""
+    pairs = matrix.reshape(len(matrix), -1, 2)
+    return np.stack([pairs[..., 1], -pairs[..., 0]], axis=-1).reshape(matrix.shape)

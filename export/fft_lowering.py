@@ -2,8 +2,11 @@
 
 Every torch.fft call decomposes to ``aten._fft_r2c``, ``_fft_c2r`` or ``_fft_c2c`` (``s=`` becomes pads and slices in
 front of them). :func:`translation_table` gives torch.onnx.export one function for each. A complex tensor is carried as
-reals with a last axis of 2, as torch's exporter does. A length known at export becomes a constant matrix; a dynamic one
-is built in the graph from Range, with the product k*n reduced modulo N in integers before cos and sin.
+reals with a last axis of 2, as torch's exporter does.
+
+A transform over the last two axes of a real tensor keeps real arithmetic as long as it can: with C and S the cosine and
+sine rows of the height, bins +k and -k are P + Q and P - Q, where P is the row transform of C x and Q that of S x times
+-i. That is two thirds of the arithmetic of "rows, then complex columns", and no transpose. The inverse runs backwards.
 """
 
 from __future__ import annotations
@@ -11,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 
 from clusir.errors import UnsupportedModelError, UsageError
-from clusir.export import dft
+from clusir.export import fft_matrices as matrices
+from clusir.export.fft_matrices import Value, constant, integers, length_of
 from clusir.export.torch_registry import takes_complex, teach_registry
 
 __all__ = ["FORMS", "Form", "translation_table"]
@@ -25,16 +27,12 @@ __all__ = ["FORMS", "Form", "translation_table"]
 Form = Literal["auto", "matmul", "op"]
 FORMS: tuple[Form, ...] = ("auto", "matmul", "op")
 
-# A value of the graph under construction. torch hands over its own subclass of ir.Value; onnxscript's operators take
-# and return it.
-Value = Any
-
 
 def translation_table(form: Form = "auto") -> dict[Any, Callable[..., Any]]:
     """The ``custom_translation_table=`` of ``torch.onnx.export(..., dynamo=True, opset_version=18)``.
 
-    ``matmul``: each axis is one MatMul with its whole matrix. ``auto``: the cheapest form for each call site. ``op``:
-    torch's own lowering to the ONNX DFT operator (an empty table). Raises UsageError for another form.
+    ``matmul``: one MatMul with the whole matrix for each axis in turn. ``auto``: the cheapest form of each call site.
+    ``op``: torch's own lowering to the ONNX DFT operator (an empty table). Raises UsageError for another form.
     """
     if form not in FORMS:
         raise UsageError(f"DFT form {form!r} is not one of {', '.join(FORMS)}; use --dft auto")
@@ -42,12 +40,15 @@ def translation_table(form: Form = "auto") -> dict[Any, Callable[..., Any]]:
         return {}
     teach_registry()
     aten = torch.ops.aten
-    return {
-        aten._fft_r2c.default: _r2c,
-        aten._fft_c2r.default: takes_complex(_c2r),
+    table: dict[Any, Callable[..., Any]] = {
+        aten._fft_r2c.default: _r2c if form == "auto" else _r2c_by_axis,
+        aten._fft_c2r.default: takes_complex(_c2r if form == "auto" else _c2r_by_axis),
         aten._fft_c2c.default: takes_complex(_c2c),
         aten.constant_pad_nd.default: takes_complex(_pad),  # what s= becomes in front of an inverse transform
     }
+    if form == "auto":
+        table[aten.mul.Tensor] = takes_complex(_multiply)
+    return table
 
 
 # onnxscript reads the annotations of a translation function to tell operands from attributes, hence Sequence[int], int
@@ -56,9 +57,21 @@ def _r2c(self: Value, dim: Sequence[int], normalization: int, onesided: bool) ->
     """Tensor self, int[] dim, int normalization, bool onesided: real [...] -> [..., 2]; the last dim is halved."""
     rank = len(self.shape)
     axes = [d % rank for d in dim]
-    value = _real_to_complex(self, axes[-1], normalization, onesided, rank)
+    if not onesided or axes[-2:] != [rank - 2, rank - 1]:
+        return _r2c_by_axis(self, dim, normalization, onesided)
+    value = _real_plane(self, normalization, rank)
+    for axis in reversed(axes[:-2]):
+        value = _complex_axis(value, axis, normalization, False, rank, self.shape[axis], self.dtype)
+    return value
+
+
+def _r2c_by_axis(self: Value, dim: Sequence[int], normalization: int, onesided: bool) -> Value:
+    """As :func:`_r2c`, one axis after the other."""
+    rank = len(self.shape)
+    axes = [d % rank for d in dim]
+    value = _real_axis(self, axes[-1], normalization, onesided, rank)
     for axis in reversed(axes[:-1]):
-        value = _complex_to_complex(value, axis, normalization, False, rank, self.shape[axis], self.dtype)
+        value = _complex_axis(value, axis, normalization, False, rank, self.shape[axis], self.dtype)
     return value
 
 
@@ -67,7 +80,7 @@ def _c2c(self: Value, dim: Sequence[int], normalization: int, forward: bool) -> 
     rank = len(self.shape) - 1
     value = self
     for axis in reversed([d % rank for d in dim]):
-        value = _complex_to_complex(value, axis, normalization, not forward, rank, self.shape[axis], self.dtype)
+        value = _complex_axis(value, axis, normalization, not forward, rank, self.shape[axis], self.dtype)
     return value
 
 
@@ -75,10 +88,22 @@ def _c2r(self: Value, dim: Sequence[int], normalization: int, last_dim_size: int
     """Tensor self, int[] dim, int normalization, SymInt last_dim_size: [..., 2] -> real; last dim is the one-sided."""
     rank = len(self.shape) - 1
     axes = [d % rank for d in dim]
+    if axes[-2:] != [rank - 2, rank - 1]:
+        return _c2r_by_axis(self, dim, normalization, last_dim_size)
+    value = self
+    for axis in axes[:-2]:
+        value = _complex_axis(value, axis, normalization, True, rank, self.shape[axis], self.dtype)
+    return _plane_to_real(value, normalization, self.shape[rank - 2], last_dim_size, rank, self.dtype)
+
+
+def _c2r_by_axis(self: Value, dim: Sequence[int], normalization: int, last_dim_size: int) -> Value:
+    """As :func:`_c2r`, one axis after the other."""
+    rank = len(self.shape) - 1
+    axes = [d % rank for d in dim]
     value = self
     for axis in axes[:-1]:
-        value = _complex_to_complex(value, axis, normalization, True, rank, self.shape[axis], self.dtype)
-    return _complex_to_real(value, axes[-1], normalization, last_dim_size, rank, self.dtype)
+        value = _complex_axis(value, axis, normalization, True, rank, self.shape[axis], self.dtype)
+    return _axis_to_real(value, axes[-1], normalization, last_dim_size, rank, self.dtype)
 
 
 def _pad(self: Value, pad: Sequence[int], value: float = 0.0) -> Value:
@@ -86,105 +111,104 @@ def _pad(self: Value, pad: Sequence[int], value: float = 0.0) -> Value:
     if value != 0:
         raise UnsupportedModelError(f"a complex tensor is padded with {value}; only 0 can be lowered: pad with zeros")
     rank = len(self.shape) - 1
-    befores, afters = [_int([0])] * (rank + 1), [_int([0])] * (rank + 1)
+    befores, afters = [integers([0])] * (rank + 1), [integers([0])] * (rank + 1)
     for i in range(len(pad) // 2):
         axis = rank - 1 - i
         befores[axis], afters[axis] = (
-            _int([p]) if isinstance(p, int) else op.Reshape(p, [1]) for p in pad[2 * i : 2 * i + 2]
+            integers([p]) if isinstance(p, int) else op.Reshape(p, [1]) for p in pad[2 * i : 2 * i + 2]
         )
-    return op.Pad(self, op.Concat(*befores, *afters, axis=0), _constant(np.array(0.0), self.dtype))
+    return op.Pad(self, op.Concat(*befores, *afters, axis=0), constant(0.0, self.dtype))
 
 
-def _real_to_complex(value: Value, axis: int, mode: int, onesided: bool, rank: int) -> Value:
-    dtype, length = value.dtype, value.shape[axis]
-    order = _axis_last(axis, rank)
-    if isinstance(length, int):
-        bins = dft.half_bins(length) if onesided else length
-        matrix = _constant(dft.real_forward(length, bins, dft.norm_scale(mode, length)), dtype)
+def _multiply(self: Value, other: Value) -> Value:
+    """Tensor self, Tensor|Scalar other: a complex product, or a product by a real that was only cast to complex.
+
+    torch.export writes ``spectrum * mask`` as a cast of the real mask to complex; torch's lowering then multiplies by the
+    zeros of its imaginary part.
+    """
+    if isinstance(other, (bool, int, float, complex)):
+        if not isinstance(other, complex):
+            return op.Mul(self, constant(other, self.dtype))
+        other = constant([other.real, other.imag], self.dtype)
+    for spectrum, factor in ((self, other), (other, self)):
+        real = _real_before_cast(factor)
+        if real is not None:
+            return op.Mul(spectrum, real)
+    re1, im1 = _parts(self)
+    re2, im2 = _parts(other)
+    real = op.Sub(op.Mul(re1, re2), op.Mul(im1, im2))
+    return op.Concat(real, op.Add(op.Mul(re1, im2), op.Mul(im1, re2)), axis=-1)
+
+
+def _real_before_cast(value: Value) -> Value | None:
+    """The [..., 1] real of a value that torch's cast wrote as Concat(Unsqueeze(real, -1), zeros), else None."""
+    node = value.producer()
+    if node is None or node.op_type != "Concat" or len(node.inputs) != 2:
+        return None
+    source = node.meta.get("node")
+    if source is None or not str(source.target).startswith(("prims.convert_element_type", "aten._to_copy", "aten.to.")):
+        return None
+    return node.inputs[0]
+
+
+def _parts(value: Value) -> tuple[Value, Value]:
+    return tuple(op.Slice(value, integers([i]), integers([i + 1]), integers([-1])) for i in (0, 1))  # type: ignore[return-value]
+
+
+def _real_plane(value: Value, mode: int, rank: int) -> Value:
+    """rfft2 over the last two axes: real [..., H, W] -> [..., H, W//2+1, 2]."""
+    dtype = value.dtype
+    height, width = length_of(value, rank - 2), length_of(value, rank - 1)
+    cosines, sines = matrices.row_tables(height, mode, dtype, inverse=False)
+    even = op.MatMul(op.MatMul(cosines, value), matrices.real_forward(width, True, mode, dtype))
+    odd = op.MatMul(op.MatMul(sines, value), matrices.real_forward(width, True, mode, dtype, turned=True))
+    above, below = op.Add(even, odd), op.Sub(even, odd)
+    # Rows H//2+1 .. H-1 are the bins -k: of "below", rows (H-1)//2 down to 1.
+    if isinstance(height, int):
+        start = integers([(height - 1) // 2])
     else:
-        n = _length(value, axis)
-        k = _dynamic_bins(n) if onesided else n
-        table_cos, table_sin = _dynamic_cos_sin(n, k, n, mode, dtype)
-        # [n, k, 2] -> [n, 2k]
-        pair = op.Concat(op.Unsqueeze(table_cos, [2]), op.Unsqueeze(op.Neg(table_sin), [2]), axis=2)
-        matrix = op.Reshape(pair, [0, -1])
-    value = op.MatMul(_transpose(value, order), matrix)
-    value = _split_pairs(value, rank)
+        start = op.Reshape(op.Div(op.Sub(height, integers(1)), integers(2)), [1])
+    below = op.Slice(below, start, integers([0]), integers([rank - 2]), integers([-1]))
+    return _split_pairs(op.Concat(above, below, axis=rank - 2), rank)
+
+
+def _plane_to_real(value: Value, mode: int, height: Any, width: Any, rank: int, dtype: Any) -> Value:
+    """irfft2 over the last two axes: [..., H, W//2+1, 2] -> real [..., H, W]."""
+    height, width = length_of(value, rank - 2, height), _scalar(width)
+    joined = _join_pairs(value, rank)
+    ahead, mirrored = matrices.mirror_rows(height)
+    plus, minus = op.Gather(joined, ahead, axis=rank - 2), op.Gather(joined, mirrored, axis=rank - 2)
+    cosines, sines = matrices.row_tables(height, mode, dtype, inverse=True)
+    even = op.MatMul(op.Add(plus, minus), matrices.real_inverse(width, mode, dtype))
+    odd = op.MatMul(op.Sub(plus, minus), matrices.real_inverse(width, mode, dtype, turned=True))
+    return op.Add(op.MatMul(cosines, even), op.MatMul(sines, odd))
+
+
+def _real_axis(value: Value, axis: int, mode: int, onesided: bool, rank: int) -> Value:
+    order = _axis_last(axis, rank)
+    matrix = matrices.real_forward(length_of(value, axis), onesided, mode, value.dtype)
+    value = _split_pairs(op.MatMul(_transpose(value, order), matrix), rank)
     return _transpose(value, _back(order, rank))
 
 
-def _complex_to_complex(value: Value, axis: int, mode: int, inverse: bool, rank: int, length: Any, dtype: Any) -> Value:
+def _complex_axis(value: Value, axis: int, mode: int, inverse: bool, rank: int, length: Any, dtype: Any) -> Value:
     order = _axis_last(axis, rank)
-    if isinstance(length, int):
-        matrix = _constant(dft.complex_matrix(length, inverse, dft.norm_scale(mode, length)), dtype)
-    else:
-        n = _length(value, axis)
-        table_cos, table_sin = _dynamic_cos_sin(n, n, n, mode, dtype)
-        sine, minus = (table_sin, op.Neg(table_sin)) if inverse else (op.Neg(table_sin), table_sin)
-        # [n, 2, n, 2] -> [2n, 2n]
-        from_re = op.Concat(op.Unsqueeze(table_cos, [1, 3]), op.Unsqueeze(sine, [1, 3]), axis=3)
-        from_im = op.Concat(op.Unsqueeze(minus, [1, 3]), op.Unsqueeze(table_cos, [1, 3]), axis=3)
-        double = op.Mul(n, _int(2))
-        shape = op.Concat(op.Unsqueeze(double, [0]), op.Unsqueeze(double, [0]), axis=0)
-        matrix = op.Reshape(op.Concat(from_re, from_im, axis=1), shape)
+    matrix = matrices.complex_matrix(length_of(value, axis, length), inverse, mode, dtype)
     value = _join_pairs(_transpose(value, [*order, rank]), rank)
     value = _split_pairs(op.MatMul(value, matrix), rank)
     return _transpose(value, _back(order, rank))
 
 
-def _complex_to_real(value: Value, axis: int, mode: int, length: Any, rank: int, dtype: Any) -> Value:
+def _axis_to_real(value: Value, axis: int, mode: int, length: Any, rank: int, dtype: Any) -> Value:
     order = _axis_last(axis, rank)
-    if isinstance(length, int):
-        matrix = _constant(dft.real_inverse(length, dft.norm_scale(mode, length)), dtype)
-    else:
-        n = op.Squeeze(length) if length.shape is not None and len(length.shape) else length
-        bins = _dynamic_bins(n)
-        table_cos, table_sin = _dynamic_cos_sin(bins, n, n, mode, dtype)
-        # Bins other than 0 and n/2 stand for their mirror image too.
-        k = op.Range(_int(0), bins, _int(1))
-        self_mirrored = op.Equal(op.Mod(op.Mul(k, _int(2)), n), _int(0))
-        weight = op.Where(self_mirrored, _constant(np.array(1.0), dtype), _constant(np.array(2.0), dtype))
-        weight = op.Unsqueeze(weight, [1])
-        pair = op.Concat(
-            op.Unsqueeze(op.Mul(table_cos, weight), [1]), op.Unsqueeze(op.Neg(op.Mul(table_sin, weight)), [1]), axis=1
-        )
-        matrix = op.Reshape(pair, op.Concat(_int([-1]), op.Reshape(n, [1]), axis=0))
+    matrix = matrices.real_inverse(_scalar(length), mode, dtype)
     value = op.MatMul(_join_pairs(_transpose(value, [*order, rank]), rank), matrix)
-    back = [order.index(a) for a in range(rank)]
-    return _transpose(value, back)
+    return _transpose(value, [order.index(a) for a in range(rank)])
 
 
-def _dynamic_cos_sin(rows: Value, columns: Value, n: Value, mode: int, dtype: Any) -> tuple[Value, Value]:
-    """cos and sin of 2 pi r c / n times the scale, built in the graph from int64 scalars."""
-    zero, one = _int(0), _int(1)
-    product = op.Mul(op.Unsqueeze(op.Range(zero, rows, one), [1]), op.Unsqueeze(op.Range(zero, columns, one), [0]))
-    # Centred modulo: angles within half a turn have the smallest rounding error in float32.
-    half = op.Div(n, _int(2))
-    turn = op.Sub(op.Mod(op.Add(product, half), n), half)
-    length = op.Cast(n, to=dtype)
-    angle = op.Div(op.Mul(op.Cast(turn, to=dtype), _constant(np.array(2 * np.pi), dtype)), length)
-    table_cos, table_sin = op.Cos(angle), op.Sin(angle)
-    if mode == 0:
-        return table_cos, table_sin
-    divisor = op.Sqrt(length) if mode == 1 else length
-    return op.Div(table_cos, divisor), op.Div(table_sin, divisor)
-
-
-def _dynamic_bins(n: Value) -> Value:
-    return op.Add(op.Div(n, _int(2)), _int(1))
-
-
-def _length(value: Value, axis: int) -> Value:
-    """The length of an axis as an int64 scalar."""
-    return op.Squeeze(op.Shape(value, start=axis, end=axis + 1), [0])
-
-
-def _constant(array: Any, dtype: Any) -> Value:
-    return op.Constant(value=ir.tensor(np.asarray(array).astype(dtype.numpy())))
-
-
-def _int(value: int | list[int]) -> Value:
-    return op.Constant(value=ir.tensor(np.array(value, np.int64)))
+def _scalar(length: Any) -> Any:
+    """A SymInt arrives as a value of shape [] or [1]."""
+    return length if isinstance(length, int) else op.Reshape(length, integers([]))
 
 
 def _axis_last(axis: int, rank: int) -> list[int]:
@@ -202,9 +226,9 @@ def _transpose(value: Value, order: list[int]) -> Value:
 
 def _join_pairs(value: Value, rank: int) -> Value:
     """[..., K, 2] -> [..., 2K], a view."""
-    return op.Reshape(value, _int([0] * (rank - 1) + [-1]))
+    return op.Reshape(value, integers([0] * (rank - 1) + [-1]))
 
 
 def _split_pairs(value: Value, rank: int) -> Value:
     """[..., 2K] -> [..., K, 2], a view."""
-    return op.Reshape(value, _int([0] * (rank - 1) + [-1, 2]))
+    return op.Reshape(value, integers([0] * (rank - 1) + [-1, 2]))
