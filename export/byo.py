@@ -87,14 +87,18 @@ def load_factory(spec: str) -> nn.Module:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path") from error
+        raise UsageError(
+            f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path"
+        ) from error
     if isinstance(found, nn.Module):
         model: Any = found
     else:
         try:
             model = found()
         except Exception as error:
-            raise UnsupportedModelError(f"--module {spec!r}: the factory raised {type(error).__name__}: {error}") from error
+            raise UnsupportedModelError(
+                f"--module {spec!r}: the factory raised {type(error).__name__}: {error}"
+            ) from error
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"--module {spec!r} returns TorchScript, which holds only the route that it was traced with; return the nn.Module"
@@ -231,7 +235,12 @@ def _spec(
         tile = size.padded(min(256, max(height, width)))
     name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
     return ModelSpec(
-        name=name, size=size, tile_px=tile, halo_px=min(16, (tile - 1) // 4), channels=channels, router_form=router,
+        name=name,
+        size=size,
+        tile_px=tile,
+        halo_px=min(16, (tile - 1) // 4),
+        channels=channels,
+        router_form=router,
         dft_form=dft,
     )
 

@@ -121,5 +121,3 @@ def _differs_in_batch(model: nn.Module, images: Tensor, single: Tensor) -> bool:
 
 def _shape(t: Tensor) -> str:
     return "x".join(map(str, t.shape))
-
-

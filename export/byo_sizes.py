@@ -50,7 +50,9 @@ def size_rule(program: torch.export.ExportedProgram, channels: int, height: int,
     for multiple in _MULTIPLES:
         if height % multiple or width % multiple:
             break
-        near = sorted({max(multiple, n + step * multiple) for n in (height, width) for step in (-3, -2, -1, 0, 1, 2, 5)})
+        near = sorted(
+            {max(multiple, n + step * multiple) for n in (height, width) for step in (-3, -2, -1, 0, 1, 2, 5)}
+        )
         near = [n for n in near if n >= min(height, width) - 3 * multiple and n > 1]
         if not all(holds(h, w) for h in near[2:] for w in near[2:]):
             continue

@@ -101,8 +101,14 @@ def _compare(backend: str, what: str, want: Tensor, got: np.ndarray) -> Agreemen
 
 
 def validate(
-    model: onnx.ModelProto, user: nn.Module, dense: nn.Module, sizes: Sequence[tuple[int, int]], gates: Sequence[str], *,
-    channels: int, batch: int | None,
+    model: onnx.ModelProto,
+    user: nn.Module,
+    dense: nn.Module,
+    sizes: Sequence[tuple[int, int]],
+    gates: Sequence[str],
+    *,
+    channels: int,
+    batch: int | None,
 ) -> list[Agreement]:
     """Compare an ONNX model with the user's module on every installed runtime; raises ValidationError on the first miss.
 
@@ -155,7 +161,9 @@ def _forced(
             for block, expert, n in zip(blocks, choice, experts, strict=True):
                 block.forced = torch.eye(n)[expert].expand(batch, n)
             want = first_tensor(dense(image))
-            feeds = {f"forced_{g}": np.ascontiguousarray(b.forced, np.float32) for g, b in zip(gates, blocks, strict=True)}
+            feeds = {
+                f"forced_{g}": np.ascontiguousarray(b.forced, np.float32) for g, b in zip(gates, blocks, strict=True)
+            }
             got = runner.run({"image": image.numpy(), **feeds})["restored"]
             found.append(_compare(backend, f"experts forced to {choice}", want, got))
     return found

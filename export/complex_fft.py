@@ -40,7 +40,9 @@ def _(x: Tensor, dim: Sequence[int], normalization: int, onesided: bool) -> Tens
 @torch.library.custom_op("clusir::fft_c2r", mutates_args=())
 def fft_c2r(x: Tensor, dim: Sequence[int], normalization: int, last_dim_size: int) -> Tensor:
     """[..., 2], one-sided along the last of ``dim`` -> real [...], that axis of ``last_dim_size``."""
-    return _ATEN._fft_c2r.default(torch.view_as_complex(x.contiguous()), list(dim), normalization, last_dim_size).clone()
+    return _ATEN._fft_c2r.default(
+        torch.view_as_complex(x.contiguous()), list(dim), normalization, last_dim_size
+    ).clone()
 
 
 @fft_c2r.register_fake
