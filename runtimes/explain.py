@@ -19,7 +19,7 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 @dataclass(frozen=True)
 class Level:
-    """Routing of one encoder level (1 is the shallowest). ``posterior`` sums to 1; ``gate`` is 0 where no expert ran."""
+    """Routing of encoder level ``number`` (from 1). ``posterior`` sums to 1; ``gate`` is 0 where no expert ran."""
 
     number: int
     labels: tuple[str, ...]
@@ -91,8 +91,8 @@ def explain_lines(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width:
     """The routing of one picture as lines of rich markup, for ``console.print``.
 
     First the recognised damage over all levels; then per level the ``top`` clusters and every expert that ran, each
-    with a bar of ``width`` characters. Arguments as in :func:`routing_levels`. A model without routing gives one line that
-    says so.
+    with a bar of ``width`` characters. Arguments as in :func:`routing_levels`. A model without routing gives one
+    line that says so.
     """
     levels = routing_levels(posterior, gate, spec)
     if not levels:

@@ -132,13 +132,13 @@ def _last_words(stderr: str) -> str:
     )
 
 
-def list_devices(backend: str, timeout_s: float = 60.0) -> tuple[list[str], str]:
+def list_devices(backend: str, timeout_s: float = 120.0) -> tuple[list[str], str]:
     """The devices ``backend`` (``ort``, ``openvino``, ``torch``) lists, and where it cannot even be loaded, why not."""
     answer, words = _ask(backend, timeout_s)
     return (list(answer["devices"]), "") if answer else ([], words)
 
 
-def probe(name: str, timeout_s: float = 60.0) -> Probe:
+def probe(name: str, timeout_s: float = 120.0) -> Probe:
     """Run the probe network on ``name``, for example ``ort:CUDAExecutionProvider``. A broken device does not raise."""
     answer, words = _ask(name, timeout_s)
     if answer is None:

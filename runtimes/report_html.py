@@ -14,6 +14,8 @@ __all__ = ["bars", "page", "render"]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
+_COLUMNS = {"picture": "", "size": "", "recognised": ' class="words"', "change": "", "time": ""}
+
 
 def _asset(name: str) -> str:
     return resources.files("clusir.runtimes").joinpath(name).read_text(encoding="utf-8")
@@ -173,14 +175,7 @@ def _index(entries: Sequence[Entry]) -> str:
             f'<td>{change}</td><td data-value="{total:.3f}">{_ms(total) if total else ""}</td></tr>'
         )
     headings = "".join(
-        f'<th scope="col"{kind}><button type="button">{text}</button></th>'
-        for text, kind in (
-            ("picture", ""),
-            ("size", ""),
-            ("recognised", ' class="words"'),
-            ("change", ""),
-            ("time", ""),
-        )
+        f'<th scope="col"{kind}><button type="button">{text}</button></th>' for text, kind in _COLUMNS.items()
     )
     table = f"<table><thead><tr>{headings}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="card scroll">{table}</div>'
