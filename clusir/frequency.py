@@ -40,13 +40,14 @@ class FourierSplit(nn.Module):
         self.cutoff = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, groups))
 
     def forward(self, x: Tensor, cue: Tensor) -> tuple[Tensor, Tensor]:
-        channels, height, width = x.shape[1:]
+        batch, channels, height, width = x.shape
         share = torch.sigmoid(self.cutoff(torch.cat((cue, x.mean(dim=(2, 3))), dim=1)))
         cutoff = _CUTOFF_MIN + (_CUTOFF_MAX - _CUTOFF_MIN) * share
         rho = radial_frequency(height, width, x.device)
-        mask = torch.sigmoid((cutoff[:, :, None, None] - rho) / _EDGE_SOFTNESS)  # B x groups x H x (W//2+1)
-        mask = mask.repeat_interleave(channels // self.groups, dim=1)
-        low = torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * mask, s=(height, width), norm="ortho")
+        mask = torch.sigmoid((cutoff[:, :, None, None, None] - rho) / _EDGE_SOFTNESS)  # B x groups x 1 x H x (W//2+1)
+        grouped = x.reshape(batch, self.groups, channels // self.groups, height, width)
+        low = torch.fft.irfft2(torch.fft.rfft2(grouped, norm="ortho") * mask, s=(height, width), norm="ortho")
+        low = low.reshape(batch, channels, height, width)
         return low, x - low
 
 

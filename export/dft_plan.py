@@ -23,8 +23,8 @@ from clusir.export.dft import Matrix, cos_sin
 
 __all__ = ["RealPlan", "choose_factor", "plan", "real_basis"]
 
-# What the second stage of a factorised transform costs beside its arithmetic, in multiply-adds per sample: one more pass
-# over the data and the smaller matrices' overhead. Fitted on ONNX Runtime (N = 64 breaks even, N = 96 and 128 gain).
+# What the second stage of a factorised transform costs beside its arithmetic, in multiply-adds per sample: one more
+# pass over the data and the smaller matrices' overhead. Fitted on ONNX Runtime: N = 64 breaks even.
 _STAGE_OVERHEAD = 40
 
 

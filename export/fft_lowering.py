@@ -123,8 +123,8 @@ def _pad(self: Value, pad: Sequence[int], value: float = 0.0) -> Value:
 def _multiply(self: Value, other: Value) -> Value:
     """Tensor self, Tensor|Scalar other: a complex product, or a product by a real that was only cast to complex.
 
-    torch.export writes ``spectrum * mask`` as a cast of the real mask to complex; torch's lowering then multiplies by the
-    zeros of its imaginary part.
+    torch.export writes ``spectrum * mask`` as a cast of the real mask to complex; torch's lowering then multiplies by
+    the zeros of its imaginary part.
     """
     if isinstance(other, (bool, int, float, complex)):
         if not isinstance(other, complex):

@@ -1,7 +1,7 @@
 """Transform matrices as values of the graph under construction: constants where the length is known, else built there.
 
-Each function takes the length as an int, or as an int64 scalar value of the graph. A matrix built in the graph comes from
-Range, with k*n reduced modulo N in integers and centred, so that float32 angles stay within half a turn.
+Each function takes the length as an int, or as an int64 scalar value of the graph. A matrix built in the graph comes
+from Range, with k*n reduced modulo N in integers and centred, so that float32 angles stay within half a turn.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def complex_matrix(n: Length, inverse: bool, mode: int, dtype: ir.DataType) -> V
 def row_tables(n: Length, mode: int, dtype: ir.DataType, inverse: bool) -> tuple[Value, Value]:
     """The real tables of the second axis: (cosines, sines) [bins, n] forward, and their transposes inverse.
 
-    Forward gives sums over n of x cos and x sin. Inverse takes P = F[k] + F[-k] and Q = F[k] - F[-k], where bins 0 and n/2
-    meet themselves and so count half; their sines are zero.
+    Forward gives sums over n of x cos and x sin. Inverse takes P = F[k] + F[-k] and Q = F[k] - F[-k], where bins 0 and
+    n/2 meet themselves and so count half; their sines are zero.
     """
     if isinstance(n, int):
         table_cos, table_sin = dft.cos_sin(dft.half_bins(n), n, n)
