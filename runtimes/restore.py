@@ -18,10 +18,12 @@ from clusir.runtimes.model_files import ModelFiles, find_model
 from clusir.runtimes.opening import open_runner
 from clusir.runtimes.routing import Routing, combine
 from clusir.runtimes.tiling import Plan, plan_picture
+from clusir.spec import ModelSpec
 
 __all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
 
 ROUTINGS = ("shared", "tile")
+_MAX_TILE_PX = 4096
 ALPHA_MODES = ("keep", "process", "drop")
 
 
@@ -88,11 +90,10 @@ class Restorer:
         )
         self.spec = self._runner.spec
         self.name = self._runner.name
-        if self.spec.channels != 3:
+        problem = _unfit(self.spec)
+        if problem:
             self.close()
-            raise UsageError(
-                f"model {self.files.whole}: it takes {self.spec.channels} channel, pictures are restored in RGB"
-            )
+            raise ModelFormatError(f"model {self.files.whole}: {problem}")
         self._open_options["device"] = self.name.partition(":")[2]  # the sidecars run where the whole graph runs
         can_share = self.files.tile is not None and self.files.router is not None and self.spec.routed
         if routing == "shared" and not can_share:
@@ -224,6 +225,20 @@ class Restorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unfit(spec: ModelSpec) -> str | None:
+    """Why pictures cannot be restored with a model whose metadata is well-formed."""
+    low, high = spec.value_range
+    if spec.channels != 3:
+        return f"it takes {spec.channels} channel, pictures are restored in RGB"
+    if not (np.isfinite(low) and np.isfinite(high) and 1e-3 < high - low < 1e6):
+        return f"its value range {low}..{high} is not one"
+    if spec.tile_px > _MAX_TILE_PX:
+        return (
+            f"its tile of {spec.tile_px} pixels is over the {_MAX_TILE_PX} that are run; export it with a smaller one"
+        )
+    return None
 
 
 def _mean(parts: list[Array]) -> Array:

@@ -68,9 +68,11 @@ def main(inputs: tuple[str, ...], output: str, **options: Any) -> None:
     """
     import signal
     import threading
+    import warnings
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # a killed batch ends as cleanly as one that was interrupted
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news for who looks at the pictures
     failed = _run(inputs, output, options)
     raise click.exceptions.Exit(1 if failed else 0)
 
