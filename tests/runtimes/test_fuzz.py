@@ -10,9 +10,10 @@ import os
 import resource
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import hostile_files
 import models
@@ -64,6 +65,8 @@ def seeds() -> list[bytes]:
 
 
 SEEDS = seeds()
+TIFFS = [s for s in SEEDS if s[:2] in (b"II", b"MM")]
+T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +84,14 @@ def _bounded() -> Iterator[None]:
     signal.alarm(0)
     signal.signal(signal.SIGALRM, old)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY_BYTES
+
+
+def attempt(call: Callable[[], T], allowed: type[Exception]) -> tuple[T | None, str]:
+    """What ``call`` returns, or the message of the one kind of error that it may raise."""
+    try:
+        return call(), ""
+    except allowed as error:
+        return None, str(error)
 
 
 @st.composite
@@ -116,11 +127,10 @@ def test_damaged_pictures(tmp_path: Path, data: bytes, suffix: str) -> None:
     signal.alarm(60)
     path = tmp_path / f"fuzz{suffix}"
     path.write_bytes(data)
-    try:
-        picture = open_picture(path, LIMITS)
-    except ImageError as error:
-        assert "\n" not in str(error)
-        assert str(error).startswith(str(path))
+    picture, refusal = attempt(lambda: open_picture(path, LIMITS), ImageError)
+    if picture is None:
+        assert "\n" not in refusal
+        assert refusal.startswith(str(path))
         return
     pixels = picture.rows(0, picture.height)
     assert pixels.shape == (picture.height, picture.width, picture.channels)
@@ -138,10 +148,8 @@ def test_damaged_models(tmp_path: Path, model_bytes: bytes, data: st.DataObject)
     signal.alarm(60)
     path = tmp_path / "m.onnx"
     path.write_bytes(data.draw(damaged([model_bytes, b"", b"\x72\x05\x0a\x03abc"])))
-    try:
-        ModelSpec.from_metadata(read_metadata(path))
-    except ModelFormatError as error:
-        assert "\n" not in str(error)
+    _, refusal = attempt(lambda: ModelSpec.from_metadata(read_metadata(path)), ModelFormatError)
+    assert "\n" not in refusal
 
 
 json_values = st.recursive(
@@ -158,20 +166,13 @@ json_values = st.recursive(
 def test_absurd_metadata(key: str, value: str) -> None:
     signal.alarm(60)
     metadata = models.spec().to_metadata() | {f"clusir.{key}": value}
-    try:
-        spec = ModelSpec.from_metadata(metadata)
-    except ModelFormatError as error:
-        assert "\n" not in str(error)
-        return
-    assert spec.size.padded(spec.tile_px) == spec.tile_px
+    spec, refusal = attempt(lambda: ModelSpec.from_metadata(metadata), ModelFormatError)
+    assert "\n" not in refusal
+    assert spec is None or spec.size.padded(spec.tile_px) == spec.tile_px
 
 
 @FUZZ
-@given(
-    data=damaged(
-        [s[12:] for s in SEEDS if s[:2] in (b"II", b"MM")] + [hostile_files.encoded(hostile_files.photo(), "TIFF")]
-    )
-)
+@given(data=damaged(TIFFS))
 def test_damaged_exif(data: bytes) -> None:
     signal.alarm(60)
     assert 1 <= read_orientation(data) <= 8
@@ -180,8 +181,8 @@ def test_damaged_exif(data: bytes) -> None:
     build_block(data, DESCRIPTIVE_TAGS)
 
 
-def test_the_cap_would_notice(tmp_path: Path) -> None:
-    """The seeds themselves open, so that the fuzz starts from pictures that are read."""
+def test_the_undamaged_seeds_open(tmp_path: Path) -> None:
+    """The fuzz starts from pictures that are read, and the limit that bounds it is enforced."""
     opened = 0
     for i, data in enumerate(SEEDS):
         path = tmp_path / f"{i}.dat"
