@@ -54,7 +54,7 @@ class TrainConfig:
     seed: int = 0
     steps: int = 0
     seconds: float = 0.0
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     final_learning_rate: float = 2e-6
     warmup_steps: int = 200
     weight_decay: float = 1e-4
@@ -62,7 +62,12 @@ class TrainConfig:
     ema_decay: float = 0.998
     # Small crops first: most of what there is to learn is local, and a step costs what its pixels cost. The last part
     # sees crops as large as pooling, channel attention and the Fourier split will see tiles.
-    stages: tuple[Stage, ...] = (Stage(0.0, 16, 64, 3), Stage(0.6, 8, 96, 1), Stage(0.85, 6, 128, 1))
+    stages: tuple[Stage, ...] = (
+        Stage(0.0, 8, 64, 1),
+        Stage(0.35, 12, 64, 2),
+        Stage(0.7, 6, 96, 1),
+        Stage(0.88, 4, 128, 1),
+    )
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
     spectrum: float = 0.05
