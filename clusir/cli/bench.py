@@ -1,0 +1,201 @@
+"""``clusir-bench``: how fast, how much memory, how good: backend x precision x size in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clusir.cli._common import command
+
+if TYPE_CHECKING:
+    from clusir.runtimes.bench import Case, Measurement
+
+_BACKENDS = ("ort", "openvino", "torch")
+_MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def _words(allowed: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...] | None]:
+    def split(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+        if text is None:
+            return None
+        words = tuple(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
+        for word in words:
+            if word not in allowed:
+                raise click.BadParameter(f"{word!r} is not one of {', '.join(allowed)}")
+        return words or None
+
+    return split
+
+
+def _sizes(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 256,1024") from error
+    if not sizes or not all(1 <= size <= 20000 for size in sizes):
+        raise click.BadParameter(f"{text!r}: every size must be within 1..20000 pixels")
+    return sizes
+
+
+@command(name="clusir-bench")
+@click.option("--model", "models", multiple=True, help="ONNX file or bundle; repeatable.  [default: the shipped model]")
+@click.option("--backend", callback=_words(_BACKENDS), help="For example ort,openvino.  [default: all installed]")
+@click.option("--precision", callback=_words(_PRECISIONS), help="For example fp32,int8.  [default: all there are]")
+@click.option("--size", callback=_sizes, default="256,1024", show_default=True, help="Sides of the pictures, pixels.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: its own choice]")
+@click.option("--batch", type=click.IntRange(1, 256), help="Tiles run at a time.  [default: 1, on CUDA 8]")
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Pictures per row.")
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Pictures before, not counted.")
+@click.option("--memory/--no-memory", default=True, help="Peak memory, in a process per row.  [default: memory]")
+@click.option("--quality", metavar="FOLDER", help="Also measure quality on damaged copies of the photos in FOLDER.")
+@click.option("--limit", type=click.IntRange(1), help="Photos that --quality takes, at even distances.  [default: all]")
+@click.option("-o", "--output", metavar="FOLDER", help="Also write bench.md and bench.json there.")
+@click.option("--cuda-matrix", metavar="FOLDER", help="Instead run the whole CUDA validation and write its report.")
+@click.option("--quick", is_flag=True, help="With --cuda-matrix: the smallest subset, to try the script.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def main(**options: Any) -> None:
+    """Measure restoration from file to file: percentiles, throughput, memory, and where the time goes.
+
+    Rows of one size take turns in one process, so that their ratios hold on a busy machine. --cuda-matrix FOLDER
+    exports, validates and times every configuration on an NVIDIA card (with --device cpu it runs on the CPU).
+
+    \b
+    Exit codes: 0 done; 1 some rows failed; 2 usage; 3 a named backend or device is not here; 4 the matrix found a
+    configuration outside its tolerance.
+    """
+    if options["cuda_matrix"]:
+        from clusir.export.cuda_matrix import run_matrix
+
+        device = "cuda" if options["device"] == "auto" else options["device"]
+        report = run_matrix(
+            options["cuda_matrix"], device, quick=options["quick"], runs=options["runs"], progress=_say(options)
+        )
+        click.echo(report.to_json() if options["as_json"] else report.to_markdown())
+        raise click.exceptions.Exit(0 if report.passed else 4)
+    _bench(options)
+
+
+def _say(options: dict[str, Any]) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        if not options["as_json"]:
+            click.echo(text, err=True)
+
+    return say
+
+
+def _bench(options: dict[str, Any]) -> None:
+    import json
+    from pathlib import Path
+
+    from clusir.errors import ClusirError
+    from clusir.runtimes.bench import bench_cases, peak_memory_mib
+    from clusir.runtimes.bench_table import as_json, to_markdown
+    from clusir.runtimes.fingerprint import fingerprint
+
+    say = _say(options)
+    cases = [case for size in options["size"] for case in _cases(options, size)]
+    measured = bench_cases(cases, options["runs"], options["warmup"], lambda text: say(f"measuring {text}"))
+    if options["memory"]:
+        for m in measured:
+            if not m.error:
+                say(f"memory of {m.case.label}")
+                try:
+                    m.peak_mib = peak_memory_mib(m.case)
+                except ClusirError as error:
+                    m.error = str(error)
+    qualities = _qualities(options, measured, say) if options["quality"] else []
+    machine = fingerprint(options["threads"])
+    data = as_json(measured, machine, options["runs"], [q.to_dict() for q in qualities])
+    tables = [f"## Quality: {q.model}\n\n{q.to_markdown()}" for q in qualities]
+    text = to_markdown(measured, machine, options["runs"], tables)
+    if options["output"]:
+        folder = Path(options["output"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bench.md").write_text(text)
+        (folder / "bench.json").write_text(json.dumps(data, indent=2) + "\n")
+    if options["as_json"]:
+        click.echo(json.dumps(data, indent=2))
+    else:
+        _show(measured, tables, machine)
+    raise click.exceptions.Exit(1 if any(m.error for m in measured) else 0)
+
+
+def _cases(options: dict[str, Any], size_px: int) -> list[Case]:
+    """Every combination that exists. What was named and is not there is an error; what was not named is left out."""
+    import importlib.util
+
+    from clusir.errors import BackendError, UsageError
+    from clusir.runtimes.bench import Case
+    from clusir.runtimes.model_files import find_model
+
+    installed = [b for b in _BACKENDS if importlib.util.find_spec(_MODULES[b])]
+    for backend in options["backend"] or ():
+        if backend not in installed:
+            raise BackendError(f"backend {backend} is not installed; clusir-doctor says how to install it")
+    if not installed:
+        raise BackendError("no backend is installed; install one with: pip install 'clusir[cpu]'")
+    cases = []
+    for model in options["models"] or (None,):
+        for backend in options["backend"] or installed:
+            if options["device"] == "cuda" and backend == "openvino" and not options["backend"]:
+                continue
+            for precision in options["precision"] or _PRECISIONS:
+                try:
+                    files = find_model(model, precision, backend)
+                except UsageError:
+                    if options["precision"] and (options["backend"] or backend == "ort"):
+                        raise
+                    continue
+                if (backend == "torch") == (files.whole.suffix == ".safetensors"):
+                    case = Case(
+                        model, backend, options["device"], precision, size_px, options["threads"], options["batch"]
+                    )
+                    cases.append(case)
+    if not cases:
+        raise UsageError(f"no model file fits; backends {', '.join(options['backend'] or installed)} were asked for")
+    return cases
+
+
+def _qualities(options: dict[str, Any], measured: list[Measurement], say: Callable[[str], None]) -> list[Any]:
+    """One quality table per model, backend and precision (the size of the pictures is the photos' own)."""
+    from clusir.evaluate import quality_table
+    from clusir.runtimes.restore import Restorer
+
+    tables, seen = [], set()
+    for m in measured:
+        case = m.case
+        key = (case.model, case.backend, case.precision)
+        if m.error or key in seen:
+            continue
+        seen.add(key)
+        label = f"{case.model or 'shipped'}, {case.precision}, {m.name}"
+        say(f"quality of {label}")
+        with Restorer(case.model, case.backend, case.device, case.threads, precision=case.precision) as restorer:
+            tables.append(quality_table(options["quality"], restorer.restore, model=label, limit=options["limit"]))
+    return tables
+
+
+def _show(measured: list[Measurement], tables: list[str], machine: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from clusir.runtimes.bench_table import COLUMNS, rows
+    from clusir.runtimes.fingerprint import describe
+
+    console = Console(highlight=False)
+    # A narrow terminal gets the columns that decide; the files and --json always have all.
+    narrow = ("open + first ms", "nodes", "model", "decode / infer / encode ms", "images/s")
+    kept = [i for i, name in enumerate(COLUMNS) if console.width >= 150 or name not in narrow]
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for i in kept:
+        table.add_column(COLUMNS[i], justify="left" if i < 4 else "right", no_wrap=i == 3)
+    for row in rows(measured):
+        table.add_row(*(row[i] for i in kept))
+    console.print(table)
+    for text in tables:
+        click.echo("\n" + text)
+    console.print(f"[dim]{describe(machine)}[/dim]", soft_wrap=True)
