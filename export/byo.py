@@ -26,7 +26,7 @@ from clusir.export.base import Pipeline
 from clusir.export.byo_checks import check_function
 from clusir.export.byo_sizes import size_rule, validation_sizes
 from clusir.export.byo_tracing import TracedModel, trace_module
-from clusir.export.byo_validate import Agreement, probes, validate
+from clusir.export.byo_validate import Agreement, installed_backends, probes, validate
 from clusir.export.complex_fft import aten_transforms, pair_translations
 from clusir.export.coverage import check_program
 from clusir.export.fft_lowering import FORMS, Form, translation_table
@@ -151,8 +151,24 @@ def export_module(
     notes += [f"{r.name}: {'; '.join(r.notes)}" for r in steps.records]
     sizes = validation_sizes(spec.size, height, width) if traced.dynamic_size else [(height, width)]
     model = AttachMetadata(spec).apply(model).model
+    backends = [b for b in installed_backends() if b == "ort" or dft != "op"]
+    if not backends:
+        raise ExportError(
+            "no runtime is installed to validate with; install one with: pip install 'clusir[cpu,openvino]'"
+        )
+    left = {"ort", "openvino"} - set(backends)
+    if left:
+        why = "OpenVINO misreads DFT" if dft == "op" else "not installed"
+        notes.append(f"not validated on {', '.join(sorted(left))} ({why})")
     agreements = validate(
-        model, user, dense, sizes, gates, channels=channels, batch=None if traced.dynamic_batch else shape[0]
+        model,
+        user,
+        dense,
+        sizes,
+        gates,
+        channels=channels,
+        batch=None if traced.dynamic_batch else shape[0],
+        backends=backends,
     )
     model = _join_gates(model, gates)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,147 @@
+"""Somebody else's model, exported: every published pattern at dynamic sizes, routes and batches, on both runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import patterns
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusir.errors import UnsupportedModelError, UsageError
+from clusir.export.byo import ModuleExport, export_module, load_factory, parse_input
+from clusir.export.byo_checks import reference
+from clusir.runtimes import open_runner
+
+BACKENDS = ("ort", "openvino")
+# Expected of every file; the patterns' outputs are of the order of 1.
+TOLERANCE = 1e-4
+
+
+def pictures(count: int, height: int, width: int, level: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, height, width, generator=generator) * level
+
+
+def export(model: nn.Module, folder: Path, **options: object) -> ModuleExport:
+    torch.manual_seed(3)
+    return export_module(model.eval(), "1x3x32x32", folder / "model.onnx", **options)  # type: ignore[arg-type]
+
+
+def assert_right(result: ModuleExport, model: nn.Module, sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...]) -> None:
+    """The file agrees with the user's own module on both runtimes, at sizes and brightnesses that the export did not see."""
+    for backend in BACKENDS:
+        with open_runner(result.path, backend, "cpu") as runner:
+            for height, width in sizes:
+                for batch in batches:
+                    # One dark, one bright: routers of the patterns follow brightness.
+                    for level in (0.15, 1.9):
+                        image = pictures(batch, height, width, level, seed=height + batch)
+                        got = runner.run({"image": image.numpy()})["restored"]
+                        want = reference(model, image).numpy()
+                        assert got.shape == want.shape
+                        np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(5)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        patterns.SpectralConvolution,
+        patterns.CroppedSpectrum,
+        patterns.AmplitudePhase,
+        patterns.ComplexFilter,
+        patterns.ShiftedMask,
+        patterns.ImaginaryUnit,
+        patterns.PhaseOnly,
+        patterns.FrequencyMask,
+        patterns.TopKGather,
+    ],
+    ids=lambda p: p.__name__,
+)
+def test_pattern_exports_for_any_size_and_batch(pattern: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = pattern().eval()
+    result = export(model, tmp_path)
+    assert (result.spec.size.multiple_of, result.spec.size.static_px) == (1, 0)
+    assert len(result.sizes) == 3
+    assert_right(result, model, ((37, 52), (50, 41)), (1, 3))
+    operators = {n.op_type for n in onnx.load(result.path).graph.node}
+    assert not operators & {"DFT", "If", "Loop"}
+
+
+def test_patch_attention_exports_for_whole_patches(tmp_path: Path) -> None:
+    model = patterns.PatchAttention().eval()
+    result = export(model, tmp_path)
+    assert result.spec.size.multiple_of in (1, 8)
+    assert_right(result, model, ((40, 56), (24, 32)), (1, 2))
+
+
+def test_window_with_computed_bounds_keeps_the_batch_it_loops_over(tmp_path: Path) -> None:
+    model = patterns.LearnedWindow().eval()
+    result = export(model, tmp_path)
+    assert any("fixes the batch" in note for note in result.notes)
+    assert_right(result, model, ((37, 52), (50, 41)), (1,))
+
+
+def test_dft_operator_form_stays_selectable(tmp_path: Path) -> None:
+    model = patterns.SpectralConvolution().eval()
+    result = export(model, tmp_path, dft="op")
+    assert result.spec.dft_form == "op"
+    assert "DFT" in {n.op_type for n in onnx.load(result.path).graph.node}
+
+
+def test_factory_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_net.py").write_text("import torch\n\ndef make():\n    return torch.nn.Conv2d(3, 3, 1)\n")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_factory("their_net:make"), nn.Conv2d)
+    with pytest.raises(UsageError, match="no attribute 'made'"):
+        load_factory("their_net:made")
+    with pytest.raises(UsageError, match=r"not package\.module:factory"):
+        load_factory("their_net")
+    (tmp_path / "their_script.py").write_text(
+        "import torch\n\ndef make():\n    return torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8))\n"
+    )
+    with pytest.raises(UnsupportedModelError, match="TorchScript"):
+        load_factory("their_script:make")
+
+
+@pytest.mark.parametrize("text", ["3x64x64", "1x3x64", "1x2x64x64", "1x3x4x64", "axbxcxd", "1x3x64x99999"])
+def test_input_that_is_no_picture_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--input"):
+        parse_input(text)
+
+
+def test_random_numbers_in_eval_are_refused_with_their_line(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"patterns\.py:\d+ `.*randn_like.*drawn in eval") as caught:
+        export(patterns.NoisyRouter(), tmp_path)
+    assert "not deterministic" in str(caught.value)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_batch_statistics_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="depends on the other pictures"):
+        export(patterns.BatchStatistics(), tmp_path)
+
+
+def test_model_that_changes_the_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="1x3x32x32 into 1x3x64x64"):
+        export(nn.Upsample(scale_factor=2), tmp_path)
+
+
+def test_branch_on_the_size_narrows_the_size_rule(tmp_path: Path) -> None:
+    class OnlyWhole(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[2] % 4 or x.shape[3] % 4:
+                raise ValueError("not a multiple of 4")
+            return nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(x, 4) * 0.5, 4)
+
+    result = export(OnlyWhole(), tmp_path)
+    assert result.spec.size.multiple_of == 4
