@@ -110,8 +110,8 @@ def advise(timings: Sequence[Timing], losses: Mapping[tuple[str, str], QualityLo
             continue
         loss = losses[backend, best]
         sentence = (
-            f"{best.upper()} on {label}: {gains[best]:.2f}x faster, {loss.mean_db:.2f} dB less on average, "
-            f"{loss.worst_db:.2f} dB on {loss.worst}"
+            f"{best.upper()} on {label}: {gains[best]:.2f}x faster, PSNR {-loss.mean_db:+.2f} dB on average, "
+            f"{-loss.worst_db:+.2f} dB on {loss.worst}"
         )
         advice.append(Advice(backend, best, gains[best], sentence))
     return advice

@@ -25,7 +25,9 @@ from clusir.export.quantize_ranges import Calibration
 if TYPE_CHECKING:
     from clusir.export.quantize_evaluate import Evaluator
 
-__all__ = ["quantize_nncf"]
+__all__ = ["PUT_BACK", "quantize_nncf"]
+
+PUT_BACK = "put back by NNCF"
 
 # Products and sums over many values, and shape arithmetic: integers cost digits there and buy no time.
 _FLOAT_TYPES = (
@@ -52,12 +54,13 @@ def quantize_nncf(
     under_served: Iterable[tuple[int, int]] = (),
     evaluator: Evaluator | None = None,
     max_drop_db: float | None = None,
+    float_layers: Iterable[str] = (),
 ) -> QuantizeReport:
     """Quantise the float32 graph at ``model_path`` with NNCF and write an ONNX file.
 
     With ``evaluator`` and ``max_drop_db`` NNCF's accuracy control puts operators back to float until the worst
-    degradation loses no more than that. Raises BackendError where NNCF is not installed, ExportError where it refuses
-    the graph.
+    degradation loses no more than that. ``float_layers``: more layer names to leave in float. Raises BackendError
+    where NNCF is not installed, ExportError where it refuses the graph.
     """
     try:
         import nncf
@@ -70,7 +73,8 @@ def quantize_nncf(
     # The default engine's quantiser knows which layers stay float, and refuses activations that are not finite.
     quantizer = Quantizer(model_path, calibration, replace(config, bias_correction=False), under_served)
     graph = quantizer.graph
-    kept = {layer.node for layer in quantizer.layers if layer.keep}
+    more = set(float_layers)
+    kept = {layer.node for layer in quantizer.layers if layer.keep or layer.name in more}
     ignored = sorted(kept | structural_float32(graph).keys() | _named(graph.model, _FLOAT_TYPES))
     advanced = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if config.reduce_range else OverflowFix.DISABLE
@@ -78,7 +82,6 @@ def quantize_nncf(
     options: dict[str, Any] = {
         "subset_size": len(calibration.feeds),
         "ignored_scope": nncf.IgnoredScope(names=ignored, validate=False),
-        "advanced_quantization_parameters": advanced,
     }
     data = nncf.Dataset([dict(feeds) for feeds in calibration.feeds])
     source = ModelProto()
@@ -86,7 +89,7 @@ def quantize_nncf(
     try:
         with _quiet():
             if evaluator is None or max_drop_db is None:
-                model = nncf.quantize(source, data, **options)
+                model = nncf.quantize(source, data, advanced_parameters=advanced, **options)
             else:
                 model = nncf.quantize_with_accuracy_control(
                     source,
@@ -94,6 +97,7 @@ def quantize_nncf(
                     nncf.Dataset(list(range(len(evaluator.samples)))),
                     lambda candidate, numbers: _score(evaluator, candidate, list(numbers)),
                     max_drop=max_drop_db,
+                    advanced_quantization_parameters=advanced,
                     **options,
                 )
     except Exception as error:  # NNCF raises its own types and those of the runtime below it
@@ -108,8 +112,7 @@ def quantize_nncf(
 
 
 def _score(evaluator: Evaluator, candidate: ModelProto, numbers: list[int]) -> tuple[float, list[float]]:
-    """100 less the drop in dB on the worst degradation (NNCF divides by the metric, so it must not be 0 for no loss), and
-    the PSNR of each sample."""
+    """100 less the drop in dB on the worst degradation (NNCF divides by it: no loss must not be 0), and each PSNR."""
     loss, values = evaluator.loss_on(candidate, numbers)
     return 100.0 - loss.worst_db, list(values)
 
@@ -130,7 +133,7 @@ def _report(model: ModelProto, quantizer: Quantizer, config: QuantizeConfig) -> 
     }
     kept = {layer.name: layer.keep for layer in quantizer.layers if layer.keep}
     quantised = tuple(layer.name for layer in quantizer.candidates if layer.node in integer)
-    kept |= {layer.name: "put back by NNCF" for layer in quantizer.candidates if layer.node not in integer}
+    kept |= {layer.name: PUT_BACK for layer in quantizer.candidates if layer.node not in integer}
     return QuantizeReport("nncf", quantised, kept, quantizer.bytes_fp32, model.ByteSize(), asdict(config))
 
 

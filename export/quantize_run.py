@@ -195,13 +195,17 @@ def _make_int8(
             f"{draw.coverage.minimum} are needed: its layers stay in float"
         )
     if config.engine == "nncf":
-        from clusir.export.quantize_nncf import quantize_nncf
+        from clusir.export.quantize_nncf import PUT_BACK, quantize_nncf
 
+        back: list[str] = []
         for graph, path in graphs.items():
             progress(f"int8 {graph} graph (NNCF)")
             out = _variant(path, stem, "int8")
             limit = config.budget.max_drop_db if graph == "whole" else None
-            found = quantize_nncf(path, out, calibrate(path, draw, reference), settings, under_served, evaluator, limit)
+            found = quantize_nncf(
+                path, out, calibrate(path, draw, reference), settings, under_served, evaluator, limit, back
+            )
+            back = [name for name, why in found.kept.items() if why == PUT_BACK]
             report.int8[graph], report.files["int8", graph] = found, out
         loss = evaluator.loss_of_file(report.files["int8", "whole"], "ort")
         return None if config.budget.holds(loss) else _over_budget(loss, config, report)
