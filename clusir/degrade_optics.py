@@ -20,7 +20,7 @@ def gaussian_kernel(sigma_px: float) -> Array:
     x = np.arange(-radius, radius + 1, dtype=np.float64)
     line = np.exp(-0.5 * (x / max(sigma_px, 1e-6)) ** 2)
     kernel = np.outer(line, line)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def disk_kernel(radius_px: float) -> Array:
@@ -29,7 +29,7 @@ def disk_kernel(radius_px: float) -> Array:
     axis = np.arange(-reach, reach + 1, dtype=np.float64)
     distance = np.hypot(axis[:, None], axis[None, :])
     kernel = np.clip(radius_px + 0.5 - distance, 0.0, 1.0)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def line_kernel(length_px: float, angle_deg: float, bend: float = 0.0, width_px: float = 0.0) -> Array:
@@ -57,7 +57,7 @@ def line_kernel(length_px: float, angle_deg: float, bend: float = 0.0, width_px:
         kernel = filter_image(kernel[..., None], gaussian_kernel(width_px))[..., 0]
         kernel = np.maximum(kernel, 0.0)
         kernel /= kernel.sum()
-    return kernel
+    return np.asarray(kernel, np.float32)
 
 
 def filter_image(image: Array, kernel: Array) -> Array:
