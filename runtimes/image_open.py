@@ -32,7 +32,7 @@ _REGISTERED = (TiffImagePlugin, WebPImagePlugin)
 # Deflate packs at most 1032:1, and a flat JPEG about 1000:1; more is a header that lies.
 _MAX_RATIO = 1200
 _pillow_limit = threading.Lock()
-_WHOLE_BYTES = 64 << 20
+_WHOLE_BYTES = 32 << 20
 # Bytes of a pixel as the file can pack it, where that is less than one per channel.
 _MODE_BYTES = {"1": 1 / 8, "P": 1 / 8, "L": 1, "RGB": 3, "YCbCr": 3, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2}
 
