@@ -40,11 +40,14 @@ class Validation:
 
 @dataclass
 class ExportReport:
-    """Everything that an export did and measured."""
+    """Everything that an export did and measured. ``markdown``: sections of further steps; ``keep``: names of files
+    that are worth having although the export is refused."""
 
     graphs: list[GraphRecord] = field(default_factory=list)
     parity: list[ParityRow] = field(default_factory=list)
     precisions: dict[str, Any] = field(default_factory=dict)
+    markdown: list[str] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -63,22 +66,21 @@ class ExportReport:
 
 
 def validate_files(
-    model: ClusIR, records: Sequence[GraphRecord], plan: Validation, progress: Progress = lambda _: None
+    model: ClusIR, paths: Sequence[Path], plan: Validation, progress: Progress = lambda _: None
 ) -> list[ParityRow]:
     """Parity of every graph on every backend against PyTorch: every size and batch of the plan, the whole graph
     on all degradations.
 
-    Raises ValidationError where a row is out of tolerance, BackendError where a backend is not installed. What the
-    routers answer is checked on the whole graph's gates.
+    Raises BackendError where a backend is not installed; whether the rows are within tolerance is for
+    :func:`check_rows`. What the routers answer is checked on the whole graph's gates.
     """
     rows: list[ParityRow] = []
-    for record in records:
+    for path in paths:
         with ExitStack() as stack:
             runners = [
-                stack.enter_context(open_runner(record.path, backend, plan.device, plan.threads))
-                for backend in plan.backends
+                stack.enter_context(open_runner(path, backend, plan.device, plan.threads)) for backend in plan.backends
             ]
-            progress(f"validating the {record.graph} graph on {', '.join(runner.name for runner in runners)}")
+            progress(f"validating {path.name} on {', '.join(runner.name for runner in runners)}")
             spec = runners[0].spec
             side = spec.size.static_px
             bounds = tolerance(spec.precision, plan.device)
@@ -89,8 +91,7 @@ def validate_files(
                 if routing is not None:
                     feeds |= routing(feeds)
                 expected = reference_outputs(model, feeds, spec.graph)
-                rows += [compare(r, feeds, expected, case, bounds, record.path.name) for r in runners]
-    check_rows(rows)
+                rows += [compare(r, feeds, expected, case, bounds, path.name) for r in runners]
     return rows
 
 
@@ -109,10 +110,12 @@ def export_bundle(
     promoted but the report, ``<stem>.report.json``, with the reason."""
     report = ExportReport()
     name = f"{stem}.report.json"
-    with staged(destination, keep=(name,)) as stage:
+    with staged(destination, report.keep) as stage:
+        report.keep.append(name)
         try:
             report.graphs = write_graphs(model, stage, stem, config, progress)
-            report.parity = validate_files(model, report.graphs, plan, progress)
+            report.parity = validate_files(model, [graph.path for graph in report.graphs], plan, progress)
+            check_rows(report.parity)
             for step in more:
                 step(stage, stem, report)
         except ClusirError as error:

@@ -11,7 +11,7 @@ import click
 
 from clusir.errors import ClusirError
 
-__all__ = ["command", "echo_error", "fail"]
+__all__ = ["command", "echo_error", "fail", "words"]
 
 
 def echo_error(message: str) -> None:
@@ -57,3 +57,18 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
         )
 
     return wrap
+
+
+def words(allowed: tuple[str, ...]) -> Any:
+    """A click callback: a comma-separated list of words out of ``allowed``, duplicates dropped."""
+
+    def parse(_context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+        words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+        wrong = [word for word in words if word not in allowed]
+        if wrong or not words:
+            raise click.BadParameter(
+                f"{', '.join(wrong) or 'nothing'} is not among {', '.join(allowed)}", param=parameter
+            )
+        return words
+
+    return parse

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from clusir import checkpoint as checkpoints
-from clusir.errors import UsageError
-from clusir.export.bundle import ExportReport, Validation, export_bundle
+from clusir.errors import BudgetError, UsageError
+from clusir.export.bundle import ExportReport, Validation, export_bundle, validate_files
 from clusir.export.pipeline import ExportConfig
-from clusir.export.validate import ParityRow
+from clusir.export.validate import ParityRow, check_rows
+from clusir.model import ClusIR
+from clusir.runtimes.onnx_metadata import read_metadata
 
-__all__ = ["ExportRequest", "parity_table", "run"]
+__all__ = ["ExportRequest", "parity_table", "run", "run_module"]
+
+Progress = Callable[[str], None]
+Step = Callable[[Path, str, ExportReport], None]
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,10 @@ class ExportRequest:
 
     folder: Path
     stem: str
+    openvino: bool
+    ort_mobile: bool
     checkpoint: str | None
+    seed: int
     precision: tuple[str, ...]
     router: str
     dft: str
@@ -35,7 +44,12 @@ class ExportRequest:
     halo_px: int
     backends: tuple[str, ...]
     device: str
-    seed: int
+    engine: str
+    calibration: Path | None
+    manifest: Path | None
+    max_drop: float | None
+    time_limit: float | None
+    input_shape: str
     as_json: bool
 
 
@@ -43,30 +57,129 @@ def run(request: ExportRequest) -> None:
     """Export, validate, promote, and print what was measured."""
     if request.folder.exists() and not request.folder.is_dir():
         raise UsageError(f"{request.folder} is a file; name a folder, or a file ending in .onnx")
-    console = Console(stderr=True)
     model, digest = checkpoints.resolve(request.checkpoint, request.seed)
-    name = request.checkpoint or "tiny"
     config = ExportConfig(
         router=request.router,
         dft=request.dft,  # type: ignore[arg-type]  # click has checked it
         dynamic=request.dynamic,
         tile_px=request.tile_px,
         halo_px=request.halo_px,
-        name=Path(name).stem,
+        name=Path(request.checkpoint or "tiny").stem.replace("random:", "untrained-"),
         checkpoint_sha256=digest,
         cluster_labels=checkpoints.cluster_labels(request.checkpoint),
     )
     plan = Validation(backends=request.backends, device=request.device)
-    with console.status("exporting") as status:
-        report = export_bundle(model, request.folder, request.stem, config, plan, progress=status.update)
+    with Console(stderr=True).status("exporting") as status:
+        steps = further_steps(request, plan, model, status.update)
+        report = export_bundle(model, request.folder, request.stem, config, plan, more=steps, progress=status.update)
     if request.as_json:
         click.echo(json.dumps(report.to_dict()))
         return
     console = Console()
     print_passes(console, report)
     console.print(parity_table(report.parity))
-    for graph in report.graphs:
-        console.print(f"{request.folder / graph.path.name}  {graph.bytes / 1e6:.2f} MB", highlight=False)
+    for text in report.markdown:
+        console.print(Markdown(text))
+    for path in sorted(request.folder.glob(f"{request.stem}*")):
+        console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+
+
+def further_steps(request: ExportRequest, plan: Validation, model: ClusIR, progress: Progress) -> list[Step]:
+    """What follows the fp32 graphs: other precisions with their parity, then other formats of all that is there."""
+    steps: list[Step] = []
+    lower = tuple(p for p in request.precision if p != "fp32")
+    if lower:
+        steps.append(
+            lambda stage, stem, report: add_precisions(request, lower, plan, model, progress, stage, stem, report)
+        )
+    if request.openvino:
+        steps.append(lambda stage, stem, report: add_openvino(stage, stem))
+    if request.ort_mobile:
+        steps.append(lambda stage, stem, report: add_ort_mobile(stage, stem, report))
+    return steps
+
+
+def add_precisions(
+    request: ExportRequest,
+    lower: tuple[str, ...],
+    plan: Validation,
+    model: ClusIR,
+    progress: Progress,
+    stage: Path,
+    stem: str,
+    report: ExportReport,
+) -> None:
+    """fp16 and int8 files beside the fp32 ones, their quality against ground truth, and their parity."""
+    from clusir.export.frontier import BudgetConfig
+    from clusir.export.quantize_run import PrecisionConfig, make_precisions
+
+    config = PrecisionConfig(
+        precisions=lower,
+        engine=request.engine,
+        calibration=request.calibration,
+        manifest=request.manifest,
+        seed=request.seed,
+        budget=BudgetConfig(max_drop_db=request.max_drop, time_limit_s=request.time_limit),
+    )
+    state = request.folder / f".{stem}.quantisation"
+    try:
+        made = make_precisions(stage, stem, config, state=state, progress=progress)
+    except BudgetError as error:
+        report.keep += [path.name for path in sorted(stage.glob(f"{stem}.*")) if ".int8" in path.name]
+        best = getattr(error, "report", None)
+        if best is not None:
+            report.precisions = best.to_json()
+        raise
+    report.precisions = made.to_json()
+    report.markdown.append(made.to_markdown())
+    paths = [path for path in sorted(stage.glob(f"{stem}.*.onnx")) if path.name.split(".")[1] in lower]
+    rows = validate_files(model, paths, plan, progress)
+    report.parity += rows
+    check_rows(rows)
+
+
+def add_openvino(stage: Path, stem: str) -> None:
+    """Every ONNX file of the stage as OpenVINO IR in ``openvino/``, weights in the precision they have."""
+    import openvino
+
+    (stage / "openvino").mkdir()
+    for path in sorted(stage.glob(f"{stem}*.onnx")):
+        model = openvino.convert_model(path)
+        spec = read_metadata(path)
+        for key, value in spec.items():
+            if key.startswith("clusir."):
+                model.set_rt_info(value, ["clusir", key.removeprefix("clusir.")])
+        openvino.save_model(model, stage / "openvino" / f"{path.stem}.xml", compress_to_fp16=False)
+
+
+def add_ort_mobile(stage: Path, stem: str, report: ExportReport) -> None:
+    """Every ONNX file of the stage as ``.ort`` with its operators and a usability report."""
+    from clusir.export.ort_mobile import write_ort_mobile
+
+    for path in sorted(stage.glob(f"{stem}*.onnx")):
+        report.markdown.append(write_ort_mobile(path, stage).to_markdown())
+
+
+def run_module(request: ExportRequest, module: str) -> None:
+    """Bring your own model: one ONNX file of somebody else's network."""
+    from clusir.export.byo import export_module
+
+    if request.precision != ("fp32",) or request.openvino or request.ort_mobile or request.checkpoint:
+        raise UsageError(
+            "--module writes one fp32 ONNX file; leave out --precision, --openvino, --ort-mobile, --checkpoint"
+        )
+    out = request.folder / f"{request.stem}.onnx"
+    with Console(stderr=True).status(f"exporting {module}"):
+        made = export_module(module, request.input_shape, out, dft=request.dft, router=request.router)  # type: ignore[arg-type]
+    if request.as_json:
+        click.echo(json.dumps(asdict(made), default=str))
+        return
+    console = Console()
+    for note in made.notes:
+        console.print(f"- {note}", highlight=False)
+    for agreement in made.agreements:
+        console.print(str(agreement), highlight=False)
+    console.print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB", highlight=False)
 
 
 def print_passes(console: Console, report: ExportReport) -> None:
