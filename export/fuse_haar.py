@@ -185,7 +185,7 @@ def _is_depthwise(kernel: Kernel) -> bool:
 
 
 def _merge_behind(edit: GraphEdit, conv: onnx.NodeProto, kernel: Kernel) -> tuple[Kernel, list[int]] | None:
-    """(weight, pads) of the one strided convolution that is the cell transform and then ``conv``, if it costs no more."""
+    """(weight, pads) of the strided convolution that is the cell transform and then ``conv``, if it costs no more."""
     if not plain_convolution(conv):
         return None
     weight = edit.array(conv.input[1]).astype(np.float64)

@@ -2,8 +2,8 @@
 
 A region of linear operators is known completely by its response to impulses, however it is written: with slices, with
 reshapes and transposes, with matrices. A pass asks for the region behind a value, guesses what it is (a strided
-convolution, an rfft2), and believes the guess when the region and the guess agree on random input; for a linear map that
-is a proof up to rounding and a chance of measure zero.
+convolution, an rfft2), and believes the guess when the region and the guess agree on random input; for a linear map
+that is a proof up to rounding and a chance of measure zero.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PROBE_BATCH = 2
 _MAX_NODES = 48
 # Linear in their data operands, given that the operands named here are constants.
 _ONE_OPERAND = frozenset(
-    ("Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Neg", "Gather", "DFT", "SpaceToDepth")
-    + ("DepthToSpace", "Identity", "Flatten", "Pad")
+    ["Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Neg", "Gather", "DFT", "SpaceToDepth"]
+    + ["DepthToSpace", "Identity", "Flatten", "Pad"]
 )
 _SUMS = frozenset(("Add", "Sub", "Concat"))
 
