@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -61,12 +62,20 @@ def write_onnx(
 
 
 def name_axes(model: onnx.ModelProto) -> None:
-    """Give the dynamic axes of inputs and outputs readable names: batch, height, width."""
+    """Give the dynamic axes readable names: batch, height, width. The tracer's symbols are renamed wherever they occur,
+    so that passes which compare shapes by name still see an input's axis and an inner one as the same."""
+    renamed: dict[str, str] = {}
     for value in [*model.graph.input, *model.graph.output]:
         dims = value.type.tensor_type.shape.dim
         for axis, name in zip(range(len(dims)), ("batch", "channels", "height", "width"), strict=False):
             if not dims[axis].HasField("dim_value"):
+                renamed.setdefault(dims[axis].dim_param, name)
                 dims[axis].dim_param = name
+    symbols = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in renamed if old.isidentifier()) or "(?!)")
+    for value in model.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = symbols.sub(lambda match: renamed[match.group()], dim.dim_param)
 
 
 def _reason(error: BaseException) -> str:
