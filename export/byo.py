@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from clusir.errors import ExportError, UnsupportedModelError, UsageError
 from clusir.export.base import Pipeline
-from clusir.export.byo_checks import check_function
+from clusir.export.byo_checks import check_batch, check_function, takes_batches
 from clusir.export.byo_sizes import size_rule, validation_sizes
 from clusir.export.byo_tracing import TracedModel, trace_module
 from clusir.export.byo_validate import Agreement, installed_backends, probes, validate
@@ -134,15 +134,18 @@ def export_module(
     _, channels, height, width = shape
     pipeline: Pipeline[Any] = Pipeline([DensifyRegistered()])
     dense = pipeline.run(user)
-    notes = list(check_function(user, dense, probes(max(2, shape[0]), channels, height, width)))
+    few = probes(max(2, shape[0]), channels, height, width)
+    check_function(user, dense, few)
+    notes: list[str] = []
     routes = _routes(dense, probes(24, channels, height, width))
     if routes and len(set(routes)) == 1:
         notes.append("all probe pictures took one route; the other experts were verified by forcing them")
     with aten_transforms() if dft == "op" else contextlib.nullcontext():
-        traced = trace_module(dense, _sample(shape, squareless=True))
+        free = takes_batches(dense, few)
+        traced = trace_module(dense, _sample(shape, squareless=True), batches=free)
         if not traced.dynamic_size:
-            traced = trace_module(dense, _sample(shape, squareless=False))
-    notes += traced.notes
+            traced = trace_module(dense, _sample(shape, squareless=False), batches=free)
+    notes += [*check_batch(user, dense, few), *traced.notes]
     check_program(traced.original, _UNUSED, prefix="model.")
     model, gates = _write(traced, dft)
     spec = _spec(factory, traced, shape, dft, router)

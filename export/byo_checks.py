@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from clusir.errors import UnsupportedModelError
 from clusir.export.user_code import calling_user_line
 
-__all__ = ["check_function", "first_tensor", "reference"]
+__all__ = ["check_batch", "check_function", "first_tensor", "reference", "takes_batches"]
 
 _RANDOM = frozenset(
     """rand randn randint rand_like randn_like randint_like normal normal_ uniform_ bernoulli bernoulli_ multinomial
@@ -59,12 +59,11 @@ def _largest(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def check_function(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Raise UnsupportedModelError unless ``model`` is deterministic and batch-independent; returns notes.
+def check_function(model: nn.Module, dense: nn.Module, images: Tensor) -> None:
+    """Raise UnsupportedModelError unless ``model`` is a deterministic map from a picture to one of the same shape.
 
-    ``images``: Bx C x H x W with B >= 2, all different. ``dense`` is the model with its described blocks made dense
-    (the model itself where none is described): it must agree with the model picture by picture, and give every picture
-    of a batch what it gives that picture alone.
+    ``images``: BxCxHxW, all different, each given alone. ``dense`` is the model with its described blocks made dense
+    (the model itself where none is described); it must agree with the model picture by picture.
     """
     find = _FindRandom()
     with find:
@@ -75,8 +74,7 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[
         )
     if not bool(torch.isfinite(first).all()):
         raise UnsupportedModelError("the model returns values that are not finite; check its weights")
-    again = reference(model, images)
-    change = _largest(first, again)
+    change = _largest(first, reference(model, images))
     if change > 1e-6:
         where = f"; it draws random numbers at {find.line}" if find.line else ""
         raise UnsupportedModelError(
@@ -90,18 +88,33 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[
                 f"the description of the routed blocks does not say what the model does: answers differ by {apart:.2g}; "
                 "check gate and combine in register_moe"
             )
+
+
+@torch.no_grad()
+def check_batch(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Raise UnsupportedModelError where a picture's answer depends on its neighbours in a batch; returns notes.
+
+    What is exported, and so what must be right, is ``dense``; a model that is wrong itself is worth a note.
+    """
+    first = reference(model, images)
     together = _batched(dense, images)
     if isinstance(together, str):
         return (together,)
     apart = _largest(first, together)
     if apart > 1e-4:
         raise UnsupportedModelError(
-            f"the model's answer to a picture depends on the other pictures of its batch (by {apart:.2g}): a statistic or "
-            "a routing decision is taken over the batch; take it per sample, or describe the routed block with register_moe"
+            f"the model's answer to a picture depends on the other pictures of its batch (by {apart:.2g}): a statistic "
+            "or a routing decision is taken over the batch; take it per sample, or describe the block with register_moe"
         )
     if dense is not model and _differs_in_batch(model, images, first):
         return ("the model itself is wrong for a batch of several pictures; the exported dense form is right for each",)
     return ()
+
+
+def takes_batches(model: nn.Module, images: Tensor) -> bool:
+    """Whether the model accepts several pictures at once, whatever it makes of them."""
+    with torch.no_grad():
+        return not isinstance(_batched(model, images), str)
 
 
 def _batched(model: nn.Module, images: Tensor) -> Tensor | str:

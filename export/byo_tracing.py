@@ -49,15 +49,15 @@ class TracedModel:
     notes: tuple[str, ...]
 
 
-def trace_module(module: nn.Module, image: Tensor) -> TracedModel:
+def trace_module(module: nn.Module, image: Tensor, *, batches: bool = True) -> TracedModel:
     """Trace an eval-mode module of one image input (float32, BxCxHxW) with dynamic batch, height and width.
 
     Where the code fixes the batch (a Python loop over it) or the size, the trace is repeated with that axis static and
-    a note says so. Raises UnsupportedModelError, with file and line, where control flow depends on pixel values.
+    a note says so. ``batches``: whether the module takes more than one picture at all. Raises UnsupportedModelError, with file and line, where control flow depends on pixel values.
     """
     auto = torch.export.Dim.AUTO
     pair = torch.cat([image, image.flip(-1)]) if image.shape[0] == 1 else image
-    attempts: list[tuple[Tensor, tuple[int, ...]]] = [(pair, (0, 2, 3))]
+    attempts: list[tuple[Tensor, tuple[int, ...]]] = [(pair, (0, 2, 3)) if batches else (image, (2, 3))]
     notes: list[str] = []
     while attempts:
         sample, axes = attempts.pop(0)
