@@ -29,12 +29,11 @@ from clusir.errors import UsageError
 from clusir.export.golden_model import write_standin
 from clusir.runtimes.restore import Restorer
 
-__all__ = ["GoldenCase", "golden_picture", "load_golden", "write_golden"]
+__all__ = ["GoldenCase", "golden_picture", "load_golden", "restore_with_python", "write_golden"]
 
 FORMAT = 1
 TOLERANCE = 1e-4  # the fp32 parity bar of the project
-_TYPES = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
-_SHIPPED = Path("clusir") / "weights" / "tiny.onnx"
+_TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
 
 # (model, image [H, W, 3] float32 in 0..1) -> restored [H, W, 3], posterior [P], gate [E]
 Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
@@ -78,12 +77,12 @@ def golden_picture(width: int, height: int, channels: int = 3, *, kind: str = "u
         planes.append(0.4 * slope + 0.3 * stripes + 0.2 * block + rng.normal(0.05, 0.05, x.shape))
     unit = np.clip(np.stack(planes, axis=-1), 0, 1)
     if kind == "f32":
-        return unit.astype(np.float32)
+        return np.asarray(unit, dtype=np.float32)
     dtype = _TYPES[kind]
-    return np.rint(unit * np.iinfo(dtype).max).astype(dtype)
+    return np.asarray(np.rint(unit * np.iinfo(dtype).max), dtype=dtype)
 
 
-def _plan(standin: Path, standin_k2: Path, shipped: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
+def _plan(standin: Path, standin_k2: Path, model: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
     """What is tested: name, model, picture. The stand-in's tiles are 48 px with a halo of 8."""
     plan = [
         ("nine_tiles_u8", standin, golden_picture(100, 86)),
@@ -94,21 +93,25 @@ def _plan(standin: Path, standin_k2: Path, shipped: Path | None) -> list[tuple[s
         ("narrow_u8", standin, golden_picture(3, 70, seed=5)),
         ("two_experts_alpha_u8", standin_k2, golden_picture(50, 97, 4, seed=6)),
     ]
-    if shipped is not None:
+    if model is not None:
         plan += [
-            ("shipped_u8", shipped, golden_picture(90, 70, seed=7)),
-            ("shipped_tiles_u8", shipped, golden_picture(300, 26, seed=8)),
+            ("named_u8", model, golden_picture(90, 70, seed=7)),
+            ("named_tiles_u8", model, golden_picture(300, 26, seed=8)),
         ]
     return plan
 
 
-def write_golden(folder: Path, restore: Restore, shipped: Path | None = None) -> list[str]:
-    """Writes the stand-in models, the pictures, what ``restore`` makes of them, and the manifest; returns the names."""
+def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> list[str]:
+    """Writes the stand-in models, the pictures, what ``restore`` makes of them, and the manifest; returns the names.
+
+    ``named``: one more model, whose cases are as large as its tiles demand (kept out of the repository's folder: they
+    would go stale with every training).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     standin = write_standin(folder, "standin")
     standin_k2 = write_standin(folder, "standin_k2", top_k=2)
     cases = []
-    for name, model, pixels in _plan(standin, standin_k2, shipped):
+    for name, model, pixels in _plan(standin, standin_k2, named):
         restored, posterior, gate = restore(model, to_unit(pixels[..., :3]))
         (folder / f"{name}.in.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
         (folder / f"{name}.out.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
@@ -151,7 +154,8 @@ def load_golden(folder: Path) -> list[GoldenCase]:
     return cases
 
 
-def _restore_with_python(model: Path, image: NDArray[np.float32]) -> Restored:
+def restore_with_python(model: Path, image: NDArray[np.float32]) -> Restored:
+    """What :class:`clusir.runtimes.restore.Restorer` makes of a picture over ONNX Runtime on the CPU."""
     with Restorer(model, backend="ort", device="cpu") as restorer:
         restored, work = restorer.restore_and_tell(image)
     if work.routing is None:
@@ -160,14 +164,12 @@ def _restore_with_python(model: Path, image: NDArray[np.float32]) -> Restored:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m clusir.export.golden FOLDER``: writes the cases, with the shipped model where it is there."""
-    if len(arguments) != 1:
-        print("usage: python -m clusir.export.golden FOLDER", file=sys.stderr)
+    """``python -m clusir.export.golden FOLDER [MODEL.onnx]``: writes the cases, with two more for MODEL."""
+    if len(arguments) not in (1, 2):
+        print("usage: python -m clusir.export.golden FOLDER [MODEL.onnx]", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    # Next to a checkout's tests the manifest names the shipped model by a relative path; elsewhere it would not travel.
-    shipped = folder.resolve().parents[1] / _SHIPPED
-    names = write_golden(folder, _restore_with_python, shipped if shipped.is_file() else None)
+    names = write_golden(folder, restore_with_python, Path(arguments[1]) if arguments[1:] else None)
     print(f"{len(names)} golden cases in {folder}: {', '.join(names)}")
     return 0
 

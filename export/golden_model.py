@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,7 +54,7 @@ class _Graph:
     def weight(self, *shape: int, scale: float) -> str:
         return self.constant((self.rng.standard_normal(shape) * scale).astype(np.float32))
 
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         name = output or f"value_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
@@ -110,9 +111,9 @@ def _restorer(graph: _Graph, spec: ModelSpec) -> None:
 
 
 def _save(
-    path: Path, graph: _Graph, spec: ModelSpec, inputs: dict[str, list[object]], outputs: dict[str, list[object]]
+    path: Path, graph: _Graph, spec: ModelSpec, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]]
 ) -> None:
-    def infos(ports: dict[str, list[object]]) -> list[onnx.ValueInfoProto]:
+    def infos(ports: dict[str, list[int | str]]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ports.items()]
 
     proto = helper.make_graph(graph.nodes, spec.graph, infos(inputs), infos(outputs), graph.constants)
@@ -126,9 +127,9 @@ def write_standin(folder: Path, name: str = "standin", *, top_k: int = 1, tile_p
     """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = standin_spec(tile_px, halo_px, top_k)
-    image: list[object] = ["batch", 3, tile_px, tile_px]
-    posterior: list[object] = ["batch", sum(spec.clusters)]
-    gate: list[object] = ["batch", sum(spec.experts)]
+    image: list[int | str] = ["batch", 3, tile_px, tile_px]
+    posterior: list[int | str] = ["batch", sum(spec.clusters)]
+    gate: list[int | str] = ["batch", sum(spec.experts)]
 
     router, tile, whole = _Graph(seed=1), _Graph(seed=2), _Graph(seed=1)
     _router(router, spec, ("posterior", "expert_probability"))
