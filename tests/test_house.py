@@ -1,0 +1,161 @@
+"""The floors of the house, the public names, and what a command may import before it does any work."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clusir
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"clusir": ROOT / "clusir", "clusir.export": ROOT / "export", "clusir.runtimes": ROOT / "runtimes",
+            "clusir.calibration": ROOT / "calibration"}  # fmt: skip
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "skimage", "scipy", "ray")
+COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
+
+GROUND = {"errors", "spec", "degrade", "degrade_optics", "degrade_sensor", "degrade_weather", "metrics"}
+MODEL = {"model", "layers", "wavelet", "router", "experts", "frequency", "checkpoint"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if {"cpp", "web", "mobile"} & set(parts):
+                continue
+            name = ".".join([package, *parts]).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def floor(module: str) -> int:
+    """0 words everyone shares, 1 runtimes, calibration and the network, 2 export, training, evaluation, 3 commands."""
+    if module.startswith("clusir.cli"):
+        return 3
+    if module.startswith("clusir.export"):
+        return 2
+    if module.startswith(("clusir.runtimes", "clusir.calibration")):
+        return 1
+    leaf = module.removeprefix("clusir").removeprefix(".").split(".")[0]
+    if leaf in GROUND or leaf == "":
+        return 0
+    return 1 if leaf in MODEL or leaf == "weights" else 2
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether it is only for the type checker) for every import statement of a file."""
+    found: list[tuple[str, bool]] = []
+
+    def visit(node: ast.AST, typing_only: bool) -> None:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            typing_only = True
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, typing_only))
+        for child in ast.iter_child_nodes(node):
+            visit(child, typing_only)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found
+
+
+def violations(module: str, found: list[tuple[str, bool]]) -> list[str]:
+    wrong = []
+    for target, typing_only in found:
+        top = target.split(".")[0]
+        if top == "clusir" and not typing_only:
+            below, above = floor(module), floor(target)
+            siblings = below == above == 1 and sibling(module) != sibling(target)
+            if (above > below or siblings) and not module.endswith("runtimes.torch_runner"):
+                wrong.append(f"{module} imports {target}")
+        runtime_side = module.startswith(("clusir.runtimes", "clusir.calibration"))
+        if runtime_side and top in ("torch", "onnx") and not module.endswith("torch_runner") and not typing_only:
+            wrong.append(f"{module} imports {target}")
+    return wrong
+
+
+def sibling(module: str) -> str:
+    part = module.split(".")[1]
+    return part if part in ("runtimes", "calibration", "weights") else "model"
+
+
+# Places that may reach where others may not, each with its reason.
+ALLOWED = {
+    # Reads the folder of the shipped weights, which holds data and no code.
+    "clusir.runtimes.model_files imports clusir.weights",
+    # The doctor asks torch for its version and devices, inside a function, where it is installed.
+    "clusir.runtimes.diagnose imports torch",
+    "clusir.runtimes.probe imports torch",
+    "clusir.runtimes.fingerprint imports torch",
+}
+
+
+def test_imports_go_down_only() -> None:
+    wrong = [line for name, path in modules().items() for line in violations(name, imports(path))]
+    assert sorted(set(wrong) - ALLOWED) == []
+
+
+def test_the_check_of_the_floors_can_fail() -> None:
+    assert violations("clusir.runtimes.tiling", [("clusir.export.base", False)])
+    assert violations("clusir.runtimes.tiling", [("torch", False)])
+    assert violations("clusir.calibration.base", [("clusir.runtimes.base", False)])
+    assert violations("clusir.errors", [("clusir.spec", False)]) == []
+
+
+def test_every_public_name_is_there() -> None:
+    for name, path in modules().items():
+        if path.name == "__main__.py" or name.startswith("clusir.cli"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not any(isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for n in tree.body):
+            continue
+        module = importlib.import_module(name)
+        missing = [public for public in module.__all__ if not hasattr(module, public)]
+        assert missing == [], name
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {str(p): n for p in modules().values() if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
+    assert long == {}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command: str) -> None:
+    script = (
+        f"import sys, json; from clusir.cli.{command} import main\n"
+        "try: main(['--help'])\nexcept SystemExit as end: code = end.code\n"
+        f"print(json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
+    assert "Usage:" in done.stdout
+
+
+def test_importing_clusir_and_its_runtimes_needs_no_torch() -> None:
+    names = [n for n in modules() if n.startswith(("clusir.runtimes", "clusir.calibration")) and "torch" not in n
+             and not n.endswith("ray_data")]  # fmt: skip
+    script = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'onnx', 'safetensors'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import importlib\n"
+        f"for name in {['clusir', 'clusir.cli.run', *names]!r}: importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_lazy_names_resolve() -> None:
+    for name in clusir.__all__:
+        assert getattr(clusir, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = clusir.nonsense
