@@ -21,10 +21,10 @@ __all__ = ["PROBE_BATCH", "LinearGraph", "Region"]
 PROBE_BATCH = 2
 _MAX_NODES = 48
 # Linear in their data operands, given that the operands named here are constants.
-_ONE_OPERAND = frozenset(
-    ["Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Neg", "Gather", "DFT", "SpaceToDepth"]
-    + ["DepthToSpace", "Identity", "Flatten", "Pad"]
-)
+_ONE_OPERAND = {
+    *("Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Neg", "Gather", "DFT"),
+    *("SpaceToDepth", "DepthToSpace", "Identity", "Flatten", "Pad"),
+}
 _SUMS = frozenset(("Add", "Sub", "Concat"))
 
 
