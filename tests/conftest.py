@@ -1,0 +1,26 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def write_photos() -> Callable[..., Path]:
+    """A function that writes ``count`` smooth random pictures as PNG files to a folder, and returns the folder."""
+
+    def write(folder: Path, count: int, size: int = 88, seed: int = 0) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        for index in range(count):
+            coarse = (rng.random((6, 6, 3)) * 255).astype(np.uint8)
+            picture = Image.fromarray(coarse).resize((size, size + 8), Image.Resampling.BICUBIC)
+            picture.save(folder / f"photo_{index:03d}.png")
+        return folder
+
+    return write
