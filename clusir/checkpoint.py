@@ -17,6 +17,9 @@ from clusir.model import CONFIGS, ClusIR, ModelConfig
 
 __all__ = ["load", "read_metadata", "resolve", "save", "sha256", "shipped"]
 
+_EXPERT_GAIN = 3.0
+_ATTENTION_GAIN = 5.0
+
 
 def shipped(name: str = "tiny") -> Path:
     """Path of a checkpoint that comes with the package."""
@@ -85,7 +88,11 @@ def resolve(name_or_path: str | None, seed: int = 0) -> tuple[ClusIR, str]:
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> ClusIR:
-    """An untrained model in eval mode in which no layer is zero."""
+    """An untrained model in eval mode in which no layer is zero and every expert shows in the picture.
+
+    Initial weights are small, so that training starts quietly: an expert that went missing from such a network would
+    change the picture by less than rounding does, and no comparison would notice.
+    """
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
@@ -93,6 +100,12 @@ def random_model(config: ModelConfig, seed: int = 0) -> ClusIR:
         for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.02)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".experts." in name:
+                    parameter.mul_(_EXPERT_GAIN)
+                elif name.endswith(".temperature") or ".cross." in name:
+                    parameter.mul_(_ATTENTION_GAIN)
     finally:
         torch.random.set_rng_state(state)
     return model.eval()
