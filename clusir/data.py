@@ -31,7 +31,7 @@ _MARGIN_PX = 8  # crops are cut this much larger, damaged, then trimmed: JPEG's 
 
 DEFAULT_WEIGHTS: dict[str, float] = {
     "noise": 2.6, "poisson_gaussian": 0.8, "jpeg": 2.0, "gaussian_blur": 0.9, "motion_blur": 0.9, "defocus_blur": 0.5,
-    "rain": 1.3, "haze": 1.3, "low_light": 1.2,
+    "rain": 1.4, "haze": 1.7, "low_light": 1.7,
 }  # fmt: skip
 """How often each kind is drawn, relative to the others: families get comparable shares, noise and JPEG the largest."""
 

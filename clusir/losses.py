@@ -24,23 +24,34 @@ __all__ = [
 
 # One grey level: below it an error cannot be seen in an 8-bit picture, and its logarithm must not drive the training.
 _FLOOR = 1.0 / 255.0
+_TYPICAL = 0.03  # an error of this size gets the same gradient at every power
 
 
-def relative_l1(restored: Tensor, clean: Tensor) -> Tensor:
-    """mean_b log(1 + 255 * mean|restored_b - clean_b|), for Bx3xHxW in 0..1.
+def _relative(error: Tensor, power: float) -> Tensor:
+    """mean_b of the antiderivative of (0.03 / (error_b + 1/255)) ** power / 0.03, zero at error 0."""
+    shifted = error + _FLOOR
+    scale = _TYPICAL ** (power - 1)
+    if power == 1:
+        return (torch.log(shifted / _FLOOR) * scale).mean()
+    rest = 1 - power
+    return ((shifted**rest - _FLOOR**rest) / rest * scale).mean()
 
-    L1 per picture on a logarithmic scale: its gradient is that of L1 divided by the picture's own error. Haze and low
-    light, with errors ten times those of JPEG, then weigh as much as JPEG does, in the dB in which all are judged.
+
+def relative_l1(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:
+    """L1 per picture, bent so that its gradient is divided by (the picture's own error) ** ``power``; Bx3xHxW in 0..1.
+
+    Power 0 is plain L1: haze and low light, with errors ten times those of JPEG, are learnt first. Power 1 is the
+    logarithm: every picture weighs alike in the dB in which all are judged, but a run that starts so never gets to
+    haze and low light, because a small mistake on the many almost right pictures costs more than they could gain
+    [measured].
     """
-    error = (restored - clean).abs().flatten(1).mean(1)
-    return torch.log1p(error / _FLOOR).mean()
+    return _relative((restored - clean).abs().flatten(1).mean(1), power)
 
 
-def spectrum_l1(restored: Tensor, clean: Tensor) -> Tensor:
-    """L1 on real and imaginary parts of the orthonormal rfft2 of the error (MoCE-IR's FFT loss), relative as above."""
+def spectrum_l1(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:
+    """L1 on real and imaginary parts of the orthonormal rfft2 of the error (MoCE-IR's FFT loss), bent likewise."""
     spectrum = torch.view_as_real(torch.fft.rfft2((restored - clean).float(), norm="ortho"))
-    error = spectrum.abs().flatten(1).mean(1)
-    return torch.log1p(error / _FLOOR).mean()
+    return _relative(spectrum.abs().flatten(1).mean(1), power)
 
 
 def orthogonality_loss(prototypes: Sequence[Tensor]) -> Tensor:

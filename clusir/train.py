@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from clusir import checkpoint, losses
 from clusir.data import DEFAULT_WEIGHTS, Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
 from clusir.errors import BackendError, UsageError
-from clusir.model import CONFIGS, ClusIR
+from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
 from clusir.train_monitor import RouterMonitor, TrainLog, validate
 from clusir.train_precision import half_convolutions
@@ -69,6 +69,8 @@ class TrainConfig:
         Stage(0.88, 4, 128, 1),
     )
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    # The restoration loss goes from plain L1 to this power of relative L1 (see losses), linearly over the budget.
+    relative_power: float = 0.8
     # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
     spectrum: float = 0.05
     orthogonality: float = 0.1
@@ -201,7 +203,7 @@ class _Run:
             damaged = damaged.contiguous(memory_format=torch.channels_last)
         with half_convolutions(self.model) if used < config.half_until else nullcontext():
             output = self.wrapped(damaged)
-        terms = self.loss_terms(output, clean, batch)
+        terms = self.loss_terms(output, clean, batch, config.relative_power * min(used, 1.0))
         weight = {"l1": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "l1"}
         total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,11 +236,11 @@ class _Run:
         for past in self.running:
             past.fill_(1.0 / len(past) ** 2)
 
-    def loss_terms(self, output: Any, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch, power: float) -> dict[str, Tensor]:
         recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
         return {
-            "l1": losses.relative_l1(output.restored, clean),
-            "spectrum": losses.spectrum_l1(output.restored, clean),
+            "l1": losses.relative_l1(output.restored, clean, power),
+            "spectrum": losses.spectrum_l1(output.restored, clean, power),
             "orthogonality": losses.orthogonality_loss([r.unit_prototypes() for r in self.routers]),
             "balance": losses.balance_loss(output.expert_probabilities, output.gates),
             "cluster": losses.cluster_loss(output.posteriors, [joint.sum(1) for joint in self.running]),
