@@ -5,6 +5,7 @@ What is not pixels (profile, EXIF, XMP, resolution) travels in a :class:`clusir.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -64,7 +65,10 @@ def output_info(info: PictureInfo, target: str | Path, alpha: str = "keep") -> P
 
 def partial_name(target: Path) -> Path:
     """The name beside ``target`` under which it is written until it is complete."""
-    return target.with_name(f".{target.name}.{os.getpid()}.clusir-partial")
+    name = target.name
+    if len(os.fsencode(name)) > 200:  # file systems end at 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return target.with_name(f".{name}.{os.getpid()}.clusir-partial")
 
 
 def save_picture(target: str | Path, bands: Iterable[NDArray[Any]], info: PictureInfo) -> None:

@@ -37,7 +37,7 @@ def plan_jobs(inputs: Sequence[str], output: Path, recursive: bool = True, suffi
     A file goes to ``output`` (or into it, where it is a folder); a folder's pictures keep their paths below it; a glob
     (``*``, ``?``, ``[..]``, ``**``) stands for the files it matches. Hidden files, links to folders, and the output
     folder itself are not looked into. ``suffix`` (``.png``) changes the format of all; GIF always becomes PNG.
-    Raises UsageError where a glob matches nothing.
+    Raises UsageError where a glob matches nothing, or the output is a file and has to be a folder.
     """
     if not inputs:
         raise UsageError("no pictures given; name files, folders or globs")
@@ -45,6 +45,10 @@ def plan_jobs(inputs: Sequence[str], output: Path, recursive: bool = True, suffi
         raise UsageError(f"format {suffix!r} is not one of {', '.join(WRITE_SUFFIXES)}")
     if is_file_output(inputs, output):
         return _checked([Job(Path(inputs[0]), output, inputs[0])])
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"output {output}: it is a file; several pictures, or a folder, need a folder")
+    if output.suffix.lower() in READ_SUFFIXES and not output.is_dir():
+        raise UsageError(f"output {output}: a picture's name for what has to be a folder; leave out {output.suffix}")
     jobs: list[Job] = []
     for text in inputs:
         for path, root in _expand(text, recursive):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class Journal:
             entry |= {"input_sha256": file_sha256(source), "bytes": target.stat().st_size}
         if reason is not None:
             entry["reason"] = reason
-        self._stream.write((json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n").encode())
+        # ASCII: file names may hold bytes that are not text, and JSON escapes keep them.
+        self._stream.write((json.dumps(entry, sort_keys=True) + "\n").encode("ascii"))
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._done[entry["target"]] = entry
@@ -97,11 +99,13 @@ def remove_stale_partials(folder: Path) -> None:
         return
     for name in names:
         number = name.removesuffix(_PARTIAL).rpartition(".")[2]
-        if number.isdigit() and int(number) != os.getpid() and not _is_running(int(number)):
+        if number.isdigit() and int(number) != os.getpid() and not _may_be_running(int(number), folder / name):
             (folder / name).unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def _may_be_running(process: int, path: Path) -> bool:
+    if os.name == "nt":  # there, signal 0 is not a question; a day without a word is an answer
+        return time.time() - path.stat().st_mtime < 86400
     try:
         os.kill(process, 0)
     except ProcessLookupError:

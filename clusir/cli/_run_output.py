@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["RunOutput"]
 
 
+def printable(text: str) -> str:
+    """File names may hold escape sequences for the terminal, and bytes that are no text: shown, not obeyed."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
 class RunOutput:
     """Called once per finished picture (never by two threads at a time), and once at the end."""
 
@@ -54,11 +59,17 @@ class RunOutput:
             if self._options["explain"] and outcome.work.routing is not None:
                 routing = outcome.work.routing
                 line |= {"posterior": routing.posterior.tolist(), "gate": routing.gate.tolist()}
-            click.echo(json.dumps(line, ensure_ascii=False))
+            click.echo(json.dumps(line))
         elif outcome.status == "failed":
-            echo_error(outcome.reason or "")
+            self._say_failed(printable(outcome.reason or ""))
         if self._progress is not None:
             self._progress.advance(self._task)
+
+    def _say_failed(self, reason: str) -> None:
+        if self._progress is None:
+            echo_error(reason)
+        else:  # above the bar, which would otherwise be torn
+            self._progress.console.print(f"error: {reason}", markup=False, highlight=False, soft_wrap=True)
 
     def finish(self) -> None:
         """The report, and the summary."""
@@ -112,10 +123,12 @@ class RunOutput:
             )
 
     def _explain(self, outcome: Outcome) -> None:
+        from rich.markup import escape
+
         from clusir.runtimes.explain import explain_lines
 
         routing = outcome.work.routing
-        lines = [outcome.job.name]
+        lines = [escape(printable(outcome.job.name))]
         if routing is not None:
             shared = "one routing" if routing.shared else "mean of the tiles' own routings"
             lines[0] += f" ({outcome.work.tiles} tiles, {shared})"

@@ -32,7 +32,7 @@ from clusir.runtimes.tiff_tags import build_block, read_orientation, reset_orien
 from clusir.runtimes.tiff_writer import DESCRIPTIVE_TAGS
 from clusir.spec import ModelSpec
 
-COUNT = int(os.environ.get("CLUSIR_FUZZ", "600"))
+COUNT = int(os.environ.get("CLUSIR_FUZZ", "300"))
 FUZZ = settings(
     max_examples=COUNT, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

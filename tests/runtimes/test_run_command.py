@@ -57,6 +57,8 @@ def test_exit_codes(model: str, tmp_path: Path) -> None:
         (("-o", out), 2),
         ((tmp_path / "*.none", "-o", out), 2),
         ((good, "-o", out, "--backend", "tensorrt"), 2),
+        ((good, folder / "bad.png", "-o", tmp_path / "one.png"), 2),
+        ((folder, "-o", good), 2),
         ((good, "-o", out, "--max-memory", "lots"), 2),
         ((good, "-o", out, "--max-memory", "1M"), 2),
         ((good, "-o", out, "--format", "gif"), 2),
@@ -128,6 +130,23 @@ def test_formats_alpha_and_depth_through_the_command(model: str, tmp_path: Path)
     assert invoke(tmp_path / "a.png", "-o", tmp_path / "o.jpg", "--model", model, "--alpha", "drop").exit_code == 0
     assert invoke(tmp_path / "a.png", "-o", tmp_path / "out", "--model", model, "--format", "webp").exit_code == 0
     assert (tmp_path / "out" / "a.webp").is_file()
+
+
+def test_names_that_are_no_text_or_terminal_commands(model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"[red]\x1b[2J.png", b"n" * 250 + b".png"):
+        path = os.fsencode(folder) + b"/" + name
+        hostile_files.photo().save(tmp_path / "p.png")
+        os.rename(tmp_path / "p.png", path)
+    (folder / "\x1b]0;bad\x07.png").write_bytes(b"text")
+    for options in (["--explain"], ["--json"]):
+        result = invoke(folder, "-o", tmp_path / "out", "--model", model, "--no-resume", *options)
+        assert result.exit_code == 1, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert "\x1b" not in result.output
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert invoke(folder, "-o", tmp_path / "out", "--model", model).stdout.startswith("0 restored, 3 skipped, 1 failed")
 
 
 def test_help_imports_nothing_heavy() -> None:
