@@ -17,6 +17,7 @@ _EPILOG = """\b
 Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 3 the backend or device asked for is not there; 130 interrupted, run again to resume.
 """
+_RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
 
 
 @command(name="clusir-run", epilog=_EPILOG)
@@ -58,6 +59,14 @@ Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 @click.option("--explain", is_flag=True, help="Print what the model recognised and which experts ran.")
 @click.option("--report", metavar="FILE", help="Write one self-contained HTML page.")
 @click.option("--watch", is_flag=True, help="Go on restoring what appears in the folders, until Ctrl-C.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Restore on a Ray cluster: auto, HOST:PORT, or without a value one of this machine.",
+)
+@click.option("--ray-workers", type=click.IntRange(1), help="Models open at a time.  [default: one per CPU or card]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture, and one for the summary.")
 @click.option("-q", "--quiet", is_flag=True, help="Only failures.")
 def main(inputs: tuple[str, ...], output: str, **options: Any) -> None:
@@ -86,8 +95,13 @@ def _run(inputs: tuple[str, ...], output: str, options: dict[str, Any]) -> int:
     from pathlib import Path
 
     from clusir.cli._run_output import RunOutput
+    from clusir.errors import UsageError
     from clusir.runtimes.jobs import plan_jobs
 
+    if options["ray"] and options["watch"]:
+        raise UsageError("--ray and --watch do not go together; a watched folder is restored on this machine")
+    if options["ray"] and options["ray"] not in ("local", "auto") and ":" not in options["ray"]:
+        raise UsageError(f"--ray {options['ray']}: not an address; say local, auto or HOST:PORT behind --ray")
     suffix = options["suffix"]
     suffix = f".{suffix.lower().removeprefix('.')}" if suffix else None
 
@@ -111,8 +125,7 @@ def _open_restorer(options: dict[str, Any]) -> Restorer:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        names = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
-        restorer = Restorer(**{name: options[name] for name in names})
+        restorer = Restorer(**{name: options[name] for name in _RESTORER_OPTIONS})
     for warning in caught:
         if issubclass(warning.category, RuntimeWarning):
             click.echo(f"warning: {warning.message}", err=True)
@@ -145,6 +158,16 @@ def _restore_all(
             stack.callback(journal.close)
         limits = Limits(pixels=options["max_pixels"], decoded_bytes=1 << 62)
         looks = options["compare"] or options["report"] is not None
+        if options["ray"]:
+            from clusir.runtimes.ray_data import restore_on_ray
+
+            named = {name: options[name] for name in _RESTORER_OPTIONS}
+            bounds: dict[str, Any] = {"limits": limits, "memory_bytes": memory.total if options["max_memory"] else None}
+            restore_on_ray(
+                jobs, named, shown.outcome, address=options["ray"], workers=options["ray_workers"], journal=journal,
+                skip_existing=options["skip_existing"], looks=looks, **bounds,
+            )  # fmt: skip
+            return
         pipeline = Pipeline(restorer, journal, options["skip_existing"], memory, limits, looks)
         if not options["watch"]:
             pipeline.run(jobs, shown.outcome)

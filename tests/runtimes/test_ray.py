@@ -64,6 +64,14 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
     return {e["target"]: e for e in map(json.loads, lines)}
 
 
+def test_an_absent_cluster_is_a_backend_error() -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed; install clusir[ray]")
+    if ray.is_initialized():
+        pytest.skip("this process is connected to the test cluster already")
+    with pytest.raises(BackendError, match="cannot connect"):
+        connect("nonsense://127.0.0.1:1")
+
+
 def test_same_results_and_journal_as_without_ray(cluster: Any, photos: Path, tmp_path: Path) -> None:
     plain = _plain(photos, tmp_path / "plain")
     outcomes: list[Outcome] = []
@@ -115,9 +123,19 @@ def test_the_callable_alone_needs_no_cluster(photos: Path, tmp_path: Path) -> No
     assert Path(targets[0]).read_bytes() == first
 
 
-def test_an_absent_cluster_is_a_backend_error() -> None:
-    ray = pytest.importorskip("ray", reason="ray is not installed; install clusir[ray]")
-    if ray.is_initialized():
-        pytest.skip("this process is connected to the test cluster already")
-    with pytest.raises(BackendError, match="cannot connect"):
-        connect("nonsense://127.0.0.1:1")
+def test_command(cluster: Any, photos: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from clusir.cli.run import main
+
+    options = ["--model", str(MODEL), "--backend", "ort", "--threads", "1", "--json"]
+    plain = CliRunner().invoke(main, [str(photos), "-o", str(tmp_path / "plain"), *options])
+    on_ray = CliRunner().invoke(main, [str(photos), "-o", str(tmp_path / "ray"), *options, "--ray"])
+    assert plain.exit_code == on_ray.exit_code == 1, on_ray.output  # bad.png
+    assert _tree(tmp_path / "ray") == _tree(tmp_path / "plain")
+    assert _entries(tmp_path / "ray") == _entries(tmp_path / "plain")
+    summary = json.loads(on_ray.stdout.splitlines()[-1])["summary"]
+    assert (summary["restored"], summary["failed"]) == (10, 1)
+    refused = CliRunner().invoke(main, ["--ray", str(photos), "-o", str(tmp_path / "x")])
+    assert refused.exit_code == 2
+    assert "not an address" in refused.stderr
