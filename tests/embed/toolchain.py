@@ -7,7 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPP = REPOSITORY / "runtimes" / "cpp"
@@ -76,3 +79,24 @@ def build_cpp(folder: str, *settings: str, targets: tuple[str, ...] = ()) -> Pat
     wanted = ["--target", *targets] if targets else []
     run(cmake, "--build", out, "--parallel", str(os.cpu_count() or 1), *wanted)
     return out
+
+
+FULL = pytest.mark.skipif(
+    os.environ.get("CLUSIR_EMBED") != "full", reason="minutes long: set CLUSIR_EMBED=full (make embed)"
+)
+
+
+def shipped_model() -> Path:
+    """The shipped model with its tile and router graphs; skips in a checkout without weights."""
+    model = REPOSITORY / "clusir" / "weights" / "tiny.onnx"
+    if not model.with_name("tiny.tile.onnx").is_file():
+        pytest.skip("the shipped ONNX files are not in this checkout")
+    return model
+
+
+def photo(width: int, height: int) -> NDArray[np.uint8]:
+    """A real photo with sensor-like noise, [height, width, 3]."""
+    skimage_data = pytest.importorskip("skimage.data")
+    picture = Image.fromarray(skimage_data.astronaut()).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(picture, np.float64) + np.random.default_rng(0).normal(0, 12, (height, width, 3))
+    return np.asarray(np.clip(np.rint(noisy), 0, 255), dtype=np.uint8)

@@ -63,7 +63,7 @@ async function demo(page, origin) {
   check((await page.textContent("#error")).includes("not a picture"), "a text file is refused with a line");
 
   await page.setInputFiles("#file", photo);
-  await page.waitForFunction(() => document.querySelector("#progress").value >= 1, null, { timeout: 240000 });
+  await page.waitForFunction(() => /^tile [1-9]/.test(document.querySelector("#status").value), null, { timeout: 240000, polling: 5 });
   await startGaps(page);
   await page.screenshot({ path: join(shots, "2-working.png") });
   const clicked = Date.now();
@@ -85,6 +85,7 @@ async function demo(page, origin) {
   check((await page.evaluate(() => document.querySelector("#compare").style.getPropertyValue("--split"))) === "15%", "the slider moves");
   await page.screenshot({ path: join(shots, "4-slider.png") });
   const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
+  await download.saveAs(join(shots, "saved.png"));
   check(download.suggestedFilename() === `${basename(photo, ".png")}-restored.png`, download.suggestedFilename());
   await page.setViewportSize({ width: 400, height: 800 });
   await page.screenshot({ path: join(shots, "5-narrow.png"), fullPage: true });

@@ -1,0 +1,87 @@
+"""The browser package: in Node and in headless Chromium, held to the golden cases and to Python on a photo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toolchain import BUILD, FULL, GOLDEN, REPOSITORY, WEB, need, photo, run, shipped_model
+
+from clusir.export.golden import load_golden
+from clusir.export.golden_model import write_standin
+from clusir.runtimes.restore import Restorer
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("the npm packages of runtimes/web are not installed (tests/embed/install.sh installs them)")
+    return need("node")
+
+
+@pytest.fixture(scope="module")
+def dist(node: str) -> Path:
+    out = BUILD / "web"
+    run(node, WEB / "build.mjs", out)
+    return out
+
+
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("Chromium is not installed (tests/embed/install.sh installs it)")
+
+
+def test_golden_cases_in_node(node: str) -> None:
+    out = run(node, WEB / "test" / "node.mjs", GOLDEN)
+    assert out.count("max abs difference") == len(load_golden(GOLDEN))
+    assert out.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+def test_the_bundle_is_small(dist: Path) -> None:
+    """Without the wasm runtime (.wasm and its .mjs loader), what a page fetches is under 100 kB on either path."""
+    scripts = {path.name: path.stat().st_size for path in dist.glob("*.js")}
+    runtimes = {name: size for name, size in scripts.items() if name.startswith("ort.")}
+    assert {name.split(".")[1] for name in runtimes} == {"wasm", "webgpu"}
+    own = sum(path.stat().st_size for path in dist.iterdir() if path.suffix in (".js", ".css", ".html"))
+    own -= sum(runtimes.values())
+    assert own < 25_000
+    assert own + max(runtimes.values()) < 100_000
+
+
+def browse(dist: Path, model: Path, picture: Path, shots: Path) -> dict[str, dict[str, float]]:
+    arguments = (dist, REPOSITORY, model.with_suffix(""), picture, shots, chromium())
+    lines = run(need("node"), WEB / "test" / "browser.mjs", *arguments).splitlines()
+    assert lines[-2].endswith(" passed, 0 failed")
+    told: dict[str, dict[str, float]] = json.loads(lines[-1])
+    return told
+
+
+def compare(model: Path, picture: Path, shots: Path) -> None:
+    """What the demo page saved, against Python."""
+    with Restorer(model, backend="ort", device="cpu") as restorer:
+        expected = restorer.restore(np.asarray(Image.open(picture).convert("RGB")))
+    saved = np.asarray(Image.open(shots / "saved.png").convert("RGB"))
+    assert saved.shape == expected.shape
+    assert np.abs(saved.astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.slow
+def test_chromium_agrees_with_python_on_a_large_photo(dist: Path, tmp_path: Path) -> None:
+    model = write_standin(tmp_path, tile_px=256, halo_px=16)
+    Image.fromarray(photo(1900, 1300)).save(tmp_path / "photo.png")
+    told = browse(dist, model, tmp_path / "photo.png", tmp_path / "shots")
+    assert told["golden_threads"]["worst"] <= 1e-4
+    compare(model, tmp_path / "photo.png", tmp_path / "shots")
+
+
+@FULL
+def test_chromium_restores_a_megapixel_with_the_shipped_model(dist: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(1200, 834)).save(tmp_path / "photo.png")
+    print(json.dumps(browse(dist, shipped_model(), tmp_path / "photo.png", BUILD / "screenshots")))
+    compare(shipped_model(), tmp_path / "photo.png", BUILD / "screenshots")
