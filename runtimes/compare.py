@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from clusir.errors import ImageError, UsageError
+from clusir.runtimes.atomic import write_whole
 from clusir.runtimes.thumbnails import Picture, eight_bit, shrunk
 
 __all__ = ["write_comparison"]
@@ -46,12 +46,5 @@ def write_comparison(before: Picture, after: Picture, path: str | Path, limit_px
     stacked = width > 2 * height
     gap = np.full((_GAP_PX, width, 3) if stacked else (height, _GAP_PX, 3), 255, np.uint8)
     sheet = Image.fromarray(np.concatenate([pair[0], gap, pair[1]], axis=0 if stacked else 1))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(partial, _FORMATS[path.suffix.lower()], quality=95)
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise ImageError(f"comparison {path} cannot be written ({error}); check the folder and the disk") from error
-    return path
+    kind = _FORMATS[path.suffix.lower()]
+    return write_whole(path, lambda partial: sheet.save(partial, kind, quality=95), "comparison")

@@ -6,7 +6,6 @@ memory of its file: at most ``budget_mb``. Beyond that budget pictures are liste
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clusir.errors import ImageError
+from clusir.runtimes.atomic import write_whole
 from clusir.runtimes.explain import Level, routing_levels
 from clusir.runtimes.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
 from clusir.spec import ModelSpec
@@ -136,12 +136,8 @@ class ReportWriter:
         path = Path(path)
         with self._lock:
             text = render(self.title, self.facts, sorted(self.entries, key=lambda e: e.name), self.footer)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ImageError(f"report {path} cannot be written ({error}); check the folder and the disk") from error
-        return path
+        return write_whole(path, lambda partial: _write(partial, text), "report")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
