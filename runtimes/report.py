@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from clusir.errors import ImageError
 from clusir.runtimes.atomic import write_whole
@@ -83,6 +83,7 @@ class ReportWriter:
         posterior: ArrayLike | None = None,
         gate: ArrayLike | None = None,
         spec: ModelSpec | None = None,
+        size: tuple[int, int] | None = None,
         timings_ms: Mapping[str, float] | None = None,
         note: str = "",
     ) -> None:
@@ -90,12 +91,13 @@ class ReportWriter:
 
         ``before`` and ``after``: [H,W] or [H,W,1..4] of uint8, uint16 or float 0..1, one height and width.
         ``posterior`` and ``gate`` are the routing that the picture was restored with, as in
-        :func:`clusir.runtimes.explain.routing_levels`; all three of posterior, gate and spec, or none. ``timings_ms``
-        names the steps in their order, for example decode, infer, encode. Raises ImageError where the sizes differ.
+        :func:`clusir.runtimes.explain.routing_levels`; all three of posterior, gate and spec, or none. ``size`` is
+        the picture's (width, height) where the arrays are a thinned copy of a huge one. ``timings_ms`` names the steps
+        in their order, for example decode, infer, encode. Raises ImageError where the sizes differ.
         """
         if np.shape(before)[:2] != np.shape(after)[:2]:
             raise ImageError(f"report: {name}: before is {np.shape(before)[:2]} and after {np.shape(after)[:2]} pixels")
-        height, width = np.shape(before)[:2]
+        width, height = size or np.shape(before)[1::-1]
         small = [shrunk(eight_bit(p), _OVERVIEW_PX) for p in (before, after)]
         change = float(np.abs(small[0].astype(np.int16) - small[1].astype(np.int16)).mean())
         levels: tuple[Level, ...] = ()
@@ -103,7 +105,7 @@ class ReportWriter:
             levels = tuple(routing_levels(posterior, gate, spec))
         with self._lock:
             room = self._left > 0
-        pairs = self._pairs(before, after, small) if room else ()
+        pairs = self._pairs(before, after, small, (width, height)) if room else ()
         entry = Entry(name, width, height, pairs, levels, dict(timings_ms or {}), change, "", note)
         with self._lock:
             self._left -= sum(len(p.before) + len(p.after) for p in pairs)
@@ -115,13 +117,16 @@ class ReportWriter:
             self.entries.append(Entry(name, 0, 0, error=reason))
 
     @staticmethod
-    def _pairs(before: Picture, after: Picture, small: list[np.ndarray]) -> tuple[Pair, ...]:
-        height, width = np.shape(before)[:2]
+    def _pairs(
+        before: Picture, after: Picture, small: list[NDArray[np.uint8]], size: tuple[int, int]
+    ) -> tuple[Pair, ...]:
+        width, height = size
         h, w = small[0].shape[:2]
         whole = (h, w) == (height, width)
         caption = "The whole picture" + ("" if whole else f", shrunk to {100 * w / width:.0f} %")
         pairs = [Pair(data_uri(small[0]), data_uri(small[1]), w, h, caption, whole)]
-        if max(height, width) > _DETAIL_PX * 1.5:
+        thinned = np.shape(before)[:2] != (height, width)
+        if max(height, width) > _DETAIL_PX * 1.5 and not thinned:
             rows, cols = most_changed(eight_bit(before), eight_bit(after), _DETAIL_PX)
             crops = [eight_bit(np.asarray(p)[rows, cols]) for p in (before, after)]
             h, w = crops[0].shape[:2]

@@ -118,6 +118,7 @@ class RunOutput:
                 posterior=routing.posterior if routing else None,
                 gate=routing.gate if routing else None,
                 spec=self._restorer.spec,
+                size=(outcome.info.width, outcome.info.height) if outcome.info else None,
                 timings_ms={k: 1000 * v for k, v in times.items()},
                 note="; ".join(outcome.info.notes) if outcome.info else "",
             )
