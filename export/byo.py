@@ -101,11 +101,12 @@ def load_factory(spec: str) -> nn.Module:
             ) from error
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
-            f"--module {spec!r} returns TorchScript, which holds only the route that it was traced with; return the nn.Module"
+            f"--module {spec!r} returns TorchScript, which holds only the route of its trace; return the nn.Module"
         )
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"--module {spec!r} returns {type(model).__name__}, not a torch.nn.Module")
-    return model.cpu().float().eval().requires_grad_(False)
+    ready: nn.Module = model.cpu().float().eval().requires_grad_(False)
+    return ready
 
 
 def export_module(

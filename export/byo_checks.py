@@ -1,4 +1,4 @@
-"""Is the user's network a function of one picture? Research code often is not: router noise in eval, batch statistics."""
+"""Is the user's network a function of one picture? Research code often is not: noise in eval, batch statistics."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def first_tensor(output: Any) -> Tensor:
             if isinstance(value, Tensor):
                 return value
     raise UnsupportedModelError(
-        f"the model returns {type(output).__name__}; it must return the restored picture, or a tuple, list or dictionary "
-        "that begins with it"
+        f"the model returns {type(output).__name__}; it must return the restored picture, or a tuple, list or "
+        "dictionary that begins with it"
     )
 
 
@@ -85,8 +85,8 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor) -> None:
         apart = _largest(first, reference(dense, images))
         if apart > 1e-4:
             raise UnsupportedModelError(
-                f"the description of the routed blocks does not say what the model does: answers differ by {apart:.2g}; "
-                "check gate and combine in register_moe"
+                f"the description of the routed blocks does not say what the model does: answers differ by "
+                f"{apart:.2g}; check gate and combine in register_moe"
             )
 
 

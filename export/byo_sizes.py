@@ -74,7 +74,7 @@ def size_rule(program: torch.export.ExportedProgram, channels: int, height: int,
 
 
 def validation_sizes(rule: SizeRequirements, height: int, width: int) -> list[tuple[int, int]]:
-    """The size of the trace, and two others that the rule allows: one smaller and tall, one with odd multiples, wide."""
+    """The size of the trace, and two others that the rule allows: one tall, one wide and larger."""
     if rule.static_px or rule.minimum >= 65536:
         return [(height, width)]
     step = rule.multiple_of

@@ -1,8 +1,8 @@
 """Somebody else's model as a traced program with dynamic height and width.
 
 Three things stop ``torch.export`` on published restorers although the network itself is an ordinary function of the
-picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), assignments to
-a window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n`` computed by the network), and
+picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), writes to a
+window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n`` computed by the network), and
 loops over the batch. The first two are replaced while tracing by forms that trace (:class:`_Traceable`), without
 touching the user's code; the third keeps its batch size. Everything else that depends on data is refused with the line.
 """
@@ -38,7 +38,7 @@ _ADVICE = (
 class TracedModel:
     """A traced program and what its trace fixed: whether batch, height and width stayed dynamic.
 
-    ``program`` is free of complex tensors; ``original`` is the trace before that, whose guards say which sizes it is for.
+    ``program`` is free of complex tensors; ``original`` is the trace before that, whose guards say for which sizes.
     """
 
     program: torch.export.ExportedProgram
@@ -53,7 +53,8 @@ def trace_module(module: nn.Module, image: Tensor, *, batches: bool = True) -> T
     """Trace an eval-mode module of one image input (float32, BxCxHxW) with dynamic batch, height and width.
 
     Where the code fixes the batch (a Python loop over it) or the size, the trace is repeated with that axis static and
-    a note says so. ``batches``: whether the module takes more than one picture at all. Raises UnsupportedModelError, with file and line, where control flow depends on pixel values.
+    a note says so. ``batches``: whether the module takes more than one picture at all. Raises
+    UnsupportedModelError, with file and line, where control flow depends on pixel values.
     """
     auto = torch.export.Dim.AUTO
     pair = torch.cat([image, image.flip(-1)]) if image.shape[0] == 1 else image
@@ -195,13 +196,15 @@ def _frequencies(half: bool, n: Any, d: float = 1.0, *, dtype: Any = None, devic
     else:
         bins = torch.arange(n, device=device)
         bins = torch.where(bins < (n + 1) // 2, bins, bins - n)
-    return bins.to(dtype) / (n * d)
+    frequencies: Tensor = bins.to(dtype) / (n * d)
+    return frequencies
 
 
 def _linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
     """torch.linspace of a symbolic number of steps (at least 2)."""
     ramp = torch.arange(steps, device=device).to(dtype or torch.get_default_dtype())
-    return ramp * ((end - start) / (steps - 1)) + start
+    spaced: Tensor = ramp * ((end - start) / (steps - 1)) + start
+    return spaced
 
 
 def _as_tuple(index: Any) -> tuple[Any, ...]:
@@ -219,12 +222,12 @@ def _holds_tensor(item: Any) -> bool:
 def _window_of_symbols(index: Any) -> bool:
     """Whether an index is made of integers, slices and an ellipsis only, with a bound that is symbolic or a tensor."""
     items = _as_tuple(index)
-    plain = all(i is Ellipsis or isinstance(i, (int, torch.SymInt, slice)) and not isinstance(i, bool) for i in items)
+    plain = all(i is Ellipsis or (isinstance(i, (int, torch.SymInt, slice)) and not isinstance(i, bool)) for i in items)
     return plain and any(isinstance(b, (Tensor, torch.SymInt)) for i in items for b in (*_bounds(i), i))
 
 
 def _assign_window(target: Tensor, index: Any, value: Any) -> None:
-    """``target[index] = value`` as a selection by a mask made of ranges; bounds may be symbols or one-element tensors."""
+    """``target[index] = value`` by a mask made of ranges; bounds may be symbols or one-element tensors."""
     items = list(_as_tuple(index))
     if Ellipsis in items:
         at = items.index(Ellipsis)
@@ -250,7 +253,7 @@ def _assign_window(target: Tensor, index: Any, value: Any) -> None:
         inside = part if inside is None else inside & part
     if isinstance(value, Tensor) and value.numel() != 1:
         raise UnsupportedModelError(
-            f"{calling_user_line()}: a tensor of many values is written to a window whose bounds are not plain numbers; "
+            f"{calling_user_line()}: a tensor of many values is written to a window whose bounds are no plain numbers; "
             "only one value can be written there"
         )
     value = value.reshape(()) if isinstance(value, Tensor) else torch.full((), value, dtype=target.dtype)

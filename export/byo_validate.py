@@ -1,4 +1,4 @@
-"""An exported file against the user's own module: several sizes, pictures that route differently, every expert forced."""
+"""An exported file against the user's module: several sizes, pictures that route differently, every expert forced."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _compare(
 
 @torch.no_grad()
 def _rounding(model: nn.Module, pictures: Tensor) -> float:
-    """How far the model's float32 answer is from its float64 answer, relative as in Agreement; 0 where it has no float64.
+    """How far the model's float32 answer is from its float64 answer, relative as in Agreement; 0 without float64.
 
     The phase of a spectrum that is nearly zero is noise: a network that uses it amplifies the last bit, in PyTorch too.
     """

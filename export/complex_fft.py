@@ -40,9 +40,9 @@ def _(x: Tensor, dim: Sequence[int], normalization: int, onesided: bool) -> Tens
 @torch.library.custom_op("clusir::fft_c2r", mutates_args=())
 def fft_c2r(x: Tensor, dim: Sequence[int], normalization: int, last_dim_size: int) -> Tensor:
     """[..., 2], one-sided along the last of ``dim`` -> real [...], that axis of ``last_dim_size``."""
-    return _ATEN._fft_c2r.default(
-        torch.view_as_complex(x.contiguous()), list(dim), normalization, last_dim_size
-    ).clone()
+    spectrum = torch.view_as_complex(x.contiguous())
+    result: Tensor = _ATEN._fft_c2r.default(spectrum, list(dim), normalization, last_dim_size)
+    return result.clone()
 
 
 @fft_c2r.register_fake
@@ -64,7 +64,7 @@ def _(x: Tensor, dim: Sequence[int], normalization: int, forward: bool) -> Tenso
     return x.new_empty(x.shape)
 
 
-# What stands for each of ATen's primitives; the ONNX translation of one serves the other, since both see [..., 2] reals.
+# What stands for each of ATen's primitives; the ONNX translation of one serves the other: both see [..., 2] reals.
 _PRIMITIVES = {
     _ATEN._fft_r2c.default: torch.ops.clusir.fft_r2c.default,
     _ATEN._fft_c2r.default: torch.ops.clusir.fft_c2r.default,
@@ -97,7 +97,7 @@ def _positive(dim: Sequence[int], rank: int) -> list[int]:
     return [d % rank for d in dim]
 
 
-# Whether the transforms are emitted as the opaque operators, or as ATen's own (for torch's lowering to the DFT operator).
+# Whether the transforms are emitted as the opaque operators, or as ATen's own (torch lowers those to DFT).
 _OPAQUE: ContextVar[bool] = ContextVar("opaque", default=True)
 
 
@@ -121,9 +121,12 @@ def _r2c(x: Tensor, dim: Sequence[int], norm: int, onesided: bool) -> Pair:
 def _c2r(a: Any, dim: Sequence[int], norm: int, last_dim_size: Any) -> Tensor:
     x = _join(a)
     dim = _positive(dim, x.dim() - 1)
-    if not _OPAQUE.get():
-        return _ATEN._fft_c2r.default(torch.view_as_complex(x), dim, norm, last_dim_size)
-    return fft_c2r(x, dim, norm, last_dim_size)
+    result: Tensor
+    if _OPAQUE.get():
+        result = fft_c2r(x, dim, norm, last_dim_size)
+    else:
+        result = _ATEN._fft_c2r.default(torch.view_as_complex(x), dim, norm, last_dim_size)
+    return result
 
 
 def _c2c(a: Any, dim: Sequence[int], norm: int, forward: bool) -> Pair:

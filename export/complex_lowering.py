@@ -86,18 +86,23 @@ def _componentwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 class _PairInterpreter(fx.Interpreter):
-    """Runs a traced graph; a complex value is a Pair wherever it appears."""
+    """Runs a traced graph; a complex value is a Pair wherever it appears.
+
+    ``constants`` maps the complex attributes of the graph module to its real ``[..., 2]`` copies of them.
+    """
+
+    def __init__(self, program: fx.GraphModule, constants: dict[str, str]) -> None:
+        super().__init__(program)
+        self.extra_traceback = False  # fx would append a page to the one-line refusal
+        self._constants = constants
 
     def run_node(self, n: fx.Node) -> Any:
         self._node = n
         return super().run_node(n)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        if isinstance(value, torch.Tensor) and value.is_complex():
-            re_im = torch.view_as_real(value)
-            return Pair(re_im[..., 0], re_im[..., 1])
-        return value
+        value = super().get_attr(self._constants.get(target, target), args, kwargs)
+        return Pair(value[..., 0], value[..., 1]) if target in self._constants else value
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _name(target)
@@ -137,9 +142,15 @@ class RealProgram(nn.Module):
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__()
         self.program = program
+        self.constants: dict[str, str] = {}
+        for node in program.graph.find_nodes(op="get_attr"):
+            value = operator.attrgetter(node.target)(program)
+            if isinstance(value, torch.Tensor) and value.is_complex() and node.target not in self.constants:
+                self.constants[node.target] = f"real_pairs_{len(self.constants)}"
+                program.register_buffer(self.constants[node.target], torch.view_as_real(value.detach()).clone())
 
     def forward(self, image: torch.Tensor) -> Any:
-        return _PairInterpreter(self.program).run(image)
+        return _PairInterpreter(self.program, self.constants).run(image)
 
 
 def lower_complex(

@@ -71,7 +71,7 @@ def _filled(re: Any, im: Any) -> Pair:
     elif _is_number(im):
         im = torch.full_like(re, im)
     if re.shape != im.shape:
-        re, im = torch.broadcast_tensors(re, im)
+        re, im = torch.broadcast_tensors(re, im)  # type: ignore[no-untyped-call]
     return Pair(re, im)
 
 
@@ -79,9 +79,10 @@ def _mul(a: Any, b: Any) -> Pair:
     if not isinstance(b, (Pair, complex)):
         a, b = b, a
     if not isinstance(a, (Pair, complex)):  # real times complex
-        b = as_pair(b)
-        return _filled(_times(a, b.re), _times(a, b.im))
+        return Pair(a * b.re, a * b.im) if isinstance(b, Pair) else _filled(_times(a, b.real), a * b.imag)
     a, b = as_pair(a), as_pair(b)
+    if _is_number(a.re) and a.re == a.im == 0:
+        return Pair(0 * b.re, 0 * b.im)
     re = _minus(_times(a.re, b.re), _times(a.im, b.im))
     im = _plus(_times(a.re, b.im), _times(a.im, b.re))
     return _filled(re, im)
@@ -160,10 +161,12 @@ def _log(a: Pair) -> Pair:
 
 
 def _sqrt(a: Pair) -> Pair:
-    # principal root without angles: re = sqrt((|a| + re) / 2), im = sign(im) sqrt((|a| - re) / 2)
-    size = _abs(a)
-    im = torch.sqrt((size - a.re).clamp_min(0) / 2)
-    return Pair(torch.sqrt((size + a.re).clamp_min(0) / 2), torch.where(a.im < 0, -im, im))
+    # Principal root without angles. t = sqrt((|a| + |re|) / 2) does not cancel; the other part is |im| / (2 t).
+    large = torch.sqrt((_abs(a) + a.re.abs()) / 2)
+    small = a.im.abs() / (2 * large).clamp_min(torch.finfo(large.dtype).tiny)
+    right = a.re >= 0
+    im = torch.where(right, small, large)
+    return Pair(torch.where(right, large, small), torch.where(a.im < 0, -im, im))
 
 
 def _sgn(a: Pair) -> Pair:
@@ -284,6 +287,12 @@ def _full(size: Any, value: Any, *, dtype: torch.dtype | None = None, **more: An
     return Pair(torch.full(size, number.re, dtype=dtype, **kept), torch.full(size, number.im, dtype=dtype, **kept))
 
 
+def _fill(a: Any, value: Any) -> Pair:
+    number = _loose(value)
+    zeros = torch.zeros_like(as_pair(a).re)
+    return Pair(zeros + number.re, zeros + number.im)
+
+
 def _full_like(a: Any, value: Any, *, dtype: torch.dtype | None = None, **more: Any) -> Any:
     like = a.re if isinstance(a, Pair) else a
     if dtype is not None and not dtype.is_complex:
@@ -369,6 +378,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "ones_like": _creation(torch.ones_like),
     "empty_like": _creation(torch.zeros_like),
     "new_zeros": lambda a, size, **more: _creation(torch.zeros)(size, **{"dtype": torch.complex64, **more}),
+    "fill": _fill,
     "full": _full,
     "full_like": _full_like,
     "scalar_tensor": lambda value, **more: _full([], value, **more),

@@ -16,9 +16,11 @@ matrix: the cone of nodes that feeds one such product and nothing else is what m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import helper, numpy_helper
 
 from clusir.errors import ExportError
@@ -27,6 +29,7 @@ from clusir.export.graph_index import GraphIndex, sort_nodes
 
 __all__ = ["BranchExperts"]
 
+M = TypeVar("M", bound=Message)
 _WORK = ("Conv", "MatMul", "Gemm", "ConvTranspose")
 _RESHAPING = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Expand")
 
@@ -173,6 +176,10 @@ def _stacked(index: GraphIndex, node: onnx.NodeProto) -> list[str]:
 def _branch(index: GraphIndex, product: _Product) -> bool:
     """Move one expert into a branch; False, and no change, where the shape of its skipped result is not known."""
     node, graph = product.node, index.graph
+    value = index.shape(product.value)
+    if value and value[0] != 1 and "" not in value:
+        # A weight per sample keeps the expert's shape; inference loses it where it cannot follow the weight's reshape.
+        index.values[node.output[0]] = index.typed(node.output[0], product.value)
     body = [*index.cone(product.value, node), *index.cone(product.weight, node), node]
     users = index.users.get(node.output[0], [])
     carried, end = "", node
@@ -208,7 +215,7 @@ def _branch(index: GraphIndex, product: _Product) -> bool:
     return True
 
 
-def _copied(message):  # type: ignore[no-untyped-def]
+def _copied(message: M) -> M:
     twin = type(message)()
     twin.CopyFrom(message)
     return twin
@@ -240,7 +247,7 @@ def _condition(index: GraphIndex, product: _Product) -> tuple[list[onnx.NodeProt
 
 
 def _zeros(index: GraphIndex, out: str, result: str, body: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes that make zeros of the shape of ``out`` from values outside the branch; empty where none tells the shape."""
+    """Nodes that make zeros of the shape of ``out``, told from values outside the branch; empty where none tells it."""
     inside = {o for n in body for o in n.output}
     read = dict.fromkeys(i for n in body for i in n.input if i and i not in inside and i not in index.initializers)
     shape, nodes = f"{out}__shape", []

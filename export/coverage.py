@@ -1,7 +1,8 @@
 """Are all weights of the network in the graph? A tracer that met a routed block keeps only what its sample chose.
 
-Such a graph passes the checker and agrees with PyTorch on the sample, so nothing but a look at the weights, and inputs that
-route differently, can tell. :func:`check_program` looks at a traced program, :func:`check_onnx` at a file from any exporter.
+Such a graph passes the checker and agrees with PyTorch on the sample, so nothing but a look at the weights, and inputs
+that route differently, can tell. :func:`check_program` looks at a traced program, :func:`check_onnx` at a file of any
+exporter.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _refuse(missing: Iterable[str], unused: Sequence[str]) -> None:
         owners = sorted({n.rpartition(".")[0] or n for n in left})
         shown = ", ".join(owners[:6]) + (f" and {len(owners) - 6} more" if len(owners) > 6 else "")
         raise UnsupportedModelError(
-            f"{len(left)} parameters are missing from the traced graph, of {shown}: the trace kept one route of a routed "
-            "block, or they are never used; describe the block with clusir.export.moe_registry.register_moe, or declare "
-            "them with clusir.export.byo.declare_unused"
+            f"{len(left)} parameters are missing from the traced graph, of {shown}: the trace kept one route of a "
+            "routed block, or they are never used; describe the block with "
+            "clusir.export.moe_registry.register_moe, or declare them with clusir.export.byo.declare_unused"
         )

@@ -1,4 +1,4 @@
-"""Who makes and who uses each value of an ONNX graph, what shape it has, and an order in which every value is defined."""
+"""Who makes and who uses each value of an ONNX graph, what shape it has, and an order that defines before use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def sort_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes in an order in which each follows those that make its inputs; stable. Raises ExportError for a cycle."""
+    """The nodes, each behind those that make its inputs; otherwise as they were. Raises ExportError for a cycle."""
     waiting = list(nodes)
     unmade = {o for n in waiting for o in n.output}
     needs = [{i for i in captured(n) if i in unmade} for n in waiting]

@@ -1,7 +1,7 @@
 """A user's description of a routed block, in a few lines, and the pass that makes such blocks dense.
 
-Sparse dispatch depends on data, so it cannot be traced: a tracer keeps the experts that its sample chose. What the block
-*means* can be said without dispatch::
+Sparse dispatch depends on data, so it cannot be traced: a tracer keeps the experts that its sample chose. What the
+block *means* can be said without dispatch::
 
     register_moe("mynet.blocks.SparseMoE", experts="experts", gate=lambda block, x: top1(block.router(x)))
 
@@ -48,9 +48,10 @@ class MoEDescription:
     """What a routed block means; every callable gets the block first and the block's own inputs last.
 
     ``experts``: the attribute that holds the experts (dotted, a ModuleList or a list), or ``block -> sequence``.
-    ``gate(block, *inputs)``: the weights, zero where an expert is not chosen: BxE, one weight per sample, or BxExHxW, one
-    per pixel. ``expert(block, expert, *inputs)``: how one expert is called; its result is Bx.... ``combine(block, mixed, gate, *inputs)``: what
-    the block returns, given ``mixed`` = sum over e of gate_e * expert_e (for example a residual, or a tuple with a loss).
+    ``gate(block, *inputs)``: the weights, zero where an expert is not chosen: BxE, one weight per sample, or BxExHxW,
+    one per pixel. ``expert(block, expert, *inputs)``: how one expert is called; its result is a tensor of B samples.
+    ``combine(block, mixed, gate, *inputs)``: what the block returns, given ``mixed`` = sum over e of gate_e * expert_e
+    (for example a residual, or a tuple with a loss).
     """
 
     experts: str | Callable[[nn.Module], Sequence[nn.Module]]
@@ -156,7 +157,8 @@ class DenseBlock:
 
 def dense_blocks(model: nn.Module) -> list[DenseBlock]:
     """The dense forwards that DensifyRegistered has put into a model, in the order of ``named_modules``."""
-    return [m.forward for m in model.modules() if isinstance(m.__dict__.get("forward"), DenseBlock)]
+    forwards = (m.__dict__.get("forward") for m in model.modules())
+    return [f for f in forwards if isinstance(f, DenseBlock)]
 
 
 class DensifyRegistered:

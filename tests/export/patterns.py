@@ -82,7 +82,7 @@ class ComplexFilter(nn.Module):
 
 
 class ShiftedMask(nn.Module):
-    """fftshift, a centred window whose bounds follow the size, ifftshift, abs: a high-pass in the field's usual form."""
+    """fftshift, a centred window whose bounds follow the size, ifftshift, abs: the usual high-pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]

@@ -32,8 +32,10 @@ def export(model: nn.Module, folder: Path, **options: object) -> ModuleExport:
     return export_module(model.eval(), "1x3x32x32", folder / "model.onnx", **options)  # type: ignore[arg-type]
 
 
-def assert_right(result: ModuleExport, model: nn.Module, sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...]) -> None:
-    """The file agrees with the user's own module on both runtimes, at sizes and brightnesses that the export did not see."""
+def assert_right(
+    result: ModuleExport, model: nn.Module, sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...]
+) -> None:
+    """The file agrees with the user's own module on both runtimes, at sizes and levels that the export did not see."""
     for backend in BACKENDS:
         with open_runner(result.path, backend, "cpu") as runner:
             for height, width in sizes:
