@@ -152,7 +152,8 @@ def _real_before_cast(value: Value) -> Value | None:
 
 
 def _parts(value: Value) -> tuple[Value, Value]:
-    return tuple(op.Slice(value, integers([i]), integers([i + 1]), integers([-1])) for i in (0, 1))  # type: ignore[return-value]
+    real, imaginary = (op.Slice(value, integers([i]), integers([i + 1]), integers([-1])) for i in (0, 1))
+    return real, imaginary
 
 
 def _real_plane(value: Value, mode: int, rank: int) -> Value:

@@ -157,7 +157,7 @@ def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None
         else:
             kernel[c] = response[b, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
     rng = np.random.default_rng(1)
-    x = rng.standard_normal(whole.shape, dtype=np.float32)
+    x: NDArray[np.float32] = rng.standard_normal(whole.shape, dtype=np.float32)
     found = linear.run(region, _parted(x, region, shapes))
     if halves:
         b, c, h, w = x.shape

@@ -25,6 +25,15 @@ def plain_convolution(node: onnx.NodeProto) -> bool:
     return ones and values.get("group", 1) == 1 and values.get("auto_pad", b"NOTSET") == b"NOTSET"
 
 
+def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    """Read ``new`` instead of ``old``, in the branches too (no branch of an exported graph hides an outer name)."""
+    node.input[:] = [new if i == old else i for i in node.input]
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            for inner in graph.node:
+                _rename(inner, old, new)
+
+
 class GraphEdit:
     """A copy of a model under change. New values get names of their own; nodes stay in a valid order."""
 
@@ -102,12 +111,12 @@ class GraphEdit:
         if old in {o.name for o in graph.output}:
             for node in graph.node:
                 node.output[:] = [f"{old}/before" if o == old else o for o in node.output]
-                node.input[:] = [f"{old}/before" if i == old else i for i in node.input]
+                _rename(node, old, f"{old}/before")
             graph.node.append(helper.make_node("Identity", [new], [old], name=f"{old}/output"))
             old = f"{old}/before"
         for node in graph.node:
             if new not in node.output:
-                node.input[:] = [new if i == old else i for i in node.input]
+                _rename(node, old, new)
         ordered = sort_nodes(graph.node)
         del graph.node[:]
         graph.node.extend(ordered)

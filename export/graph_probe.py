@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from clusir.export.graph_index import captured
+
 __all__ = ["PROBE_BATCH", "LinearGraph", "Region"]
 
 PROBE_BATCH = 2
@@ -54,7 +56,7 @@ class LinearGraph:
         self.order = {id(n): k for k, n in enumerate(self.graph.node)}
         self.users: dict[str, list[onnx.NodeProto]] = {}
         for node in self.graph.node:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys(captured(node)):
                 self.users.setdefault(name, []).append(node)
         self.outputs = {o.name for o in self.graph.output}
 
@@ -83,7 +85,8 @@ class LinearGraph:
 
     def cuts(self, output: str, widest: int = 1) -> Iterator[Region]:
         """Regions that end in ``output``, growing, each with at most ``widest`` sources."""
-        frontier, stuck, nodes = {output}, set(), []
+        frontier, stuck = {output}, set[str]()
+        nodes: list[onnx.NodeProto] = []
         while len(nodes) < _MAX_NODES:
             open_values = [v for v in frontier if v not in stuck]
             if not open_values:

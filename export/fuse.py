@@ -1,0 +1,23 @@
+"""The graph passes that make an exported network fast, in their order.
+
+Each one leaves standard ONNX and the same numbers to rounding, and refuses with a reason what it does not understand;
+none depends on the network it was written for. What each gains is measured by ``python -m clusir.export.bench_graphs``.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from clusir.export.base import Pass
+from clusir.export.fuse_haar import FuseHaar
+from clusir.export.fuse_spectral import FuseSpectralFilter
+from clusir.export.fuse_upsample import FuseUpsample
+from clusir.export.keep_blocked import KeepBlockedLayout
+from clusir.export.split_convolution import SplitConvolution
+
+__all__ = ["fusing_passes"]
+
+
+def fusing_passes() -> list[Pass[onnx.ModelProto]]:
+    """Passes on a simplified graph. FuseHaar before FuseUpsample: it makes some of the DepthToSpace."""
+    return [FuseHaar(), FuseSpectralFilter(), FuseUpsample(), SplitConvolution(), KeepBlockedLayout()]
