@@ -20,6 +20,7 @@ from clusir.errors import UsageError
 from clusir.export.base import Pass, PassRecord, Pipeline
 from clusir.export.dense_experts import DensifyExperts
 from clusir.export.fft_lowering import FORMS, Form
+from clusir.export.fuse import fusing_passes
 from clusir.export.graphs import GRAPHS, GraphForm
 from clusir.export.onnx_writer import write_onnx
 from clusir.export.simplify import AttachMetadata, CheckStandard, SimplifyGraph
@@ -87,6 +88,8 @@ def module_passes(config: ExportConfig) -> list[Pass[nn.Module]]:
 def graph_passes(config: ExportConfig, spec: ModelSpec) -> list[Pass[onnx.ModelProto]]:
     """Passes on the written ONNX graph, in order."""
     passes: list[Pass[onnx.ModelProto]] = [SimplifyGraph()]
+    if config.dft == "auto":
+        passes += fusing_passes()
     if config.router == "conditional" and spec.graph != "router":
         from clusir.export.conditional import BranchExperts
 
