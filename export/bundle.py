@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clusir.checkpoint import sha256, shipped
 from clusir.degrade import KINDS
 from clusir.errors import ClusirError, ExportError
-from clusir.export.pipeline import ExportConfig, GraphRecord, staged, write_graphs
+from clusir.export.bundle_extras import write_golden_cases, write_manifest, write_page
+from clusir.export.pipeline import ExportConfig, GraphRecord, describe, staged, write_graphs
 from clusir.export.tolerances import tolerance
 from clusir.export.validate import ParityRow, check_rows, compare, parity_cases, reference_outputs, uniform_routing
 from clusir.model import ClusIR
@@ -107,9 +110,9 @@ def export_bundle(
 ) -> ExportReport:
     """Export, validate, then promote into ``destination``. ``more`` are further steps on the staged folder (other
     precisions, other formats), each given the folder, the stem and the report. When a step refuses, nothing is
-    promoted but the report, ``<stem>.report.json``, with the reason."""
+    promoted but the report, ``report.json`` (``<stem>.report.json`` for a named file), with the reason."""
     report = ExportReport()
-    name = f"{stem}.report.json"
+    name = "report.json" if stem == "model" else f"{stem}.report.json"
     with staged(destination, report.keep) as stage:
         report.keep.append(name)
         try:
@@ -118,6 +121,8 @@ def export_bundle(
             check_rows(report.parity)
             for step in more:
                 step(stage, stem, report)
+            if stem == "model":
+                complete_bundle(model, stage, config, report)
         except ClusirError as error:
             write_report(stage / name, report, str(error))
             raise
@@ -126,6 +131,17 @@ def export_bundle(
             raise ExportError(f"{type(error).__name__}: {error}") from error
         write_report(stage / name, report)
     return report
+
+
+def complete_bundle(model: ClusIR, stage: Path, config: ExportConfig, report: ExportReport) -> None:
+    """Golden cases, the page, the model card and, last, the manifest."""
+    spec = describe(model, config)
+    write_golden_cases(model, stage, spec)
+    drawings = sorted(stage.glob("*.svg"))
+    write_page(stage / "report.html", f"{config.name}: export report", report.to_dict(), report.markdown, drawings)
+    if config.checkpoint_sha256 == sha256(shipped()):
+        shutil.copy(shipped().with_name("MODEL_CARD.md"), stage / "MODEL_CARD.md")
+    write_manifest(stage, spec)
 
 
 def write_report(path: Path, report: ExportReport, failure: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -15,7 +15,10 @@ from clusir import checkpoint as checkpoints
 from clusir.cli._export_session import parity_table
 from clusir.errors import UsageError, ValidationError
 from clusir.export.bundle import Validation, validate_files
-from clusir.export.validate import fill
+from clusir.export.bundle_extras import check_golden
+from clusir.export.tolerances import tolerance
+from clusir.export.validate import ParityRow, fill
+from clusir.runtimes import open_runner
 from clusir.runtimes.model_files import find_model
 from clusir.runtimes.onnx_metadata import read_metadata
 from clusir.spec import ModelSpec
@@ -41,6 +44,7 @@ def run(request: VerifyRequest) -> None:
     """Check every graph of the model; prints a table or JSON. Raises ValidationError where any disagrees."""
     paths = artefacts(request.model)
     specs = {path: ModelSpec.from_metadata(read_metadata(path)) for path in paths}
+    rows = golden_rows(request, paths)
     reference, digest = checkpoints.resolve(request.checkpoint, request.seed)
     for path, spec in specs.items():
         if spec.checkpoint_sha256 != digest:
@@ -54,7 +58,7 @@ def run(request: VerifyRequest) -> None:
             raise UsageError(f"size {height}x{width}: {path.name} takes multiples of {spec.size.multiple_of} px")
     plan = Validation(request.backends, request.device, request.sizes, request.batches)
     with Console(stderr=True).status("verifying") as status:
-        rows = validate_files(reference, paths, plan, status.update)
+        rows += validate_files(reference, paths, plan, status.update)
     failed = [row for row in rows if not row.ok]
     if request.as_json:
         click.echo(json.dumps({"rows": [row.to_dict() for row in rows], "failed": len(failed)}))
@@ -62,6 +66,19 @@ def run(request: VerifyRequest) -> None:
         Console().print(parity_table(rows))
     if failed:
         raise ValidationError(f"{len(failed)} of {len(rows)} comparisons are out of tolerance (see the table)")
+
+
+def golden_rows(request: VerifyRequest, paths: list[Path]) -> list[ParityRow]:
+    """The golden cases of a bundle, on every precision and backend; none where there is no ``golden`` folder."""
+    folder = paths[0].parent / "golden"
+    rows: list[ParityRow] = []
+    for path in paths if folder.is_dir() else []:
+        for backend in request.backends:
+            with open_runner(path, backend, request.device) as runner:
+                if runner.spec.graph == "whole":
+                    found = check_golden(runner, folder, tolerance(runner.spec.precision, request.device))
+                    rows += [replace(row, artefact=f"{path.name} golden") for row in found]
+    return rows
 
 
 def artefacts(model: str | None) -> list[Path]:
