@@ -152,6 +152,21 @@ def test_wrong_feeds_are_usage_errors(tmp_path: Path, backend: str) -> None:
             runner.run({"image": np.zeros((1, 3, 32, 64), np.float32)})
 
 
+def test_openvino_keeps_compiled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSIR_CACHE", str(tmp_path / "cache"))
+    path = models.save_whole(tmp_path / "m.onnx")
+    image = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    results = []
+    for _ in range(2):  # the second comes out of the cache
+        with open_runner(path, backend="openvino") as runner:
+            results.append(runner.run({"image": image})["restored"])
+    assert list((tmp_path / "cache" / "openvino").glob("*.blob"))
+    np.testing.assert_array_equal(*results)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CLUSIR_CACHE", str(tmp_path / "file"))
+    open_runner(path, backend="openvino").close()  # no cache is no error
+
+
 def test_options_are_checked(tmp_path: Path) -> None:
     path = models.save_identity(tmp_path / "m.onnx")
     for options in (

@@ -45,6 +45,19 @@ def test_tile_graph_with_the_whole_graphs_routing_gives_the_same_picture(checkpo
     assert np.abs(other["restored"] - whole["restored"]).max() > 1e-4  # the given routing is really used
 
 
+def test_restorer_on_a_checkpoint(checkpoint: Path) -> None:
+    from clusir.runtimes import Restorer
+
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 300, 3), np.uint8)
+    with Restorer(checkpoint, device="cpu", threads=1) as restorer:
+        assert (restorer.name, restorer.routing) == ("torch:cpu", "shared")
+        restored, work = restorer.restore_and_tell(pixels)
+    assert restored.shape == pixels.shape
+    assert work.tiles == 2
+    assert work.routing is not None
+    assert work.routing.shared
+
+
 def test_refusals(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_runner(checkpoint) as runner, pytest.raises(UsageError, match="multiples of 16"):
         runner.run({"image": np.zeros((1, 3, 20, 32), np.float32)})
