@@ -30,8 +30,9 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 class Divergence:
     """The first tensor over the tolerance, or how close everything is.
 
-    ``tensor`` empty: none is over; ``relative`` and ``max_abs`` are then the largest seen. ``local_relative``: the error
-    that the reproducer alone makes from inputs on which both agree (a small one: the error grew little by little before). ``boundary``: inputs of the reproducer. ``files``: what was written.
+    ``tensor`` empty: none is over; ``relative`` and ``max_abs`` are then the largest seen. ``local_relative``: the
+    error that the reproducer alone makes from inputs on which both agree (small: it grew little by little before).
+    ``boundary``: inputs of the reproducer. ``files``: what was written.
     """
 
     tensor: str

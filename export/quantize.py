@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from clusir.errors import CalibrationError, ExportError
 from clusir.export.quantize_bias import add_zero_biases, correct_biases
+from clusir.export.quantize_compact import share_constants, store_as_float16
 from clusir.export.quantize_graph import Graph, Layer, load_graph
 from clusir.export.quantize_ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
 from clusir.spec import ModelSpec
@@ -30,14 +31,18 @@ __all__ = ["QuantizeConfig", "QuantizeReport", "Quantizer", "quantize_int8", "wr
 class QuantizeConfig:
     """``clipping``: ``minmax``, ``percentile`` or ``mse``. ``reduce_range``: 7-bit weights, right on every CPU.
 
-    ``bias_correction`` takes the mean of each weight's rounding error back out through the bias. ``manifest_sha256`` is
-    that of the calibration set and is written into the artefact.
+    ``bias_correction`` takes the mean of each weight's rounding error back out through the bias. ``residuals`` puts the
+    additions behind integer layers into integers too: without it every block goes to float and back. ``compact`` makes
+    the file smaller (see ``quantize_compact``). ``manifest_sha256`` is that of the calibration set and is written into
+    the artefact.
     """
 
     clipping: str = "minmax"
     reduce_range: bool = True
     per_channel: bool = True
     bias_correction: bool = True
+    residuals: bool = True
+    compact: bool = True
     manifest_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -130,13 +135,16 @@ class Quantizer:
         model = ModelProto()
         model.CopyFrom(self.graph.model)
         if chosen:
+            additions = self._additions(chosen) if self.config.residuals else []
             wanted = {tensor for layer in chosen for tensor in self._touched(layer)}
+            wanted |= {tensor for node in additions for tensor in (*node.input, *node.output)}
             data = {
                 name: TensorData(lowest=np.float32(found.low), highest=np.float32(found.high))
                 for name, found in self.ranges.items()
                 if name in wanted
             }
             nodes = {layer.node for layer in chosen}
+            nodes |= {node.name for node in additions}
             nodes |= {relu.name for layer in chosen if (relu := self._relu_behind(layer)) is not None}
             quantizer = QDQQuantizer(
                 model,
@@ -147,7 +155,7 @@ class Quantizer:
                 TensorsData(CalibrationMethod.MinMax, data),
                 sorted(nodes),
                 [],
-                ["Conv", "ConvTranspose", "Relu"],
+                ["Conv", "ConvTranspose", "Relu", "Add"],
                 {"ActivationSymmetric": False, "WeightSymmetric": True},
             )
             level = logging.getLogger().level
@@ -204,12 +212,33 @@ class Quantizer:
         node, relu = self._node(layer), self._relu_behind(layer)
         return {node.input[0], node.output[0], *(relu.output if relu is not None else ())}
 
+    def _additions(self, chosen: list[Layer]) -> list[onnx.NodeProto]:
+        """Sums of two maps of which one comes straight from a chosen layer or from another such sum."""
+        found: list[onnx.NodeProto] = []
+        integer = {name for layer in chosen for name in self._touched(layer) - {self._node(layer).input[0]}}
+        outside = {*self.graph.inputs, *self.graph.outputs}
+        for node in self.graph.model.graph.node:
+            names = {*node.input, *node.output}
+            if node.op_type != "Add" or names & (self.graph.initialisers.keys() | outside):
+                continue
+            shapes = [self.graph.shapes.get(name, ()) for name in (*node.input, *node.output)]
+            if integer & set(node.input) and len(shapes[0]) == 4 and shapes.count(shapes[0]) == 3:
+                found.append(node)
+                integer |= set(node.output)
+        return found
+
     def _tensors(self) -> list[str]:
-        return sorted({tensor for layer in self.candidates for tensor in self._touched(layer)})
+        tensors = {tensor for layer in self.candidates for tensor in self._touched(layer)}
+        if self.config.residuals:
+            tensors |= {n for node in self._additions(self.candidates) for n in (*node.input, *node.output)}
+        return sorted(tensors)
 
     def _finish(self, model: ModelProto, quantised: int) -> None:
         """Metadata (spec with its precision, how it was made), then the checker."""
         del model.graph.value_info[:]
+        if self.config.compact and quantised:
+            share_constants(model)
+            store_as_float16(model)
         notes = {"engine": "onnxruntime", "layers": quantised, **asdict(self.config)}
         if self.graph.spec is not None:
             stamp(
@@ -256,17 +285,3 @@ def quantize_int8(
     model = quantizer.build(float_layers or ())
     write_atomically(model, out_path)
     return quantizer.report(model, float_layers)
-
-
-def quantised_weights(model: ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each integer weight: int8 values and per-channel scales, by the name of the float weight."""
-    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    suffix = "_quantized"
-    return {
-        name.removesuffix(suffix): (
-            numpy_helper.to_array(tensor),
-            np.atleast_1d(numpy_helper.to_array(arrays[name.removesuffix(suffix) + "_scale"])),
-        )
-        for name, tensor in arrays.items()
-        if name.endswith(suffix) and tensor.data_type == onnx.TensorProto.INT8
-    }

@@ -1,0 +1,73 @@
+"""Smaller files: what QDQ form repeats is stored once, and constants that stay float are stored as float16.
+
+The cast back to float32 is folded when a runtime loads the file. Its rounding (a relative 2^-11) lies far below that of
+the 8-bit weights around it; all arithmetic stays float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+__all__ = ["share_constants", "store_as_float16"]
+
+# A cast costs about a hundred bytes itself.
+_WORTHWHILE = 128
+_LIMIT = 65504.0
+
+
+def share_constants(model: ModelProto) -> int:
+    """Let equal zero points and scales be one constant, and drop the long names of Q and DQ nodes; in place.
+
+    Returns how many constants were dropped.
+    """
+    parameters = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    left = []
+    for tensor in model.graph.initializer:
+        if tensor.name in parameters:
+            key = (tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes())
+            if key in first:
+                renamed[tensor.name] = first[key]
+                continue
+            first[key] = renamed[tensor.name] = f"q{len(first)}"
+            tensor.name = first[key]
+        left.append(tensor)
+    dropped = len(model.graph.initializer) - len(left)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.name = ""
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+    return dropped
+
+
+def store_as_float16(model: ModelProto) -> int:
+    """Change ``model`` in place and return how many constants were changed. Scales of QDQ nodes keep their type, and so
+    do constants that float16 cannot hold, and those that a graph input or output names."""
+    kept = {v.name for v in (*model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            kept |= set(node.input)
+    casts: list[NodeProto] = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in kept:
+            continue
+        value = numpy_helper.to_array(tensor)
+        if value.size < _WORTHWHILE or not np.abs(value).max() < _LIMIT:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+    return len(casts)
