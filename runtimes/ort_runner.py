@@ -17,6 +17,7 @@ import numpy as np
 from clusir.errors import BackendError, ClusirError, ModelFormatError
 from clusir.runtimes.base import Array
 from clusir.runtimes.feeds import check_feeds
+from clusir.runtimes.ort_cuda import cuda_options, refuse_cpu_operators
 from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
@@ -69,6 +70,8 @@ class OrtRunner:
                     "or use --device cpu or --fallback"
                 )
             wanted = "cpu"
+        if device == "cuda":
+            refuse_cpu_operators(session, self._path)
         session.disable_fallback()
         self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
         self._session: Any = session
@@ -96,14 +99,7 @@ class OrtRunner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
         providers: list[Any] = [_CPU]
         if device == "cuda":
-            cuda = {
-                "use_tf32": "1" if allow_tf32 else "0",
-                # An exhaustive search pays once for one static tile, and again for every new shape of a dynamic model.
-                "cudnn_conv_algo_search": "EXHAUSTIVE" if static else "HEURISTIC",
-                "arena_extend_strategy": "kSameAsRequested",
-                "do_copy_in_default_stream": "1",
-            }
-            providers.insert(0, (_CUDA, cuda))
+            providers.insert(0, (_CUDA, cuda_options(static, allow_tf32)))
         try:
             return ort.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class
