@@ -8,10 +8,7 @@ maps a picture (BxCxHxW, 0..1) to the restored picture. Routed blocks are descri
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from clusir.errors import ExportError, UnsupportedModelError, UsageError
 from clusir.export.base import Pipeline
 from clusir.export.byo_checks import check_batch, check_function, takes_batches
+from clusir.export.byo_load import UNUSED, declare_unused, load_factory, parse_input
 from clusir.export.byo_sizes import size_rule, validation_sizes
 from clusir.export.byo_tracing import TracedModel, trace_module
 from clusir.export.byo_validate import Agreement, installed_backends, probes, validate
@@ -37,8 +35,6 @@ from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["ModuleExport", "declare_unused", "export_module", "load_factory", "parse_input"]
 
-_UNUSED: list[str] = []
-
 
 @dataclass(frozen=True)
 class ModuleExport:
@@ -50,63 +46,6 @@ class ModuleExport:
     agreements: tuple[Agreement, ...]
     routes: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...]
-
-
-def declare_unused(*patterns: str) -> None:
-    """Say that parameters whose names match one of the regular expressions (from the start) never take part.
-
-    Such weights (a head of the training, a leftover block) are otherwise taken for experts that the trace has lost.
-    """
-    _UNUSED.extend(patterns)
-
-
-def parse_input(text: str) -> tuple[int, int, int, int]:
-    """``"1x3x128x128"`` -> (1, 3, 128, 128). Raises UsageError for anything that is not BxCxHxW with C of 1 or 3."""
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", text.strip())
-    if not match:
-        raise UsageError(f"--input {text!r} is not BxCxHxW, for example 1x3x128x128")
-    batch, channels, height, width = (int(g) for g in match.groups())
-    if batch < 1 or channels not in (1, 3) or not (8 <= height <= 4096 and 8 <= width <= 4096):
-        raise UsageError(f"--input {text!r}: batch at least 1, 1 or 3 channels, height and width within 8..4096")
-    return batch, channels, height, width
-
-
-def load_factory(spec: str) -> nn.Module:
-    """``"package.module:factory"`` -> the module that the factory returns, in eval mode on the CPU, float32.
-
-    The current folder is searched first. Raises UsageError where the name is malformed or leads nowhere, and
-    UnsupportedModelError where the factory fails or returns something else.
-    """
-    name, _, attribute = spec.partition(":")
-    if not name or not attribute:
-        raise UsageError(f"--module {spec!r} is not package.module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path"
-        ) from error
-    if isinstance(found, nn.Module):
-        model: Any = found
-    else:
-        try:
-            model = found()
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"--module {spec!r}: the factory raised {type(error).__name__}: {error}"
-            ) from error
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            f"--module {spec!r} returns TorchScript, which holds only the route of its trace; return the nn.Module"
-        )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"--module {spec!r} returns {type(model).__name__}, not a torch.nn.Module")
-    ready: nn.Module = model.cpu().float().eval().requires_grad_(False)
-    return ready
 
 
 def export_module(
@@ -147,7 +86,7 @@ def export_module(
         if not traced.dynamic_size:
             traced = trace_module(dense, _sample(shape, squareless=False), batches=free)
     notes += [*check_batch(user, dense, few), *traced.notes]
-    check_program(traced.original, _UNUSED, prefix="model.")
+    check_program(traced.original, UNUSED, prefix="model.")
     model, gates = _write(traced, dft)
     spec = _spec(factory, traced, shape, dft, router)
     steps = Pipeline([SimplifyGraph(), CheckStandard(allow_dft=dft == "op"), *_router_passes(router)])
@@ -195,7 +134,8 @@ def _sample(shape: tuple[int, int, int, int], *, squareless: bool) -> Tensor:
     batch, channels, height, width = shape
     if squareless and height == width:
         width += 64 if width % 64 == 0 else width
-    return probes(max(batch, 1), channels, height, width)
+    pictures: Tensor = probes(batch, channels, height, width)
+    return pictures
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Three things stop ``torch.export`` on published restorers although the network itself is an ordinary function of the
 picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), writes to a
 window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n`` computed by the network), and
-loops over the batch. The first two are replaced while tracing by forms that trace (:class:`_Traceable`), without
+loops over the batch. The first two are replaced while tracing by forms that trace (:class:`Traceable`), without
 touching the user's code; the third keeps its batch size. Everything else that depends on data is refused with the line.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from clusir.errors import ClusirError, UnsupportedModelError
 from clusir.export.byo_checks import first_tensor
+from clusir.export.byo_traceable import Traceable
 from clusir.export.complex_lowering import lower_complex
 from clusir.export.moe_registry import dense_blocks
-from clusir.export.user_code import calling_user_line, innermost_user_line, line_of_node
+from clusir.export.user_code import innermost_user_line, line_of_node
 
 __all__ = ["TracedModel", "trace_module"]
 
@@ -144,7 +144,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Wrapper(nn.Module):
-    """The user's model with :class:`_Traceable` around its forward (inside torch.export's own mode, hence first)."""
+    """The user's model with :class:`Traceable` around its forward (inside torch.export's own mode, hence first)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -155,116 +155,9 @@ class _Wrapper(nn.Module):
         blocks = dense_blocks(self.model)
         for block in blocks:
             block.gates.clear()
-        with _Traceable():
+        with Traceable():
             restored = first_tensor(self.model(image))
         gates = [gate for block in blocks for gate in block.gates]
         for block in blocks:
             block.gates = []
         return (restored, *gates)
-
-
-class _Traceable(TorchFunctionMode):
-    """Replaces calls that would fix a symbolic size, or read a tensor, by forms with the same values that trace."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.fft.fftfreq, torch.fft.rfftfreq) and isinstance(
-            _argument(args, kwargs, 0, "n"), torch.SymInt
-        ):
-            return _frequencies(func is torch.fft.rfftfreq, *args, **kwargs)
-        if func is torch.linspace and isinstance(_argument(args, kwargs, 2, "steps"), torch.SymInt):
-            return _linspace(*args, **kwargs)
-        if func is Tensor.__setitem__ and _window_of_symbols(args[1]):
-            return _assign_window(*args)
-        if func is Tensor.__getitem__ and any(_holds_tensor(i) for i in _as_tuple(args[1])):
-            raise UnsupportedModelError(
-                f"{calling_user_line()}: a window cut out with bounds that the network computes has no fixed shape; "
-                "multiply by a mask instead"
-            )
-        return func(*args, **kwargs)
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
-
-
-def _frequencies(half: bool, n: Any, d: float = 1.0, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    """torch.fft.fftfreq / rfftfreq of a symbolic length: integers, folded at the middle, over n d."""
-    dtype = dtype or torch.get_default_dtype()
-    if half:
-        bins = torch.arange(n // 2 + 1, device=device)
-    else:
-        bins = torch.arange(n, device=device)
-        bins = torch.where(bins < (n + 1) // 2, bins, bins - n)
-    frequencies: Tensor = bins.to(dtype) / (n * d)
-    return frequencies
-
-
-def _linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    """torch.linspace of a symbolic number of steps (at least 2)."""
-    ramp = torch.arange(steps, device=device).to(dtype or torch.get_default_dtype())
-    spaced: Tensor = ramp * ((end - start) / (steps - 1)) + start
-    return spaced
-
-
-def _as_tuple(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
-
-
-def _bounds(item: Any) -> tuple[Any, ...]:
-    return (item.start, item.stop, item.step) if isinstance(item, slice) else ()
-
-
-def _holds_tensor(item: Any) -> bool:
-    return any(isinstance(b, Tensor) for b in _bounds(item))
-
-
-def _window_of_symbols(index: Any) -> bool:
-    """Whether an index is made of integers, slices and an ellipsis only, with a bound that is symbolic or a tensor."""
-    items = _as_tuple(index)
-    plain = all(i is Ellipsis or (isinstance(i, (int, torch.SymInt, slice)) and not isinstance(i, bool)) for i in items)
-    return plain and any(isinstance(b, (Tensor, torch.SymInt)) for i in items for b in (*_bounds(i), i))
-
-
-def _assign_window(target: Tensor, index: Any, value: Any) -> None:
-    """``target[index] = value`` by a mask made of ranges; bounds may be symbols or one-element tensors."""
-    items = list(_as_tuple(index))
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        items[at : at + 1] = [slice(None)] * (target.dim() - len(items) + 1)
-    inside: Any = None
-    dropped = 0
-    for dim, item in enumerate(items):
-        size = target.shape[dim]
-        if isinstance(item, slice) and item == slice(None):
-            continue
-        along = torch.arange(size, device=target.device)
-        if isinstance(item, slice):
-            if item.step not in (None, 1):
-                raise UnsupportedModelError(
-                    f"{calling_user_line()}: a window with a step and symbolic bounds; use step 1"
-                )
-            part = along >= _bound(item.start, 0, size)
-            part = part & (along < _bound(item.stop, size, size))
-        else:
-            part = along == _bound(item, 0, size)
-            dropped += 1
-        part = part.view((-1,) + (1,) * (target.dim() - dim - 1))
-        inside = part if inside is None else inside & part
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise UnsupportedModelError(
-            f"{calling_user_line()}: a tensor of many values is written to a window whose bounds are no plain numbers; "
-            "only one value can be written there"
-        )
-    value = value.reshape(()) if isinstance(value, Tensor) else torch.full((), value, dtype=target.dtype)
-    target.copy_(torch.where(inside, value.to(target.dtype), target))
-
-
-def _bound(bound: Any, default: Any, size: Any) -> Any:
-    """A slice bound as Python reads it: negative counts from the end; beyond the ends is the end."""
-    if bound is None:
-        return default
-    if isinstance(bound, Tensor):
-        bound = bound.reshape(()).to(torch.int64)
-        return torch.where(bound < 0, bound + size, bound)
-    return bound + size if bound < 0 else bound

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clusir.export.complex_ops import Pair, as_pair, roll
+from clusir.export.complex_pair import Pair, as_pair, roll
 
 __all__ = ["FFT_HANDLERS", "aten_transforms", "fft_c2c", "fft_c2r", "fft_r2c", "pair_translations"]
 

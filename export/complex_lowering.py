@@ -17,7 +17,8 @@ from torch import fx, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.complex_fft import FFT_HANDLERS
-from clusir.export.complex_ops import COMPONENTWISE, HANDLERS, Pair, as_pair, roll, safe_atan2
+from clusir.export.complex_ops import COMPONENTWISE, HANDLERS
+from clusir.export.complex_pair import Pair, as_pair, roll, safe_atan2
 from clusir.export.user_code import line_of_node
 
 __all__ = ["RealProgram", "holds_complex", "lower_complex"]

@@ -15,34 +15,16 @@ matrix: the cone of nodes that feeds one such product and nothing else is what m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
-
 import numpy as np
 import onnx
-from google.protobuf.message import Message
 from onnx import helper, numpy_helper
 
 from clusir.errors import ExportError
 from clusir.export.base import PassResult
-from clusir.export.graph_index import GraphIndex, sort_nodes
+from clusir.export.conditional_find import Product, products, routing_matrices, unroll_sums
+from clusir.export.graph_index import GraphIndex, copied, drop_unused, sort_nodes
 
 __all__ = ["BranchExperts"]
-
-M = TypeVar("M", bound=Message)
-_WORK = ("Conv", "MatMul", "Gemm", "ConvTranspose")
-_RESHAPING = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Expand")
-
-
-@dataclass(frozen=True)
-class _Product:
-    """gate column * expert: the Mul, its input that is the expert, its input that is the weight, matrix and column."""
-
-    node: onnx.NodeProto
-    value: str
-    weight: str
-    gate: str
-    column: int
 
 
 class BranchExperts:
@@ -56,14 +38,14 @@ class BranchExperts:
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         result = onnx.shape_inference.infer_shapes(model, data_prop=True)
         graph = result.graph
-        _unroll_sums(graph)
-        gates = _routing_matrices(_products(GraphIndex(graph)))
+        unroll_sums(graph)
+        gates = routing_matrices(products(GraphIndex(graph)))
         if not gates:
             return PassResult(model, False, ("no products of experts with the columns of a gate were found",))
         moved, left = 0, set[str]()
         while True:
             index = GraphIndex(graph)
-            waiting = [p for p in _products(index) if p.gate in gates and p.node.output[0] not in left]
+            waiting = [p for p in products(index) if p.gate in gates and p.node.output[0] not in left]
             if not waiting:
                 break
             if _branch(index, waiting[0]):
@@ -72,7 +54,7 @@ class BranchExperts:
                 left.add(waiting[0].node.output[0])
         if not moved:
             return PassResult(model, False, ("no shape for the skipped result of an expert is known",))
-        _drop_unused(graph)
+        drop_unused(graph)
         kept = f"; {len(left)} stay dense (the shape of a skipped result is not known)" if left else ""
         return PassResult(result, True, (f"{moved} experts run only where a sample chose them{kept}",))
 
@@ -83,97 +65,7 @@ class BranchExperts:
             raise ExportError(f"the graph with branches is not valid: {str(error).splitlines()[0]}") from error
 
 
-# -- finding -----------------------------------------------------------------------------------------------------------
-
-
-def _column(index: GraphIndex, name: str) -> tuple[str, int] | None:
-    """(matrix, column) where ``name`` is one column of a matrix [B, E, ...], possibly reshaped; None otherwise."""
-    node = index.producer.get(name)
-    while node is not None and node.op_type in _RESHAPING:
-        node = index.producer.get(name := node.input[0])
-    shape = index.shape(node.input[0]) if node is not None and node.input else None
-    if node is None or shape is None or len(shape) < 2:
-        return None
-    source, rank, width = node.input[0], len(shape), shape[1]
-    if not isinstance(width, int) or width < 2:
-        return None
-    if node.op_type == "Gather" and index.attribute(node, "axis", 0) % rank == 1:
-        at = index.integers(node.input[1])
-        return (source, at[0] % width) if at is not None and len(at) == 1 else None
-    if node.op_type == "Slice" and len(node.input) in (4, 5):
-        values = [v for v in (index.integers(i) for i in node.input[1:]) if v is not None and len(v) == 1]
-        if len(values) != len(node.input) - 1 or values[2][0] % rank != 1:
-            return None
-        start, stop, _ = slice(values[0][0], values[1][0]).indices(width)
-        return (source, start) if stop - start == 1 else None
-    if node.op_type == "Split" and index.attribute(node, "axis", 0) % rank == 1 and len(node.output) == width:
-        return source, list(node.output).index(name)
-    return None
-
-
-def _products(index: GraphIndex) -> list[_Product]:
-    """Every product of a column of a matrix with the end of a cone that convolves or multiplies matrices."""
-    found = []
-    for node in index.graph.node:
-        if node.op_type != "Mul":
-            continue
-        for value, weight in (tuple(node.input), tuple(reversed(node.input))):
-            column = _column(index, weight)
-            if column is not None and any(n.op_type in _WORK for n in index.cone(value, node)):
-                found.append(_Product(node, value, weight, *column))
-                break
-    return found
-
-
-def _routing_matrices(products: list[_Product]) -> set[str]:
-    """The matrices of which at least two columns weigh an expert: one alone is no choice."""
-    columns: dict[str, set[int]] = {}
-    for product in products:
-        columns.setdefault(product.gate, set()).add(product.column)
-    return {gate for gate, used in columns.items() if len(used) >= 2}
-
-
-def _unroll_sums(graph: onnx.GraphProto) -> None:
-    """``Sum(a, b, c)`` and ``ReduceSum(stack(a, b, c))`` over the stacked axis become chains of Add."""
-    index = GraphIndex(graph)
-    nodes = []
-    for node in graph.node:
-        terms = list(node.input) if node.op_type == "Sum" else _stacked(index, node)
-        if len(terms) < 2:
-            nodes.append(node)
-            continue
-        total, result = terms[0], node.output[0]
-        for number, term in enumerate(terms[1:], start=1):
-            out = result if number == len(terms) - 1 else f"{result}__sum_{number}"
-            nodes.append(helper.make_node("Add", [total, term], [out], name=f"{out}__add"))
-            if out != result:
-                graph.value_info.append(index.typed(out, result))
-            total = out
-    del graph.node[:]
-    graph.node.extend(nodes)
-    _drop_unused(graph)
-
-
-def _stacked(index: GraphIndex, node: onnx.NodeProto) -> list[str]:
-    """The terms of ``ReduceSum(Concat(Unsqueeze(a, 0), Unsqueeze(b, 0), ...), axes=[0])``; empty for anything else."""
-    if node.op_type != "ReduceSum" or len(node.input) < 2 or index.attribute(node, "keepdims", 1) != 0:
-        return []
-    stack = index.producer.get(node.input[0])
-    if stack is None or stack.op_type != "Concat" or len(index.users[stack.output[0]]) != 1:
-        return []
-    rank = len(index.shape(stack.output[0]) or [0])
-    if index.attribute(stack, "axis", 0) % rank or [a % rank for a in index.integers(node.input[1]) or [1]] != [0]:
-        return []
-    lifts = [index.producer.get(name) for name in stack.input]
-    if any(n is None or n.op_type != "Unsqueeze" or index.integers(n.input[1]) != [0] for n in lifts):
-        return []
-    return [n.input[0] for n in lifts if n is not None]
-
-
-# -- rewriting ---------------------------------------------------------------------------------------------------------
-
-
-def _branch(index: GraphIndex, product: _Product) -> bool:
+def _branch(index: GraphIndex, product: Product) -> bool:
     """Move one expert into a branch; False, and no change, where the shape of its skipped result is not known."""
     node, graph = product.node, index.graph
     value = index.shape(product.value)
@@ -208,20 +100,14 @@ def _branch(index: GraphIndex, product: _Product) -> bool:
     nodes = sort_nodes([*(n for n in graph.node if id(n) not in gone), *conditions, choice])
     values = [v for v in graph.value_info if v.name not in inner]
     # A repeated message field cannot be assigned from its own elements: copy first.
-    nodes, values = [_copied(n) for n in nodes], [_copied(v) for v in values]
+    nodes, values = [copied(n) for n in nodes], [copied(v) for v in values]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.value_info.extend(values)
     return True
 
 
-def _copied(message: M) -> M:
-    twin = type(message)()
-    twin.CopyFrom(message)
-    return twin
-
-
-def _condition(index: GraphIndex, product: _Product) -> tuple[list[onnx.NodeProto], str]:
+def _condition(index: GraphIndex, product: Product) -> tuple[list[onnx.NodeProto], str]:
     """New nodes, and the name of a scalar bool: some sample (or pixel) has a gate other than zero in the column."""
     gate, nodes = product.gate, []
     active, name = f"{gate}__active", f"{gate}__active_{product.column}"
@@ -292,20 +178,3 @@ def _chosen(index: GraphIndex, body: list[onnx.NodeProto], out: str) -> onnx.Gra
     graph.value_info.extend(index.values[n] for n in inner if n in index.values)
     graph.output.append(index.typed(result, out))
     return graph
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes, initializers and value types that nothing reads any more."""
-    while True:
-        index = GraphIndex(graph)
-        used = set(index.users) | index.outputs
-        dead = [n for n in graph.node if not any(o in used for o in n.output)]
-        if not dead:
-            break
-        for node in dead:
-            graph.node.remove(node)
-    kept = [_copied(t) for t in graph.initializer if t.name in used]
-    values = [_copied(v) for v in graph.value_info if v.name in index.producer]
-    del graph.initializer[:], graph.value_info[:]
-    graph.initializer.extend(kept)
-    graph.value_info.extend(values)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clusir.errors import ExportError
 
-__all__ = ["GraphIndex", "captured", "sort_nodes"]
+__all__ = ["GraphIndex", "captured", "copied", "drop_unused", "sort_nodes"]
+
+M = TypeVar("M", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
 
 _CONSTANT_SIZE = 1 << 12  # a constant read for its integers (axes, indices) is small
 
@@ -128,3 +131,27 @@ class GraphIndex:
             queue = [*queue, *(i for n in found for i in captured(n))]
         order = {id(n): k for k, n in enumerate(self.graph.node)}
         return sorted(found, key=lambda n: order[id(n)])
+
+
+def copied(message: M) -> M:
+    """The same message again: a repeated field cannot be assigned from its own elements."""
+    twin = type(message)()
+    twin.CopyFrom(message)
+    return twin
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes, initializers and value types that nothing reads any more."""
+    while True:
+        index = GraphIndex(graph)
+        used = set(index.users) | index.outputs
+        dead = [n for n in graph.node if not any(o in used for o in n.output)]
+        if not dead:
+            break
+        for node in dead:
+            graph.node.remove(node)
+    kept = [copied(t) for t in graph.initializer if t.name in used]
+    values = [copied(v) for v in graph.value_info if v.name in index.producer]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(kept)
+    graph.value_info.extend(values)

@@ -115,10 +115,9 @@ def main(width: int, size: int, repetitions: int = 40, threads: int = 2) -> None
                     assert np.abs(got - want).max() < 1e-4, key
     for backend in ("ort", "openvino"):
         mean = {name: sum(best[(backend, name), e] for e in range(4)) * 250 for name in graphs}
-        shown = "  ".join(f"{n} {ms:.3f} ms ({ms / mean['separate']:.2f}x)" for n, ms in mean.items())
-        print(
-            f"{width}x{size}x{size} {backend}: {shown}; conditional / merged {mean['conditional'] / mean['merged']:.2f}x"
-        )
+        shown = ", ".join(f"{n} {ms:.3f} ms ({ms / mean['separate']:.2f}x)" for n, ms in mean.items())
+        merged = mean["conditional"] / mean["merged"]
+        print(f"{width}x{size}x{size} {backend}: {shown}; conditional / merged {merged:.2f}x")
 
 
 if __name__ == "__main__":

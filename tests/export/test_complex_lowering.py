@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.complex_lowering import lower_complex
-from clusir.export.complex_ops import roll, safe_atan2
+from clusir.export.complex_pair import roll, safe_atan2
 
 fft = torch.fft
 

@@ -1,0 +1,76 @@
+"""What the command line names: the factory of somebody else's model, and the shape to trace it at."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from clusir.errors import UnsupportedModelError, UsageError
+
+__all__ = ["UNUSED", "declare_unused", "load_factory", "parse_input"]
+
+# Regular expressions of parameters that the user says never take part.
+UNUSED: list[str] = []
+
+
+def declare_unused(*patterns: str) -> None:
+    """Say that parameters whose names match one of the regular expressions (from the start) never take part.
+
+    Such weights (a head of the training, a leftover block) are otherwise taken for experts that the trace has lost.
+    """
+    UNUSED.extend(patterns)
+
+
+def parse_input(text: str) -> tuple[int, int, int, int]:
+    """``"1x3x128x128"`` -> (1, 3, 128, 128). Raises UsageError for anything that is not BxCxHxW with C of 1 or 3."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", text.strip())
+    if not match:
+        raise UsageError(f"--input {text!r} is not BxCxHxW, for example 1x3x128x128")
+    batch, channels, height, width = (int(g) for g in match.groups())
+    if batch < 1 or channels not in (1, 3) or not (8 <= height <= 4096 and 8 <= width <= 4096):
+        raise UsageError(f"--input {text!r}: batch at least 1, 1 or 3 channels, height and width within 8..4096")
+    return batch, channels, height, width
+
+
+def load_factory(spec: str) -> nn.Module:
+    """``"package.module:factory"`` -> the module that the factory returns, in eval mode on the CPU, float32.
+
+    The current folder is searched first. Raises UsageError where the name is malformed or leads nowhere, and
+    UnsupportedModelError where the factory fails or returns something else.
+    """
+    name, _, attribute = spec.partition(":")
+    if not name or not attribute:
+        raise UsageError(f"--module {spec!r} is not package.module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path"
+        ) from error
+    if isinstance(found, nn.Module):
+        model: Any = found
+    else:
+        try:
+            model = found()
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"--module {spec!r}: the factory raised {type(error).__name__}: {error}"
+            ) from error
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"--module {spec!r} returns TorchScript, which holds only the route of its trace; return the nn.Module"
+        )
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"--module {spec!r} returns {type(model).__name__}, not a torch.nn.Module")
+    ready: nn.Module = model.cpu().float().eval().requires_grad_(False)
+    return ready
