@@ -5,13 +5,23 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from clusir.errors import ClusirError
 
-__all__ = ["command", "echo_error", "fail", "words"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["command", "console", "echo_error", "fail", "words"]
+
+
+def console() -> Console:
+    """Standard output as a rich console; in a pipe or a log, wide enough for the tables."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 118)
 
 
 def echo_error(message: str) -> None:

@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from clusir import checkpoint as checkpoints
+from clusir.cli._common import console as stdout
 from clusir.errors import BudgetError, UsageError
 from clusir.export.bundle import ExportReport, Validation, export_bundle, validate_files
 from clusir.export.pipeline import ExportConfig
@@ -75,7 +76,7 @@ def run(request: ExportRequest) -> None:
     if request.as_json:
         click.echo(json.dumps(report.to_dict()))
         return
-    console = Console()
+    console = stdout()
     print_passes(console, report)
     console.print(parity_table(report.parity))
     for text in report.markdown:
@@ -153,11 +154,11 @@ def add_openvino(stage: Path, stem: str) -> None:
 
 
 def add_ort_mobile(stage: Path, stem: str, report: ExportReport) -> None:
-    """Every ONNX file of the stage as ``.ort`` with its operators and a usability report."""
+    """Every ONNX file of the stage as ``.ort`` with its operators and a usability report, in the folder ``mobile``."""
     from clusir.export.ort_mobile import write_ort_mobile
 
-    for path in sorted(stage.glob(f"{stem}*.onnx")):
-        report.markdown.append(write_ort_mobile(path, stage).to_markdown())
+    wholes = [p for p in sorted(stage.glob(f"{stem}*.onnx")) if not p.stem.endswith((".tile", ".router"))]
+    report.markdown.append(write_ort_mobile(wholes, stage / "mobile").to_markdown())
 
 
 def run_module(request: ExportRequest, module: str) -> None:
@@ -174,7 +175,7 @@ def run_module(request: ExportRequest, module: str) -> None:
     if request.as_json:
         click.echo(json.dumps(asdict(made), default=str))
         return
-    console = Console()
+    console = stdout()
     for note in made.notes:
         console.print(f"- {note}", highlight=False)
     for agreement in made.agreements:

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from clusir import checkpoint as checkpoints
+from clusir.cli._common import console as stdout
 from clusir.cli._export_session import parity_table
 from clusir.errors import UsageError, ValidationError
 from clusir.export.bundle import Validation, validate_files
@@ -63,7 +64,7 @@ def run(request: VerifyRequest) -> None:
     if request.as_json:
         click.echo(json.dumps({"rows": [row.to_dict() for row in rows], "failed": len(failed)}))
     else:
-        Console().print(parity_table(rows))
+        stdout().print(parity_table(rows))
     if failed:
         raise ValidationError(f"{len(failed)} of {len(rows)} comparisons are out of tolerance (see the table)")
 

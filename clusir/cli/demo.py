@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from clusir.cli._common import command
+from clusir.cli._common import console as stdout
 
 __all__ = ["main"]
 
@@ -23,7 +24,6 @@ def main(out: Path, precision: str) -> None:
     """Export the shipped model into OUT/bundle, validate it, restore a damaged photo, write OUT/report.html."""
     import numpy as np
     from PIL import Image
-    from rich.console import Console
     from rich.table import Table
 
     from clusir.calibration.photos import built_in_photos
@@ -35,7 +35,7 @@ def main(out: Path, precision: str) -> None:
     from clusir.runtimes.report import ReportWriter
     from clusir.runtimes.restore import Restorer
 
-    console = Console()
+    console = stdout()
     console.rule("1. export, quantise and validate the shipped model")
     bundle = out / "bundle"
     export.main(["--onnx", str(bundle), "--precision", precision], standalone_mode=False)
