@@ -1,6 +1,6 @@
 """``make demo``: the whole path on this machine, from the shipped checkpoint to a restored photo and a page to look at.
 
-Exits 4 where an artefact disagrees with PyTorch or where a restored photo is less than 3 dB better than the damaged one.
+Exits 4 where an artefact disagrees with PyTorch, or where a restored photo is less than 3 dB better than before.
 """
 
 from __future__ import annotations
