@@ -106,14 +106,16 @@ class GraphEdit:
         return self.node("Conv", inputs, f"{conv.output[0]}/mixed", **kept)
 
     def redirect(self, old: str, new: str) -> None:
-        """Let every reader of ``old`` read ``new``. A graph output keeps its name."""
+        """Let every reader of ``old`` read ``new``. A graph output keeps its name: ``new`` takes it over."""
         graph = self.model.graph
         if old in {o.name for o in graph.output}:
             for node in graph.node:
                 node.output[:] = [f"{old}/before" if o == old else o for o in node.output]
                 _rename(node, old, f"{old}/before")
-            graph.node.append(helper.make_node("Identity", [new], [old], name=f"{old}/output"))
-            old = f"{old}/before"
+            old, new, taken = f"{old}/before", old, new
+            for node in graph.node:
+                node.output[:] = [new if o == taken else o for o in node.output]
+                _rename(node, taken, new)
         for node in graph.node:
             if new not in node.output:
                 _rename(node, old, new)

@@ -1,0 +1,116 @@
+"""Stand-ins for the field's patterns, written for the benchmark page: a whole-map FFT block, patch FFT attention, and a
+top-k mixture of experts. Each maps Bx3xHxW to the same shape; none is anybody's published network.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusir.export.moe_registry import register_moe, top_k_gate
+
+__all__ = ["MoEStandIn", "PatchFFTStandIn", "WholeMapFFTStandIn", "describe_stand_ins"]
+
+_WIDTH = 32
+
+
+class _Restorer(nn.Module):
+    """Two convolutions around ``depth`` blocks, on half the resolution, with a global residual."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, _WIDTH, 4, stride=2, padding=1)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Conv2d(_WIDTH, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        for block in self.blocks:
+            y = y + block(y)
+        return x + F.pixel_shuffle(self.head(y), 2)
+
+
+class _SpectralBlock(nn.Module):
+    """rfft2, a 1x1 convolution over real and imaginary parts, irfft2: the global branch of a Fourier convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2 * _WIDTH, 2 * _WIDTH, 1)
+        self.local = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        mixed = F.relu(self.mix(torch.cat([spectrum.real, spectrum.imag], 1)))
+        real, imaginary = mixed.chunk(2, 1)
+        back: Tensor = torch.fft.irfft2(torch.complex(real, imaginary), s=x.shape[-2:], norm="ortho")
+        return back + F.relu(self.local(x))
+
+
+class _PatchAttention(nn.Module):
+    """Query and key correlated in 8x8 patches by FFT, the result gating the values (FFTformer's pattern)."""
+
+    def __init__(self, patch: int = 8) -> None:
+        super().__init__()
+        self.patch = patch
+        self.enter = nn.Conv2d(_WIDTH, 3 * _WIDTH, 1)
+        self.near = nn.Conv2d(3 * _WIDTH, 3 * _WIDTH, 3, padding=1, groups=3 * _WIDTH)
+        self.leave = nn.Conv2d(_WIDTH, _WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p, (b, c, h, w) = self.patch, x.shape
+        q, k, v = self.near(self.enter(x)).chunk(3, 1)
+        q, k = (t.reshape(b, c, h // p, p, w // p, p).permute(0, 1, 2, 4, 3, 5) for t in (q, k))
+        out = torch.fft.irfft2(torch.fft.rfft2(q) * torch.fft.rfft2(k), s=(p, p))
+        out = out.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h, w)
+        result: Tensor = self.leave(out / p**2 * v)
+        return result
+
+
+class SparseExpertsStandIn(nn.Module):
+    """Four convolutional experts, the best two for each picture, dispatched by index as language models do."""
+
+    def __init__(self, experts: int = 4, k: int = 2) -> None:
+        super().__init__()
+        self.k = k
+        self.router = nn.Linear(_WIDTH, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1), nn.GELU(), nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1))
+            for _ in range(experts)
+        )
+
+    def scores(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.router(x.mean((2, 3))), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.scores(x).topk(self.k, 1)
+        out = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            rows, slot = torch.where(chosen == index)
+            if rows.numel() > 0:
+                out = out.index_add(0, rows, expert(x[rows]) * weight[rows, slot][:, None, None, None])
+        return out
+
+
+class WholeMapFFTStandIn(_Restorer):
+    def __init__(self) -> None:
+        super().__init__([_SpectralBlock() for _ in range(3)])
+
+
+class PatchFFTStandIn(_Restorer):
+    def __init__(self) -> None:
+        super().__init__([_PatchAttention() for _ in range(3)])
+
+
+class MoEStandIn(_Restorer):
+    def __init__(self) -> None:
+        super().__init__([SparseExpertsStandIn() for _ in range(2)])
+
+
+def describe_stand_ins() -> None:
+    """Tell the exporter what the routed stand-in does: the few lines that a user writes for a block of their own."""
+    register_moe(
+        SparseExpertsStandIn,
+        experts="experts",
+        gate=lambda block, x: top_k_gate(block.scores(x), block.k),
+    )

@@ -1,0 +1,71 @@
+"""The benchmark page as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clusir.export.bench_graphs import Page, Row
+
+__all__ = ["as_markdown"]
+
+
+def as_markdown(page: Page) -> str:
+    """Tables for people; the numbers behind them are in graphs.json."""
+    machine = page.machine
+    peak = machine["convolution_peak_gflops"]
+    lines = [
+        "# Exported graphs, measured",
+        "",
+        f"{machine['processor']}, {machine['threads']} threads, {machine['clock']}, best of {machine['runs']} turns, "
+        f"alternating; torch {machine['torch']}, ONNX Runtime {machine['onnxruntime']}, OpenVINO {machine['openvino']}. "
+        f"Convolution peak of this machine: {peak:.0f} GFLOP/s (3x3, 64 to 64 channels, ONNX Runtime).",
+    ]
+    if page.transforms:
+        lines += _transforms(page)
+    for name, rows in page.networks.items():
+        lines += ["", f"## {name}, {machine['picture_px']}x{machine['picture_px']}, {page.gflop[name]:.2f} GFLOP", ""]
+        lines += _network(rows, page.gflop[name], peak)
+    return "\n".join(lines) + "\n"
+
+
+def _transforms(page: Page) -> list[str]:
+    lines = [
+        "",
+        "## rfft2 + irfft2 of [1, 48, N, N] on ONNX Runtime, beside torch.fft",
+        "",
+        'Milliseconds (times torch.fft). "Masked" has a real mask between the transforms, as in a frequency '
+        "filter; torch applies the same mask.",
+        "",
+        "| N | torch.fft | MatMul | ours | torch.fft, masked | MatMul, masked | ours, masked | largest error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for n, row in page.transforms.items():
+        cells = []
+        for suffix in ("", ", masked"):
+            base = row[f"torch.fft{suffix}"]["minimum_ms"]
+            cells.append(f"{base:.2f}")
+            for what in ("MatMul", "ours"):
+                spent = row[f"{what}{suffix}"]["minimum_ms"]
+                cells.append(f"{spent:.2f} ({spent / base:.2f}x)")
+        worst = max(row["ours"]["error"], row["ours, masked"]["error"])
+        lines.append(f"| {n} | {' | '.join(cells)} | {worst:.0e} |")
+    return lines
+
+
+def _network(rows: list[Row], gflop: float, peak: float) -> list[str]:
+    torch_rows = [r.time.minimum_ms for r in rows if r.time and r.what.startswith(("PyTorch", "torch.compile"))]
+    best = min(torch_rows, default=float("nan"))
+    lines = [
+        "| | ms | times faster than the best PyTorch | of the convolution peak | error | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.time is None:
+            lines.append(f"| {row.what} | | | | | {row.why} |")
+            continue
+        spent = row.time.minimum_ms
+        share = gflop / spent * 1e3 / peak
+        error = "" if row.error is None else f"{row.error:.0e}"
+        lines.append(f"| {row.what} | {spent:.1f} | {best / spent:.2f} | {share:.0%} | {error} | {row.why} |")
+    return lines

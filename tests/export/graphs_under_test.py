@@ -1,0 +1,70 @@
+"""Verbs that the tests of lowering and graph passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import torch
+from onnxsim import simplify
+from torch import nn
+
+from clusir.export.fft_lowering import Form, translation_table
+from clusir.export.onnx_writer import quiet_exporter
+from clusir.export.simplify import operators
+
+__all__ = ["agree", "exported", "kinds", "run_openvino", "run_ort"]
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def exported(
+    module: Any, shape: tuple[int, ...], dynamic: tuple[int, ...] = (), form: Form = "auto", simple: bool = False
+) -> onnx.ModelProto:
+    """A module or function of one tensor as ONNX; ``dynamic`` axes keep their size open."""
+    if not isinstance(module, nn.Module):
+        module = Wrapped(module)
+    spec = (dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),) if dynamic else None
+    with quiet_exporter():
+        program = torch.onnx.export(
+            module.eval(), (torch.randn(shape),), dynamo=True, opset_version=18, input_names=["x"], verbose=False,
+            output_names=["y"], dynamic_shapes=spec, custom_translation_table=translation_table(form),
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    return simplify(model)[0] if simple else model
+
+
+def run_ort(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def run_openvino(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    core = openvino.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    return core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", config)(x)[0]
+
+
+def agree(found: np.ndarray, expected: np.ndarray, relative: float = 2e-6) -> None:
+    """Largest difference within ``relative`` of the largest value."""
+    assert found.shape == expected.shape
+    worst = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    assert worst <= relative, f"relative difference {worst:.1e}, allowed {relative:.0e}"
+
+
+def kinds(model: onnx.ModelProto) -> dict[str, int]:
+    return dict(operators(model.graph))
