@@ -112,6 +112,13 @@ def test_not_a_model(tmp_path: Path, name: str, content: bytes | None, error: ty
     assert name in str(caught.value)
 
 
+def test_a_truncated_model_is_named_so(tmp_path: Path) -> None:
+    path = models.save_identity(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ModelFormatError, match="ends too early"):
+        open_runner(path)
+
+
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_model_without_metadata_and_broken_graph(tmp_path: Path, backend: str) -> None:
     path = models.save_identity(tmp_path / "m.onnx")

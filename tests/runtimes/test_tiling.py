@@ -50,6 +50,7 @@ def test_a_tiles_border_has_no_say() -> None:
     axis = plan_axis(200, spec(64, 8))
     assert axis.starts == (0, 48, 96, 136)
     assert max(axis.weights[1][:2].max(), axis.weights[1][-2:].max()) == 0
+    assert 0 < axis.weights[1][2] < 0.01  # the ramp begins right behind them
     assert axis.weights[1][7] < 0.5 < axis.weights[1][8]
     assert axis.weights[1][32] == 1
     assert axis.weights[0][0] == 1  # the picture's own border
