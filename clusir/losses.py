@@ -30,11 +30,12 @@ _TYPICAL = 0.03  # an error of this size gets the same gradient at every power
 def _relative(error: Tensor, power: float) -> Tensor:
     """mean_b of the antiderivative of (0.03 / (error_b + 1/255)) ** power / 0.03, zero at error 0."""
     shifted = error + _FLOOR
-    scale = _TYPICAL ** (power - 1)
+    scale = float(_TYPICAL ** (power - 1))
     if power == 1:
         return (torch.log(shifted / _FLOOR) * scale).mean()
     rest = 1 - power
-    return ((shifted**rest - _FLOOR**rest) / rest * scale).mean()
+    bent: Tensor = (shifted**rest - _FLOOR**rest) / rest * scale
+    return bent.mean()
 
 
 def relative_l1(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:

@@ -74,11 +74,14 @@ class TrainConfig:
     # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
     spectrum: float = 0.05
     orthogonality: float = 0.1
-    balance: float = 0.02
+    balance: float = 0.1
     cluster: float = 0.02
     # Beyond 0.1 this loss's gradient, which is several times larger than the restoration's, starves it in the encoder:
     # at 0.4 haze and low light were not learnt in 4000 steps, although alone they are in 50 [measured].
     agreement: float = 0.1
+    # Until this share of the budget the routers draw noise, so that every expert learns everything; from then on the
+    # balance loss sees the choices that inference will make, which noise evens out for it.
+    router_noise_until: float = 0.5
     # Until this share of the budget dense convolutions run in bfloat16 (CPUs with AVX512-BF16 or AMX, and GPUs).
     half_until: float = 0.85
     # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
@@ -200,6 +203,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.wrapped.train()
+        for router in self.routers:
+            router.train(used < config.router_noise_until)
         damaged, clean = batch.damaged.to(self.device), batch.clean.to(self.device)
         if self.device.type == "cuda":
             damaged = damaged.contiguous(memory_format=torch.channels_last)
