@@ -1,7 +1,7 @@
 """The benchmark page: ``python -m clusir.export.bench_graphs -o FOLDER`` writes ``graphs.md`` and ``graphs.json``.
 
-For each network, the plain ``torch.onnx.export(dynamo=True)`` against this package's export: does it export, does it run,
-is it right, how fast, on ONNX Runtime and OpenVINO, beside PyTorch. And rfft2 -> (mask) -> irfft2 beside torch.fft.
+For each network, the plain ``torch.onnx.export(dynamo=True)`` against this package's export: does it export, does it
+run, is it right, how fast, on ONNX Runtime and OpenVINO, beside PyTorch. And rfft2 -> mask -> irfft2 beside torch.fft.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def as_markdown(page: Page) -> str:
         "# Exported graphs, measured",
         "",
         f"{machine['processor']}, {machine['threads']} threads, {machine['clock']}, best of {machine['runs']} turns, "
-        f"alternating; torch {machine['torch']}, ONNX Runtime {machine['onnxruntime']}, OpenVINO {machine['openvino']}. "
+        f"alternating; torch {machine['torch']}, ONNX Runtime {machine['onnxruntime']}, "
+        f"OpenVINO {machine['openvino']}. "
         f"Convolution peak of this machine: {peak:.0f} GFLOP/s (3x3, 64 to 64 channels, ONNX Runtime).",
     ]
     if page.transforms:
