@@ -193,13 +193,15 @@ def _bypass_cast_pairs(model: ModelProto) -> None:
     def target(node: NodeProto) -> int:
         return next(int(a.i) for a in node.attribute if a.name == "to")
 
+    # A float32 reader of a graph input must see the input itself: the router would otherwise route a rounded picture.
+    input_casts = tuple(f"graph_input_cast{index}" for index in range(len(model.graph.input)))
     replaced = {
         name: casts[node.input[0]].input[0]
         for name, node in casts.items()
         if target(node) == TensorProto.FLOAT
         and node.input[0] in casts
         and target(casts[node.input[0]]) == TensorProto.FLOAT16
-        and casts[node.input[0]].name.endswith("_cast_to_fp16_node")
+        and casts[node.input[0]].name.endswith(("_cast_to_fp16_node", *input_casts))
     }
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
@@ -220,10 +222,16 @@ def _bypass_cast_pairs(model: ModelProto) -> None:
 
 
 def _block_nodes(graph: Graph) -> dict[str, set[str]]:
-    """Convolutions and their blocks: what is put back to float32 together."""
+    """What is put back to float32 together: a block's convolutions, and what follows each up to the next one."""
+    owner = {layer.node: layer.block for layer in graph.layers()}
+    for node in graph.model.graph.node:
+        before = (graph.producer[name].name for name in node.input if name in graph.producer)
+        found = next((owner[name] for name in before if name in owner), None)
+        if found is not None:
+            owner.setdefault(node.name, found)
     blocks: dict[str, set[str]] = {}
-    for layer in graph.layers():
-        blocks.setdefault(layer.block, set()).add(layer.node)
+    for name, block in owner.items():
+        blocks.setdefault(block, set()).add(name)
     return blocks
 
 
