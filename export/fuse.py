@@ -13,6 +13,7 @@ from clusir.export.fuse_haar import FuseHaar
 from clusir.export.fuse_spectral import FuseSpectralFilter
 from clusir.export.fuse_upsample import FuseUpsample
 from clusir.export.keep_blocked import KeepBlockedLayout
+from clusir.export.mean_as_convolution import MeanAsConvolution
 from clusir.export.split_convolution import SplitConvolution
 
 __all__ = ["fusing_passes"]
@@ -20,4 +21,11 @@ __all__ = ["fusing_passes"]
 
 def fusing_passes() -> list[Pass[onnx.ModelProto]]:
     """Passes on a simplified graph. FuseHaar before FuseUpsample: it makes some of the DepthToSpace."""
-    return [FuseHaar(), FuseSpectralFilter(), FuseUpsample(), SplitConvolution(), KeepBlockedLayout()]
+    return [
+        FuseHaar(),
+        FuseSpectralFilter(),
+        MeanAsConvolution(),
+        FuseUpsample(),
+        SplitConvolution(),
+        KeepBlockedLayout(),
+    ]

@@ -18,7 +18,9 @@ from clusir.export.fuse_haar import FuseHaar
 from clusir.export.fuse_spectral import FuseSpectralFilter
 from clusir.export.fuse_upsample import FuseUpsample
 from clusir.export.keep_blocked import KeepBlockedLayout
+from clusir.export.mean_as_convolution import MeanAsConvolution
 from clusir.export.split_convolution import SplitConvolution
+from clusir.layers import ChannelLayerNorm
 from clusir.wavelet import haar_forward, haar_inverse
 
 
@@ -208,6 +210,17 @@ def test_residual_stream_returns_to_the_blocked_layout() -> None:
 
 def test_stream_without_residual_blocks_is_left_alone() -> None:
     refuse(KeepBlockedLayout(), Stream(0), (2, 8, 6, 6), "no residual stream")
+
+
+def test_channel_norm_takes_its_means_by_convolution() -> None:
+    model = accept(MeanAsConvolution(), ChannelLayerNorm(6), (2, 6, 5, 7), batch=True)
+    assert kinds(model)["Conv"] == 2
+    assert "ReduceMean" not in kinds(model)
+
+
+def test_other_means_stay() -> None:
+    refuse(MeanAsConvolution(), lambda x: x - x.mean((2, 3), keepdim=True), (2, 6, 5, 7), "no mean over the channels")
+    refuse(MeanAsConvolution(), lambda x: x.mean(1) * 2, (2, 6, 5, 7), "no mean over the channels")
 
 
 def test_passes_leave_a_graph_of_dynamic_size_right() -> None:
