@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,34 @@ class MobileReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_markdown(self) -> str:
+        """A section of the export report."""
+        lines = [
+            "## ONNX Runtime Mobile",
+            f"A minimal ONNX Runtime needs {self.operators} operators: `{self.config}`. Details: `usability.txt`.",
+            "",
+            "| file | graph | kB | of | largest difference | NNAPI | CoreML |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for file in self.files:
+            sizes = f"{file.bytes / 1e3:.0f} | {file.source_bytes / 1e3:.0f}"
+            verdicts = f"{file.usability['NNAPI']} | {file.usability['CoreML MLProgram']}"
+            lines.append(f"| `{file.path}` | {file.graph} | {sizes} | {file.max_abs:.2g} | {verdicts} |")
+        return "\n".join(lines)
 
-def write_ort_mobile(model: Path, folder: Path) -> MobileReport:
-    """Converts ``model`` (NAME.onnx) and the NAME.tile.onnx and NAME.router.onnx beside it into ``folder``.
+
+def write_ort_mobile(models: Path | Sequence[Path], folder: Path) -> MobileReport:
+    """Converts each of ``models`` (NAME.onnx) and the NAME.tile.onnx and NAME.router.onnx beside it into ``folder``.
 
     Raises UsageError where there is no such model, ExportError where the converter refuses, ValidationError where a
     converted file disagrees with its source by more than the fp32 tolerance (a quantised file: than INT8's PSNR).
     """
-    sources = [path for path in _siblings(model) if path.is_file()]
-    if not sources:
-        raise UsageError(f"model {model}: no such file; --ort-mobile converts what clusir-export --onnx wrote")
+    named = [models] if isinstance(models, Path) else list(models)
+    for model in named:
+        if not model.is_file():
+            raise UsageError(f"model {model}: no such file; --ort-mobile converts what clusir-export --onnx wrote")
+    every = (path for model in named for path in _siblings(model) if path.is_file())
+    sources = list(dict.fromkeys(every))  # two precisions share one router
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="clusir-ort-") as scratch:
         fixed = [_fix_batch(path, Path(scratch) / path.name) for path in sources]

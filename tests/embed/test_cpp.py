@@ -10,6 +10,7 @@ from PIL import Image
 from toolchain import BACKENDS, BUILD, CPP, GOLDEN, build_cpp, need, ort_library, run
 
 from clusir.export.golden import golden_picture, load_golden
+from clusir.runtimes.onnx_metadata import read_metadata
 
 STANDIN = GOLDEN / "standin.onnx"
 
@@ -25,6 +26,23 @@ def test_golden_cases(cpp: Path, backend: str) -> None:
 def test_hostile_input(cpp: Path, hostile_folder: Path, backend: str) -> None:
     out = run(cpp / "clusir-hostile", hostile_folder, backend, ort_library())
     assert out.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+def test_openvino_ir_is_opened_like_onnx(cpp: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    for part in ("tile", "router"):
+        source = GOLDEN / f"standin.{part}.onnx"
+        model = openvino.Core().read_model(source)
+        for key, value in read_metadata(source).items():
+            model.set_rt_info(value, ["clusir", key.removeprefix("clusir.")])
+        openvino.save_model(model, tmp_path / f"standin.{part}.xml", compress_to_fp16=False)
+    case = next(case for case in load_golden(GOLDEN) if case.name == "nine_tiles_u8")
+    height, width = case.pixels.shape[:2]
+    (tmp_path / "in.rgb").write_bytes(case.pixels.tobytes())
+    arguments = ["-", "1", str(width), str(height), tmp_path / "in.rgb", tmp_path / "out.f32"]
+    run(cpp / "clusir-raw", tmp_path / "standin.tile.xml", "openvino", *arguments)
+    restored = np.fromfile(tmp_path / "out.f32", np.float32).reshape(case.restored.shape)
+    assert np.abs(restored - case.restored).max() <= case.tolerance
 
 
 def test_golden_check_can_fail(cpp: Path, tmp_path: Path) -> None:
@@ -87,7 +105,7 @@ def test_sanitizers_find_nothing(hostile_folder: Path) -> None:
     build = build_cpp(
         "asan",
         "-DCMAKE_BUILD_TYPE=Debug",
-        "-DCMAKE_CXX_FLAGS=-O1",
+        "-DCMAKE_CXX_FLAGS=-O0 -g1",
         "-DCLUSIR_SANITIZE=address,undefined",
         "-DCLUSIR_OPENVINO=OFF",
         "-DCLUSIR_BUILD_TESTS=ON",

@@ -78,6 +78,13 @@ def test_a_file_that_disagrees_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         write_ort_mobile(GOLDEN / "standin.onnx", tmp_path)
 
 
+def test_the_report_is_a_section_of_markdown(mobile: tuple[Path, MobileReport]) -> None:
+    _, report = mobile
+    text = report.to_markdown()
+    assert text.count("| `standin") == 3
+    assert f"needs {report.operators} operators" in text
+
+
 def test_no_model_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         write_ort_mobile(tmp_path / "none.onnx", tmp_path / "out")

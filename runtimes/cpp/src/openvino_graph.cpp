@@ -39,6 +39,10 @@ Shape shape_of(const ov::PartialShape& shape) {
     return result;
 }
 
+constexpr const char* kFields[] = {"spec_version", "name", "graph", "precision", "input_name", "output_name", "layout",
+                                   "colour_order", "value_range", "channels", "size", "tile_px", "halo_px", "clusters",
+                                   "experts", "top_k", "cluster_labels", "checkpoint_sha256"};
+
 std::string onnx_bytes(const Source& source) {
     std::string bytes;
     if (source.bytes != nullptr) {
@@ -162,6 +166,10 @@ private:
         const auto found = info.find("framework");  // where OpenVINO keeps the metadata_props of an ONNX file
         if (found != info.end() && found->second.is<ov::AnyMap>()) {
             for (const auto& [key, value] : found->second.as<ov::AnyMap>()) metadata_[key] = value.as<std::string>();
+        }
+        // An .xml that clusir-export --openvino wrote has the same fields under "clusir"; they can only be asked for by name.
+        for (const char* field : kFields) {
+            if (model.has_rt_info("clusir", field)) metadata_[std::string("clusir.") + field] = model.get_rt_info<std::string>("clusir", field);
         }
         for (const auto& port : model.inputs()) inputs_.push_back(describe(port));
         for (const auto& port : model.outputs()) outputs_.push_back(describe(port));

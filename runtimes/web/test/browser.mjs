@@ -64,12 +64,12 @@ async function demo(page, origin) {
 
   await page.setInputFiles("#file", photo);
   await page.waitForFunction(() => /^tile [1-9]/.test(document.querySelector("#status").value), null, { timeout: 240000, polling: 5 });
-  await startGaps(page);
   await page.screenshot({ path: join(shots, "2-working.png") });
   const clicked = Date.now();
   await page.click("#cancel");
   await page.waitForFunction(() => document.querySelector("#status").value === "cancelled", null, { timeout: 60000 });
   const cancelMs = Date.now() - clicked;
+  await startGaps(page); // from here to the end of the work: reading the photo, tiles, progress, showing the result
 
   await page.setInputFiles("#file", photo);
   await page.waitForSelector("#save:not([hidden])", { timeout: 400000 });
