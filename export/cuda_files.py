@@ -24,7 +24,8 @@ def make_file(model: ClusIR, config: ExportConfig, precision: str, folder: Path)
 
     Raises ExportError where a pass or a converter refuses.
     """
-    form = f"{config.name}-{config.router}-{config.dft}-{'dynamic' if config.dynamic else config.tile_px}"
+    size = "dynamic" if config.dynamic else str(config.tile_px)
+    form = f"{config.name}-{config.router}-{config.dft}-{size}-{config.checkpoint_sha256[:8] or 'random'}"
     base = folder / f"{form}.onnx"
     if not base.exists():
         with staged(folder) as stage:

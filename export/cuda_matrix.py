@@ -105,7 +105,8 @@ def _run_group(
     progress: Progress,
 ) -> None:
     """Open every engine of the group, check each against the reference, then time them in turns."""
-    rows = [row for row in _rows(group, plan, device) if row.key not in log.rows]
+    rows = [replace(row, checkpoint=digest) for row in _rows(group, plan, device)]
+    rows = [row for row in rows if log.lacks(row)]
     if not rows:
         return
     cases = list(parity_cases([(plan.tile_px, plan.tile_px)], [group.batch], plan.kinds))
@@ -206,6 +207,11 @@ class _Log:
         # Several rows of one group are open at a time: only the last one that was opened can have ended the process.
         if started and last not in self.rows:
             self.finish(replace(started[last], error="the process ended in this row"))
+
+    def lacks(self, row: MatrixRow) -> bool:
+        """Whether ``row`` has not been finished with these weights; what other weights gave is forgotten."""
+        known = self.rows.get(row.key)
+        return known is None or known.checkpoint != row.checkpoint
 
     def start(self, row: MatrixRow) -> None:
         self._append(row, done=False)

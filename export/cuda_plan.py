@@ -46,7 +46,8 @@ class MatrixRow:
 
     ``max_abs`` in units of the 0..1 range, ``psnr_db`` and ``flips`` against PyTorch float32 on the CPU, the worst over
     the inputs; ``ok``: within tolerance and, on CUDA, no tensor operator on the CPU. Latency is of one batch, from
-    device to device; ``memory_mib`` is what the card gave while the row was open.
+    device to device; ``memory_mib`` is what the card gave while the row was open. ``checkpoint`` is the sha256 of the
+    weights (empty: random ones): rows of other weights are other rows.
     """
 
     model: str
@@ -55,6 +56,7 @@ class MatrixRow:
     shape: str
     precision: str
     batch: int
+    checkpoint: str = ""
     max_abs: float | None = None
     psnr_db: float | None = None
     flips: int | None = None
