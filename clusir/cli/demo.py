@@ -54,7 +54,7 @@ def main(out: Path, precision: str) -> None:
         for backend in ("ort", "openvino"):
             with Restorer(bundle, backend=backend, precision=wanted) as restorer:
                 restored, work = restorer.restore_and_tell(np.rint(damaged * 255).astype(np.uint8))
-                after = psnr(restored.astype(np.float32) / 255, clean)
+                after = psnr(restored.astype(np.float32) / np.float32(255), clean)
                 routing = work.routing
                 page.add(
                     f"chelsea, {wanted} on {backend}",
