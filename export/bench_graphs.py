@@ -186,9 +186,9 @@ def _graph_row(
         return Row(what, why=f"does not run: {_line(error)}")
     if found.shape != expected.shape:
         return Row(what, why=f"wrong: shape {found.shape} instead of {expected.shape}")
-    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    apart = float(np.abs(found - expected).max() / np.abs(expected).max())
     calls[what] = call
-    return Row(what, error, why="" if error <= _RIGHT else "wrong")
+    return Row(what, apart, why="" if apart <= _RIGHT else "wrong")
 
 
 def _torch_call(model: nn.Module, image: Tensor, channels_last: bool) -> Callable[[], object]:
