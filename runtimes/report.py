@@ -1,7 +1,8 @@
 """``--report``: collects what happened to each picture and writes one self-contained HTML page.
 
 Pictures are kept as compressed thumbnails from the moment they are added, so a report of a thousand pictures needs the
-memory of its file: at most ``budget_mb``. Beyond that budget pictures are listed with their figures, without pixels.
+memory of its file: at most ``budget_mb``. Beyond that budget pictures are listed with their figures, without pixels,
+and beyond ``limit`` pictures they are only counted: a page of a million rows helps nobody.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from clusir.runtimes.explain import Level, routing_levels
 from clusir.runtimes.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
 from clusir.spec import ModelSpec
 
-__all__ = ["Entry", "Pair", "ReportWriter"]
+__all__ = ["Entry", "Pair", "ReportWriter", "Totals"]
 
 _OVERVIEW_PX = 900
 _DETAIL_PX = 320
@@ -53,6 +54,15 @@ class Entry:
     note: str = ""
 
 
+@dataclass
+class Totals:
+    """Counts over all pictures, those that the page does not list included."""
+
+    restored: int = 0
+    failed: int = 0
+    pixels: int = 0
+
+
 class ReportWriter:
     """Collects pictures (from any thread) and writes the page.
 
@@ -66,11 +76,14 @@ class ReportWriter:
         facts: Mapping[str, str] | None = None,
         footer: str = "",
         budget_mb: float = 40.0,
+        limit: int = 2000,
     ) -> None:
         self.title = title
         self.facts = dict(facts or {})
         self.footer = footer
         self.entries: list[Entry] = []
+        self.totals = Totals()
+        self._limit = limit
         self._left = int(budget_mb * 1e6)
         self._lock = threading.Lock()
 
@@ -98,6 +111,11 @@ class ReportWriter:
         if np.shape(before)[:2] != np.shape(after)[:2]:
             raise ImageError(f"report: {name}: before is {np.shape(before)[:2]} and after {np.shape(after)[:2]} pixels")
         width, height = size or np.shape(before)[1::-1]
+        with self._lock:
+            self.totals.restored += 1
+            self.totals.pixels += width * height
+            if len(self.entries) >= self._limit:
+                return
         small = [shrunk(eight_bit(p), _OVERVIEW_PX) for p in (before, after)]
         change = float(np.abs(small[0].astype(np.int16) - small[1].astype(np.int16)).mean())
         levels: tuple[Level, ...] = ()
@@ -114,7 +132,9 @@ class ReportWriter:
     def add_failure(self, name: str, reason: str) -> None:
         """Add a picture that could not be restored, with the one-line reason."""
         with self._lock:
-            self.entries.append(Entry(name, 0, 0, error=reason))
+            self.totals.failed += 1
+            if len(self.entries) < self._limit:
+                self.entries.append(Entry(name, 0, 0, error=reason))
 
     @staticmethod
     def _pairs(
@@ -140,7 +160,7 @@ class ReportWriter:
 
         path = Path(path)
         with self._lock:
-            text = render(self.title, self.facts, sorted(self.entries, key=lambda e: e.name), self.footer)
+            text = render(self.title, self.facts, sorted(self.entries, key=lambda e: e.name), self.totals, self.footer)
         return write_whole(path, lambda partial: _write(partial, text), "report")
 
 

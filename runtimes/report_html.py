@@ -8,7 +8,7 @@ from html import escape
 from importlib import resources
 
 from clusir.runtimes.explain import Level, recognised, summary
-from clusir.runtimes.report import Entry, Pair
+from clusir.runtimes.report import Entry, Pair, Totals
 
 __all__ = ["bars", "page", "render"]
 
@@ -181,16 +181,16 @@ def _index(entries: Sequence[Entry]) -> str:
     return f'<div class="card scroll">{table}</div>'
 
 
-def render(title: str, facts: Mapping[str, str], entries: Sequence[Entry], footer: str) -> str:
+def render(title: str, facts: dict[str, str], entries: Sequence[Entry], totals: Totals, footer: str) -> str:
     """The page as text. ``facts`` label and value for the head; ``entries`` in the order they shall appear."""
     done = [e for e in entries if not e.error]
-    pixels = sum(e.width * e.height for e in done) / 1e6
     chips = {
-        "restored": str(len(done)),
-        "failed": str(len(entries) - len(done)),
-        "megapixels": f"{pixels:.2f}",
+        "restored": str(totals.restored),
+        "failed": str(totals.failed),
+        "megapixels": f"{totals.pixels / 1e6:.2f}",
         **facts,
     }
+    missing = totals.restored + totals.failed - len(entries)
     items = "".join(f"<li><b>{escape(v)}</b><span>{escape(k)}</span></li>" for k, v in chips.items())
     body = [
         '<a class="skip" href="#pictures">Skip to the pictures</a>',
@@ -203,5 +203,7 @@ def render(title: str, facts: Mapping[str, str], entries: Sequence[Entry], foote
         body.append(f"<h2>All pictures</h2>{_index(entries)}")
     body.append('<h2 id="pictures">Before and after</h2>')
     body += [_entry(entry, number) for number, entry in enumerate(entries)]
+    if missing:
+        body.append(f'<p class="quiet">{missing} more pictures were counted, but are not listed.</p>')
     body.append(f"</main><footer><p>{escape(footer)}</p></footer>")
     return page(title, "\n".join(body))

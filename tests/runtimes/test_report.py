@@ -125,6 +125,14 @@ def test_pictures_beyond_the_budget_keep_their_figures(tmp_path: Path) -> None:
     assert text.count("<h3>Recognised</h3>") == 3
 
 
+def test_pictures_beyond_the_limit_are_counted(tmp_path: Path) -> None:
+    text = _writer(limit=2).write(tmp_path / "r.html").read_text()
+    assert len(re.findall(r'class="card picture', text)) == 2
+    assert "<b>3</b><span>restored</span>" in text
+    assert "<b>1</b><span>failed</span>" in text
+    assert "2 more pictures" in text
+
+
 def test_thinned_copy_of_a_huge_picture_names_the_real_size(tmp_path: Path) -> None:
     writer = ReportWriter()
     writer.add("huge.png", *_picture(500, 1000), size=(10000, 5000))
