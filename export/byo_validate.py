@@ -36,6 +36,9 @@ class Agreement:
     what: str
     error: float
 
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.what}: {self.error:.1e}"
+
 
 def probes(count: int, channels: int, height: int, width: int) -> Tensor:
     """``count`` different pictures (float32, BxCxHxW in 0..1): noise, ramps, dark, bright, blobs, edges, flat colours.

@@ -82,7 +82,7 @@ def _convolve(operator: Callable[..., Any]) -> Callable[..., Pair]:
 
 def _norm(a: Pair, *rest: Any, **more: Any) -> Tensor:
     more.pop("dtype", None)
-    return _ATEN.linalg_vector_norm.default(complex_abs(a), *rest, **more)  # type: ignore[no-any-return]
+    return _ATEN.linalg_vector_norm.default(complex_abs(a), *rest, **more)
 
 
 # -- making and unmaking -----------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def filled(re: Any, im: Any) -> Pair:
     elif _is_number(im):
         im = torch.full_like(re, im)
     if re.shape != im.shape:
-        re, im = torch.broadcast_tensors(re, im)  # type: ignore[no-untyped-call]
+        re, im = torch.broadcast_tensors(re, im)
     return Pair(re, im)
 
 
