@@ -114,7 +114,8 @@ class TorchEngine:
         return {}
 
     def close(self) -> None:
-        self._module = self._image = self._done = None
+        self._module = self._done = None
+        self._image = torch.empty(0)
         if self._device == "cuda":
             torch.cuda.empty_cache()
 

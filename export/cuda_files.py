@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from clusir.calibration.balance import BalanceConfig
+from clusir.calibration.sources import open_source
 from clusir.export.fp16 import Fp16Config, convert_fp16
 from clusir.export.pipeline import ExportConfig, staged, write_graphs
 from clusir.export.quantize import quantize_int8
-from clusir.export.quantize_data import Reference, calibrate, draw_calibration
-from clusir.export.quantize_run import crop_px_of, open_source
+from clusir.export.quantize_data import Reference, calibrate, crop_px_of, draw_calibration
 from clusir.model import ClusIR
 
 __all__ = ["make_file"]
