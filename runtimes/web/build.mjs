@@ -1,4 +1,5 @@
-// Bundles the package into dist/: clusir.js (the page's side), worker.js (with onnxruntime-web's script), the .wasm files
+// Bundles the package into dist/: clusir.js (the page's side), worker.js (with onnxruntime-web's script), the .wasm
+// files
 // beside them, and the demo page. Prints the sizes.
 import { build } from "esbuild";
 import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";

@@ -16,8 +16,10 @@ int main(int argc, char** argv) {
     const clusir_image in = {pixels, WIDTH, HEIGHT, 3, CLUSIR_U8, 0}, out = {result, WIDTH, HEIGHT, 3, CLUSIR_U8, 0};
     clusir_status status = clusir_open(argv[1], &options, &model);
     if (status == CLUSIR_OK) status = clusir_restore(model, &in, &out, NULL);
-    if (status != CLUSIR_OK) fprintf(stderr, "error: %s\n", clusir_last_error());
-    else printf("%d %d %d\n", result[40][50][0], result[40][50][1], result[40][50][2]);
+    if (status != CLUSIR_OK)
+        fprintf(stderr, "error: %s\n", clusir_last_error());
+    else
+        printf("%d %d %d\n", result[40][50][0], result[40][50][1], result[40][50][2]);
     clusir_close(model);
     return status;
 }

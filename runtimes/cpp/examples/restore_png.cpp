@@ -33,8 +33,8 @@ struct CloseFile {
 };
 using File = std::unique_ptr<std::FILE, CloseFile>;
 
-// libpng reports through this; throwing through its C frames works because it is built with unwind tables on every platform
-// that this example is for, and spares the setjmp that would skip destructors.
+// libpng reports through this; throwing through its C frames works because it is built with unwind tables on every
+// platform that this example is for, and spares the setjmp that would skip destructors.
 void raise(png_structp, png_const_charp what) { throw std::runtime_error(what); }
 void ignore(png_structp, png_const_charp) {}
 
@@ -105,10 +105,14 @@ int main(int argc, char** argv) {
     int threads = 0;
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i];
-        if (argument == "--backend" && i + 1 < argc) backend = argv[++i];
-        else if (argument == "--threads" && i + 1 < argc) threads = std::atoi(argv[++i]);
-        else if (argument.rfind("--", 0) == 0) return usage();
-        else names.push_back(argument);
+        if (argument == "--backend" && i + 1 < argc)
+            backend = argv[++i];
+        else if (argument == "--threads" && i + 1 < argc)
+            threads = std::atoi(argv[++i]);
+        else if (argument.rfind("--", 0) == 0)
+            return usage();
+        else
+            names.push_back(argument);
     }
     if (names.size() != 3) return usage();
     try {
@@ -124,7 +128,8 @@ int main(int argc, char** argv) {
             std::cout << "level " << level + 1 << ":";
             for (std::uint32_t c = 0; c < clusir_level_clusters(model.get(), level); ++c, ++at) {
                 const std::string label = clusir_cluster_label(model.get(), level, c);
-                std::printf(" %s=%.3f", label.empty() ? std::to_string(c).c_str() : label.c_str(), routing.posterior[at]);
+                std::printf(" %s=%.3f", label.empty() ? std::to_string(c).c_str() : label.c_str(),
+                            routing.posterior[at]);
                 std::fflush(stdout);
             }
             std::cout << std::endl;

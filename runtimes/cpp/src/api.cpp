@@ -106,7 +106,8 @@ clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const vo
         require((router == nullptr) == (router_bytes == 0), "router is null with a size, or has no bytes");
         const auto options = copied(given);
         const Source first{"graph in memory", graph, graph_bytes}, second{"router in memory", router, router_bytes};
-        auto opened = std::make_unique<Model>(backend_name(options), first, router ? &second : nullptr, backend_options(options));
+        auto opened =
+            std::make_unique<Model>(backend_name(options), first, router ? &second : nullptr, backend_options(options));
         *model = new clusir_model{std::move(opened)};
     });
 }
@@ -117,10 +118,16 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
     return guarded([&] {
         require(model != nullptr && spec != nullptr, "model or spec is null");
         const auto& from = model->model->spec();
-        *spec = {from.name.c_str(), from.precision.c_str(), model->model->backend().c_str(),
-                 static_cast<uint32_t>(from.channels), static_cast<uint32_t>(from.tile_px), static_cast<uint32_t>(from.halo_px),
-                 static_cast<uint32_t>(from.clusters.size()), static_cast<uint32_t>(from.posterior_size()),
-                 static_cast<uint32_t>(from.gate_size()), static_cast<uint32_t>(from.top_k)};
+        *spec = {from.name.c_str(),
+                 from.precision.c_str(),
+                 model->model->backend().c_str(),
+                 static_cast<uint32_t>(from.channels),
+                 static_cast<uint32_t>(from.tile_px),
+                 static_cast<uint32_t>(from.halo_px),
+                 static_cast<uint32_t>(from.clusters.size()),
+                 static_cast<uint32_t>(from.posterior_size()),
+                 static_cast<uint32_t>(from.gate_size()),
+                 static_cast<uint32_t>(from.top_k)};
     });
 }
 
@@ -151,18 +158,21 @@ const char* clusir_metadata(const clusir_model* model, const char* field) {
     return value;
 }
 
-clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const clusir_image* out, const clusir_run_options* given) {
+clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const clusir_image* out,
+                             const clusir_run_options* given) {
     return guarded([&] {
         require(model != nullptr, "model is null");
         const auto options = copied(given);
         const auto& spec = model->model->spec();
-        const clusir_image from = clusir::detail::check_image(in, "in", spec), to = clusir::detail::check_image(out, "out", spec);
+        const clusir_image from = clusir::detail::check_image(in, "in", spec),
+                           to = clusir::detail::check_image(out, "out", spec);
         clusir::detail::check_pair(from, to);
         const auto routing = model->model->restore(from, to, [&](uint32_t done, uint32_t total) {
             if (options.cancel != nullptr && options.cancel->now.load(std::memory_order_relaxed)) return false;
             return options.progress == nullptr || options.progress(options.user, done, total) == 0;
         });
-        if (options.posterior != nullptr) std::copy(routing.posterior.begin(), routing.posterior.end(), options.posterior);
+        if (options.posterior != nullptr)
+            std::copy(routing.posterior.begin(), routing.posterior.end(), options.posterior);
         if (options.gate != nullptr) std::copy(routing.gate.begin(), routing.gate.end(), options.gate);
     });
 }

@@ -48,14 +48,17 @@ bool looks_like_onnx(const void* bytes, std::size_t size) {
 std::string resolve_backend(const std::string& request) {
     const std::string built = clusir_backends();
     if (request == "auto") {
-        if (built.empty()) throw Failure(CLUSIR_NO_BACKEND, "this build of clusir has no back end; configure it with ONNX Runtime or OpenVINO");
+        if (built.empty())
+            throw Failure(CLUSIR_NO_BACKEND,
+                          "this build of clusir has no back end; configure it with ONNX Runtime or OpenVINO");
         return built.find("openvino") != std::string::npos ? "openvino" : "ort";
     }
     if (request != "ort" && request != "openvino") {
         throw Failure(CLUSIR_INVALID_ARGUMENT, "backend '" + request + "' is not auto, ort or openvino");
     }
     if (built.find(request) == std::string::npos) {
-        throw Failure(CLUSIR_NO_BACKEND, "backend '" + request + "' was not built in (there is: " + (built.empty() ? "none" : built) + ")");
+        throw Failure(CLUSIR_NO_BACKEND, "backend '" + request +
+                                             "' was not built in (there is: " + (built.empty() ? "none" : built) + ")");
     }
     return request;
 }

@@ -29,10 +29,11 @@ const Port& port(const std::vector<Port>& ports, const std::string& name, const 
 // A declared shape agrees where it has the same rank and every fixed length is the one that will be used.
 void expect(const Port& port, const Shape& shape) {
     bool agrees = port.is_float && port.shape.size() == shape.size();
-    for (std::size_t i = 0; agrees && i < shape.size(); ++i) agrees = port.shape[i] < 0 || shape[i] < 0 || port.shape[i] == shape[i];
+    for (std::size_t i = 0; agrees && i < shape.size(); ++i)
+        agrees = port.shape[i] < 0 || shape[i] < 0 || port.shape[i] == shape[i];
     if (!agrees) {
-        bad_model("'" + port.name + "' is declared as " + (port.is_float ? "float32 " : "another type than float32, ") + to_string(port.shape) +
-                  ", the metadata says float32 " + to_string(shape));
+        bad_model("'" + port.name + "' is declared as " + (port.is_float ? "float32 " : "another type than float32, ") +
+                  to_string(port.shape) + ", the metadata says float32 " + to_string(shape));
     }
 }
 
@@ -62,7 +63,8 @@ void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSp
 
 }  // namespace
 
-std::unique_ptr<Model> Model::from_file(const std::string& path, const std::string& backend, const BackendOptions& options) {
+std::unique_ptr<Model> Model::from_file(const std::string& path, const std::string& backend,
+                                        const BackendOptions& options) {
     std::error_code none;
     if (!fs::is_regular_file(path, none)) throw Failure(CLUSIR_BAD_MODEL, path + ": there is no such file");
     const std::string suffix = ends_with(path, ".ort") ? ".ort" : ends_with(path, ".xml") ? ".xml" : ".onnx";
@@ -80,18 +82,22 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
     try {
         spec_ = ModelSpec::from_metadata(graph_->metadata());
         if (spec_.graph == "router") bad_model("this is a router graph; open the model it belongs to");
-        if ((spec_.graph == "tile") != (router != nullptr)) bad_model("a tile graph needs its router graph, and only a tile graph does");
-        if (spec_.graph == "tile" && !spec_.routed()) bad_model("a tile graph has routed levels, and this one names none");
+        if ((spec_.graph == "tile") != (router != nullptr))
+            bad_model("a tile graph needs its router graph, and only a tile graph does");
+        if (spec_.graph == "tile" && !spec_.routed())
+            bad_model("a tile graph has routed levels, and this one names none");
         check_tile_graph(*graph_, spec_);
         if (router == nullptr) return;
         router_ = open_graph(backend, *router, options);
         check_router_graph(*router_, spec_, ModelSpec::from_metadata(router_->metadata()));
-        const auto sha = graph_->metadata().find("clusir.checkpoint_sha256"), other = router_->metadata().find("clusir.checkpoint_sha256");
+        const auto sha = graph_->metadata().find("clusir.checkpoint_sha256"),
+                   other = router_->metadata().find("clusir.checkpoint_sha256");
         if (sha != graph_->metadata().end() && other != router_->metadata().end() && sha->second != other->second) {
             bad_model("the tile graph and the router graph come from two different checkpoints");
         }
     } catch (const Failure& failure) {
-        const bool named = std::string(failure.what()).rfind(graph.path, 0) == 0 || (router && std::string(failure.what()).rfind(router->path, 0) == 0);
+        const bool named = std::string(failure.what()).rfind(graph.path, 0) == 0 ||
+                           (router && std::string(failure.what()).rfind(router->path, 0) == 0);
         if (named) throw;
         throw Failure(failure.status, graph.path + ": " + failure.what());
     }
@@ -100,7 +106,8 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
 Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& columns) const {
     RoutingMean mean(spec_);
     std::vector<float> planes(static_cast<std::size_t>(spec_.channels * rows.tile * columns.tile));
-    std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())), probability(static_cast<std::size_t>(spec_.gate_size()));
+    std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
+        probability(static_cast<std::size_t>(spec_.gate_size()));
     for (const std::size_t y : sample(rows)) {
         for (const std::size_t x : sample(columns)) {
             gather(in, spec_, rows, columns, rows.starts[y], columns.starts[x], planes);
@@ -115,10 +122,12 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
 
 void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
                      std::vector<float>& restored, RoutingMean& own) const {
-    const Shape shape{1, spec_.channels, rows.tile, columns.tile}, clusters{1, spec_.posterior_size()}, experts{1, spec_.gate_size()};
+    const Shape shape{1, spec_.channels, rows.tile, columns.tile}, clusters{1, spec_.posterior_size()},
+        experts{1, spec_.gate_size()};
     std::vector<Feed> feeds{{spec_.input_name.c_str(), shape, planes.data()}};
     std::vector<Fetch> fetches{{spec_.output_name.c_str(), shape, restored.data()}};
-    std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())), gate(static_cast<std::size_t>(spec_.gate_size()));
+    std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
+        gate(static_cast<std::size_t>(spec_.gate_size()));
     if (router_) {
         feeds.push_back({"posterior", clusters, shared.posterior.data()});
         feeds.push_back({"gate", experts, shared.gate.data()});
@@ -137,7 +146,9 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
     if (tiles > UINT32_MAX) throw Failure(CLUSIR_INVALID_ARGUMENT, "the picture has more tiles than can be counted");
     const auto total = static_cast<std::uint32_t>(tiles);
     const auto go = [&](std::uint32_t done) {
-        if (!step(done, total)) throw Failure(CLUSIR_CANCELLED, "cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tiles");
+        if (!step(done, total))
+            throw Failure(CLUSIR_CANCELLED,
+                          "cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tiles");
     };
     go(0);
     Routing routing;
@@ -147,7 +158,8 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
     const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{in.width} * channels;
     const auto tile_h = static_cast<std::size_t>(rows.tile), tile_w = static_cast<std::size_t>(columns.tile);
     std::vector<float> planes(channels * tile_h * tile_w), restored(planes.size());
-    // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h. Bounded whatever the picture's height.
+    // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h. Bounded whatever the picture's
+    // height.
     std::vector<float> band(row * std::min<std::size_t>(tile_h, in.height));
     const std::size_t band_rows = band.size() / row;
     std::uint32_t done = 0;

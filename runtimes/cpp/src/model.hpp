@@ -18,14 +18,16 @@ namespace clusir::detail {
 class Model {
 public:
     // Finds the files that belong together; see clusir_open.
-    static std::unique_ptr<Model> from_file(const std::string& path, const std::string& backend, const BackendOptions& options);
+    static std::unique_ptr<Model> from_file(const std::string& path, const std::string& backend,
+                                            const BackendOptions& options);
     Model(const std::string& backend, const Source& graph, const Source* router, const BackendOptions& options);
 
     const ModelSpec& spec() const { return spec_; }
     const Metadata& metadata() const { return graph_->metadata(); }
     const std::string& backend() const { return backend_; }
 
-    // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. Any number of threads may call it.
+    // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. Any number of threads may
+    // call it.
     Routing restore(const clusir_image& in, const clusir_image& out,
                     const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
 

@@ -14,7 +14,8 @@ namespace clusir::detail {
 namespace {
 
 std::string first_line(const std::string& text) {
-    // OpenVINO puts the place in its own source first and the reason in a later line; the last line that says something is it.
+    // OpenVINO puts the place in its own source first and the reason in a later line; the last line that says something
+    // is it.
     std::string line, best;
     for (const char c : text + "\n") {
         if (c != '\n') {
@@ -39,9 +40,10 @@ Shape shape_of(const ov::PartialShape& shape) {
     return result;
 }
 
-constexpr const char* kFields[] = {"spec_version", "name", "graph", "precision", "input_name", "output_name", "layout",
-                                   "colour_order", "value_range", "channels", "size", "tile_px", "halo_px", "clusters",
-                                   "experts", "top_k", "cluster_labels", "checkpoint_sha256"};
+constexpr const char* kFields[] = {
+    "spec_version", "name",         "graph",       "precision", "input_name",     "output_name",
+    "layout",       "colour_order", "value_range", "channels",  "size",           "tile_px",
+    "halo_px",      "clusters",     "experts",     "top_k",     "cluster_labels", "checkpoint_sha256"};
 
 std::string onnx_bytes(const Source& source) {
     std::string bytes;
@@ -52,7 +54,8 @@ std::string onnx_bytes(const Source& source) {
         bytes.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
         if (!file.good() && !file.eof()) bad_model(source.path + ": cannot be read");
     }
-    if (!looks_like_onnx(bytes.data(), bytes.size())) bad_model(source.path + ": it is not an ONNX model, or not all of one");
+    if (!looks_like_onnx(bytes.data(), bytes.size()))
+        bad_model(source.path + ": it is not an ONNX model, or not all of one");
     return bytes;
 }
 
@@ -62,9 +65,10 @@ public:
         std::shared_ptr<ov::Model> model;
         const std::string target = device(options);
         try {
-            // An .xml has its weights in a file beside it. Everything else is read here and checked for being ONNX: OpenVINO
-            // would try the file with every format that it knows, and follow paths to external data.
-            const bool xml = source.bytes == nullptr && path_.size() > 4 && path_.compare(path_.size() - 4, 4, ".xml") == 0;
+            // An .xml has its weights in a file beside it. Everything else is read here and checked for being ONNX:
+            // OpenVINO would try the file with every format that it knows, and follow paths to external data.
+            const bool xml =
+                source.bytes == nullptr && path_.size() > 4 && path_.compare(path_.size() - 4, 4, ".xml") == 0;
             model = xml ? core().read_model(path_) : core().read_model(onnx_bytes(source), ov::Tensor());
             read(*model);
         } catch (const Failure&) {
@@ -102,8 +106,8 @@ public:
                 const ov::Shape& shape = tensor.get_shape();
                 const Shape given(shape.begin(), shape.end());
                 if (tensor.get_element_type() != ov::element::f32 || given != fetch.shape) {
-                    bad_model(path_ + ": output '" + fetch.name + "' came out as " + to_string(given) + ", not as float32 " +
-                              to_string(fetch.shape));
+                    bad_model(path_ + ": output '" + fetch.name + "' came out as " + to_string(given) +
+                              ", not as float32 " + to_string(fetch.shape));
                 }
                 std::memcpy(fetch.data, tensor.data<float>(), tensor.get_byte_size());
             }
@@ -167,9 +171,11 @@ private:
         if (found != info.end() && found->second.is<ov::AnyMap>()) {
             for (const auto& [key, value] : found->second.as<ov::AnyMap>()) metadata_[key] = value.as<std::string>();
         }
-        // An .xml that clusir-export --openvino wrote has the same fields under "clusir"; they can only be asked for by name.
+        // An .xml that clusir-export --openvino wrote has the same fields under "clusir"; they can only be asked for by
+        // name.
         for (const char* field : kFields) {
-            if (model.has_rt_info("clusir", field)) metadata_[std::string("clusir.") + field] = model.get_rt_info<std::string>("clusir", field);
+            if (model.has_rt_info("clusir", field))
+                metadata_[std::string("clusir.") + field] = model.get_rt_info<std::string>("clusir", field);
         }
         for (const auto& port : model.inputs()) inputs_.push_back(describe(port));
         for (const auto& port : model.outputs()) outputs_.push_back(describe(port));

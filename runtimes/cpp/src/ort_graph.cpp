@@ -30,10 +30,14 @@ private:
 class OrtGraph final : public Graph {
 public:
     OrtGraph(const Source& source, const BackendOptions& options)
-        : library_(ort_library(options.ort_library)), api_(library_.api), path_(source.path), session_(api_->ReleaseSession),
+        : library_(ort_library(options.ort_library)),
+          api_(library_.api),
+          path_(source.path),
+          session_(api_->ReleaseSession),
           memory_(api_->ReleaseMemoryInfo) {
         if (options.device != "cpu") {
-            throw Failure(CLUSIR_NO_BACKEND, "device '" + options.device + "' is not there: the ort back end of this library runs on cpu");
+            throw Failure(CLUSIR_NO_BACKEND,
+                          "device '" + options.device + "' is not there: the ort back end of this library runs on cpu");
         }
         Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
         check(api_->CreateSessionOptions(&settings), CLUSIR_FAILED);
@@ -87,7 +91,8 @@ private:
         ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
         check(api_->GetTensorElementType(info.get(), &type), CLUSIR_FAILED);
         if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || shape != fetch.shape) {
-            bad_model(path_ + ": output '" + fetch.name + "' came out as " + to_string(shape) + ", not as float32 " + to_string(fetch.shape));
+            bad_model(path_ + ": output '" + fetch.name + "' came out as " + to_string(shape) + ", not as float32 " +
+                      to_string(fetch.shape));
         }
         void* data = nullptr;
         check(api_->GetTensorMutableData(value, &data), CLUSIR_FAILED);
@@ -125,14 +130,17 @@ private:
         OrtAllocator* allocator = nullptr;
         check(api_->GetAllocatorWithDefaultOptions(&allocator), CLUSIR_FAILED);
         std::size_t count = 0;
-        check((input ? api_->SessionGetInputCount : api_->SessionGetOutputCount)(session_.get(), &count), CLUSIR_BAD_MODEL);
+        check((input ? api_->SessionGetInputCount : api_->SessionGetOutputCount)(session_.get(), &count),
+              CLUSIR_BAD_MODEL);
         for (std::size_t i = 0; i < count; ++i) {
             char* name = nullptr;
-            check((input ? api_->SessionGetInputName : api_->SessionGetOutputName)(session_.get(), i, allocator, &name), CLUSIR_BAD_MODEL);
+            check((input ? api_->SessionGetInputName : api_->SessionGetOutputName)(session_.get(), i, allocator, &name),
+                  CLUSIR_BAD_MODEL);
             Port port{name, {}, false};
             allocator->Free(allocator, name);
             Owned<OrtTypeInfo> type(api_->ReleaseTypeInfo);
-            check((input ? api_->SessionGetInputTypeInfo : api_->SessionGetOutputTypeInfo)(session_.get(), i, &type), CLUSIR_BAD_MODEL);
+            check((input ? api_->SessionGetInputTypeInfo : api_->SessionGetOutputTypeInfo)(session_.get(), i, &type),
+                  CLUSIR_BAD_MODEL);
             const OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by `type`; null for anything but a tensor
             check(api_->CastTypeInfoToTensorInfo(type.get(), &info), CLUSIR_BAD_MODEL);
             if (info != nullptr) {

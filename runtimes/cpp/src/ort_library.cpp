@@ -50,7 +50,8 @@ const OrtApiBase* api_base(const std::string& path) {
         why = candidate + " has no OrtGetApiBase";
         dlclose(library);
     }
-    throw Failure(CLUSIR_NO_BACKEND, "ONNX Runtime could not be loaded (" + why + "); give ort_library or set CLUSIR_ORT_LIBRARY");
+    throw Failure(CLUSIR_NO_BACKEND,
+                  "ONNX Runtime could not be loaded (" + why + "); give ort_library or set CLUSIR_ORT_LIBRARY");
 }
 #endif
 
@@ -62,7 +63,8 @@ void check_ort(const OrtApi* api, OrtStatus* status, clusir_status code, const s
     const OrtErrorCode kind = api->GetErrorCode(status);
     api->ReleaseStatus(status);
     message = message.substr(0, message.find('\n'));
-    if (message.find("bad allocation") != std::string::npos || message.find("Failed to allocate") != std::string::npos) {
+    if (message.find("bad allocation") != std::string::npos ||
+        message.find("Failed to allocate") != std::string::npos) {
         code = CLUSIR_OUT_OF_MEMORY;
     }
     throw Failure(code, what + ": " + message + " (ONNX Runtime error " + std::to_string(kind) + ")");
@@ -77,10 +79,12 @@ const OrtLibrary& ort_library(const std::string& path) {
     const OrtApiBase* base = api_base(path);
     const OrtApi* api = base->GetApi(kApiVersion);
     if (api == nullptr) {
-        throw Failure(CLUSIR_NO_BACKEND, std::string("ONNX Runtime ") + base->GetVersionString() + " is older than 1.16");
+        throw Failure(CLUSIR_NO_BACKEND,
+                      std::string("ONNX Runtime ") + base->GetVersionString() + " is older than 1.16");
     }
     OrtEnv* env = nullptr;
-    check_ort(api, api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "clusir", &env), CLUSIR_NO_BACKEND, "ONNX Runtime does not start");
+    check_ort(api, api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "clusir", &env), CLUSIR_NO_BACKEND,
+              "ONNX Runtime does not start");
     return libraries.emplace(path, OrtLibrary{api, env}).first->second;
 }
 

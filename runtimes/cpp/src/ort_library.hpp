@@ -1,4 +1,5 @@
-// Finds ONNX Runtime's C API: in a library opened at run time (one binary then runs on many versions of it), or linked in.
+// Finds ONNX Runtime's C API: in a library opened at run time (one binary then runs on many versions of it), or linked
+// in.
 #pragma once
 
 #ifndef CLUSIR_ORT_LINKED
@@ -16,8 +17,8 @@ struct OrtLibrary {
     OrtEnv* env;
 };
 
-// The API and the process's environment for the library named (empty: see clusir_open_options.ort_library). Thread-safe; kept
-// until the process ends. Throws Failure(CLUSIR_NO_BACKEND).
+// The API and the process's environment for the library named (empty: see clusir_open_options.ort_library).
+// Thread-safe; kept until the process ends. Throws Failure(CLUSIR_NO_BACKEND).
 const OrtLibrary& ort_library(const std::string& path);
 
 // Throws Failure(code) with the status's message and frees the status; does nothing for nullptr.

@@ -21,7 +21,9 @@ std::size_t row_bytes(const clusir_image& image) {
 }
 
 // Bytes from the first sample to behind the last one.
-std::size_t extent(const clusir_image& image) { return (image.height - std::size_t{1}) * image.stride_bytes + row_bytes(image); }
+std::size_t extent(const clusir_image& image) {
+    return (image.height - std::size_t{1}) * image.stride_bytes + row_bytes(image);
+}
 
 float to_unit(std::uint8_t sample) { return static_cast<float>(sample) / 255.0F; }
 float to_unit(std::uint16_t sample) { return static_cast<float>(sample) / 65535.0F; }
@@ -39,7 +41,8 @@ float from_unit<float>(float value) {
 
 template <typename Sample>
 const Sample* row_of(const clusir_image& image, std::int64_t y) {
-    const auto* bytes = static_cast<const unsigned char*>(image.data) + static_cast<std::size_t>(y) * image.stride_bytes;
+    const auto* bytes =
+        static_cast<const unsigned char*>(image.data) + static_cast<std::size_t>(y) * image.stride_bytes;
     return reinterpret_cast<const Sample*>(bytes);
 }
 
@@ -50,8 +53,8 @@ float alpha_at(const clusir_image& image, std::uint32_t y, std::size_t index) {
 }
 
 template <typename Sample>
-void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const std::vector<std::size_t>& offsets,
-               std::int64_t top, std::vector<float>& planes) {
+void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& rows,
+               const std::vector<std::size_t>& offsets, std::int64_t top, std::vector<float>& planes) {
     const auto channels = static_cast<std::size_t>(spec.channels), width = offsets.size();
     const auto height = static_cast<std::size_t>(rows.tile);
     const float low = spec.low, scale = spec.high - spec.low;
@@ -72,7 +75,8 @@ void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& row
 }
 
 template <typename Sample>
-void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec) {
+void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
+              const ModelSpec& spec) {
     auto* into = const_cast<Sample*>(row_of<Sample>(out, y));
     const auto colours = static_cast<std::size_t>(spec.channels);
     const float low = spec.low, scale = spec.high - spec.low;
@@ -80,7 +84,9 @@ void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, 
     for (std::size_t x = 0; x < out.width; ++x) {
         for (std::size_t c = 0; c < colours; ++c) {
             const float value = row[x * colours + c];
-            if (!std::isfinite(value)) throw Failure(CLUSIR_FAILED, "the model returned NaN or infinity; its file is damaged or it overflowed");
+            if (!std::isfinite(value))
+                throw Failure(CLUSIR_FAILED,
+                              "the model returned NaN or infinity; its file is damaged or it overflowed");
             into[x * out.channels + c] = from_unit<Sample>(plain ? value : (value - low) / scale);
         }
         if (out.channels == colours) continue;
@@ -98,16 +104,19 @@ clusir_image check_image(const clusir_image* image, const char* what, const Mode
     // The type may come from another language: look at the number, not at the enumeration.
     int type = 0;
     std::memcpy(&type, &image->type, sizeof type);
-    if (type != CLUSIR_U8 && type != CLUSIR_U16 && type != CLUSIR_F32) refuse(what, "type " + std::to_string(type) + " is not U8, U16 or F32");
+    if (type != CLUSIR_U8 && type != CLUSIR_U16 && type != CLUSIR_F32)
+        refuse(what, "type " + std::to_string(type) + " is not U8, U16 or F32");
     const auto colours = static_cast<std::uint32_t>(spec.channels);
     if (checked.channels != colours && checked.channels != colours + 1) {
-        refuse(what, std::to_string(checked.channels) + " channels; the model takes " + std::to_string(colours) + " or, with alpha, " + std::to_string(colours + 1));
+        refuse(what, std::to_string(checked.channels) + " channels; the model takes " + std::to_string(colours) +
+                         " or, with alpha, " + std::to_string(colours + 1));
     }
     const std::size_t bytes = sample_size(checked.type);
     if (std::size_t{checked.width} > SIZE_MAX / 16) refuse(what, "is too wide");
     if (checked.stride_bytes == 0) checked.stride_bytes = row_bytes(checked);
     if (checked.stride_bytes < row_bytes(checked)) {
-        refuse(what, "stride " + std::to_string(checked.stride_bytes) + " bytes is less than a row of " + std::to_string(row_bytes(checked)));
+        refuse(what, "stride " + std::to_string(checked.stride_bytes) + " bytes is less than a row of " +
+                         std::to_string(row_bytes(checked)));
     }
     if (checked.stride_bytes % bytes != 0) refuse(what, "stride is not a multiple of the sample size");
     const auto address = reinterpret_cast<std::uintptr_t>(checked.data);
@@ -130,14 +139,16 @@ void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, 
             std::int64_t left, std::vector<float>& planes) {
     std::vector<std::size_t> offsets(static_cast<std::size_t>(columns.tile));
     for (std::size_t x = 0; x < offsets.size(); ++x) {
-        offsets[x] = static_cast<std::size_t>(reflect(left + static_cast<std::int64_t>(x), columns.length)) * image.channels;
+        offsets[x] =
+            static_cast<std::size_t>(reflect(left + static_cast<std::int64_t>(x), columns.length)) * image.channels;
     }
     if (image.type == CLUSIR_U8) gather_as<std::uint8_t>(image, spec, rows, offsets, top, planes);
     if (image.type == CLUSIR_U16) gather_as<std::uint16_t>(image, spec, rows, offsets, top, planes);
     if (image.type == CLUSIR_F32) gather_as<float>(image, spec, rows, offsets, top, planes);
 }
 
-void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec) {
+void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
+               const ModelSpec& spec) {
     if (out.type == CLUSIR_U8) write_as<std::uint8_t>(in, out, y, row, spec);
     if (out.type == CLUSIR_U16) write_as<std::uint16_t>(in, out, y, row, spec);
     if (out.type == CLUSIR_F32) write_as<float>(in, out, y, row, spec);

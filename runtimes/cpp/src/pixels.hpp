@@ -22,6 +22,7 @@ void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, 
             std::int64_t left, std::vector<float>& planes);
 
 // Writes row `y` of `out`: colours from `row` (interleaved, the model's range), alpha from `in`.
-void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec);
+void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
+               const ModelSpec& spec);
 
 }  // namespace clusir::detail

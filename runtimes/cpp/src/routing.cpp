@@ -5,7 +5,8 @@
 namespace clusir::detail {
 
 RoutingMean::RoutingMean(const ModelSpec& spec)
-    : spec_(spec), posterior_(static_cast<std::size_t>(spec.posterior_size())),
+    : spec_(spec),
+      posterior_(static_cast<std::size_t>(spec.posterior_size())),
       experts_(static_cast<std::size_t>(spec.gate_size())) {}
 
 void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& experts) {

@@ -25,8 +25,8 @@ private:
     int count_ = 0;
 };
 
-// The gate of one level: the k largest of `probability[0..experts)`, ties to the lowest index, zero elsewhere. For k = 1 the
-// weight is the probability itself; for k > 1 the chosen ones are divided by their sum.
+// The gate of one level: the k largest of `probability[0..experts)`, ties to the lowest index, zero elsewhere. For k =
+// 1 the weight is the probability itself; for k > 1 the chosen ones are divided by their sum.
 void top_k(const float* probability, int experts, int k, float* gate);
 
 }  // namespace clusir::detail

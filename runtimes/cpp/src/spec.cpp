@@ -123,7 +123,8 @@ int ModelSpec::gate_size() const { return std::accumulate(experts.begin(), exper
 ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     const Fields fields(metadata);
     json version;
-    if (!fields.read("spec_version", version)) bad_model("the model carries no clusir metadata (key clusir.spec_version)");
+    if (!fields.read("spec_version", version))
+        bad_model("the model carries no clusir metadata (key clusir.spec_version)");
     Fields::checked("spec_version", version, kSpecVersion, kSpecVersion);
 
     ModelSpec spec;
@@ -151,7 +152,8 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     const bool fits = spec.static_px ? spec.tile_px == spec.static_px
                                      : spec.tile_px >= spec.minimum && spec.tile_px % spec.multiple_of == 0;
     if (!fits) Fields::refuse("tile_px", "does not fit the size rule");
-    if (spec.clusters.size() != spec.experts.size()) Fields::refuse("experts", "does not name the levels of the clusters");
+    if (spec.clusters.size() != spec.experts.size())
+        Fields::refuse("experts", "does not name the levels of the clusters");
     for (const int experts : spec.experts) {
         if (spec.top_k > experts) Fields::refuse("top_k", "is more than the experts of a level");
     }

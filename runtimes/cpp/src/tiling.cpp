@@ -6,8 +6,8 @@
 namespace clusir::detail {
 namespace {
 
-// R of runtimes/tiling.py at pixel `x` for the neighbours that start at `start` and `following`: 0 before the overlap of
-// the two, 1 behind it, a cubic in multiples of 1/2048 between.
+// R of runtimes/tiling.py at pixel `x` for the neighbours that start at `start` and `following`: 0 before the overlap
+// of the two, 1 behind it, a cubic in multiples of 1/2048 between.
 double ramp(std::int64_t x, std::int64_t start, std::int64_t following, std::int64_t tile, std::int64_t halo) {
     const double centre = static_cast<double>(x) + 0.5, middle = static_cast<double>(start + following + tile) / 2;
     if (halo == 0) return centre > middle ? 1.0 : 0.0;
@@ -23,7 +23,8 @@ Axis plan_axis(std::int64_t length, const ModelSpec& spec) {
     const std::int64_t halo = spec.halo_px, tile = spec.tile_px;
     if (length <= tile) {
         const std::int64_t multiple = spec.multiple_of;
-        const std::int64_t rounded = (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple * multiple;
+        const std::int64_t rounded =
+            (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple * multiple;
         axis.tile = spec.static_px ? spec.static_px : rounded;
         axis.starts = {0};
         axis.weights.emplace_back(static_cast<std::size_t>(axis.tile), 1.0F);

@@ -1,4 +1,5 @@
-// Where the tiles of a picture lie and how they blend. Mirrors runtimes/tiling.py; tests/golden holds both to the same numbers.
+// Where the tiles of a picture lie and how they blend. Mirrors runtimes/tiling.py; tests/golden holds both to the same
+// numbers.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ struct Axis {
     std::int64_t length = 0;           // of the picture
     std::int64_t tile = 0;             // of every tile; larger than `length` where the picture is padded
     std::vector<std::int64_t> starts;  // rising; the first is 0, the last tile ends at max(length, tile)
-    std::vector<std::vector<float>> weights;  // per tile and position in it; over all tiles they sum to 1 at every pixel
+    std::vector<std::vector<float>>
+        weights;  // per tile and position in it; over all tiles they sum to 1 at every pixel
 };
 
 Axis plan_axis(std::int64_t length, const ModelSpec& spec);

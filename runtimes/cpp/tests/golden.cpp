@@ -1,7 +1,7 @@
 // Checks the golden cases: clusir-golden GOLDEN_FOLDER BACKEND [ORT_LIBRARY [PRECISION TOLERANCE]]
 //
-// Prints the largest difference of every case. With a PRECISION (for example int8) the cases whose model has such a variant
-// beside it are run with that one, against the same float32 results, within TOLERANCE.
+// Prints the largest difference of every case. With a PRECISION (for example int8) the cases whose model has such a
+// variant beside it are run with that one, against the same float32 results, within TOLERANCE.
 #include <clusir/clusir.hpp>
 
 #include <algorithm>
@@ -76,8 +76,10 @@ void check_float(Checks& checks, const Case& c, const clusir::Model& model, doub
     const double worst = largest(colours.data(), c.restored.data(), std::min(colours.size(), c.restored.size()));
     std::printf("%s %s: max abs difference %.3g\n", model.spec().backend, c.name.c_str(), worst);
     checks.that(worst <= tolerance, c.name + ": restored differs by more than the tolerance");
-    checks.that(routing.posterior.size() == c.posterior.size() && routing.gate.size() == c.gate.size(), c.name + ": routing sizes");
-    checks.that(largest(routing.posterior.data(), c.posterior.data(), c.posterior.size()) <= c.tolerance, c.name + ": posterior");
+    checks.that(routing.posterior.size() == c.posterior.size() && routing.gate.size() == c.gate.size(),
+                c.name + ": routing sizes");
+    checks.that(largest(routing.posterior.data(), c.posterior.data(), c.posterior.size()) <= c.tolerance,
+                c.name + ": posterior");
     checks.that(largest(routing.gate.data(), c.gate.data(), c.gate.size()) <= c.tolerance, c.name + ": gate");
 }
 
@@ -86,7 +88,8 @@ void check_integers(Checks& checks, const Case& c, const clusir::Model& model, d
     const std::size_t stride = c.row() + 6 * size;
     auto input = with_gaps(c, stride);
     std::vector<std::uint8_t> out(input.size(), 0x5A);
-    model.restore({input.data(), c.width, c.height, c.channels, c.type, stride}, {out.data(), c.width, c.height, c.channels, c.type, stride});
+    model.restore({input.data(), c.width, c.height, c.channels, c.type, stride},
+                  {out.data(), c.width, c.height, c.channels, c.type, stride});
     const double top = size == 1 ? 255.0 : 65535.0, slack = std::max(1.0, tolerance * top + 1.0);
     double worst = 0.0;
     bool alpha_kept = true, gaps_kept = true;
@@ -105,7 +108,8 @@ void check_integers(Checks& checks, const Case& c, const clusir::Model& model, d
         }
         for (std::size_t i = c.row(); i < stride; ++i) gaps_kept = gaps_kept && out[y * stride + i] == 0x5A;
     }
-    checks.that(worst <= slack && (size == 2 || tolerance > 1e-3 || worst <= 1.0), c.name + ": integers differ by " + std::to_string(worst) + " levels");
+    checks.that(worst <= slack && (size == 2 || tolerance > 1e-3 || worst <= 1.0),
+                c.name + ": integers differ by " + std::to_string(worst) + " levels");
     checks.that(alpha_kept, c.name + ": alpha changed");
     checks.that(gaps_kept, c.name + ": bytes between the rows were written");
 }

@@ -1,6 +1,8 @@
-// Wrong arguments, files that are no model, metadata that lies, cancelled runs, threads. Meant to run under the sanitizers:
+// Wrong arguments, files that are no model, metadata that lies, cancelled runs, threads. Meant to run under the
+// sanitizers:
 //   clusir-hostile FOLDER BACKEND [ORT_LIBRARY]
-// FOLDER holds standin.onnx (see clusir.export.golden_model) and bad/*.onnx: each of those must be refused, or fail, with a line.
+// FOLDER holds standin.onnx (see clusir.export.golden_model) and bad/*.onnx: each of those must be refused, or fail,
+// with a line.
 #include <clusir/clusir.hpp>
 
 #include <algorithm>
@@ -36,7 +38,8 @@ std::vector<std::uint8_t> noise(std::size_t bytes) {
 
 void refused(clusir_status status, clusir_status expected, const std::string& what) {
     const bool line = std::strlen(clusir_last_error()) > 0 && std::strchr(clusir_last_error(), '\n') == nullptr;
-    checks.that(status == expected && line, what + ": status " + std::to_string(status) + ", '" + clusir_last_error() + "'");
+    checks.that(status == expected && line,
+                what + ": status " + std::to_string(status) + ", '" + clusir_last_error() + "'");
 }
 
 void arguments(clusir_model* model) {
@@ -59,12 +62,19 @@ void arguments(clusir_model* model) {
     with("stride of one", [](clusir_image& i) { i.stride_bytes = 1; });
     with("huge stride", [](clusir_image& i) { i.stride_bytes = SIZE_MAX - 8; });
     with("odd stride of shorts", [](clusir_image& i) { i.type = CLUSIR_U16, i.stride_bytes = i.width * 6 + 1; });
-    with("odd address of floats", [](clusir_image& i) { i.type = CLUSIR_F32, i.data = static_cast<char*>(i.data) + 1; });
-    with("unknown type", [](clusir_image& i) { const int type = 3; std::memcpy(&i.type, &type, sizeof type); });
-    with("another height", [](clusir_image& i) { i.height -= 1; }, false);
-    with("another channel count", [](clusir_image& i) { i.channels = 4; }, false);
+    with("odd address of floats",
+         [](clusir_image& i) { i.type = CLUSIR_F32, i.data = static_cast<char*>(i.data) + 1; });
+    with("unknown type", [](clusir_image& i) {
+        const int type = 3;
+        std::memcpy(&i.type, &type, sizeof type);
+    });
+    with(
+        "another height", [](clusir_image& i) { i.height -= 1; }, false);
+    with(
+        "another channel count", [](clusir_image& i) { i.channels = 4; }, false);
     with("in place", [&](clusir_image& i) { i.data = result.data(); });
-    with("overlapping", [&](clusir_image& i) { i.data = result.data() + 100; }, false);
+    with(
+        "overlapping", [&](clusir_image& i) { i.data = result.data() + 100; }, false);
     refused(clusir_restore(nullptr, &in, &out, nullptr), CLUSIR_INVALID_ARGUMENT, "no model");
     refused(clusir_restore(model, nullptr, &out, nullptr), CLUSIR_INVALID_ARGUMENT, "no input");
     refused(clusir_restore(model, &in, nullptr, nullptr), CLUSIR_INVALID_ARGUMENT, "no output");
@@ -75,8 +85,10 @@ void arguments(clusir_model* model) {
     run.struct_size = sizeof(std::size_t);
     checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK, "options of an earlier header");
     refused(clusir_get_spec(model, nullptr), CLUSIR_INVALID_ARGUMENT, "no spec");
-    checks.that(clusir_level_clusters(model, 99) == 0 && clusir_level_experts(nullptr, 0) == 0, "levels that are not there");
-    checks.that(*clusir_cluster_label(model, 99, 99) == '\0' && clusir_metadata(model, "nothing") == nullptr, "labels that are not there");
+    checks.that(clusir_level_clusters(model, 99) == 0 && clusir_level_experts(nullptr, 0) == 0,
+                "levels that are not there");
+    checks.that(*clusir_cluster_label(model, 99, 99) == '\0' && clusir_metadata(model, "nothing") == nullptr,
+                "labels that are not there");
     checks.that(std::strcmp(clusir_cluster_label(model, 0, 1), "jpeg") == 0, "a label");
     clusir_close(nullptr);
     clusir_cancel_free(nullptr);
@@ -85,7 +97,8 @@ void arguments(clusir_model* model) {
 
 void absurd_samples(clusir_model* model) {
     std::vector<float> pixels(40 * 40 * 3, 0.5F), result(pixels.size());
-    const float odd[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1e30F, 1e30F};
+    const float odd[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1e30F,
+                         1e30F};
     for (std::size_t i = 0; i < pixels.size(); i += 100) pixels[i] = odd[i / 100 % 4];
     std::vector<std::uint8_t> bytes(pixels.size());
     const auto in = clusir::view(pixels.data(), 40, 40, 3);
@@ -101,17 +114,21 @@ void opening() {
     refused(clusir_open("", &right, &model), CLUSIR_INVALID_ARGUMENT, "empty path");
     refused(clusir_open((folder + "/none.onnx").c_str(), &right, &model), CLUSIR_BAD_MODEL, "no file");
     refused(clusir_open(folder.c_str(), &right, &model), CLUSIR_BAD_MODEL, "a folder");
-    refused(clusir_open((folder + "/standin.onnx").c_str(), &right, nullptr), CLUSIR_INVALID_ARGUMENT, "nowhere to put the model");
-    refused(clusir_open((folder + "/standin.router.onnx").c_str(), &right, &model), CLUSIR_BAD_MODEL, "the router alone");
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &right, nullptr), CLUSIR_INVALID_ARGUMENT,
+            "nowhere to put the model");
+    refused(clusir_open((folder + "/standin.router.onnx").c_str(), &right, &model), CLUSIR_BAD_MODEL,
+            "the router alone");
     auto wrong = options();
     wrong.backend = "abacus";
-    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT, "unknown backend");
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT,
+            "unknown backend");
     wrong = options();
     wrong.device = "toaster";
     refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_NO_BACKEND, "unknown device");
     wrong = options();
     wrong.threads = -1;
-    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT, "negative threads");
+    refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT,
+            "negative threads");
     if (backend == "ort") {
         wrong = options();
         wrong.ort_library = "/nowhere/libonnxruntime.so";
@@ -141,11 +158,15 @@ void memory() {
     const auto tile = read_file(folder + "/standin.tile.onnx"), router = read_file(folder + "/standin.router.onnx");
     const auto right = options();
     clusir_model* model = nullptr;
-    checks.that(clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &right, &model) == CLUSIR_OK, "opens from memory");
+    checks.that(clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &right, &model) == CLUSIR_OK,
+                "opens from memory");
     clusir_close(model);
-    refused(clusir_open_memory(tile.data(), tile.size(), nullptr, 0, &right, &model), CLUSIR_BAD_MODEL, "a tile graph without its router");
-    refused(clusir_open_memory(tile.data(), tile.size(), nullptr, 9, &right, &model), CLUSIR_INVALID_ARGUMENT, "a size without bytes");
-    refused(clusir_open_memory(router.data(), router.size(), tile.data(), tile.size(), &right, &model), CLUSIR_BAD_MODEL, "swapped graphs");
+    refused(clusir_open_memory(tile.data(), tile.size(), nullptr, 0, &right, &model), CLUSIR_BAD_MODEL,
+            "a tile graph without its router");
+    refused(clusir_open_memory(tile.data(), tile.size(), nullptr, 9, &right, &model), CLUSIR_INVALID_ARGUMENT,
+            "a size without bytes");
+    refused(clusir_open_memory(router.data(), router.size(), tile.data(), tile.size(), &right, &model),
+            CLUSIR_BAD_MODEL, "swapped graphs");
     refused(clusir_open_memory(nullptr, 10, nullptr, 0, &right, &model), CLUSIR_INVALID_ARGUMENT, "no bytes");
     const auto junk = noise(5000);
     refused(clusir_open_memory(junk.data(), junk.size(), nullptr, 0, &right, &model), CLUSIR_BAD_MODEL, "noise");
@@ -158,8 +179,11 @@ void memory() {
     const int rounds = backend == "openvino" ? 12 : 60;  // OpenVINO compiles every one of them
     for (int round = 0; round < rounds; ++round) {
         auto flipped = tile;
-        for (int i = 0; i < 3; ++i) flipped[random() % flipped.size()] ^= static_cast<std::uint8_t>(1U << (random() % 8));
-        if (clusir_open_memory(flipped.data(), flipped.size(), router.data(), router.size(), &right, &model) != CLUSIR_OK) continue;
+        for (int i = 0; i < 3; ++i)
+            flipped[random() % flipped.size()] ^= static_cast<std::uint8_t>(1U << (random() % 8));
+        if (clusir_open_memory(flipped.data(), flipped.size(), router.data(), router.size(), &right, &model) !=
+            CLUSIR_OK)
+            continue;
         auto pixels = noise(50 * 50 * 3), result = pixels;
         const auto in = clusir::view(pixels.data(), 50, 50, 3), out = clusir::view(result.data(), 50, 50, 3);
         clusir_restore(model, &in, &out, nullptr);
@@ -172,7 +196,9 @@ void cancelling(clusir_model* model) {
     auto pixels = noise(200 * 150 * 3), result = pixels;
     const auto in = clusir::view(pixels.data(), 200, 150, 3), out = clusir::view(result.data(), 200, 150, 3);
     std::uint32_t stop_at = 0, calls = 0;
-    struct State { std::uint32_t *stop_at, *calls; } state{&stop_at, &calls};
+    struct State {
+        std::uint32_t *stop_at, *calls;
+    } state{&stop_at, &calls};
     clusir_run_options run{};
     run.struct_size = sizeof run;
     run.user = &state;
@@ -228,7 +254,8 @@ int main(int argc, char** argv) {
     checks.that(*clusir_last_error() == '\0', "no error before the first");
     const auto right = options();
     clusir_model* model = nullptr;
-    checks.that(clusir_open((folder + "/standin.onnx").c_str(), &right, &model) == CLUSIR_OK, std::string("opens: ") + clusir_last_error());
+    checks.that(clusir_open((folder + "/standin.onnx").c_str(), &right, &model) == CLUSIR_OK,
+                std::string("opens: ") + clusir_last_error());
     if (model == nullptr) return checks.finish();
     sharing(model);
     arguments(model);

@@ -29,11 +29,12 @@ struct Checks {
     }
 };
 
-// AddressSanitizer refuses libraries opened with RTLD_DEEPBIND, which OpenVINO's thread library asks for. The test programs
-// export this dlopen before the sanitizer's, and leave the flag out.
+// AddressSanitizer refuses libraries opened with RTLD_DEEPBIND, which OpenVINO's thread library asks for. The test
+// programs export this dlopen before the sanitizer's, and leave the flag out.
 #ifdef __SANITIZE_ADDRESS__
 #include <dlfcn.h>
-extern "C" __attribute__((visibility("default"))) inline void* clusir_test_dlopen(const char* file, int mode) __asm__("dlopen");
+extern "C" __attribute__((visibility("default"))) inline void* clusir_test_dlopen(const char* file,
+                                                                                  int mode) __asm__("dlopen");
 extern "C" __attribute__((used)) inline void* clusir_test_dlopen(const char* file, int mode) {
     using Open = void* (*)(const char*, int);
     static const auto next = reinterpret_cast<Open>(dlsym(RTLD_NEXT, "dlopen"));

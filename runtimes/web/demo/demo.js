@@ -54,13 +54,17 @@ async function restore(file) {
       onProgress: (done, total) => {
         Object.assign($("progress"), { value: done, max: total });
         const left = done ? ((performance.now() - start) / done) * (total - done) : 0;
-        $("status").textContent = `tile ${done} of ${total}` + (done && left > 1500 ? `, ${Math.ceil(left / 1000)} s left` : "");
+        $("status").textContent =
+          `tile ${done} of ${total}` + (done && left > 1500 ? `, ${Math.ceil(left / 1000)} s left` : "");
       },
     });
-    $("after").getContext("2d").putImageData(new ImageData(result.data, image.width, image.height), 0, 0);
+    $("after")
+      .getContext("2d")
+      .putImageData(new ImageData(result.data, image.width, image.height), 0, 0);
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     $("status").textContent = `${image.width} x ${image.height} in ${seconds} s`;
-    $("about").textContent = `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${model.threads} thread(s)`;
+    $("about").textContent =
+      `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${model.threads} thread(s)`;
     $("compare").classList.remove("working");
     bars(model.spec, result.posterior);
     show("save", true);
@@ -120,7 +124,10 @@ $("cancel").addEventListener("click", () => abort?.abort());
 $("another").addEventListener("click", () => $("file").click());
 $("save").addEventListener("click", () => {
   $("after").toBlob((blob) => {
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${name}-restored.png` });
+    const link = Object.assign(document.createElement("a"), {
+      href: URL.createObjectURL(blob),
+      download: `${name}-restored.png`,
+    });
     link.click();
     URL.revokeObjectURL(link.href);
   });

@@ -18,7 +18,8 @@ async function bytesOf(source) {
 }
 
 async function chooseBackend(wanted) {
-  if (!["auto", "wasm", "webgpu"].includes(wanted)) throw new RangeError(`backend '${wanted}' is not auto, wasm or webgpu`);
+  if (!["auto", "wasm", "webgpu"].includes(wanted))
+    throw new RangeError(`backend '${wanted}' is not auto, wasm or webgpu`);
   if (wanted === "wasm") return "wasm";
   const adapter = await globalThis.navigator?.gpu?.requestAdapter().catch(() => null);
   if (adapter) return "webgpu";
@@ -41,9 +42,11 @@ export class Restorer {
   }
 
   /**
-   * Opens a model: the URL of NAME.onnx, or {graph, router} as URLs or bytes. For a URL, NAME.tile.onnx and NAME.router.onnx
+   * Opens a model: the URL of NAME.onnx, or {graph, router} as URLs or bytes. For a URL, NAME.tile.onnx and
+   * NAME.router.onnx
    * are fetched from beside it.
-   * @param options backend "auto" | "wasm" | "webgpu"; threads (needs a cross-origin isolated page, else 1); base: folder URL of
+   * @param options backend "auto" | "wasm" | "webgpu"; threads (needs a cross-origin isolated page, else 1); base:
+   * folder URL of
    *   the built files and of onnxruntime-web's .wasm (default: where this script is)
    */
   static async open(model, { backend = "auto", threads, base } = {}) {
@@ -62,7 +65,14 @@ export class Restorer {
     worker.onmessage = ({ data: message }) => settle(message);
     worker.onerror = (event) => failAll(worker, new Error(event.message || "the worker could not be started"));
     try {
-      const { spec } = await ask(worker, { action: "open", graph, router, backend: chosen, threads: count, base: folder });
+      const { spec } = await ask(worker, {
+        action: "open",
+        graph,
+        router,
+        backend: chosen,
+        threads: count,
+        base: folder,
+      });
       return new Restorer(worker, spec, chosen, count);
     } catch (error) {
       worker.terminate();
@@ -108,7 +118,10 @@ function settle({ id, done, total, result, error }) {
   if (!waiting) return;
   if (result || error) WAITING.delete(id);
   if (result) waiting.resolve(result);
-  else if (error) waiting.reject(error.name === "AbortError" ? new DOMException(error.message, error.name) : new Error(error.message));
+  else if (error)
+    waiting.reject(
+      error.name === "AbortError" ? new DOMException(error.message, error.name) : new Error(error.message),
+    );
   else waiting.onProgress?.(done, total);
 }
 

@@ -9,7 +9,8 @@ export function topOf(data) {
   throw new TypeError("pixels are Uint8Array, Uint8ClampedArray, Uint16Array or Float32Array");
 }
 
-/** Throws RangeError or TypeError where `image` {data, width, height} is no picture for the model; returns its channels. */
+/** Throws RangeError or TypeError where `image` {data, width, height} is no picture for the model; returns its
+ * channels. */
 export function channelsOf({ data, width, height }, spec) {
   const top = topOf(data);
   if (!(Number.isInteger(width) && Number.isInteger(height) && width > 0 && height > 0)) {
@@ -17,9 +18,12 @@ export function channelsOf({ data, width, height }, spec) {
   }
   const channels = data.length / (width * height);
   if (channels !== spec.channels && channels !== spec.channels + 1) {
-    throw new RangeError(`${data.length} samples are not ${width} x ${height} pixels of ${spec.channels} channels, with or without alpha`);
+    throw new RangeError(
+      `${data.length} samples are not ${width} x ${height} pixels of ${spec.channels} channels, with or without alpha`,
+    );
   }
-  if (top === 1 && !data.every((value) => value >= 0 && value <= 1)) throw new RangeError("float samples are within 0..1");
+  if (top === 1 && !data.every((value) => value >= 0 && value <= 1))
+    throw new RangeError("float samples are within 0..1");
   return channels;
 }
 
@@ -34,7 +38,8 @@ export function gather({ data }, channels, spec, rows, columns, top, left) {
     const row = reflect(top + y, rows.length) * columns.length * channels;
     for (let c = 0; c < spec.channels; c++) {
       const into = (c * rows.tile + y) * columns.tile;
-      for (let x = 0; x < columns.tile; x++) planes[into + x] = low + Math.fround(data[row + offsets[x] + c] / divisor) * scale;
+      for (let x = 0; x < columns.tile; x++)
+        planes[into + x] = low + Math.fround(data[row + offsets[x] + c] / divisor) * scale;
     }
   }
   return planes;
@@ -48,7 +53,8 @@ export function writeRow(data, out, channels, spec, width, y, sums, at) {
   for (let x = 0; x < width; x++) {
     for (let c = 0; c < spec.channels; c++) {
       const value = (sums[at + x * spec.channels + c] - low) / (high - low);
-      if (!Number.isFinite(value)) throw new Error("the model returned NaN or infinity; its file is damaged or it overflowed");
+      if (!Number.isFinite(value))
+        throw new Error("the model returned NaN or infinity; its file is damaged or it overflowed");
       const clipped = Math.min(Math.max(value, 0), 1);
       out[index + c] = top === 1 ? clipped : halfEven(Math.fround(clipped * top));
     }

@@ -8,7 +8,8 @@ export { ModelError, readMetadata, readSpec };
 
 /**
  * The spec of a model from its files, checked against each other.
- * @param {Uint8Array} graph a tile graph, or a whole graph @param {Uint8Array} [router] the router that belongs to a tile graph
+ * @param {Uint8Array} graph a tile graph, or a whole graph @param {Uint8Array} [router] the router that belongs to a
+ * tile graph
  */
 export function specOf(graph, router) {
   const spec = readSpec(readMetadata(graph));
@@ -27,7 +28,8 @@ export function specOf(graph, router) {
 }
 
 /**
- * Restores a picture of any size. Everything is done tile by tile; `pause` is awaited between tiles, and throws to stop.
+ * Restores a picture of any size. Everything is done tile by tile; `pause` is awaited between tiles, and throws to
+ * stop.
  * @param image {data, width, height}: interleaved Uint8, Uint16 or Float32 samples, RGB or RGB + alpha (kept)
  * @param spec what specOf returned
  * @param run (graph: "tile" | "router", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
@@ -70,7 +72,8 @@ export async function restore(image, spec, run, pause) {
     const top = rows.starts[ty];
     for (let tx = 0; tx < columns.starts.length; tx++) {
       const feeds = { [spec.input_name]: [tileAt(ty, tx), dims] };
-      if (shared) Object.assign(feeds, { posterior: [posterior, [1, posterior.length]], gate: [gate, [1, gate.length]] });
+      if (shared)
+        Object.assign(feeds, { posterior: [posterior, [1, posterior.length]], gate: [gate, [1, gate.length]] });
       const result = await run("tile", feeds);
       if (!shared && spec.clusters.length) {
         seen.posterior.push(checked(result, "posterior", [1, sum(spec.clusters)]));

@@ -7,7 +7,8 @@ const refuse = (why) => {
   throw new ModelError(`${why}; export the model again with clusir-export`);
 };
 
-/** Calls visit(field, bytes) for every length-delimited field of a protobuf message; throws ModelError where it is none. */
+/** Calls visit(field, bytes) for every length-delimited field of a protobuf message; throws ModelError where it is
+ * none. */
 function walk(bytes, visit) {
   let at = 0;
   const varint = () => {
@@ -77,7 +78,8 @@ export function readSpec(metadata) {
   const spec = {};
   for (const [field, [fallback, check]] of Object.entries(FIELDS)) {
     const text = metadata.get(`clusir.${field}`);
-    if (text === undefined && fallback === undefined) refuse(`the model carries no clusir metadata (key clusir.${field})`);
+    if (text === undefined && fallback === undefined)
+      refuse(`the model carries no clusir metadata (key clusir.${field})`);
     try {
       spec[field] = text === undefined ? fallback : JSON.parse(text);
     } catch {
@@ -92,8 +94,10 @@ export function readSpec(metadata) {
   }
   if (2 * spec.halo_px >= spec.tile_px) refuse("model metadata: the halo leaves no core of the tile");
   if (padded(spec.tile_px, spec.size) !== spec.tile_px) refuse("model metadata: the tile does not fit the size rule");
-  if (spec.clusters.length !== spec.experts.length) refuse("model metadata: clusters and experts do not name the same levels");
-  if (spec.experts.some((experts) => spec.top_k > experts)) refuse("model metadata: top_k is more than a level's experts");
+  if (spec.clusters.length !== spec.experts.length)
+    refuse("model metadata: clusters and experts do not name the same levels");
+  if (spec.experts.some((experts) => spec.top_k > experts))
+    refuse("model metadata: top_k is more than a level's experts");
   const labels = spec.cluster_labels;
   if (labels.length && !spec.clusters.every((n, level) => labels[level]?.length === n)) {
     refuse("model metadata: cluster labels do not match the clusters");

@@ -1,6 +1,7 @@
 // node browser.mjs DIST REPOSITORY MODEL_STEM PHOTO.png SCREENSHOT_FOLDER [CHROMIUM]
 //
-// In headless Chromium: the golden cases through the built package and its worker; then the demo page with a real photo:
+// In headless Chromium: the golden cases through the built package and its worker; then the demo page with a real
+// photo:
 // it must answer while it works, cancel, compare, show bars and save. Prints one JSON line of measurements at the end.
 import { mkdirSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
@@ -14,7 +15,15 @@ const folders = {
   "/repository/": repository,
   "/models/": dirname(model),
 };
-const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const flags = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
 mkdirSync(shots, { recursive: true });
 
 let passed = 0;
@@ -36,9 +45,13 @@ async function golden(page, origin, isolated) {
     const report = await runGolden(new URL(at), read, open);
     return { report, threads: last.threads, backend: last.backend };
   }, `${origin}/repository/tests/golden/`);
-  for (const { name, failures } of report) check(failures.length === 0, `browser, ${threads} threads, ${name}: ${failures.join("; ")}`);
+  for (const { name, failures } of report)
+    check(failures.length === 0, `browser, ${threads} threads, ${name}: ${failures.join("; ")}`);
   check(report.length > 0, "there are golden cases");
-  check(isolated ? threads > 1 || (await page.evaluate(() => navigator.hardwareConcurrency)) === 1 : threads === 1, `threads: ${threads}`);
+  check(
+    isolated ? threads > 1 || (await page.evaluate(() => navigator.hardwareConcurrency)) === 1 : threads === 1,
+    `threads: ${threads}`,
+  );
   return { backend, threads, worst: Math.max(...report.map((entry) => entry.difference)) };
 }
 
@@ -63,7 +76,10 @@ async function demo(page, origin) {
   check((await page.textContent("#error")).includes("not a picture"), "a text file is refused with a line");
 
   await page.setInputFiles("#file", photo);
-  await page.waitForFunction(() => /^tile [1-9]/.test(document.querySelector("#status").value), null, { timeout: 240000, polling: 5 });
+  await page.waitForFunction(() => /^tile [1-9]/.test(document.querySelector("#status").value), null, {
+    timeout: 240000,
+    polling: 5,
+  });
   await page.screenshot({ path: join(shots, "2-working.png") });
   const clicked = Date.now();
   await page.click("#cancel");
@@ -82,14 +98,22 @@ async function demo(page, origin) {
   check(after !== before, "the restored picture differs from the photo");
   await page.screenshot({ path: join(shots, "3-done.png"), fullPage: true });
   await page.fill("#split", "150");
-  check((await page.evaluate(() => document.querySelector("#compare").style.getPropertyValue("--split"))) === "15%", "the slider moves");
+  check(
+    (await page.evaluate(() => document.querySelector("#compare").style.getPropertyValue("--split"))) === "15%",
+    "the slider moves",
+  );
   await page.screenshot({ path: join(shots, "4-slider.png") });
   const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
   await download.saveAs(join(shots, "saved.png"));
   check(download.suggestedFilename() === `${basename(photo, ".png")}-restored.png`, download.suggestedFilename());
   await page.setViewportSize({ width: 400, height: 800 });
   await page.screenshot({ path: join(shots, "5-narrow.png"), fullPage: true });
-  return { longest_gap_ms: Math.round(gap), cancel_ms: cancelMs, seconds: Number(/in ([\d.]+) s/.exec(text)?.[1]), status: text };
+  return {
+    longest_gap_ms: Math.round(gap),
+    cancel_ms: cancelMs,
+    seconds: Number(/in ([\d.]+) s/.exec(text)?.[1]),
+    status: text,
+  };
 }
 
 const browser = await chromium.launch({ executablePath, args: flags });

@@ -1,4 +1,5 @@
-// The golden cases, for any place that can read files and run a graph. Used by node.mjs and, in the page, by browser.mjs.
+// The golden cases, for any place that can read files and run a graph. Used by node.mjs and, in the page, by
+// browser.mjs.
 const TYPES = { u8: [Uint8Array, 255], u16: [Uint16Array, 65535], f32: [Float32Array, 1] };
 
 const largest = (a, b) => {
@@ -42,7 +43,10 @@ export async function runGolden(folder, read, open) {
       const same = await model.restore({ data, width, height });
       expect(same.data instanceof Samples, "the sample type changed");
       const wanted = expected.map((value) => Math.round(value * top));
-      const levels = largest(same.data.filter((_, i) => i % channels < 3), wanted);
+      const levels = largest(
+        same.data.filter((_, i) => i % channels < 3),
+        wanted,
+      );
       expect(levels <= (top === 255 ? 1 : 1 + tolerance * top), `integers differ by ${levels} levels`);
       const alpha = (values) => values.filter((_, i) => i % channels === 3);
       expect(largest(alpha(same.data), alpha(data)) === 0, "alpha changed");

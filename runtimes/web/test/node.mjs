@@ -1,4 +1,5 @@
-// node node.mjs GOLDEN_FOLDER: the golden cases, and hostile input, without a browser. onnxruntime-web's wasm runs in Node too.
+// node node.mjs GOLDEN_FOLDER: the golden cases, and hostile input, without a browser. onnxruntime-web's wasm runs in
+// Node too.
 import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -32,7 +33,12 @@ const check = (holds, what) => {
   if (!holds) console.log(`FAILED: ${what}`);
 };
 const throws = async (kind, what, action) => {
-  const error = await Promise.resolve().then(action).then(() => null, (thrown) => thrown);
+  const error = await Promise.resolve()
+    .then(action)
+    .then(
+      () => null,
+      (thrown) => thrown,
+    );
   check(error instanceof kind, `${what}: ${error}`);
 };
 
@@ -47,13 +53,20 @@ await throws(ModelError, "a tile graph alone", () => specOf(tile));
 await throws(ModelError, "a router alone", () => specOf(router));
 await throws(ModelError, "swapped graphs", () => specOf(router, tile));
 await throws(ModelError, "no bytes", () => specOf(new Uint8Array(0), router));
-for (let cut = 1; cut < tile.length; cut += 97) await throws(ModelError, `cut to ${cut}`, () => specOf(tile.slice(0, cut), router));
+for (let cut = 1; cut < tile.length; cut += 97)
+  await throws(ModelError, `cut to ${cut}`, () => specOf(tile.slice(0, cut), router));
 const lie = (from, to) => {
   const text = Buffer.from(tile).toString("latin1");
   if (!text.includes(from) || from.length !== to.length) throw new Error(`${from} is not in the model`);
   return new Uint8Array(Buffer.from(text.replace(from, to), "latin1"));
 };
-for (const [from, to] of [['"tile"', '"tils"'], ["[4, 3]", "[4, 4]"], ["[4, 3]", "[4,-3]"], ['"NCHW"', '"NHWC"'], ["[0.0, 1.0]", "[1.0, 1.0]"]]) {
+for (const [from, to] of [
+  ['"tile"', '"tils"'],
+  ["[4, 3]", "[4, 4]"],
+  ["[4, 3]", "[4,-3]"],
+  ['"NCHW"', '"NHWC"'],
+  ["[0.0, 1.0]", "[1.0, 1.0]"],
+]) {
   await throws(ModelError, `${from} -> ${to}`, () => specOf(lie(from, to), router));
 }
 const picture = (length, width, height) => ({ data: new Uint8Array(length), width, height });

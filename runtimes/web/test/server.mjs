@@ -3,7 +3,15 @@ import { createServer } from "node:http";
 import { readFile } from "node:fs/promises";
 import { extname, join, normalize } from "node:path";
 
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css", ".json": "application/json", ".wasm": "application/wasm", ".png": "image/png" };
+const TYPES = {
+  ".html": "text/html",
+  ".js": "text/javascript",
+  ".mjs": "text/javascript",
+  ".css": "text/css",
+  ".json": "application/json",
+  ".wasm": "application/wasm",
+  ".png": "image/png",
+};
 
 /** @returns {Promise<{origin: string, requests: string[], close(): void}>} on a free port of this machine only */
 export function serve(folders, { isolated }) {
@@ -11,7 +19,9 @@ export function serve(folders, { isolated }) {
   const server = createServer(async ({ url }, response) => {
     const path = normalize(decodeURIComponent(new URL(url, "http://x").pathname));
     requests.push(path);
-    const prefix = Object.keys(folders).sort((a, b) => b.length - a.length).find((key) => path.startsWith(key));
+    const prefix = Object.keys(folders)
+      .sort((a, b) => b.length - a.length)
+      .find((key) => path.startsWith(key));
     try {
       const file = join(folders[prefix], path.slice(prefix.length) || "index.html");
       const headers = { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream" };

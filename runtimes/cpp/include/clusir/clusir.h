@@ -7,8 +7,9 @@
  *   if (clusir_restore(model, &in, &out, NULL) != CLUSIR_OK) puts(clusir_last_error());
  *   clusir_close(model);
  *
- * No function throws. Every function that can fail returns a clusir_status and leaves one line for clusir_last_error() of
- * the same thread. A model may be used by any number of threads at once; images, options and cancel tokens are the caller's.
+ * No function throws. Every function that can fail returns a clusir_status and leaves one line for clusir_last_error()
+ * of the same thread. A model may be used by any number of threads at once; images, options and cancel tokens are the
+ * caller's.
  */
 #ifndef CLUSIR_H
 #define CLUSIR_H
@@ -38,19 +39,19 @@ typedef enum clusir_status {
     CLUSIR_OK = 0,
     CLUSIR_FAILED = 1,           /* the back end failed while it ran the model */
     CLUSIR_INVALID_ARGUMENT = 2, /* the request is wrong: a null pointer, a zero size, a stride that is too short */
-    CLUSIR_NO_BACKEND = 3,       /* the back end or device that was asked for is not there; nothing else is used instead */
-    CLUSIR_BAD_MODEL = 4,        /* the file is not a clusir model, or its metadata contradicts its graph */
+    CLUSIR_NO_BACKEND = 3, /* the back end or device that was asked for is not there; nothing else is used instead */
+    CLUSIR_BAD_MODEL = 4,  /* the file is not a clusir model, or its metadata contradicts its graph */
     CLUSIR_OUT_OF_MEMORY = 5,
-    CLUSIR_CANCELLED = 130       /* the progress callback or the cancel token stopped the run */
+    CLUSIR_CANCELLED = 130 /* the progress callback or the cancel token stopped the run */
 } clusir_status;
 
 /* Samples of one channel. U8 and U16 (native byte order) span 0..1 as 0..255 and 0..65535; F32 is 0..1 as it is: other
  * values are refused in `in`, and clipped in `out`. */
 typedef enum clusir_type { CLUSIR_U8 = 1, CLUSIR_U16 = 2, CLUSIR_F32 = 4 } clusir_type;
 
-/* Rows of interleaved pixels. `channels` is the model's (3: RGB) or one more: the last is alpha, which is copied and never
- * restored. `stride_bytes` is the distance between two rows, at least width * channels * sizeof(sample) and a multiple of
- * the sample size; 0 means rows without gaps. `data` is aligned to the sample size. */
+/* Rows of interleaved pixels. `channels` is the model's (3: RGB) or one more: the last is alpha, which is copied and
+ * never restored. `stride_bytes` is the distance between two rows, at least width * channels * sizeof(sample) and a
+ * multiple of the sample size; 0 means rows without gaps. `data` is aligned to the sample size. */
 typedef struct clusir_image {
     void* data;
     uint32_t width, height;
@@ -65,9 +66,9 @@ typedef struct clusir_cancel clusir_cancel;
 /* How to open a model. Start from {.struct_size = sizeof(clusir_open_options)}: zero means the default everywhere. */
 typedef struct clusir_open_options {
     size_t struct_size;
-    const char* backend;     /* "auto" (default: OpenVINO where it was built in, else ONNX Runtime), "ort", "openvino" */
-    const char* device;      /* "cpu" (default); OpenVINO also takes its own device names, such as "GPU" */
-    int32_t threads;         /* threads inside the back end; 0: the back end decides */
+    const char* backend; /* "auto" (default: OpenVINO where it was built in, else ONNX Runtime), "ort", "openvino" */
+    const char* device;  /* "cpu" (default); OpenVINO also takes its own device names, such as "GPU" */
+    int32_t threads;     /* threads inside the back end; 0: the back end decides */
     const char* ort_library; /* path of libonnxruntime.so; NULL: $CLUSIR_ORT_LIBRARY, then the loader's search path */
 } clusir_open_options;
 
@@ -83,7 +84,8 @@ typedef struct clusir_spec {
     uint32_t top_k;
 } clusir_spec;
 
-/* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops. */
+/* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops.
+ */
 typedef int (*clusir_progress)(void* user, uint32_t done, uint32_t total);
 
 /* How to run. Start from {.struct_size = sizeof(clusir_run_options)}. */
@@ -96,13 +98,13 @@ typedef struct clusir_run_options {
     float* gate;                 /* NULL, or room for gate_size floats */
 } clusir_run_options;
 
-/* Opens a model file. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx: NAME.int8.tile.onnx and
- * NAME.router.onnx) the routing of a picture is shared by its tiles; without them every tile routes itself. `options` may be
- * NULL. */
+/* Opens a model file. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
+ * NAME.int8.tile.onnx and NAME.router.onnx) the routing of a picture is shared by its tiles; without them every tile
+ * routes itself. `options` may be NULL. */
 CLUSIR_API clusir_status clusir_open(const char* path, const clusir_open_options* options, clusir_model** model);
 
-/* The same from memory. `graph` holds a tile graph (then `router` holds the router graph) or a whole graph (then `router` is
- * NULL). The bytes are not needed after the call. */
+/* The same from memory. `graph` holds a tile graph (then `router` holds the router graph) or a whole graph (then
+ * `router` is NULL). The bytes are not needed after the call. */
 CLUSIR_API clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const void* router,
                                             size_t router_bytes, const clusir_open_options* options,
                                             clusir_model** model);
@@ -119,8 +121,8 @@ CLUSIR_API const char* clusir_cluster_label(const clusir_model* model, uint32_t 
 CLUSIR_API const char* clusir_metadata(const clusir_model* model, const char* field);
 
 /* Restores `in` into `out`: the same width, height and channels; the sample types may differ; memory must not overlap.
- * Any size of picture: tiles with halo, blended; the routing is computed once and shared. After an error or a cancelled run
- * the pixels of `out` are unspecified. `options` may be NULL. */
+ * Any size of picture: tiles with halo, blended; the routing is computed once and shared. After an error or a cancelled
+ * run the pixels of `out` are unspecified. `options` may be NULL. */
 CLUSIR_API clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const clusir_image* out,
                                         const clusir_run_options* options);
 

@@ -26,10 +26,12 @@ private:
     clusir_status status_;
 };
 
-inline clusir_image view(std::uint8_t* data, std::uint32_t w, std::uint32_t h, std::uint32_t c, std::size_t stride = 0) {
+inline clusir_image view(std::uint8_t* data, std::uint32_t w, std::uint32_t h, std::uint32_t c,
+                         std::size_t stride = 0) {
     return {data, w, h, c, CLUSIR_U8, stride};
 }
-inline clusir_image view(std::uint16_t* data, std::uint32_t w, std::uint32_t h, std::uint32_t c, std::size_t stride = 0) {
+inline clusir_image view(std::uint16_t* data, std::uint32_t w, std::uint32_t h, std::uint32_t c,
+                         std::size_t stride = 0) {
     return {data, w, h, c, CLUSIR_U16, stride};
 }
 inline clusir_image view(float* data, std::uint32_t w, std::uint32_t h, std::uint32_t c, std::size_t stride = 0) {

@@ -1,4 +1,5 @@
-// The border between org.clusir.Clusir and clusir's C interface. Pixels are direct byte buffers: nothing is copied here.
+// The border between org.clusir.Clusir and clusir's C interface. Pixels are direct byte buffers: nothing is copied
+// here.
 #include <jni.h>
 
 #include <clusir/clusir.h>
@@ -27,7 +28,8 @@ struct Listener {
 // Called on the thread that called restore, so its JNIEnv is the right one. An exception in the listener stops the run.
 int progress(void* user, uint32_t done, uint32_t total) {
     auto* listener = static_cast<Listener*>(user);
-    const jboolean go = listener->env->CallBooleanMethod(listener->object, listener->method, static_cast<jint>(done), static_cast<jint>(total));
+    const jboolean go = listener->env->CallBooleanMethod(listener->object, listener->method, static_cast<jint>(done),
+                                                         static_cast<jint>(total));
     return listener->env->ExceptionCheck() || !go ? 1 : 0;
 }
 
@@ -35,20 +37,24 @@ int progress(void* user, uint32_t done, uint32_t total) {
 
 extern "C" {
 
-JNIEXPORT jlong JNICALL Java_org_clusir_Clusir_open(JNIEnv* env, jclass, jobject graph, jobject router, jstring library, jint threads) {
+JNIEXPORT jlong JNICALL Java_org_clusir_Clusir_open(JNIEnv* env, jclass, jobject graph, jobject router, jstring library,
+                                                    jint threads) {
     clusir_open_options options{};
     options.struct_size = sizeof options;
     options.backend = "ort";
     options.threads = threads;
     const char* name = library != nullptr ? env->GetStringUTFChars(library, nullptr) : nullptr;
     options.ort_library = name;
-    const auto bytes = [env](jobject buffer) { return buffer != nullptr ? env->GetDirectBufferAddress(buffer) : nullptr; };
+    const auto bytes = [env](jobject buffer) {
+        return buffer != nullptr ? env->GetDirectBufferAddress(buffer) : nullptr;
+    };
     const auto size = [env](jobject buffer) {
         const jlong capacity = buffer != nullptr ? env->GetDirectBufferCapacity(buffer) : 0;
         return static_cast<size_t>(capacity > 0 ? capacity : 0);
     };
     clusir_model* model = nullptr;
-    const clusir_status status = clusir_open_memory(bytes(graph), size(graph), bytes(router), size(router), &options, &model);
+    const clusir_status status =
+        clusir_open_memory(bytes(graph), size(graph), bytes(router), size(router), &options, &model);
     if (name != nullptr) env->ReleaseStringUTFChars(library, name);
     if (status != CLUSIR_OK) raise(env, status);
     return reinterpret_cast<jlong>(model);
@@ -56,15 +62,19 @@ JNIEXPORT jlong JNICALL Java_org_clusir_Clusir_open(JNIEnv* env, jclass, jobject
 
 JNIEXPORT void JNICALL Java_org_clusir_Clusir_close(JNIEnv*, jclass, jlong handle) { clusir_close(model_of(handle)); }
 
-JNIEXPORT jfloatArray JNICALL Java_org_clusir_Clusir_restore(JNIEnv* env, jclass, jlong handle, jobject in, jobject out, jint width, jint height,
-                                                             jint channels, jobject listener) {
+JNIEXPORT jfloatArray JNICALL Java_org_clusir_Clusir_restore(JNIEnv* env, jclass, jlong handle, jobject in, jobject out,
+                                                             jint width, jint height, jint channels, jobject listener) {
     clusir_spec spec{};
     if (clusir_get_spec(model_of(handle), &spec) != CLUSIR_OK) return raise(env, CLUSIR_INVALID_ARGUMENT), nullptr;
-    const auto wide = static_cast<uint32_t>(width), high = static_cast<uint32_t>(height), deep = static_cast<uint32_t>(channels);
+    const auto wide = static_cast<uint32_t>(width), high = static_cast<uint32_t>(height),
+               deep = static_cast<uint32_t>(channels);
     const auto needed = static_cast<jlong>(wide) * static_cast<jlong>(high) * static_cast<jlong>(deep);
-    const auto holds = [&](jobject buffer) { return buffer != nullptr && needed > 0 && env->GetDirectBufferCapacity(buffer) >= needed; };
+    const auto holds = [&](jobject buffer) {
+        return buffer != nullptr && needed > 0 && env->GetDirectBufferCapacity(buffer) >= needed;
+    };
     if (width < 1 || height < 1 || channels < 1 || channels > 4 || !holds(in) || !holds(out)) {
-        env->ThrowNew(env->FindClass("java/lang/IllegalArgumentException"), "the buffers are not direct ones of width x height x channels bytes");
+        env->ThrowNew(env->FindClass("java/lang/IllegalArgumentException"),
+                      "the buffers are not direct ones of width x height x channels bytes");
         return nullptr;
     }
     const clusir_image from{env->GetDirectBufferAddress(in), wide, high, deep, CLUSIR_U8, 0};
@@ -90,7 +100,8 @@ JNIEXPORT jfloatArray JNICALL Java_org_clusir_Clusir_restore(JNIEnv* env, jclass
 }
 
 JNIEXPORT jstring JNICALL Java_org_clusir_Clusir_label(JNIEnv* env, jclass, jlong handle, jint level, jint cluster) {
-    return env->NewStringUTF(clusir_cluster_label(model_of(handle), static_cast<uint32_t>(level), static_cast<uint32_t>(cluster)));
+    return env->NewStringUTF(
+        clusir_cluster_label(model_of(handle), static_cast<uint32_t>(level), static_cast<uint32_t>(cluster)));
 }
 
 }  // extern "C"
