@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean weights
+.PHONY: demo test embed lint clean weights
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,13 @@ demo: $(STAMP)
 	$(BIN)/python -m clusir.cli.demo demo-out
 
 test: lint
+	bash tests/embed/install.sh
 	$(BIN)/python -m pytest -q
+
+# The C++, browser and Arm tests in full: minutes instead of seconds, and the Arm cross compiler is installed too.
+embed: $(STAMP)
+	bash tests/embed/install.sh --full
+	CLUSIR_EMBED=full $(BIN)/python -m pytest -q tests/embed
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
