@@ -189,7 +189,7 @@ def test_kill_minus_nine_loses_nothing(model: str, tmp_path: Path) -> None:
     whole = pictures(tmp_path / "whole")
     assert len(whole) == 60
     rng, out, kills, resumed = random.Random(7), tmp_path / "out", 0, 0
-    while kills < int(os.environ.get("CLUSIR_KILLS", "5")):
+    while kills < int(os.environ.get("CLUSIR_KILLS", "3")):
         process = subprocess.Popen([*arguments, str(out)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         for _ in range(rng.randint(1, 12)):  # wait for a random picture, then a random moment within the next ones
