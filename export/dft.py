@@ -20,6 +20,8 @@ __all__ = [
     "cos_sin",
     "half_bins",
     "norm_scale",
+    "plane_forward",
+    "plane_inverse",
     "real_forward",
     "real_inverse",
     "times_minus_i",
@@ -81,6 +83,21 @@ def complex_matrix(n: int, inverse: bool, scale: float = 1.0) -> Matrix:
     matrix[:, 0, :, 1] = table_sin
     matrix[:, 1, :, 0] = -table_sin
     return matrix.reshape(2 * n, 2 * n) * scale
+
+
+def plane_forward(height: int, width: int, scale: float = 1.0) -> Matrix:
+    """[height*width, 2*height*half_bins(width)]: a whole small plane, flattened, to its rfft2, interleaved."""
+    planes = np.eye(height * width).reshape(-1, height, width)
+    bins = np.fft.rfft2(planes).reshape(height * width, -1) * scale
+    return np.stack([bins.real, bins.imag], axis=-1).reshape(height * width, -1)
+
+
+def plane_inverse(height: int, width: int, scale: float = 1.0) -> Matrix:
+    """[2*height*half_bins(width), height*width]: the way back, for any spectrum, as torch's irfft2 (unscaled)."""
+    bins = height * half_bins(width)
+    units = np.stack([np.eye(bins), 1j * np.eye(bins)], axis=1).reshape(2 * bins, height, -1)
+    planes = np.fft.irfft2(units, s=(height, width), norm="forward")
+    return np.asarray(planes.reshape(2 * bins, height * width) * scale)
 
 
 def times_minus_i(matrix: Matrix) -> Matrix:

@@ -18,6 +18,7 @@ import torch
 from onnxscript import opset18 as op
 
 from clusir.errors import UnsupportedModelError, UsageError
+from clusir.export import dft
 from clusir.export import fft_matrices as matrices
 from clusir.export.fft_matrices import Value, constant, integers, length_of
 from clusir.export.torch_registry import takes_complex, teach_registry
@@ -49,6 +50,10 @@ def translation_table(form: Form = "auto") -> dict[Any, Callable[..., Any]]:
     if form == "auto":
         table[aten.mul.Tensor] = takes_complex(_multiply)
     return table
+
+
+# Patches of up to 10x10: separable products of such matrices are too small to run near the peak.
+_PATCH = 100
 
 
 # onnxscript reads the annotations of a translation function to tell operands from attributes, hence Sequence[int], int
@@ -156,10 +161,20 @@ def _parts(value: Value) -> tuple[Value, Value]:
     return real, imaginary
 
 
+def _is_patch(height: Any, width: Any) -> bool:
+    """Whether a plane is so small that one product with its whole two-dimensional matrix is the cheapest form."""
+    return isinstance(height, int) and isinstance(width, int) and height * width <= _PATCH
+
+
 def _real_plane(value: Value, mode: int, rank: int) -> Value:
     """rfft2 over the last two axes: real [..., H, W] -> [..., H, W//2+1, 2]."""
     dtype = value.dtype
     height, width = length_of(value, rank - 2), length_of(value, rank - 1)
+    if _is_patch(height, width):
+        scale = dft.norm_scale(mode, height * width)
+        flat = op.Reshape(value, integers([0] * (rank - 2) + [-1]))
+        bins = op.MatMul(flat, constant(dft.plane_forward(height, width, scale), dtype))
+        return op.Reshape(bins, integers([0] * (rank - 2) + [height, dft.half_bins(width), 2]))
     cosines, sines = matrices.row_tables(height, mode, dtype, inverse=False)
     even = op.MatMul(op.MatMul(cosines, value), matrices.real_forward(width, True, mode, dtype))
     odd = op.MatMul(op.MatMul(sines, value), matrices.real_forward(width, True, mode, dtype, turned=True))
@@ -176,6 +191,11 @@ def _real_plane(value: Value, mode: int, rank: int) -> Value:
 def _plane_to_real(value: Value, mode: int, height: Any, width: Any, rank: int, dtype: Any) -> Value:
     """irfft2 over the last two axes: [..., H, W//2+1, 2] -> real [..., H, W]."""
     height, width = length_of(value, rank - 2, height), _scalar(width)
+    if _is_patch(height, width):
+        scale = dft.norm_scale(mode, height * width)
+        flat = op.Reshape(value, integers([0] * (rank - 2) + [-1]))
+        plane = op.MatMul(flat, constant(dft.plane_inverse(height, width, scale), dtype))
+        return op.Reshape(plane, integers([0] * (rank - 2) + [height, width]))
     joined = _join_pairs(value, rank)
     ahead, mirrored = matrices.mirror_rows(height)
     plus, minus = op.Gather(joined, ahead, axis=rank - 2), op.Gather(joined, mirrored, axis=rank - 2)

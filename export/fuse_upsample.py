@@ -5,6 +5,8 @@ ONNX Runtime's DepthToSpace costs more than the convolution in front of it and n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import helper
 
@@ -59,7 +61,7 @@ class FuseUpsample:
         onnx.checker.check_model(model)
 
     @staticmethod
-    def _reason(conv: onnx.NodeProto | None, readers: int, constants: dict[str, object]) -> str:
+    def _reason(conv: onnx.NodeProto | None, readers: int, constants: Mapping[str, object]) -> str:
         """Why a DepthToSpace stays; empty where it can go."""
         if conv is None or not plain_convolution(conv) or conv.input[1] not in constants:
             return "no plain convolution with constant weights stands before it"

@@ -47,6 +47,21 @@ def test_angles_keep_their_digits_at_large_lengths() -> None:
     assert sines[4095, 4095] == pytest.approx(np.sin(2 * np.pi / 4096), abs=1e-15)
 
 
+@pytest.mark.parametrize(("h", "w"), [(4, 6), (3, 5), (1, 8), (8, 1)])
+def test_plane_matrices_are_rfft2_and_irfft2(h: int, w: int) -> None:
+    rng = np.random.default_rng(h)
+    x = rng.standard_normal((h, w))
+    spectrum = rng.standard_normal((h, w // 2 + 1)) + 1j * rng.standard_normal((h, w // 2 + 1))
+    np.testing.assert_allclose(
+        x.ravel() @ dft.plane_forward(h, w, 0.5), interleaved(np.fft.rfft2(x).ravel()) * 0.5, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        interleaved(spectrum.ravel()) @ dft.plane_inverse(h, w, 1 / (h * w)),
+        np.fft.irfft2(spectrum, s=(h, w)).ravel(),
+        atol=1e-12,
+    )
+
+
 def test_times_minus_i_turns_a_spectrum() -> None:
     x = np.random.default_rng(0).standard_normal(12)
     turned = x @ dft.times_minus_i(dft.real_forward(12, 7))
