@@ -68,6 +68,7 @@ class Journal:
         loss = measure()
         self._found[key] = loss.to_json()
         if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "loss": loss.to_json()}) + "\n")
         return loss

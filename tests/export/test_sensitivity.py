@@ -85,7 +85,7 @@ def test_a_budget_out_of_reach_keeps_the_best(quantizer: Quantizer) -> None:
 
 
 def test_the_time_limit_stops_and_the_journal_goes_on(quantizer: Quantizer, tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
+    path = tmp_path / "not yet there" / "journal.jsonl"
     first = search_budget(quantizer, pretend, BudgetConfig(max_drop_db=0.1, time_limit_s=0.0), Journal(path, ("x",)))
     assert not first.met
     search_budget(quantizer, pretend, BudgetConfig(max_drop_db=0.1), Journal(path, ("x",)))
