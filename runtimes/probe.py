@@ -125,7 +125,8 @@ def _ask(name: str, timeout_s: float) -> tuple[dict[str, Any] | None, str]:
 
 def _last_words(stderr: str) -> str:
     """The line of ``stderr`` that tells most: one about a library that cannot be loaded, or else the last."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    # Python shows the source line below a warning; it says nothing.
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() not in ("", "warnings.warn(")]
     telling = [line for line in lines if "cannot open shared object" in line or "Failed to load library" in line]
     return (
         (telling or lines or [""])[-1].replace("\x1b[0;93m", "").replace("\x1b[1;31m", "").replace("\x1b[m", "")[:400]
