@@ -1,4 +1,4 @@
-"""Training: :class:`TrainConfig`, :func:`train`, and the loop between them.
+"""Training: :func:`train` and its loop.
 
 The loop is budgeted in steps or in seconds; the learning rate, the crop's size and the arithmetic all follow the
 share of the budget that is used up, so that the same configuration serves a smoke test and a night. A run lives in
@@ -8,11 +8,10 @@ one folder: ``state`` to resume from, ``ema.safetensors`` to load with :func:`cl
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,111 +20,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from clusir import checkpoint, losses
-from clusir.data import DEFAULT_WEIGHTS, Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
+from clusir.data import Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
 from clusir.errors import BackendError, UsageError
 from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
+from clusir.train_config import Stage, TrainConfig, learning_rate
 from clusir.train_monitor import RouterMonitor, TrainLog, validate
 from clusir.train_precision import half_convolutions
 from clusir.train_routing import calibrate_routers
 from clusir.train_state import Average, read_header, read_state, restore_optimizer, write_state
 
-__all__ = ["Progress", "Stage", "TrainConfig", "train"]
+__all__ = ["Progress", "Stage", "TrainConfig", "learning_rate", "resumed_config", "train"]
 
 STATE_NAME, AVERAGE_NAME = "state.safetensors", "ema.safetensors"
 _AHEAD = 3  # batches prepared in advance
-
-
-@dataclass(frozen=True)
-class Stage:
-    """From ``start`` (share of the budget, 0..1) on, batches have this shape."""
-
-    start: float
-    batch: int
-    crop_px: int
-    quads: int
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A run. Exactly one of ``steps`` and ``seconds`` is the budget; figures not explained were chosen by trial."""
-
-    model: str = "tiny"
-    seed: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    learning_rate: float = 1.5e-3
-    final_learning_rate: float = 2e-6
-    warmup_steps: int = 200
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    ema_decay: float = 0.998
-    # Small crops first: most of what there is to learn is local, and a step costs what its pixels cost. The last part
-    # sees crops as large as pooling, channel attention and the Fourier split will see tiles.
-    stages: tuple[Stage, ...] = (
-        Stage(0.0, 8, 64, 1),
-        Stage(0.35, 12, 64, 2),
-        Stage(0.7, 6, 96, 1),
-        Stage(0.88, 4, 128, 1),
-    )
-    weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    # The restoration loss goes from plain L1 to this power of relative L1 (see losses), linearly over the budget.
-    relative_power: float = 0.8
-    # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
-    spectrum: float = 0.05
-    orthogonality: float = 0.1
-    balance: float = 0.1
-    cluster: float = 0.02
-    # Beyond 0.1 this loss's gradient, which is several times larger than the restoration's, starves it in the encoder:
-    # at 0.4 haze and low light were not learnt in 4000 steps, although alone they are in 50 [measured].
-    agreement: float = 0.1
-    # Until this share of the budget the routers draw noise, so that every expert learns everything; from then on the
-    # balance loss sees the choices that inference will make, which noise evens out for it.
-    router_noise_until: float = 0.5
-    # Until this share of the budget dense convolutions run in bfloat16 (CPUs with AVX512-BF16 or AMX, and GPUs).
-    half_until: float = 0.85
-    # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
-    calibrate_at: tuple[int, ...] = (0, 300, 900, 2000)
-    calibration_batches: int = 20
-    validate_every_s: float = 900.0
-    save_every_s: float = 300.0
-    validation_photos: int = 8
-    validation_crop_px: int = 192
-
-    def __post_init__(self) -> None:
-        if self.model not in CONFIGS:
-            raise UsageError(f"no configuration named {self.model!r}; there are {', '.join(CONFIGS)}")
-        if (self.steps > 0) == (self.seconds > 0):
-            raise UsageError("a run needs one budget: steps (--steps) or seconds (--time-budget), not both, not none")
-        if not self.stages or self.stages[0].start != 0 or list(self.stages) != sorted(self.stages, key=_start):
-            raise UsageError("stages must begin at 0 and follow each other")
-        for stage in self.stages:
-            if stage.crop_px % CONFIGS[self.model].size_multiple or stage.batch < max(1, 4 * stage.quads):
-                raise UsageError(
-                    f"stage {stage}: crop_px must be a multiple of {CONFIGS[self.model].size_multiple} "
-                    "and batch at least 4 x quads"
-                )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """From JSON or TOML. Raises UsageError on unknown fields and on values that do not fit."""
-        unknown = set(values) - set(cls.__dataclass_fields__)
-        if unknown:
-            allowed = ", ".join(cls.__dataclass_fields__)
-            raise UsageError(f"training config: unknown field {sorted(unknown)[0]!r}; there are {allowed}")
-        values = dict(values)
-        try:
-            if "stages" in values:
-                values["stages"] = tuple(Stage(**s) if isinstance(s, dict) else Stage(*s) for s in values["stages"])
-            if "calibrate_at" in values:
-                values["calibrate_at"] = tuple(int(step) for step in values["calibrate_at"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"training config: {error}") from error
-
-
-def _start(stage: Stage) -> float:
-    return stage.start
 
 
 @dataclass
@@ -137,13 +45,6 @@ class Progress:
     seconds: float
     losses: dict[str, float]
     validation: dict[str, float] | None = None
-
-
-def learning_rate(config: TrainConfig, step: int, used: float) -> float:
-    """Linear warm-up over ``warmup_steps``, then a cosine over the share ``used`` of the budget."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(used, 1.0)))
-    rate = config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
-    return rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
 
 
 class _Run:
