@@ -23,6 +23,8 @@ from clusir.runtimes.onnx_metadata import read_metadata
 
 __all__ = ["ExportRequest", "parity_table", "run", "run_module"]
 
+_BRIEF = 160  # characters of a pass's notes that the terminal shows
+
 Progress = Callable[[str], None]
 Step = Callable[[Path, str, ExportReport], None]
 
@@ -187,7 +189,9 @@ def print_passes(console: Console, report: ExportReport) -> None:
     """The passes that ran on the whole graph, one line each."""
     table = Table("pass", "changed", "notes", title=f"passes ({report.graphs[0].graph} graph)", title_justify="left")
     for record in report.graphs[0].passes:
-        table.add_row(record.name, "yes" if record.modified else "no", "; ".join(record.notes))
+        notes = "; ".join(record.notes)
+        brief = notes if len(notes) <= _BRIEF else notes[:_BRIEF].rsplit(" ", 1)[0] + " ... (all of it in the report)"
+        table.add_row(record.name, "yes" if record.modified else "no", brief)
     console.print(table)
 
 
