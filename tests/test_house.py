@@ -154,6 +154,21 @@ def test_importing_clusir_and_its_runtimes_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_a_missing_package_is_one_line_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch': raise ModuleNotFoundError('no torch', name='torch')\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from clusir.cli.export import main\n"
+        "main(['--onnx', sys.argv[1]])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr == "error: torch is not installed; install it with: pip install 'clusir[export]'\n"
+
+
 def test_lazy_names_resolve() -> None:
     for name in clusir.__all__:
         assert getattr(clusir, name) is not None

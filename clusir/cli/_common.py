@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from clusir.errors import ClusirError
+from clusir.errors import BackendError, ClusirError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["command", "console", "echo_error", "fail", "words"]
+
+# Which extra brings a package that a command may find missing.
+_EXTRAS = {
+    "torch": "export", "safetensors": "export", "onnx": "export", "onnxscript": "export", "skimage": "export",
+    "nncf": "export", "onnxruntime": "cpu", "openvino": "openvino", "ray": "ray",
+}  # fmt: skip
 
 
 def console() -> Console:
@@ -39,6 +45,9 @@ def fail(error: BaseException, debug: bool) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         echo_error("interrupted; what was finished is kept")
         sys.exit(130)
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").split(".")[0]) in _EXTRAS:
+        echo_error(f"{name} is not installed; install it with: pip install 'clusir[{_EXTRAS[name]}]'")
+        sys.exit(BackendError.exit_code)
     if isinstance(error, MemoryError):
         echo_error("out of memory; use smaller tiles, or clusir-run --max-memory")
         sys.exit(1)
