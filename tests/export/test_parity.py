@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,12 @@ from clusir.export.bundle import Validation, validate_files
 from clusir.export.dense_experts import DensifyExperts, MergedExperts
 from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
 from clusir.export.simplify import operators
-from clusir.export.validate import check_rows, parity_cases, reference_outputs, route_flips
-from clusir.model import CONFIGS, ClusIR
+from clusir.export.tolerances import tolerance
+from clusir.export.validate import check_rows, compare, parity_cases, reference_outputs
+from clusir.model import CONFIGS, ClusIR, ModelConfig
 from clusir.runtimes import open_runner
 
+FULL = pytest.mark.skipif("CLUSIR_FULL" not in os.environ, reason="minutes of export; set CLUSIR_FULL=1")
 Export = tuple[ClusIR, dict[str, GraphRecord]]
 BACKENDS = ("ort", "openvino")
 
@@ -45,24 +49,32 @@ def test_dynamic_graphs_agree_with_pytorch(dynamic_export: Export) -> None:
     assert len({row.degradation for row in rows}) >= 10
 
 
-@pytest.mark.slow
-def test_small_agrees_with_pytorch(tmp_path: Path) -> None:
-    """The larger configuration takes every option that tiny leaves out: LayerNorm, GDFN, depthwise attention, cross
-    bands."""
-    model = checkpoint.random_model(CONFIGS["small"])
-    records = write_graphs(model, tmp_path, "small", ExportConfig(dynamic=True, graphs=("whole",)))
+def shallow(name: str) -> ModelConfig:
+    """A configuration with one block a level: every option of it, a fraction of the time to export."""
+    return replace(CONFIGS[name], blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1), refine_blocks=1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(shallow("small"), id="shallow small"),
+        pytest.param(CONFIGS["small"], id="small", marks=FULL),
+        pytest.param(CONFIGS["base"], id="base", marks=FULL),
+    ],
+)
+def test_larger_configurations_agree_with_pytorch(config: ModelConfig, tmp_path: Path) -> None:
+    """They take every option that tiny leaves out: LayerNorm, GDFN, depthwise attention, cross bands."""
+    model = checkpoint.random_model(config)
+    records = write_graphs(model, tmp_path, "model", ExportConfig(dynamic=True, graphs=("whole",)))
     rows = []
     for backend in BACKENDS:
         with open_runner(records[0].path, backend, "cpu") as runner:
             for case in parity_cases(((64, 64), (96, 160)), (1, 3), ("noise", "haze")):
-                expected = reference_outputs(model, {"image": case.image})
-                got = runner.run({"image": case.image})
-                rows.append(np.abs(got["restored"] - expected["restored"]).max())
-                spec = runner.spec
-                assert not route_flips(
-                    got["gate"], expected["gate"], expected["expert_probability"], spec.experts[0], spec.top_k
+                feeds = {"image": case.image}
+                rows.append(
+                    compare(runner, feeds, reference_outputs(model, feeds), case, tolerance("fp32"), "model.onnx")
                 )
-    assert max(rows) <= 1e-4
+    check_rows(rows)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
