@@ -26,8 +26,8 @@ def pictures() -> dict[str, np.ndarray]:
     return {name: picture.astype(np.float32) for name, picture in made.items()}
 
 
-# Sharing the routing is not enough on a bare slope: pooled statistics (attention, cut-offs) still differ from tile to tile,
-# and the first weights brighten its tiles differently. Strict, so that the cure is noticed.
+# Sharing the routing is not enough on a bare slope: pooled statistics (attention, cut-offs) still differ from tile to
+# tile, and the first weights brighten its tiles differently. Strict, so that the cure is noticed.
 UNMET = pytest.mark.xfail(strict=True, reason="first weights: 4.3 times the gradient on a slope, bar 1.05")
 
 
