@@ -107,7 +107,8 @@ def middle(batch: Array) -> Array:
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#1c2024;background:#fff}
-table{border-collapse:collapse;margin:1rem 0 2rem;width:100%;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;margin:1rem 0 2rem;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}
+svg{max-width:100%}
 th,td{text-align:left;padding:.3rem .7rem;border-bottom:1px solid #d9dde1}th{font-weight:600}
 td.bad{color:#b00020;font-weight:600}code{font-size:.92em}
 @media(prefers-color-scheme:dark){
