@@ -16,43 +16,30 @@ __all__ = [
     "agreement_loss",
     "balance_loss",
     "cluster_loss",
+    "log_error",
     "orthogonality_loss",
     "partner_joint",
-    "relative_l1",
-    "spectrum_l1",
+    "spectrum_error",
 ]
 
-# One grey level: below it an error cannot be seen in an 8-bit picture, and its logarithm must not drive the training.
-_FLOOR = 1.0 / 255.0
-_TYPICAL = 0.03  # an error of this size gets the same gradient at every power
+# Mean squared error at which the logarithm is bent: 47 dB. What is better cannot be seen in an 8-bit picture, and must
+# not drive the training.
+_FLOOR = 2e-5
 
 
-def _relative(error: Tensor, power: float) -> Tensor:
-    """mean_b of the antiderivative of (0.03 / (error_b + 1/255)) ** power / 0.03, zero at error 0."""
-    shifted = error + _FLOOR
-    scale = float(_TYPICAL ** (power - 1))
-    if power == 1:
-        return (torch.log(shifted / _FLOOR) * scale).mean()
-    rest = 1 - power
-    bent: Tensor = (shifted**rest - _FLOOR**rest) / rest * scale
-    return bent.mean()
+def log_error(restored: Tensor, clean: Tensor) -> Tensor:
+    """mean_b of log(RMSE_b + floor), in nepers (1 is 8.7 dB): minus the mean PSNR, up to a constant. Bx3xHxW in 0..1.
 
-
-def relative_l1(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:
-    """L1 per picture, bent so that its gradient is divided by (the picture's own error) ** ``power``; Bx3xHxW in 0..1.
-
-    Power 0 is plain L1: haze and low light, with errors ten times those of JPEG, are learnt first. Power 1 is the
-    logarithm: every picture weighs alike in the dB in which all are judged, but a run that starts so never gets to
-    haze and low light, because a small mistake on the many almost right pictures costs more than they could gain
-    [measured].
+    The PSNR loss of HINet (arXiv 2105.06086): every picture weighs alike in the dB in which all are judged.
     """
-    return _relative((restored - clean).abs().flatten(1).mean(1), power)
+    return 0.5 * torch.log((restored - clean).square().flatten(1).mean(1) + _FLOOR).mean()
 
 
-def spectrum_l1(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:
-    """L1 on real and imaginary parts of the orthonormal rfft2 of the error (MoCE-IR's FFT loss), bent likewise."""
+def spectrum_error(restored: Tensor, clean: Tensor) -> Tensor:
+    """mean_b of log(L1_b + floor) over real and imaginary parts of the orthonormal rfft2 of the error (MoCE-IR's FFT
+    loss)."""
     spectrum = torch.view_as_real(torch.fft.rfft2((restored - clean).float(), norm="ortho"))
-    return _relative(spectrum.abs().flatten(1).mean(1), power)
+    return torch.log(spectrum.abs().flatten(1).mean(1) + _FLOOR**0.5).mean()
 
 
 def orthogonality_loss(prototypes: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clusir.cues import ClusterGain, ToneMap
 from clusir.errors import UsageError
 from clusir.experts import MoEBlock
 from clusir.frequency import DegradationPrompt, FrequencyModulation
@@ -65,6 +66,9 @@ class ModelConfig:
     prompt_size: int = 8
     prompt_width: int = 64
     prompt_block: bool = True
+    # [ours], see clusir.cues: gains of the decoder's hidden channels chosen by the clusters, and a smooth tone map.
+    decoder_gains: bool = False
+    tone: bool = False
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
@@ -86,6 +90,8 @@ class ModelConfig:
             "resample": ("shuffle", "strided"),
             "skip": ("cat", "add"),
         }
+        if self.decoder_gains and (self.decoder_attention or self.feed_forward != "conv"):
+            raise UsageError('model config: decoder_gains needs feed_forward "conv" and decoder_attention false')
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"model config: {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -159,6 +165,8 @@ CONFIGS: dict[str, ModelConfig] = {
         frequency_cross=False,
         prompt_width=16,
         prompt_block=False,
+        decoder_gains=True,
+        tone=True,
     ),
 }
 
@@ -261,6 +269,13 @@ class ClusIR(nn.Module):
         self.refine = make_decoder(config, 0, config.refine_blocks)
         self.head = nn.Conv2d(widths[0], picture, 3, padding=1, bias=False)
         nn.init.zeros_(self.head.weight)  # an untrained network returns its input
+        hidden = [int(width * config.ffn_ratio) for width in widths]
+        counts = (*config.decoder_blocks, config.refine_blocks)
+        self.gains = nn.ModuleList(
+            nn.ModuleList(ClusterGain(sum(config.clusters), hidden[level]) for _ in range(count))
+            for level, count in zip((*range(last), 0), counts, strict=True)
+        ) if config.decoder_gains else None  # fmt: skip
+        self.tone = ToneMap(widths[last]) if config.tone else None
 
     def forward(self, image: Tensor, routing: tuple[tuple[Tensor, Tensor], ...] | None = None) -> Restoration:
         """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the
@@ -283,10 +298,13 @@ class ClusIR(nn.Module):
             skips.append(self.modulation[key](x, found) if key in self.modulation else x)
             routings.append(found)
         x = skips.pop()
+        base = image if self.tone is None else self.tone(x, image)
+        posterior = torch.cat([r.posterior for r in routings], dim=1)
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
-            x = self.decoder[level](x)
-        restored = image + self.picture(self.head(self.refine(x)))
+            x = self.decode(self.decoder[level], x, posterior, level)
+        x = self.decode(self.refine, x, posterior, -1)
+        restored = base + self.picture(self.head(x))
         return Restoration(
             restored,
             tuple(r.posterior for r in routings),
@@ -305,6 +323,15 @@ class ClusIR(nn.Module):
             centred = torch.cat(haar_forward(centred), dim=1)
         out: Tensor = self.stem(centred)
         return out
+
+    def decode(self, blocks: nn.Module, x: Tensor, posterior: Tensor, stage: int) -> Tensor:
+        """The blocks of one decoder level (or, at stage -1, the refinement) with the gains that the clusters choose."""
+        if self.gains is None:
+            out: Tensor = blocks(x)
+            return out
+        for block, gain in zip(blocks, self.gains[stage], strict=True):  # type: ignore[call-overload]
+            x = block(x, gain(posterior))
+        return x
 
     def picture(self, x: Tensor) -> Tensor:
         """The inverse of the stem's transform: the residual as a picture Bx3xHxW."""

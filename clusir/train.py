@@ -50,7 +50,9 @@ class Progress:
 class _Run:
     """The state of a run and one step of it."""
 
-    def __init__(self, config: TrainConfig, data: Path, out: Path, device: str, resume: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, data: Path, out: Path, device: str, resume: bool, start: Path | None
+    ) -> None:
         self.config, self.out = config, out
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.device = torch.device(device)
@@ -58,7 +60,10 @@ class _Run:
         self.photos = PhotoSet(data, "train")
         self.validation = PhotoSet(data, "validation") if self.rank == 0 else None
         torch.manual_seed(config.seed)
-        model = ClusIR(CONFIGS[config.model]).to(self.device)
+        model = ClusIR(CONFIGS[config.model])
+        if start is not None and not resume:
+            start_from(model, start)
+        model = model.to(self.device)
         if self.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
@@ -111,8 +116,8 @@ class _Run:
             damaged = damaged.contiguous(memory_format=torch.channels_last)
         with half_convolutions(self.model) if used < config.half_until else nullcontext():
             output = self.wrapped(damaged)
-        terms = self.loss_terms(output, clean, batch, config.relative_power * min(used, 1.0))
-        weight = {"l1": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "l1"}
+        terms = self.loss_terms(output, clean, batch)
+        weight = {"error": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "error"}
         total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
@@ -144,11 +149,11 @@ class _Run:
         for past in self.running:
             past.fill_(1.0 / len(past) ** 2)
 
-    def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch, power: float) -> dict[str, Tensor]:
+    def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
         recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
         return {
-            "l1": losses.relative_l1(output.restored, clean, power),
-            "spectrum": losses.spectrum_l1(output.restored, clean, power),
+            "error": losses.log_error(output.restored, clean),
+            "spectrum": losses.spectrum_error(output.restored, clean),
             "orthogonality": losses.orthogonality_loss([r.unit_prototypes() for r in self.routers]),
             "balance": losses.balance_loss(output.expert_probabilities, output.gates),
             "cluster": losses.cluster_loss(output.posteriors, [joint.sum(1) for joint in self.running]),
@@ -172,6 +177,7 @@ def train(
     *,
     device: str = "cpu",
     resume: bool = False,
+    start: Path | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
@@ -186,7 +192,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if not resume and (out / STATE_NAME).exists():
         raise UsageError(f"{out} already holds a run; go on with --resume, or choose another folder")
-    run = _Run(config, data, out, device, resume)
+    run = _Run(config, data, out, device, resume, start)
     log = TrainLog(out) if run.rank == 0 else None
     monitor = RouterMonitor()
     saved = validated = run.seconds
@@ -198,7 +204,7 @@ def train(
             # A batch's shape is fixed when it is asked for, a few steps ahead of its use.
             for ahead in range(_AHEAD):
                 prefetcher.ask(run.step + ahead, run.plan(_at(run, used, ahead)))
-            if run.step in config.calibrate_at:
+            if run.step in config.calibrate_at and start is None:
                 run.calibrate()
             figures = run.advance(prefetcher.get(run.step), used, monitor)
             now = time.monotonic()
@@ -222,6 +228,20 @@ def train(
     if log is not None:
         log.close()
     return out / AVERAGE_NAME
+
+
+def start_from(model: ClusIR, path: Path) -> None:
+    """Copy the weights of a checkpoint into ``model``; parameters that it lacks keep their start.
+
+    That lets a configuration grow: a part that starts as the identity joins trained ones. Raises UsageError where the
+    checkpoint's other parts do not fit.
+    """
+    found = checkpoint.load(path).state_dict()
+    mine = model.state_dict()
+    wrong = [n for n, t in found.items() if n not in mine or mine[n].shape != t.shape]
+    if wrong:
+        raise UsageError(f"{path} does not fit the {len(mine)} tensors of this model: {wrong[0]} differs; see --model")
+    model.load_state_dict(mine | found)
 
 
 def _at(run: _Run, used: float, ahead: int) -> float:

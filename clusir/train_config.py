@@ -46,8 +46,6 @@ class TrainConfig:
         Stage(0.88, 4, 128, 1),
     )
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    # The restoration loss goes from plain L1 to this power of relative L1 (see losses), linearly over the budget.
-    relative_power: float = 0.8
     # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
     spectrum: float = 0.05
     orthogonality: float = 0.1

@@ -22,7 +22,7 @@ from clusir import checkpoint
 from clusir.cli.train import main, parse_budget
 from clusir.data import BatchPlan, PhotoSet, draw_batch
 from clusir.errors import BackendError, ModelFormatError, UsageError
-from clusir.losses import relative_l1
+from clusir.losses import log_error
 from clusir.model import CONFIGS, ClusIR
 from clusir.router import ClusterRouter
 from clusir.train import Stage, TrainConfig, learning_rate, train
@@ -93,15 +93,15 @@ def test_training_gets_below_the_error_of_the_damage_itself(folder: Path, tmp_pa
     weights = {"noise": 1.0, "jpeg": 0.01}
     config = replace(
         SMALL, steps=50, stages=(Stage(0.0, 8, 32, 1),), weights=weights, warmup_steps=5, learning_rate=3e-3,
-        calibrate_at=(0,), validation_crop_px=32, relative_power=0.0,
+        calibrate_at=(0,), validation_crop_px=32,
     )  # fmt: skip
     values: list[float] = []
-    train(config, folder, tmp_path / "run", observe=lambda p: values.append(p.losses["loss/l1"]))
+    train(config, folder, tmp_path / "run", observe=lambda p: values.append(p.losses["loss/error"]))
     photos = PhotoSet(folder, "train")
     batches = [draw_batch(photos, BatchPlan(8, 32, 1), (config.seed, step, 0), weights) for step in range(50)]
-    untouched = [float(relative_l1(b.damaged, b.clean, 0.0)) for b in batches]
+    untouched = [float(log_error(b.damaged, b.clean)) for b in batches]
     assert values[0] == pytest.approx(untouched[0], rel=1e-4)  # an untrained network returns its input
-    assert sum(values[-15:]) < 0.9 * sum(untouched[-15:])
+    assert sum(values[-15:]) < sum(untouched[-15:]) - 15 * 0.1  # 0.9 dB
 
 
 def test_router_noise_ends_at_its_share_of_the_budget(
@@ -299,3 +299,19 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
     assert json.loads(checkpoint.read_metadata(tmp_path / "run" / "ema.safetensors")["training"])["step"] == 2
+
+
+def test_a_run_starts_from_a_checkpoint_of_a_smaller_configuration(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    given = ClusIR(replace(CONFIGS["tiny"], tone=False, decoder_gains=False))
+    checkpoint.save(given, tmp_path / "given.safetensors", {})
+    config = replace(SMALL, steps=1, learning_rate=1e-9, final_learning_rate=1e-9, weight_decay=0.0)
+    result = checkpoint.load(train(config, folder, tmp_path / "run", start=tmp_path / "given.safetensors"))
+    assert result.config.tone
+    torch.testing.assert_close(result.stem.weight, given.stem.weight)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    checkpoint.save(ClusIR(replace(CONFIGS["tiny"], widths=(16, 32, 48))), tmp_path / "other.safetensors", {})
+    with pytest.raises(UsageError, match=r"does not fit.*stem.weight"):
+        train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")

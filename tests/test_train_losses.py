@@ -12,10 +12,10 @@ from clusir.losses import (
     agreement_loss,
     balance_loss,
     cluster_loss,
+    log_error,
     orthogonality_loss,
     partner_joint,
-    relative_l1,
-    spectrum_l1,
+    spectrum_error,
 )
 from clusir.model import CONFIGS, ClusIR
 from clusir.router import ClusterRouter
@@ -29,23 +29,30 @@ def uniform(clusters: int) -> list[torch.Tensor]:
     return [torch.full((clusters, clusters), 1 / clusters**2)]
 
 
-def test_relative_l1_is_its_formula_and_weighs_a_picture_by_its_own_error() -> None:
+def test_log_error_is_minus_psnr_and_weighs_a_picture_by_its_own_error() -> None:
     clean = torch.zeros(2, 3, 4, 4)
-    restored = torch.stack([torch.full((3, 4, 4), 1 / 255), torch.full((3, 4, 4), 100 / 255)]).requires_grad_()
-    loss = relative_l1(restored, clean)
-    assert loss.item() == pytest.approx((math.log(2) + math.log(101)) / 2, rel=1e-5)
+    restored = torch.stack([torch.full((3, 4, 4), 0.01), torch.full((3, 4, 4), 0.1)]).requires_grad_()
+    loss = log_error(restored, clean)
+    psnr = (40.0 + 20.0) / 2
+    assert loss.item() * 20 / math.log(10) == pytest.approx(-psnr, abs=0.5)  # the floor costs 0.4 dB at 40 dB
     loss.backward()
     small, large = restored.grad[0].sum(), restored.grad[1].sum()
-    assert (small / large).item() == pytest.approx(101 / 2, rel=1e-4)
+    assert (small / large).item() == pytest.approx((0.01 / (1e-4 + 2e-5)) / (0.1 / (1e-2 + 2e-5)), rel=1e-4)
 
 
-def test_spectrum_l1_sees_an_error_of_either_phase() -> None:
+def test_log_error_of_a_perfect_picture_has_no_gradient() -> None:
+    clean = torch.rand(1, 3, 4, 4)
+    restored = clean.clone().requires_grad_()
+    log_error(restored, clean).backward()
+    assert restored.grad.abs().max() == 0
+
+
+def test_spectrum_error_sees_an_error_of_either_phase() -> None:
     clean = torch.zeros(1, 3, 8, 8)
     x = torch.arange(8) * 2 * math.pi / 8
     sine, cosine = (0.1 * wave.expand(1, 3, 8, 8) for wave in (x.sin(), x.cos()))
-    assert spectrum_l1(clean, clean).item() == 0
-    assert spectrum_l1(sine, clean).item() == pytest.approx(spectrum_l1(cosine, clean).item(), rel=1e-4)
-    assert spectrum_l1(sine, clean) > 0.1
+    assert spectrum_error(sine, clean).item() == pytest.approx(spectrum_error(cosine, clean).item(), rel=1e-4)
+    assert spectrum_error(sine, clean) > spectrum_error(clean, clean) + 0.5
 
 
 def test_orthogonality_is_zero_for_orthogonal_rows_and_one_for_equal_ones() -> None:

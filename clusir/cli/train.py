@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -58,11 +59,11 @@ def make_config(out: Path, resume: bool, file: Path | None, given: dict[str, Any
 class _Display:
     """A progress bar on a terminal; a line every hundred steps elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         self.bar = Progress(
             BarColumn(), TextColumn("{task.percentage:.0f}% step {task.fields[step]} loss {task.fields[loss]:.3f}"),
             TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
@@ -71,7 +72,7 @@ class _Display:
         self.loss = float("nan")
 
     def __call__(self, progress: Progress) -> None:
-        value = progress.losses["loss/l1"]
+        value = progress.losses["loss/error"]
         self.loss = value if self.loss != self.loss else 0.98 * self.loss + 0.02 * value
         self.bar.update(self.task, completed=progress.used, step=progress.step, loss=self.loss)
         if progress.step % 100 == 0 and not self.console.is_terminal:
@@ -102,6 +103,7 @@ class _Display:
 @click.option("--seed", type=int, help="Seed of weights and batches. [default: 0]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=int, help="CPU threads for the network. [default: all]")
+@click.option("--start-from", type=click.Path(path_type=Path), help="Checkpoint whose weights a new run starts with.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 def main(
     data: Path,
@@ -114,6 +116,7 @@ def main(
     seed: int | None,
     device: str,
     threads: int | None,
+    start_from: Path | None,
     resume: bool,
 ) -> None:
     """Train the network on clean photos, which are damaged on the fly.
@@ -147,9 +150,18 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     with distributed(device) as place:
-        display = _Display()
+        display = _Display(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
         with display.bar:
-            path = train(config, data, out, device=place, resume=resume, observe=display, stop=lambda: bool(stopped))
+            path = train(
+                config,
+                data,
+                out,
+                device=place,
+                resume=resume,
+                start=start_from,
+                observe=display,
+                stop=lambda: bool(stopped),
+            )
     if stopped:
         raise InterruptedRun(f"stopped; the state is in {out}: go on with --resume")
     click.echo(f"weights: {path}")
