@@ -25,6 +25,7 @@ from clusir.errors import BackendError, UsageError
 from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
 from clusir.train_config import Stage, TrainConfig, learning_rate
+from clusir.train_labels import label_weights
 from clusir.train_monitor import RouterMonitor, TrainLog, validate
 from clusir.train_precision import half_convolutions
 from clusir.train_routing import calibrate_routers
@@ -225,6 +226,8 @@ def train(
                 run.save()
             observe(Progress(run.step, used, run.seconds, figures, validation))
     run.save(done=used >= 1.0)
+    if used >= 1.0 and run.validation is not None:
+        label_weights(out / AVERAGE_NAME, run.validation, config.validation_crop_px, config.validation_photos)
     if log is not None:
         log.close()
     return out / AVERAGE_NAME

@@ -182,3 +182,29 @@ def test_help_imports_nothing_heavy(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip().endswith("[]")
+
+
+def test_clusters_are_reported_and_drawn(tmp_path: Path, write_photos) -> None:
+    photos = write_photos(tmp_path / "photos", 1, size=256)
+    out = tmp_path / "out"
+    arguments = ["--clusters", str(photos), "--backend", "ort", "--threads", "1", "-o", str(out)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    data = json.loads((out / "clusters.json").read_text())
+    for level in data["levels"]:
+        for shares in level["clusters"].values():
+            assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert any(label != "unused" for label in level["labels"])
+    assert (out / "clusters.svg").read_text().startswith("<svg")
+
+
+def test_clusters_of_photos_that_are_too_small_are_refused(tmp_path: Path, write_photos) -> None:
+    done = CliRunner().invoke(main, ["--clusters", str(write_photos(tmp_path, 1, size=64)), "--backend", "ort"])
+    assert done.exit_code == 2
+    assert "no photo of at least 256 px" in done.stderr
+
+
+def test_baselines_without_quality_are_refused() -> None:
+    done = CliRunner().invoke(main, ["--baselines"])
+    assert done.exit_code == 2
+    assert "--quality" in done.stderr

@@ -87,6 +87,9 @@ def test_the_result_is_a_checkpoint_with_its_training_in_it(folder: Path, tmp_pa
     with (tmp_path / "run" / "log.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
     assert {"psnr/noise 25", "gain/haze", "gain"} <= names
+    labels = checkpoint.cluster_labels(str(path))
+    assert tuple(len(level) for level in labels) == model.config.clusters
+    assert json.loads((path.parent / "clusters.json").read_text())["levels"][0]["labels"] == list(labels[0])
 
 
 def test_training_gets_below_the_error_of_the_damage_itself(folder: Path, tmp_path: Path) -> None:

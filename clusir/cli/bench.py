@@ -52,7 +52,11 @@ def _sizes(context: click.Context, parameter: click.Parameter, text: str) -> tup
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Pictures before, not counted.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in a process per row.  [default: memory]")
 @click.option("--quality", metavar="FOLDER", help="Also measure quality on damaged copies of the photos in FOLDER.")
-@click.option("--limit", type=click.IntRange(1), help="Photos that --quality takes, at even distances.  [default: all]")
+@click.option("--baselines", is_flag=True, help="With --quality: classical filters on the same pixels.")
+@click.option("--clusters", metavar="FOLDER", help="Instead report what the clusters mean, on photos in FOLDER.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Photos to take, at even distances.  [default: all; clusters: 16]"
+)
 @click.option("-o", "--output", metavar="FOLDER", help="Also write bench.md and bench.json there.")
 @click.option("--cuda-matrix", metavar="FOLDER", help="Instead run the whole CUDA validation and write its report.")
 @click.option("--quick", is_flag=True, help="With --cuda-matrix: the smallest subset, to try the script.")
@@ -62,6 +66,7 @@ def main(**options: Any) -> None:
 
     Rows of one size take turns in one process, so that their ratios hold on a busy machine. --cuda-matrix FOLDER
     exports, validates and times every configuration on an NVIDIA card (with --device cpu it runs on the CPU).
+    --clusters FOLDER tells how well each level's clusters follow the kind of damage, and what to call them.
 
     \b
     Exit codes: 0 done; 1 some rows failed; 2 usage; 3 a named backend or device is not here; 4 the matrix found a
@@ -76,7 +81,24 @@ def main(**options: Any) -> None:
         )
         click.echo(report.to_json() if options["as_json"] else report.to_markdown())
         raise click.exceptions.Exit(0 if report.passed else 4)
+    if options["baselines"] and not options["quality"]:
+        raise click.UsageError("--baselines goes with --quality FOLDER")
+    if options["clusters"]:
+        _clusters(options)
+        return
     _bench(options)
+
+
+def _clusters(options: dict[str, Any]) -> None:
+    import json
+    from pathlib import Path
+
+    from clusir.cli._bench_quality import measure_clusters, write_clusters
+
+    report, about = measure_clusters(options, _say(options))
+    if options["output"]:
+        write_clusters(report, about, Path(options["output"]))
+    click.echo(json.dumps({"about": about, **report.to_dict()}) if options["as_json"] else report.to_markdown())
 
 
 def _say(options: dict[str, Any]) -> Callable[[str], None]:
@@ -91,6 +113,7 @@ def _bench(options: dict[str, Any]) -> None:
     import json
     from pathlib import Path
 
+    from clusir.cli._bench_quality import measure_quality
     from clusir.errors import ClusirError
     from clusir.runtimes.bench import bench_cases, peak_memory_mib
     from clusir.runtimes.bench_table import as_json, to_markdown
@@ -107,7 +130,7 @@ def _bench(options: dict[str, Any]) -> None:
                     m.peak_mib = peak_memory_mib(m.case)
                 except ClusirError as error:
                     m.error = str(error)
-    qualities = _qualities(options, measured, say) if options["quality"] else []
+    qualities = measure_quality(options, measured, say) if options["quality"] else []
     machine = fingerprint(options["threads"])
     data = as_json(measured, machine, options["runs"], [q.to_dict() for q in qualities])
     tables = [f"## Quality: {q.model}\n\n{q.to_markdown()}" for q in qualities]
@@ -158,25 +181,6 @@ def _cases(options: dict[str, Any], size_px: int) -> list[Case]:
     if not cases:
         raise UsageError(f"no model file fits; backends {', '.join(options['backend'] or installed)} were asked for")
     return cases
-
-
-def _qualities(options: dict[str, Any], measured: list[Measurement], say: Callable[[str], None]) -> list[Any]:
-    """One quality table per model, backend and precision (the size of the pictures is the photos' own)."""
-    from clusir.evaluate import quality_table
-    from clusir.runtimes.restore import Restorer
-
-    tables, seen = [], set()
-    for m in measured:
-        case = m.case
-        key = (case.model, case.backend, case.precision)
-        if m.error or key in seen:
-            continue
-        seen.add(key)
-        label = f"{case.model or 'shipped'}, {case.precision}, {m.name}"
-        say(f"quality of {label}")
-        with Restorer(case.model, case.backend, case.device, case.threads, precision=case.precision) as restorer:
-            tables.append(quality_table(options["quality"], restorer.restore, model=label, limit=options["limit"]))
-    return tables
 
 
 def _show(measured: list[Measurement], tables: list[str], machine: dict[str, Any]) -> None:

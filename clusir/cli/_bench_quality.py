@@ -1,0 +1,100 @@
+"""What ``clusir-bench`` says about pictures rather than time: ``--quality`` and ``--clusters``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clusir.evaluate import QualityTable
+    from clusir.evaluate_clusters import ClusterReport
+    from clusir.runtimes.bench import Measurement
+
+__all__ = ["measure_clusters", "measure_quality"]
+
+_CLUSTER_PHOTOS = 16
+_CROP_PX = 256
+
+
+def measure_quality(
+    options: dict[str, Any], measured: Sequence[Measurement], say: Callable[[str], None]
+) -> list[QualityTable]:
+    """One quality table per model, backend and precision (the size of the pictures is the photos' own)."""
+    from clusir.evaluate import quality_table
+    from clusir.runtimes.restore import Restorer
+
+    tables, seen = [], set()
+    for m in measured:
+        case = m.case
+        key = (case.model, case.backend, case.precision)
+        if m.error or key in seen:
+            continue
+        seen.add(key)
+        label = f"{case.model or 'shipped'}, {case.precision}, {m.name}"
+        say(f"quality of {label}")
+        with Restorer(case.model, case.backend, case.device, case.threads, precision=case.precision) as restorer:
+            table = quality_table(
+                options["quality"],
+                restorer.restore,
+                model=label,
+                limit=options["limit"],
+                baselines=options["baselines"] and not tables,  # they are the same for every model
+            )
+            tables.append(table)
+    return tables
+
+
+def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tuple[ClusterReport, str]:
+    """The cluster report of the first model named (or the shipped one), and what it was measured on.
+
+    Centre crops of 256 px (the tile of the shipped files) of ``--limit`` photos, each with every kind of damage at two
+    random severities, through the model's own routing. Raises UsageError where the model has no routers, or where the
+    folder holds no photo of that size.
+    """
+    import numpy as np
+
+    from clusir.errors import UsageError
+    from clusir.evaluate import list_pictures, read_picture
+    from clusir.evaluate_clusters import cluster_report
+    from clusir.runtimes import open_runner
+    from clusir.runtimes.model_files import find_model
+    from clusir.runtimes.routing import split_levels
+
+    backend = (options["backend"] or ("auto",))[0]
+    precision = (options["precision"] or ("fp32",))[0]
+    model = (options["models"] or (None,))[0]
+    path = find_model(model, precision, backend).whole
+    photos = []
+    for photo in list_pictures(options["clusters"], options["limit"] or _CLUSTER_PHOTOS):
+        picture = read_picture(photo)
+        y, x = ((side - _CROP_PX) // 2 for side in picture.shape[:2])
+        if min(y, x) >= 0:
+            photos.append(picture[y : y + _CROP_PX, x : x + _CROP_PX].astype(np.float32) / np.float32(255))
+    if not photos:
+        raise UsageError(f"{options['clusters']} holds no photo of at least {_CROP_PX} px; name a folder that does")
+    say(f"clusters of {path.name} on {len(photos)} photos")
+    with open_runner(path, backend=backend, device=options["device"], threads=options["threads"]) as runner:
+        spec = runner.spec
+        if not spec.routed:
+            raise UsageError(f"{path} has no routers; --clusters is for ClusIR models")
+
+        def route(image: Any) -> tuple[list[Any], list[Any]]:
+            out = runner.run({"image": image})
+            return (
+                [p[None] for p in split_levels(out["posterior"][0], spec.clusters)],
+                [g[None] for g in split_levels(out["gate"][0], spec.experts)],
+            )
+
+        report = cluster_report(route, photos, draws=2)
+    return report, f"{path.name}: {len(photos)} photos, {_CROP_PX} px, {len(report.kinds)} kinds, two severities each"
+
+
+def write_clusters(report: ClusterReport, about: str, folder: Path) -> None:
+    """``clusters.md``, ``clusters.json`` and the picture ``clusters.svg`` in ``folder``."""
+    import json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "clusters.md").write_text(f"{about}\n\n{report.to_markdown()}", "utf-8")
+    (folder / "clusters.json").write_text(json.dumps({"about": about, **report.to_dict()}, indent=2) + "\n", "utf-8")
+    (folder / "clusters.svg").write_text(report.to_svg(), "utf-8")
