@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clusir import checkpoint
 from clusir.data import PhotoSet
@@ -20,7 +21,7 @@ def label_weights(path: Path, photos: PhotoSet, crop_px: int, limit: int) -> Clu
     Every kind of damage at two severities on centre crops of ``limit`` photos. Training itself never sees these labels.
     Beside the checkpoint: ``clusters.svg`` and ``clusters.json``.
     """
-    crops = []
+    crops: list[NDArray[np.float32]] = []
     for photo in photos.photos:
         y, x = ((side - crop_px) // 2 for side in photo.shape[:2])
         if min(y, x) >= 0 and len(crops) < limit:

@@ -24,7 +24,8 @@ def measure_quality(
     from clusir.evaluate import quality_table
     from clusir.runtimes.restore import Restorer
 
-    tables, seen = [], set()
+    tables: list[QualityTable] = []
+    seen = set()
     for m in measured:
         case = m.case
         key = (case.model, case.backend, case.precision)
