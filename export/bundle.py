@@ -109,7 +109,7 @@ def tile_routing(model: ClusIR, spec: ModelSpec) -> Callable[[Mapping[str, Array
 
     def own(feeds: Mapping[str, Array]) -> dict[str, Array]:
         decided = reference_outputs(model, feeds)
-        return {name: decided[name] for name in ("posterior", "gate")}
+        return {name: decided[name] for name in ("posterior", "gate", "statistics")}
 
     return own
 

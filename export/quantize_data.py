@@ -44,6 +44,16 @@ class Reference:
         self.input_name = graph.inputs[0]
         self.output_name = graph.spec.output_name if graph.spec is not None else graph.outputs[0]
         self.probe = Probe(graph.model)
+        self._router: Probe | None = None
+
+    def statistics(self, image: Array) -> Array:
+        """The pooled statistics [1, S] that the router graph beside the whole graph finds in a picture."""
+        if self._router is None:
+            path = self.path.with_name(f"{self.path.stem}.router.onnx")
+            if not path.is_file():
+                raise ExportError(f"{path} is not there, and the tile graph needs its statistics; export all graphs")
+            self._router = Probe(load_graph(path).model)
+        return self._router.run({self.input_name: image})["statistics"]
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -143,14 +153,19 @@ def draw_evaluation(source: CalibrationSource, per_degradation: int, after: Sequ
 
 
 def make_feeds(graph: Path | onnx.ModelProto, samples: Sequence[Sample], reference: Reference) -> list[Feeds]:
-    """Inputs of ``graph`` for each sample: the picture, and for a tile graph the posterior and gate of that picture."""
+    """Inputs of ``graph`` for each sample: the picture, and for a tile graph that picture's own posterior, gate and
+    pooled statistics (where it takes them)."""
     inputs = load_graph(graph).inputs
-    image_name, routed = inputs[0], [name for name in inputs[1:] if name in ("posterior", "gate")]
+    image_name, routed = inputs[0], [name for name in inputs[1:] if name in ("posterior", "gate", "statistics")]
     if len(inputs) != 1 + len(routed):
-        raise ExportError(f"graph inputs {', '.join(inputs)} are not a picture, or a picture with posterior and gate")
+        raise ExportError(
+            f"graph inputs {', '.join(inputs)} are not a picture, or a picture with posterior, gate and statistics"
+        )
     feeds: list[Feeds] = []
     for sample in samples:
         routing = reference.run(sample.image) if routed else {}
+        if "statistics" in routed:
+            routing["statistics"] = reference.statistics(sample.image)
         feeds.append({image_name: sample.image, **{name: routing[name] for name in routed}})
     return feeds
 
