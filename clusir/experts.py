@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusir.layers import ChannelAttention, make_feed_forward, make_norm, scale_init
+from clusir.pooled import PooledStatistics
 
 __all__ = ["Expert", "MoEBlock", "SparseExperts"]
 
@@ -85,13 +86,14 @@ class MoEBlock(nn.Module):
             self.norm_feed_forward = make_norm(norm, width)
             self.feed_forward = make_feed_forward(feed_forward, width, ratio)
 
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         u = self.norm(x)
         if not self.attention:
             out: Tensor = x + self.leave(self.experts(u, u, gate))
             return out
-        shared = self.shared(u)
+        enter, attend = self.shared
+        shared = attend(enter(u), pooled=pooled)
         routed = self.leave(self.experts(self.enter(u), shared, gate))
-        x = x + self.cross(routed, shared)
+        x = x + self.cross(routed, shared, pooled)
         done: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
         return done

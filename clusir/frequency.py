@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusir.layers import ChannelAttention, WaveletTransformerBlock, scale_init
+from clusir.pooled import PooledStatistics, pooled_value
 
 __all__ = ["DegradationPrompt", "FourierSplit", "FrequencyModulation", "radial_frequency"]
 
@@ -39,9 +40,13 @@ class FourierSplit(nn.Module):
         self.groups = groups
         self.cutoff = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, groups))
 
-    def forward(self, x: Tensor, cue: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cue: Tensor, pooled: PooledStatistics | None = None) -> tuple[Tensor, Tensor]:
         batch, channels, height, width = x.shape
-        share = torch.sigmoid(self.cutoff(torch.cat((cue, x.mean(dim=(2, 3))), dim=1)))
+        share = pooled_value(
+            pooled,
+            (self.groups,),
+            lambda: torch.sigmoid(self.cutoff(torch.cat((cue, x.mean(dim=(2, 3))), dim=1))),
+        )
         cutoff = _CUTOFF_MIN + (_CUTOFF_MAX - _CUTOFF_MIN) * share
         rho = radial_frequency(height, width, x.device)
         mask = torch.sigmoid((cutoff[:, :, None, None, None] - rho) / _EDGE_SOFTNESS)  # B x groups x 1 x H x (W//2+1)
@@ -66,11 +71,13 @@ class DegradationPrompt(nn.Module):
         self.refine = block if block is not None else nn.ReLU()
         self.leave = nn.Conv2d(width, width, 1)
 
-    def forward(self, features: Tensor, posterior: Tensor) -> Tensor:
+    def forward(self, features: Tensor, posterior: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         clusters, width, size, _ = self.bank.shape
         prompt = (posterior @ self.bank.reshape(clusters, -1)).reshape(-1, width, size, size)
         prompt = F.interpolate(prompt, size=features.shape[-2:], mode="bilinear", align_corners=False)
-        out: Tensor = self.leave(self.refine(self.merge(torch.cat((prompt, features), dim=1))))
+        merged = self.merge(torch.cat((prompt, features), dim=1))
+        refined = self.refine(merged) if isinstance(self.refine, nn.ReLU) else self.refine(merged, pooled)
+        out: Tensor = self.leave(refined)
         return out
 
 
@@ -85,11 +92,18 @@ class CrossBand(nn.Module):
         self.attend_low = ChannelAttention(width, heads, depthwise=True)
         self.attend_high = ChannelAttention(width, heads, depthwise=True)
 
-    def forward(self, low: Tensor, high: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = torch.cat((high.amax(dim=1, keepdim=True), high.mean(dim=1, keepdim=True)), dim=1)
-        channel = self.channel(low.mean(dim=(2, 3))) + self.channel(low.amax(dim=(2, 3)))
-        low, high = low * torch.sigmoid(self.spatial(pooled)), high * torch.sigmoid(channel)[:, :, None, None]
-        return low + self.attend_low(low, x), high + self.attend_high(high, x)
+    def forward(
+        self, low: Tensor, high: Tensor, x: Tensor, pooled: PooledStatistics | None = None
+    ) -> tuple[Tensor, Tensor]:
+        strongest = torch.cat((high.amax(dim=1, keepdim=True), high.mean(dim=1, keepdim=True)), dim=1)
+        channel = pooled_value(
+            pooled,
+            (low.shape[1],),
+            lambda: torch.sigmoid(self.channel(low.mean(dim=(2, 3))) + self.channel(low.amax(dim=(2, 3)))),
+        )
+        masked_low, masked_high = low * torch.sigmoid(self.spatial(strongest)), high * channel[:, :, None, None]
+        low = masked_low + self.attend_low(masked_low, x, pooled)
+        return low, masked_high + self.attend_high(masked_high, x, pooled)
 
 
 class FrequencyModulation(nn.Module):
@@ -112,16 +126,21 @@ class FrequencyModulation(nn.Module):
         self.cross = CrossBand(width, heads) if cross else None
         self.leave = scale_init(nn.Conv2d(width, width, 1, bias=False), 0.0)
 
-    def forward(self, x: Tensor, prompt: Tensor, cue: Tensor) -> Tensor:
-        low, high = self.split(x, cue)
-        film = self.film(torch.cat((cue, prompt.mean(dim=(2, 3))), dim=1))[:, :, None, None]
-        low_scale, low_shift, high_scale, high_shift = film.chunk(4, dim=1)
+    def forward(self, x: Tensor, prompt: Tensor, cue: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        low, high = self.split(x, cue, pooled)
+        width = x.shape[1]
+        film = pooled_value(pooled, (4 * width,), lambda: self.film(torch.cat((cue, prompt.mean(dim=(2, 3))), dim=1)))
+        low_scale, low_shift, high_scale, high_shift = film[:, :, None, None].chunk(4, dim=1)
         low = low * torch.sigmoid(self.low_gate(low)) * (1 + low_scale) + low_shift
         high = high * torch.sigmoid(self.high_column(self.high_row(high))) * (1 + torch.tanh(prompt))
         high = high * (1 + high_scale) + high_shift
         if self.cross is not None:
-            low, high = self.cross(low, high, x)
+            low, high = self.cross(low, high, x, pooled)
         # The softmax over a pair of band energies, per channel, is a sigmoid of their difference.
-        weight = torch.sigmoid(high.mean(dim=(2, 3), keepdim=True) - low.mean(dim=(2, 3), keepdim=True))
+        weight = pooled_value(
+            pooled,
+            (width, 1, 1),
+            lambda: torch.sigmoid(high.mean(dim=(2, 3), keepdim=True) - low.mean(dim=(2, 3), keepdim=True)),
+        )
         out: Tensor = x + self.leave(weight * high + (1 - weight) * low)
         return out

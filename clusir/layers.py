@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusir.pooled import PooledStatistics, pooled_value
 from clusir.wavelet import haar_forward, haar_inverse
 
 __all__ = [
@@ -92,6 +93,10 @@ class ChannelAttention(nn.Module):
 
     q, k, v come from 1x1 convolutions, each followed by a depthwise 3x3 where ``depthwise`` is set. With ``context``
     the keys and values come from there (cross-attention). BxCxHxW to the same.
+
+    The matrices of attention are pooled statistics. Where they are given, queries and keys are not computed, and what
+    remains is linear in the values: output projection, attention and, without ``depthwise``, the value projection are
+    multiplied first, and one matrix is applied to the pixels.
     """
 
     def __init__(self, width: int, heads: int, depthwise: bool, context_kernel: int = 3) -> None:
@@ -109,21 +114,51 @@ class ChannelAttention(nn.Module):
             return first
         return nn.Sequential(first, nn.Conv2d(out, out, kernel, padding=kernel // 2, groups=out, bias=False))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, pooled: PooledStatistics | None = None) -> Tensor:
+        context = x if context is None else context
         batch, width, height, columns = x.shape
+        if pooled is not None and pooled.replays:
+            return self._apply_given(context, pooled)
         shape = (batch, self.heads, width // self.heads, height * columns)
         q = self.query(x).reshape(shape)
-        k, v = (t.reshape(shape) for t in self.key_value(x if context is None else context).chunk(2, dim=1))
+        k, v = (t.reshape(shape) for t in self.key_value(context).chunk(2, dim=1))
+        matrix = pooled_value(pooled, (self.heads, shape[2], shape[2]), lambda: self._matrix(q, k))
+        out: Tensor = self.project((matrix @ v).reshape(batch, width, height, columns))
+        return out
+
+    def _matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """The attention matrices B x heads x c x c of q and k, B x heads x c x N."""
         # Normalising the small product instead of the two maps is the same number and saves passes over every pixel;
         # 1/sqrt(N) keeps sums of squares away from float16's limit.
-        scale = (height * columns) ** -0.5
+        scale = q.shape[-1] ** -0.5
         q, k = q * scale, k * scale
         q_norm = q.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
         k_norm = k.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
         logits = (q @ k.transpose(-2, -1)) / (q_norm * k_norm.transpose(-2, -1))
-        attended = torch.softmax(logits * self.temperature, dim=-1) @ v
-        out: Tensor = self.project(attended.reshape(batch, width, height, columns))
-        return out
+        return torch.softmax(logits * self.temperature, dim=-1)
+
+    def _apply_given(self, context: Tensor, pooled: PooledStatistics) -> Tensor:
+        """The same from given matrices, without queries and keys."""
+        batch, width, height, columns = context.shape
+        c = width // self.heads
+
+        def unused() -> Tensor:
+            raise AssertionError("statistics that replay are not computed")
+
+        matrix = pooled.share((self.heads, c, c), unused)
+        leave = self.project.weight.reshape(width, self.heads, c).transpose(0, 1)  # heads x width x c
+        mixed = (leave @ matrix).transpose(1, 2).reshape(-1, width, width)  # sum over heads of P_h A_h, side by side
+        if isinstance(self.key_value, nn.Sequential):
+            first, spread = self.key_value
+            assert isinstance(first, nn.Conv2d) and isinstance(spread, nn.Conv2d)
+            value = F.conv2d(context, first.weight[width:])
+            reach = spread.kernel_size[0] // 2
+            value = F.conv2d(value, spread.weight[width:], padding=reach, groups=width)
+        else:
+            weight = self.key_value.weight
+            assert isinstance(weight, Tensor)
+            value, mixed = context, mixed @ weight[width:].reshape(width, width)
+        return (mixed @ value.reshape(batch, width, height * columns)).reshape(batch, width, height, columns)
 
 
 class GatedFeedForward(nn.Module):
@@ -178,9 +213,9 @@ class WaveletAttention(nn.Module):
         self.gate = nn.Conv2d(width, 3 * width, 1)
         self.project = scale_init(nn.Conv2d(width, width, 1, bias=False))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         low, high = haar_forward(x)
-        low = self.attention(low)
+        low = self.attention(low, pooled=pooled)
         high = self.high(high) * torch.sigmoid(self.gate(low))
         out: Tensor = self.project(haar_inverse(low, high))
         return out
@@ -196,8 +231,8 @@ class WaveletTransformerBlock(nn.Module):
         self.norm_feed_forward = make_norm(norm, width)
         self.feed_forward = make_feed_forward(feed_forward, width, ratio)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_attention(x))
+    def forward(self, x: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), pooled)
         out: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
         return out
 

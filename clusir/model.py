@@ -18,6 +18,7 @@ from clusir.errors import UsageError
 from clusir.experts import MoEBlock
 from clusir.frequency import DegradationPrompt, FrequencyModulation
 from clusir.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
+from clusir.pooled import PooledStatistics
 from clusir.router import ClusterRouter, Routing
 from clusir.wavelet import haar_forward, haar_inverse
 
@@ -200,10 +201,13 @@ class EncoderLevel(nn.Module):
             ratio=config.ffn_ratio,
         )
 
-    def forward(self, x: Tensor, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Routing]:
-        x = self.blocks(x)
+    def forward(
+        self, x: Tensor, given: tuple[Tensor, Tensor] | None, pooled: PooledStatistics | None = None
+    ) -> tuple[Tensor, Routing]:
+        for block in self.blocks:
+            x = block(x, pooled)
         routing = self.router(x) if given is None else self.router.complete(given[0], given[1], given[1])
-        return self.moe(x, routing.gate), routing
+        return self.moe(x, routing.gate, pooled), routing
 
 
 class SkipModulation(nn.Module):
@@ -218,8 +222,9 @@ class SkipModulation(nn.Module):
             width, config.prototype_dim, config.frequency_groups, config.heads[level], cross=config.frequency_cross
         )
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        out: Tensor = self.modulate(x, self.prompt(x, routing.posterior), routing.cue)
+    def forward(self, x: Tensor, routing: Routing, pooled: PooledStatistics | None = None) -> Tensor:
+        prompt = self.prompt(x, routing.posterior, pooled)
+        out: Tensor = self.modulate(x, prompt, routing.cue, pooled)
         return out
 
 
@@ -277,10 +282,15 @@ class ClusIR(nn.Module):
         ) if config.decoder_gains else None  # fmt: skip
         self.tone = ToneMap(widths[last]) if config.tone else None
 
-    def forward(self, image: Tensor, routing: tuple[tuple[Tensor, Tensor], ...] | None = None) -> Restoration:
+    def forward(
+        self,
+        image: Tensor,
+        routing: tuple[tuple[Tensor, Tensor], ...] | None = None,
+        pooled: PooledStatistics | None = None,
+    ) -> Restoration:
         """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the
-        routers' own, so that all tiles of a picture can share one routing. Raises ValueError on sizes that do not
-        fit."""
+        routers' own, so that all tiles of a picture can share one routing; ``pooled`` records, or gives, the other
+        numbers that are pooled over the picture. Raises ValueError on sizes that do not fit."""
         multiple = self.config.size_multiple
         if image.shape[-2] % multiple or image.shape[-1] % multiple:
             raise ValueError(
@@ -293,17 +303,17 @@ class ClusIR(nn.Module):
         for level, encode in enumerate(self.encoder):
             if level:
                 x = self.down[level - 1](x)  # B x C_l x H/2^l x W/2^l
-            x, found = encode(x, None if routing is None else routing[level])
+            x, found = encode(x, None if routing is None else routing[level], pooled)
             key = str(level + 1)
-            skips.append(self.modulation[key](x, found) if key in self.modulation else x)
+            skips.append(self.modulation[key](x, found, pooled) if key in self.modulation else x)
             routings.append(found)
         x = skips.pop()
         base = image if self.tone is None else self.tone(x, image)
         posterior = torch.cat([r.posterior for r in routings], dim=1)
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
-            x = self.decode(self.decoder[level], x, posterior, level)
-        x = self.decode(self.refine, x, posterior, -1)
+            x = self.decode(self.decoder[level], x, posterior, level, pooled)
+        x = self.decode(self.refine, x, posterior, -1, pooled)
         restored = base + self.picture(self.head(x))
         return Restoration(
             restored,
@@ -324,14 +334,27 @@ class ClusIR(nn.Module):
         out: Tensor = self.stem(centred)
         return out
 
-    def decode(self, blocks: nn.Module, x: Tensor, posterior: Tensor, stage: int) -> Tensor:
+    def decode(
+        self, blocks: nn.Module, x: Tensor, posterior: Tensor, stage: int, pooled: PooledStatistics | None
+    ) -> Tensor:
         """The blocks of one decoder level (or, at stage -1, the refinement) with the gains that the clusters choose."""
-        if self.gains is None:
-            out: Tensor = blocks(x)
-            return out
-        for block, gain in zip(blocks, self.gains[stage], strict=True):  # type: ignore[call-overload]
-            x = block(x, gain(posterior))
+        assert isinstance(blocks, nn.Sequential)
+        for index, block in enumerate(blocks):
+            if self.config.decoder_attention:
+                x = block(x, pooled)
+            else:
+                x = block(x, None if self.gains is None else self.gains[stage][index](posterior))  # type: ignore[index]
         return x
+
+    def statistics_size(self) -> int:
+        """How many pooled statistics a picture has: S of :class:`clusir.pooled.PooledStatistics`."""
+        pooled, side = PooledStatistics(), self.config.size_multiple
+        parameter = next(self.parameters())
+        training = self.training
+        with torch.inference_mode():
+            self.eval()(torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device), None, pooled)
+        self.train(training)
+        return pooled.recorded().shape[1]
 
     def picture(self, x: Tensor) -> Tensor:
         """The inverse of the stem's transform: the residual as a picture Bx3xHxW."""

@@ -17,6 +17,7 @@ from clusir.errors import ModelFormatError
 __all__ = ["SPEC_VERSION", "ModelSpec", "SizeRequirements"]
 
 SPEC_VERSION = 1
+MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
 _GRAPHS = ("whole", "tile", "router")
 
@@ -49,9 +50,12 @@ class ModelSpec:
     [B, sum(clusters)]: the cluster posteriors of all routed levels, concatenated, each part summing to 1; ``gate``
     [B, sum(experts)]: the gates after top-k, concatenated likewise.
 
-    ``graph`` is ``whole`` (image -> restored, posterior, gate), ``tile`` (image, posterior, gate -> restored: routing
-    is given, so that all tiles of a picture share it) or ``router`` (image -> posterior, expert_probability, the
-    probabilities before top-k). A model brought by the user has no routing: ``clusters`` and ``experts`` are empty.
+    ``graph`` is ``whole`` (image -> restored, posterior, gate), ``tile`` (image, posterior, gate, statistics ->
+    restored: what is pooled over the picture is given, so that all its tiles share it) or ``router`` (image ->
+    posterior, expert_probability, the probabilities before top-k, statistics). A model brought by the user has no
+    routing: ``clusters`` and ``experts`` are empty. ``statistics`` is the length S of the pooled statistics [B, S]
+    (``clusir.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without (as in files of
+    the first exports), and in a whole graph.
     """
 
     name: str = "clusir"
@@ -75,6 +79,7 @@ class ModelSpec:
     top_k: int = 1
     cluster_labels: tuple[tuple[str, ...], ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    statistics: int = 0
 
     def __post_init__(self) -> None:
         def refuse(what: str) -> None:
@@ -99,6 +104,8 @@ class ModelSpec:
             refuse(f"clusters {self.clusters} and experts {self.experts} do not name the same levels")
         if self.experts and not 1 <= self.top_k <= min(self.experts):
             refuse(f"top_k {self.top_k} is not within 1..{min(self.experts)}")
+        if not 0 <= self.statistics <= MAX_STATISTICS:
+            refuse(f"statistics {self.statistics} are not within 0..{MAX_STATISTICS}")
         if self.cluster_labels and tuple(map(len, self.cluster_labels)) != self.clusters:
             refuse("cluster labels do not match the clusters")
 
@@ -162,6 +169,6 @@ def _coerce(key: str, value: Any) -> Any:
         return tuple(tuple(_string(label) for label in level) for level in value)
     if key == "tolerances":
         return {_string(k): _number(v) for k, v in value.items()}
-    if key in ("spec_version", "channels", "tile_px", "halo_px", "top_k"):
+    if key in ("spec_version", "channels", "tile_px", "halo_px", "top_k", "statistics"):
         return _integer(value)
     return _string(value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clusir.model import ClusIR
+from clusir.pooled import PooledStatistics
 
 __all__ = ["GRAPHS", "GraphForm", "RouterGraph", "TileGraph", "WholeGraph"]
 
@@ -30,30 +31,36 @@ class WholeGraph(nn.Module):
 
 
 class TileGraph(nn.Module):
-    """image Bx3xHxW, posterior BxsumL, gate BxsumE -> restored: the routing is given."""
+    """image Bx3xHxW, posterior BxsumL, gate BxsumE, statistics BxS -> restored: all that is pooled over the picture is
+    given."""
 
     def __init__(self, model: ClusIR) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor, posterior: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, image: Tensor, posterior: Tensor, gate: Tensor, statistics: Tensor) -> Tensor:
         config = self.model.config
         posteriors = torch.split(posterior, list(config.clusters), dim=1)
         gates = torch.split(gate, [config.experts] * config.levels, dim=1)
-        restored: Tensor = self.model(image, tuple(zip(posteriors, gates, strict=True))).restored
+        routing = tuple(zip(posteriors, gates, strict=True))
+        restored: Tensor = self.model(image, routing, PooledStatistics(statistics)).restored
         return restored
 
 
 class RouterGraph(nn.Module):
-    """image Bx3xHxW -> posterior BxsumL, expert_probability BxsumE (before top-k). Needs the encoder only."""
+    """image Bx3xHxW -> posterior BxsumL, expert_probability BxsumE (before top-k), statistics BxS.
+
+    Of a network without attention in the decoder only the encoder remains.
+    """
 
     def __init__(self, model: ClusIR) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        done = self.model(image)
-        return torch.cat(done.posteriors, dim=1), torch.cat(done.expert_probabilities, dim=1)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled = PooledStatistics()
+        done = self.model(image, None, pooled)
+        return torch.cat(done.posteriors, dim=1), torch.cat(done.expert_probabilities, dim=1), pooled.recorded()
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,15 @@ class GraphForm:
         if self.name != "tile":
             return (image,)
         posterior = torch.cat([torch.full((2, n), 1.0 / n) for n in config.clusters], dim=1)
-        return image, posterior, torch.eye(config.experts)[:2].repeat(1, config.levels)
+        gate = torch.eye(config.experts)[:2].repeat(1, config.levels)
+        return image, posterior, gate, torch.full((2, model.statistics_size()), 0.5)
 
 
 GRAPHS: dict[str, GraphForm] = {
     form.name: form
     for form in (
         GraphForm("whole", WholeGraph, ("image",), ("restored", "posterior", "gate"), ".onnx"),
-        GraphForm("tile", TileGraph, ("image", "posterior", "gate"), ("restored",), ".tile.onnx"),
-        GraphForm("router", RouterGraph, ("image",), ("posterior", "expert_probability"), ".router.onnx"),
+        GraphForm("tile", TileGraph, ("image", "posterior", "gate", "statistics"), ("restored",), ".tile.onnx"),
+        GraphForm("router", RouterGraph, ("image",), ("posterior", "expert_probability", "statistics"), ".router.onnx"),
     )
 }

@@ -116,6 +116,7 @@ def describe(model: ClusIR, config: ExportConfig, graph: str = "whole") -> Model
         experts=(model.config.experts,) * model.config.levels,
         top_k=model.config.top_k,
         cluster_labels=config.cluster_labels,
+        statistics=0 if graph == "whole" else model.statistics_size(),
     )
 
 

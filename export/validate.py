@@ -16,6 +16,7 @@ from clusir.errors import ValidationError
 from clusir.export.tolerances import GATE_MARGIN, Tolerance
 from clusir.metrics import psnr
 from clusir.model import ClusIR, Restoration
+from clusir.pooled import PooledStatistics
 from clusir.runtimes.base import Array, Runner
 from clusir.spec import ModelSpec
 
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _MIDDLE_SEVERITY = 0.5
+_LARGEST_STATISTIC = 1 / 32  # rows of channel attention then sum to about 1, as after a softmax
 
 
 @dataclass(frozen=True)
@@ -92,24 +94,28 @@ def reference_outputs(model: ClusIR, feeds: Mapping[str, Array], graph: str = "w
     config = model.config
     with torch.inference_mode():
         image = torch.from_numpy(feeds["image"])
-        routing = None
+        routing, pooled = None, PooledStatistics()
         if graph == "tile":
+            pooled = PooledStatistics(torch.from_numpy(feeds["statistics"]))
             posteriors = torch.split(torch.from_numpy(feeds["posterior"]), list(config.clusters), dim=1)
             gates = torch.split(torch.from_numpy(feeds["gate"]), [config.experts] * config.levels, dim=1)
             routing = tuple(zip(posteriors, gates, strict=True))
-        done: Restoration = model(image, routing)
+        done: Restoration = model(image, routing, pooled)
     outputs = {
         "restored": done.restored,
         "posterior": torch.cat(done.posteriors, dim=1),
         "gate": torch.cat(done.gates, dim=1),
         "expert_probability": torch.cat(done.expert_probabilities, dim=1),
     }
+    if graph != "tile":
+        outputs["statistics"] = pooled.recorded()
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
 def uniform_routing(spec: ModelSpec) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """Routing feeds for a tile graph: an even posterior, and gates that send neighbouring samples and levels to
-    different experts, so that over a batch and the calls that follow every expert of every level runs."""
+    different experts, so that over a batch and the calls that follow every expert of every level runs. Statistics,
+    where the graph takes them, are small, positive and all different."""
     turn = count()
 
     def feeds(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -122,7 +128,11 @@ def uniform_routing(spec: ModelSpec) -> Callable[[Mapping[str, Array]], dict[str
             gate = np.zeros((batch, experts), np.float32)
             np.put_along_axis(gate, chosen, 0.75 if spec.top_k == 1 else 1.0 / spec.top_k, axis=1)
             gates.append(gate)
-        return {"posterior": posterior, "gate": np.concatenate(gates, axis=1)}
+        made = {"posterior": posterior, "gate": np.concatenate(gates, axis=1)}
+        if spec.statistics:
+            values = np.random.default_rng(start).uniform(0, _LARGEST_STATISTIC, (batch, spec.statistics))
+            made["statistics"] = values.astype(np.float32)
+        return made
 
     return feeds
 
@@ -150,11 +160,12 @@ def compare(
 ) -> ParityRow:
     """Run one case and hold it against the reference's outputs for the same feeds (see :func:`reference_outputs`)."""
     got = runner.run(feeds)
-    name = "restored" if "restored" in got else "expert_probability"
-    difference = np.abs(got[name].astype(np.float64) - expected[name])
+    names = ["restored"] if "restored" in got else [n for n in ("expert_probability", "statistics") if n in got]
+    mine, reference = (np.concatenate([values[n].ravel() for n in names]) for values in (got, expected))
+    difference = np.abs(mine.astype(np.float64) - reference)
     finite = bool(np.isfinite(difference).all())
     max_abs = float(difference.max()) if finite else float("inf")
-    agreement = psnr(got[name], expected[name]) if finite else float("-inf")
+    agreement = psnr(mine, reference) if finite else float("-inf")
     flips, spec = 0, runner.spec
     if "gate" in got and spec.routed:
         flips = route_flips(got["gate"], expected["gate"], expected["expert_probability"], spec.experts[0], spec.top_k)

@@ -129,14 +129,14 @@ def _length(dimension: Any) -> int | None:
 def _input_name(port: Any, spec: ModelSpec) -> str:
     """An input's name in the ONNX file: a float16 graph's cast behind it lends it a second one."""
     names = port.get_names()
-    known = (name for name in (spec.input_name, "posterior", "gate") if name in names)
+    known = (name for name in (spec.input_name, "posterior", "gate", "statistics") if name in names)
     return next(known, str(port.any_name))
 
 
 def _output_name(port: Any, spec: ModelSpec) -> str:
     """An output's name in the ONNX file: fusing an Identity leaves a tensor with the names of both its ends."""
     names = port.get_names()
-    for known in (spec.output_name, "restored", "posterior", "gate", "expert_probability"):
+    for known in (spec.output_name, "restored", "posterior", "gate", "expert_probability", "statistics"):
         if known in names:
             return known
     return str(port.get_node().get_friendly_name().removesuffix("/sink_port_0"))

@@ -16,7 +16,7 @@ from clusir.runtimes.base import Array, Runner
 from clusir.runtimes.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.model_files import ModelFiles, find_model
 from clusir.runtimes.opening import open_runner
-from clusir.runtimes.routing import Routing, combine
+from clusir.runtimes.routing import Routing, combine, router_outputs
 from clusir.runtimes.tiling import Plan, plan_picture
 from clusir.spec import ModelSpec
 
@@ -144,16 +144,16 @@ class Restorer:
         """The routing that all tiles of a picture share (see :mod:`clusir.runtimes.routing`)."""
         plan = plan or plan_picture(source.height, source.width, self.spec)
         _, router = self._open_sidecars()
-        posteriors, probabilities = [], []
+        sampled: dict[str, list[Array]] = {name: [] for name in router_outputs(router.spec)}
         for i in plan.y.sample():
             start = plan.y.starts[i]
             band = source.rows(start, min(start + plan.y.tile, source.height))
             tiles = [crop_tile(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
             for tile in tiles:
                 out = self._timed(router, {"image": _nchw([tile])}, work or Work())
-                posteriors.append(out["posterior"])
-                probabilities.append(out["expert_probability"])
-        return combine(np.concatenate(posteriors), np.concatenate(probabilities), self.spec)
+                for name, values in sampled.items():
+                    values.append(out[name])
+        return combine({name: np.concatenate(values) for name, values in sampled.items()}, router.spec)
 
     def warm_up(self) -> None:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
@@ -172,11 +172,7 @@ class Restorer:
         image = _nchw(tiles) * np.float32(high - low) + np.float32(low)
         if work.routing is not None and work.tiles > 1 and self.routing == "shared":
             runner, _ = self._open_sidecars()
-            shared = {
-                "posterior": np.repeat(work.routing.posterior[None], len(tiles), axis=0),
-                "gate": np.repeat(work.routing.gate[None], len(tiles), axis=0),
-            }
-            out = self._timed(runner, {"image": image} | shared, work)
+            out = self._timed(runner, {"image": image} | work.routing.feeds(len(tiles)), work)
         else:
             out = self._timed(self._runner, {self.spec.input_name: image}, work)
             if "posterior" in out and "gate" in out:
@@ -209,6 +205,11 @@ class Restorer:
             for sidecar, path in ((tile, self.files.tile), (router, self.files.router)):
                 if sidecar.spec.checkpoint_sha256 != self.spec.checkpoint_sha256:
                     raise ModelFormatError(f"model {path}: it was exported from another checkpoint than its model")
+            if tile.spec.statistics != router.spec.statistics:
+                raise ModelFormatError(
+                    f"model {self.files.tile}: it takes {tile.spec.statistics} pooled statistics, its router gives "
+                    f"{router.spec.statistics}; export both again with clusir-export"
+                )
             self._sidecars = (tile, router)
         return self._sidecars
 

@@ -27,7 +27,8 @@ __all__ = ["TorchRunner"]
 class TorchRunner:
     """A checkpoint opened with PyTorch in float32.
 
-    ``graph`` is ``whole``, ``tile`` (takes posterior and gate) or ``router``, as in :class:`clusir.spec.ModelSpec`.
+    ``graph`` is ``whole``, ``tile`` (takes posterior, gate and pooled statistics) or ``router``, as in
+    :class:`clusir.spec.ModelSpec`.
     ``threads`` sets PyTorch's pool for the whole process. Raises BackendError where torch or the device is not there.
     """
 
@@ -70,14 +71,18 @@ class TorchRunner:
             clusters=tuple(config.clusters),
             experts=(config.experts,) * config.levels,
             top_k=config.top_k,
+            statistics=0 if graph == "whole" else self._model.statistics_size(),
         )
         self._inputs: dict[str, Sequence[int | str | None]] = {"image": (None, 3, None, None)}
         if graph == "tile":
             self._inputs |= {"posterior": (None, sum(self.spec.clusters)), "gate": (None, sum(self.spec.experts))}
+            self._inputs["statistics"] = (None, self.spec.statistics)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.base.Runner`. H and W must be multiples of the model's size rule."""
         import torch
+
+        from clusir.pooled import PooledStatistics
 
         ready = check_feeds(feeds, self._inputs, self.name)
         multiple = self.spec.size.multiple_of
@@ -89,13 +94,16 @@ class TorchRunner:
         tensors = {k: torch.from_numpy(v).to(self._device) for k, v in ready.items()}
         with torch.inference_mode():
             if self.spec.graph == "tile":
-                return {"restored": _numpy(self._model(tensors["image"], self._routing(tensors)).restored)}
-            done = self._model(tensors["image"])
+                given = PooledStatistics(tensors["statistics"])
+                return {"restored": _numpy(self._model(tensors["image"], self._routing(tensors), given).restored)}
+            recorded = PooledStatistics()
+            done = self._model(tensors["image"], None, recorded)
             posterior = _numpy(torch.cat(done.posteriors, dim=1))
             if self.spec.graph == "router":
                 return {
                     "posterior": posterior,
                     "expert_probability": _numpy(torch.cat(done.expert_probabilities, dim=1)),
+                    "statistics": _numpy(recorded.recorded()),
                 }
             return {
                 "restored": _numpy(done.restored),

@@ -84,11 +84,12 @@ def test_every_expert_is_in_the_graph_and_right(static_export: Export, backend: 
     config = model.config
     case = next(iter(parity_cases(((64, 64),), (1,), ("noise",))))
     posterior = np.concatenate([np.full((1, n), 1 / n, np.float32) for n in config.clusters], axis=1)
+    statistics = reference_outputs(model, {"image": case.image})["statistics"]
     results = []
     with open_runner(records["tile"].path, backend, "cpu") as runner:
         for index in range(config.levels * config.experts):
             gate = np.eye(config.levels * config.experts, dtype=np.float32)[index : index + 1]
-            feeds = {"image": case.image, "posterior": posterior, "gate": gate}
+            feeds = {"image": case.image, "posterior": posterior, "gate": gate, "statistics": statistics}
             got = runner.run(feeds)["restored"]
             expected = reference_outputs(model, feeds, "tile")["restored"]
             assert np.abs(got - expected).max() <= 1e-4

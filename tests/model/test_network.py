@@ -12,6 +12,7 @@ from clusir.checkpoint import random_model
 from clusir.errors import UsageError
 from clusir.frequency import FourierSplit, FrequencyModulation, radial_frequency
 from clusir.model import CONFIGS, ClusIR, ModelConfig
+from clusir.pooled import PooledStatistics
 from clusir.router import ClusterRouter, top_k_gate
 from clusir.wavelet import haar_forward, haar_inverse
 
@@ -42,6 +43,32 @@ def test_forward_returns_what_it_says(model: ClusIR) -> None:
         torch.testing.assert_close(probability.sum(1), torch.ones(2))
     for gate in done.gates:
         assert (gate > 0).sum(1).tolist() == [config.top_k] * 2
+
+
+@torch.inference_mode()
+def test_recorded_statistics_replayed_give_the_same_picture(model: ClusIR) -> None:
+    image, recorded = picture(2, 64, 48), PooledStatistics()
+    done = model(image, None, recorded)
+    assert torch.equal(done.restored, model(image).restored)
+    statistics = recorded.recorded()
+    assert statistics.shape == (2, model.statistics_size())
+    routing = tuple(zip(done.posteriors, done.gates, strict=True))
+    again = model(image, routing, PooledStatistics(statistics)).restored
+    torch.testing.assert_close(again, done.restored, atol=2e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_nothing_else_is_pooled_over_the_picture(model: ClusIR) -> None:
+    """With all that is pooled given, what happens in one corner does not reach the other."""
+    image, recorded = picture(1, 256, 256), PooledStatistics()
+    done = model(image, None, recorded)
+    routing = tuple(zip(done.posteriors, done.gates, strict=True))
+    changed = image.clone()
+    changed[..., :16, :16] = 1.0
+    given = recorded.recorded()
+    far = [model(x, routing, PooledStatistics(given)).restored[..., 120:136, 120:136] for x in (image, changed)]
+    own = [model(x).restored[..., 120:136, 120:136] for x in (image, changed)]
+    assert (far[0] - far[1]).abs().max() < 0.1 * (own[0] - own[1]).abs().max()
 
 
 @torch.inference_mode()

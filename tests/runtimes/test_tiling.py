@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,11 +88,15 @@ def test_top_k_breaks_ties_by_the_lowest_index() -> None:
 
 
 def test_shared_routing_averages_before_top_k() -> None:
-    s = ModelSpec(clusters=(2,), experts=(2,), top_k=1)
+    s = ModelSpec(clusters=(2,), experts=(2,), top_k=1, statistics=2)
     posterior = np.array([[1, 0], [0.5, 0.5]], np.float32)
     # Tile by tile expert 0 wins twice of three; on average expert 1 does.
     probability = np.array([[0.55, 0.45], [0.55, 0.45], [0.1, 0.9]], np.float32)
-    routing = combine(posterior, probability, s)
+    statistics = np.array([[1, 2], [3, 2]], np.float32)
+    sampled = {"posterior": posterior, "expert_probability": probability, "statistics": statistics}
+    routing = combine(sampled, s)
     np.testing.assert_allclose(routing.posterior, [0.75, 0.25])
     np.testing.assert_allclose(routing.gate, [0, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(routing.feeds(2)["statistics"], [[2, 2], [2, 2]])
+    assert "statistics" not in combine(sampled, replace(s, statistics=0)).feeds(1)  # a file of the first exports
     assert [p.tolist() for p in split_levels(np.arange(5, dtype=np.float32), (3, 2))] == [[0, 1, 2], [3, 4]]

@@ -39,10 +39,16 @@ def test_tile_graph_with_the_whole_graphs_routing_gives_the_same_picture(checkpo
     np.testing.assert_array_equal(router["posterior"], whole["posterior"])
     assert (np.count_nonzero(whole["gate"], axis=1) == spec.top_k * len(spec.experts)).all()
     with open_runner(checkpoint, device="cpu", graph="tile") as runner:
-        tile = runner.run({"image": image, "posterior": whole["posterior"], "gate": whole["gate"]})
-        other = runner.run({"image": image, "posterior": whole["posterior"], "gate": np.roll(whole["gate"], 1, axis=1)})
+        given = {"image": image, **{name: whole[name] for name in ("posterior", "gate")}}
+        given["statistics"] = router["statistics"]
+        tile = runner.run(given)
+        # What is given is really used: other gates, or the statistics of the other picture of the batch.
+        others = [{"gate": np.roll(whole["gate"], 1, axis=1)}, {"statistics": router["statistics"][::-1].copy()}]
+        restored = [runner.run(given | other)["restored"] for other in others]
+    assert router["statistics"].shape == (2, runner.spec.statistics)
     np.testing.assert_allclose(tile["restored"], whole["restored"], atol=1e-5)
-    assert np.abs(other["restored"] - whole["restored"]).max() > 1e-4  # the given routing is really used
+    for picture in restored:
+        assert np.abs(picture - whole["restored"]).max() > 1e-6
 
 
 def test_restorer_on_a_checkpoint(checkpoint: Path) -> None:
