@@ -25,8 +25,9 @@ from clusir.errors import BackendError, UsageError
 from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
 from clusir.train_config import Stage, TrainConfig, learning_rate
+from clusir.train_curve import curve_svg, read_curve
 from clusir.train_labels import label_weights
-from clusir.train_monitor import RouterMonitor, TrainLog, validate
+from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.train_precision import half_convolutions
 from clusir.train_routing import calibrate_routers
 from clusir.train_state import Average, read_header, read_state, restore_optimizer, write_state
@@ -230,6 +231,8 @@ def train(
         label_weights(out / AVERAGE_NAME, run.validation, config.validation_crop_px, config.validation_photos)
     if log is not None:
         log.close()
+        if curves := read_curve(out / LOG_NAME):
+            (out / "curve.svg").write_text(curve_svg(curves), "utf-8")
     return out / AVERAGE_NAME
 
 

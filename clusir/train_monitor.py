@@ -17,7 +17,10 @@ from clusir.degrade import FAMILIES, PRESETS
 from clusir.metrics import psnr
 from clusir.model import ClusIR
 
-__all__ = ["RouterMonitor", "TrainLog", "validate"]
+__all__ = ["LOG_NAME", "RouterMonitor", "TrainLog", "validate"]
+
+
+LOG_NAME = "log.csv"
 
 
 class TrainLog:
@@ -27,7 +30,7 @@ class TrainLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "log.csv"
+        path = folder / LOG_NAME
         new = not path.exists()
         self._file = path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)

@@ -26,6 +26,7 @@ from clusir.losses import log_error
 from clusir.model import CONFIGS, ClusIR
 from clusir.router import ClusterRouter
 from clusir.train import Stage, TrainConfig, learning_rate, train
+from clusir.train_curve import curve_svg, read_curve
 from clusir.train_monitor import RouterMonitor, validate
 from clusir.train_precision import half_convolutions
 
@@ -87,6 +88,7 @@ def test_the_result_is_a_checkpoint_with_its_training_in_it(folder: Path, tmp_pa
     with (tmp_path / "run" / "log.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
     assert {"psnr/noise 25", "gain/haze", "gain"} <= names
+    assert "noise 25" in (tmp_path / "run" / "curve.svg").read_text()
     labels = checkpoint.cluster_labels(str(path))
     assert tuple(len(level) for level in labels) == model.config.clusters
     assert json.loads((path.parent / "clusters.json").read_text())["levels"][0]["labels"] == list(labels[0])
@@ -318,3 +320,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path)
     checkpoint.save(ClusIR(replace(CONFIGS["tiny"], widths=(16, 32, 48))), tmp_path / "other.safetensors", {})
     with pytest.raises(UsageError, match=r"does not fit.*stem.weight"):
         train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")
+
+
+def test_the_curve_takes_the_later_figure_of_a_repeated_step(tmp_path: Path) -> None:
+    rows = [(10, "gain/haze", 1), (20, "gain/haze", 2), (20, "psnr/haze", 30), (20, "gain/haze", -3)]
+    lines = ["step,seconds,name,value", *(f"{step},0,{name},{value}" for step, name, value in rows)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    curves = read_curve(tmp_path / "log.csv")
+    assert curves == {"haze": [(10, 1.0), (20, -3.0)]}
+    assert "-3.00 dB" in curve_svg(curves)
