@@ -19,29 +19,37 @@ from onnx import ModelProto
 
 from clusir.errors import CalibrationError, ExportError
 from clusir.export.quantize_bias import add_zero_biases, correct_biases
-from clusir.export.quantize_compact import share_constants, store_as_float16
+from clusir.export.quantize_compact import share_constants, store_as_float16, store_as_int8
+from clusir.export.quantize_equalise import equalise
 from clusir.export.quantize_graph import Graph, Layer, load_graph
 from clusir.export.quantize_ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
 from clusir.spec import ModelSpec
 
 __all__ = ["QuantizeConfig", "QuantizeReport", "Quantizer", "quantize_int8", "write_atomically"]
 
+_LITTLE = "little arithmetic"
+
 
 @dataclass(frozen=True)
 class QuantizeConfig:
     """``clipping``: ``minmax``, ``percentile`` or ``mse``. ``reduce_range``: 7-bit weights, right on every CPU.
 
+    ``dense_only`` leaves convolutions in float that integers hardly make faster. ``exact_routing`` leaves in float what
+    the graph's own routers see. ``equalise`` scales the hidden channels between two convolutions to like ranges.
     ``bias_correction`` takes the mean of each weight's rounding error back out through the bias. ``residuals`` puts the
-    additions behind integer layers into integers too: without it every block goes to float and back. ``compact`` makes
-    the file smaller (see ``quantize_compact``). ``manifest_sha256`` is that of the calibration set and is written into
-    the artefact.
+    additions behind integer layers into integers too. ``compact`` makes the file smaller (see ``quantize_compact``).
+    The defaults are what measured best: see docs/quantisation.md. ``manifest_sha256`` is that of the calibration set
+    and is written into the artefact.
     """
 
-    clipping: str = "minmax"
+    clipping: str = "mse"
     reduce_range: bool = True
     per_channel: bool = True
+    dense_only: bool = True
+    exact_routing: bool = True
+    equalise: bool = True
     bias_correction: bool = True
-    residuals: bool = True
+    residuals: bool = False
     compact: bool = True
     manifest_sha256: str = ""
 
@@ -105,7 +113,9 @@ class Quantizer:
         original = load_graph(source)
         self.graph: Graph = load_graph(add_zero_biases(original)) if self.config.bias_correction else original
         self.bytes_fp32 = original.model.ByteSize()
-        layers = self.graph.layers()
+        if self.config.equalise:
+            self.graph = equalise(self.graph, calibration)
+        layers = self._keep_by_choice(self.graph.layers())
         owners = owners_of(self.graph, layers)
         self.layers: list[Layer] = self._keep_under_served(layers, set(under_served))
         tensors = self._tensors()
@@ -168,7 +178,7 @@ class Quantizer:
             model = quantizer.model.model
             if self.config.bias_correction:
                 correct_biases(model, self.graph, {layer.name: layer for layer in chosen}, self.ranges)
-        self._finish(model, len(chosen))
+        self._finish(model, chosen)
         return model
 
     def report(self, model: ModelProto, float_layers: dict[str, str] | None = None) -> QuantizeReport:
@@ -177,6 +187,18 @@ class Quantizer:
         quantised = tuple(layer.name for layer in self.layers if layer.name not in kept)
         config = asdict(self.config)
         return QuantizeReport("onnxruntime", quantised, kept, self.bytes_fp32, model.ByteSize(), config)
+
+    def _keep_by_choice(self, layers: list[Layer]) -> list[Layer]:
+        seen = self.graph.nodes_before_routing() if self.config.exact_routing else set()
+        chosen = []
+        for layer in layers:
+            keep = layer.keep
+            if not keep and layer.node in seen:
+                keep = "a router sees it"
+            elif not keep and self.config.dense_only and not layer.dense:
+                keep = _LITTLE
+            chosen.append(replace(layer, keep=keep))
+        return chosen
 
     def _keep_under_served(self, layers: list[Layer], under_served: set[tuple[int, int]]) -> list[Layer]:
         told = {layer.expert for layer in layers if layer.expert is not None}
@@ -233,13 +255,14 @@ class Quantizer:
             tensors |= {n for node in self._additions(self.candidates) for n in (*node.input, *node.output)}
         return sorted(tensors)
 
-    def _finish(self, model: ModelProto, quantised: int) -> None:
-        """Metadata (spec with its precision, how it was made), then the checker."""
+    def _finish(self, model: ModelProto, chosen: list[Layer]) -> None:
+        """Smaller constants, metadata (spec with its precision, how it was made), then the checker."""
         del model.graph.value_info[:]
-        if self.config.compact and quantised:
+        if self.config.compact and chosen:
             share_constants(model)
+            store_as_int8(model, {layer.name for layer in self.layers if layer.keep == _LITTLE})
             store_as_float16(model)
-        notes = {"engine": "onnxruntime", "layers": quantised, **asdict(self.config)}
+        notes = {"engine": "onnxruntime", "layers": len(chosen), **asdict(self.config)}
         if self.graph.spec is not None:
             stamp(
                 model,

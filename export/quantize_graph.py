@@ -18,9 +18,10 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from clusir.errors import ExportError
 from clusir.spec import ModelSpec
 
-__all__ = ["Graph", "Layer", "load_graph", "metadata_of"]
+__all__ = ["Graph", "Layer", "is_dense", "load_graph", "metadata_of"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LEAST_INTENSITY = 80
 _EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
 _ONE_EXPERT = re.compile(r"^(?:experts\.)?(\d+)\.")
 _ROUTER = re.compile(r"(?:^|\.)(?:router|gate_net|pcgrm)s?(?:\.|$)")
@@ -48,6 +49,23 @@ class Layer:
     @property
     def weights(self) -> int:
         return int(np.prod(self.weight_shape))
+
+    @property
+    def dense(self) -> bool:
+        """Whether integers pay: see :func:`is_dense`."""
+        return is_dense(self.weight_shape)
+
+
+def is_dense(weight_shape: Sequence[int]) -> bool:
+    """Whether a convolution of this weight shape is full of arithmetic, so that integer kernels make it faster.
+
+    Depthwise ones and narrow 1x1 ones wait for memory: rounding them costs quality and buys hardly any time (see
+    docs/quantisation.md). The bound of 1x1 convolutions is in multiply-accumulates per value read or written.
+    """
+    first, second, *kernel = weight_shape
+    if int(np.prod(kernel)) > 1:
+        return second > 1
+    return first * second >= _LEAST_INTENSITY * (first + second)
 
 
 @dataclass
@@ -137,15 +155,21 @@ class Graph:
 
     def router_nodes(self) -> set[str]:
         """Nodes that reach the picture only through a level's posterior, gate or expert probability."""
+        cut = self._decisions()
+        return self.nodes_before_routing() - self._ancestors([self.main_output], cut) if cut else set()
+
+    def nodes_before_routing(self) -> set[str]:
+        """Nodes whose results reach a level's posterior, gate or expert probability: what a router sees, and the
+        routers. Empty where routing is given from outside."""
+        return self._ancestors(self._decisions(), set())
+
+    def _decisions(self) -> set[str]:
         cut: set[str] = set()
         for output in ("posterior", "gate", "expert_probability"):
             node = self.producer.get(output)
             if node is not None:
                 cut |= {output, *(node.input if node.op_type == "Concat" else ())}
-        if not cut:
-            return set()
-        routing = self._ancestors(cut, set())
-        return routing - self._ancestors([self.main_output], cut)
+        return cut
 
     def _ancestors(self, start: Iterable[str], cut: set[str]) -> set[str]:
         names: set[str] = set()

@@ -191,8 +191,8 @@ def test_residual_sums_are_integers_only_where_asked(routed: Any) -> None:
         return sum(all(made_by.get(name) == "DequantizeLinear" for name in n.input) for n in adds)
 
     # Six sums of maps; where only convolutions are quantised, four of them read a product in float.
-    assert sums_in_integers(QuantizeConfig(residuals=False)) == 2
-    assert sums_in_integers(QuantizeConfig()) == 6
+    assert sums_in_integers(QuantizeConfig()) == 2
+    assert sums_in_integers(QuantizeConfig(residuals=True)) == 6
 
 
 def test_compact_files_are_smaller_and_mean_the_same(routed: Any) -> None:
@@ -216,7 +216,7 @@ def test_float_layers_are_left_alone(routed: Any) -> None:
 
 @pytest.mark.parametrize("clipping", ["percentile", "mse"])
 def test_clipping_narrows_ranges_and_still_works(routed: Any, clipping: str) -> None:
-    wide = Quantizer(routed.whole, routed.calibration(), PLAIN)
+    wide = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(clipping="minmax"))
     narrow = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(clipping=clipping))
     spans = [(r.high - r.low, narrow.ranges[n].high - narrow.ranges[n].low) for n, r in wide.ranges.items()]
     assert all(after <= before + 1e-6 for before, after in spans)
