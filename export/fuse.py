@@ -10,22 +10,34 @@ import onnx
 
 from clusir.export.base import Pass
 from clusir.export.fuse_haar import FuseHaar
+from clusir.export.fuse_resize import FuseResize
 from clusir.export.fuse_spectral import FuseSpectralFilter
 from clusir.export.fuse_upsample import FuseUpsample
+from clusir.export.gram_attention import GramAttention
+from clusir.export.keep_batch import KeepBatch
 from clusir.export.keep_blocked import KeepBlockedLayout
 from clusir.export.mean_as_convolution import MeanAsConvolution
+from clusir.export.pair_depthwise import PairDepthwise
 from clusir.export.split_convolution import SplitConvolution
 
 __all__ = ["fusing_passes"]
 
 
 def fusing_passes() -> list[Pass[onnx.ModelProto]]:
-    """Passes on a simplified graph. FuseHaar before FuseUpsample: it makes some of the DepthToSpace."""
+    """Passes on a simplified graph.
+
+    FuseHaar before FuseUpsample: it makes some of the DepthToSpace. PairDepthwise before SplitConvolution: it makes the
+    Split that the latter cuts. KeepBatch behind those that read the reshapes it changes.
+    """
     return [
         FuseHaar(),
+        GramAttention(),
         FuseSpectralFilter(),
+        FuseResize(),
         MeanAsConvolution(),
         FuseUpsample(),
+        PairDepthwise(),
         SplitConvolution(),
+        KeepBatch(),
         KeepBlockedLayout(),
     ]

@@ -6,8 +6,8 @@ linear map from 2x2 cells to bands, found by probing:
 - analysis, x [B,C,2h,2w] -> bands [B,mC,h,w]: m constant depthwise 2x2 convolutions of stride 2, which stay in the
   convolutions' blocked layout. Where one convolution follows, both become one (a Haar stem and its 3x3 convolution are
   one 6x6 convolution of stride 2).
-- synthesis, bands [B,4C,h,w] -> x [B,C,2h,2w]: one 4x4 MatMul over the bands and DepthToSpace. Where one convolution
-  makes the bands, the 4x4 goes into its weights.
+- synthesis, bands [B,4C,h,w] -> x [B,C,2h,2w]: one 4x4 MatMul over the bands and DepthToSpace, or, from 64x64 cells on,
+  a transposed convolution channel by channel. Where one convolution makes the bands, the 4x4 goes into its weights.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ __all__ = ["FuseHaar"]
 
 Kernel = NDArray[np.float64]
 _TOLERANCE = 1e-5
+# From here on ONNX Runtime's DepthToSpace costs more than a transposed convolution with one channel in each group (1.0
+# against 0.2 ms for 32 channels of 64x64 cells); OpenVINO takes as long for either. On smaller planes OpenVINO loses
+# more with the latter than ONNX Runtime gains.
+_LARGE_PLANE = 64 * 64
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class _Found:
 
 
 class FuseHaar:
-    """Replace 2x2 cell transforms by strided convolutions (analysis) and MatMul + DepthToSpace (synthesis)."""
+    """Replace 2x2 cell transforms by strided convolutions (analysis), and MatMul + DepthToSpace or a transposed one
+    (synthesis)."""
 
     name = "FuseHaar"
 
@@ -108,9 +113,18 @@ def _synthesise(edit: GraphEdit, linear: LinearGraph, value: str) -> str | None:
     if butterfly is None or not _is_depthwise(kernel):
         return None
     joined = sources[0] if len(sources) == 1 else edit.node("Concat", list(sources), f"{value}/bands", axis=1)
+    rows, columns = shape[2] // 2, shape[3] // 2
+    if rows * columns >= _LARGE_PLANE:
+        split = edit.reshape(joined, [0, 4, channels, rows, columns], f"{value}/by_band")
+        turned = edit.node("Transpose", [split], f"{value}/by_channel", perm=[0, 2, 1, 3, 4])
+        grouped = edit.reshape(turned, [0, bands, rows, columns], f"{value}/grouped")
+        weight = edit.constant(np.tile(butterfly.reshape(4, 1, 2, 2), (channels, 1, 1, 1)), f"{value}/cell")
+        cells = edit.node("ConvTranspose", [grouped, weight], f"{value}/cells", strides=[2, 2], group=channels)
+        edit.redirect(value, cells)
+        return f"{value} is a transposed convolution channel by channel"
     flat = edit.reshape(joined, [0, 4, -1], f"{value}/flat")
     mixed = edit.node("MatMul", [edit.constant(butterfly.T, f"{value}/butterfly"), flat], f"{value}/mixed")
-    cells = edit.reshape(mixed, [0, bands, shape[2] // 2, shape[3] // 2], f"{value}/phases")
+    cells = edit.reshape(mixed, [0, bands, rows, columns], f"{value}/phases")
     edit.redirect(value, edit.node("DepthToSpace", [cells], f"{value}/cells", blocksize=2, mode="DCR"))
     return f"{value} is one 4x4 MatMul and DepthToSpace"
 

@@ -13,11 +13,12 @@ import torch
 from onnxsim import simplify
 from torch import nn
 
+from clusir.export.base import Pass
 from clusir.export.fft_lowering import Form, translation_table
 from clusir.export.onnx_writer import quiet_exporter
 from clusir.export.simplify import operators
 
-__all__ = ["agree", "exported", "kinds", "run_openvino", "run_ort"]
+__all__ = ["accept", "agree", "exported", "kinds", "refuse", "run_openvino", "run_ort"]
 
 
 class Wrapped(nn.Module):
@@ -68,3 +69,25 @@ def agree(found: np.ndarray, expected: np.ndarray, relative: float = 2e-6) -> No
 
 def kinds(model: onnx.ModelProto) -> dict[str, int]:
     return dict(operators(model.graph))
+
+
+def accept(step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], batch: bool = False) -> onnx.ModelProto:
+    """The pass changes the graph and keeps its numbers on both runtimes."""
+    torch.manual_seed(0)
+    before = exported(module, shape, dynamic=(0,) if batch else (), simple=True)
+    result = step.apply(before)
+    assert result.modified, result.notes
+    step.ensures(result.model)
+    x = np.random.default_rng(0).standard_normal((3 if batch else shape[0], *shape[1:]), dtype=np.float32)
+    expected = run_ort(before, x)
+    agree(run_ort(result.model, x), expected, 5e-6)
+    agree(run_openvino(result.model, x), expected, 5e-6)
+    return result.model
+
+
+def refuse(step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], reason: str) -> None:
+    before = exported(module, shape, simple=True)
+    result = step.apply(before)
+    assert not result.modified
+    assert result.model.SerializeToString() == before.SerializeToString()
+    assert any(reason in note for note in result.notes), result.notes

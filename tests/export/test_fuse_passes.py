@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs_under_test import agree, exported, kinds, run_openvino, run_ort
+from graphs_under_test import accept, agree, exported, kinds, refuse, run_ort
 from torch import Tensor, fft, nn
 
-from clusir.export.base import Pass
 from clusir.export.fuse import fusing_passes
 from clusir.export.fuse_haar import FuseHaar
 from clusir.export.fuse_spectral import FuseSpectralFilter
@@ -22,28 +18,6 @@ from clusir.export.mean_as_convolution import MeanAsConvolution
 from clusir.export.split_convolution import SplitConvolution
 from clusir.layers import ChannelLayerNorm
 from clusir.wavelet import haar_forward, haar_inverse
-
-
-def accept(step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], batch: bool = False) -> onnx.ModelProto:
-    """The pass changes the graph and keeps its numbers on both runtimes."""
-    torch.manual_seed(0)
-    before = exported(module, shape, dynamic=(0,) if batch else (), simple=True)
-    result = step.apply(before)
-    assert result.modified, result.notes
-    step.ensures(result.model)
-    x = np.random.default_rng(0).standard_normal((3 if batch else shape[0], *shape[1:]), dtype=np.float32)
-    expected = run_ort(before, x)
-    agree(run_ort(result.model, x), expected, 5e-6)
-    agree(run_openvino(result.model, x), expected, 5e-6)
-    return result.model
-
-
-def refuse(step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], reason: str) -> None:
-    before = exported(module, shape, simple=True)
-    result = step.apply(before)
-    assert not result.modified
-    assert result.model.SerializeToString() == before.SerializeToString()
-    assert any(reason in note for note in result.notes), result.notes
 
 
 class Stem(nn.Module):

@@ -1,0 +1,121 @@
+"""Passes on what stands between the convolutions: interpolation, the batch axis, narrow depthwise convolutions."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs_under_test import accept, kinds, refuse
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from clusir.cues import ToneMap
+from clusir.export.fuse_haar import FuseHaar
+from clusir.export.fuse_resize import FuseResize
+from clusir.export.keep_batch import KeepBatch
+from clusir.export.pair_depthwise import PairDepthwise
+from clusir.wavelet import haar_forward, haar_inverse
+
+
+class Toned(nn.Module):
+    """The tone map of a picture, its coefficients from the picture's own shrunk features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shrink, self.tone = nn.Conv2d(3, 4, 8, stride=8), ToneMap(4)
+        nn.init.normal_(self.tone.coefficients.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tone(self.shrink(x), x)
+
+
+def test_tone_map_is_products_with_the_one_inside() -> None:
+    model = accept(FuseResize(), Toned(), (2, 3, 32, 48), batch=True)
+    assert "Resize" not in kinds(model)
+    full = [n for n in model.graph.node if n.op_type in ("Add", "Mul") and not n.output[0].endswith("/gain")]
+    assert len(full) == 2  # gain * image, + shift
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resize_is_two_products(mode: str) -> None:
+    model = accept(FuseResize(), lambda x: F.interpolate(x, size=(13, 20), mode=mode), (2, 3, 5, 9), batch=True)
+    assert set(kinds(model)) == {"MatMul"}
+
+
+def test_resize_refuses_large_maps_and_copies() -> None:
+    refuse(FuseResize(), lambda x: F.interpolate(x, size=(128, 128), mode="bilinear"), (1, 2, 64, 64), "costs as much")
+    refuse(FuseResize(), lambda x: F.interpolate(x, scale_factor=2), (1, 2, 8, 8), "only copies")
+    refuse(FuseResize(), lambda x: x * 2, (1, 2, 8, 8), "has no Resize")
+
+
+def batch_names(model: onnx.ModelProto) -> set[str]:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = [v.type.tensor_type.shape.dim for v in [*inferred.value_info, *inferred.output]]
+    return {d[0].dim_param for d in values if len(d) > 1}
+
+
+class Hidden(nn.Module):
+    """A normalised vector that gates a map, as a router's does: reshapes and an expand in between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = F.normalize(x.mean((2, 3)), dim=-1)
+        return torch.relu(x * unit.reshape(-1, x.shape[1], 1, 1)) + x
+
+
+def test_batch_axis_is_seen_to_be_one() -> None:
+    model = accept(KeepBatch(), Hidden(), (2, 4, 5, 6), batch=True)
+    assert "Expand" not in kinds(model)
+    assert len(batch_names(model)) == 1
+
+
+def test_batch_axis_that_changes_is_left_alone() -> None:
+    refuse(KeepBatch(), lambda x: torch.relu(x).reshape(-1, 2, 5, 6), (2, 4, 5, 6), "hides the batch axis")
+
+
+class Experts(nn.Module):
+    def __init__(self, widths: tuple[int, ...], kernels: tuple[int, ...], bias: bool = False) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.bodies = nn.ModuleList(
+            nn.Conv2d(w, w, k, padding=k // 2, groups=w, bias=bias) for w, k in zip(widths, kernels, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(torch.relu(x), self.widths, dim=1)
+        return torch.relu(torch.cat([b(p) for b, p in zip(self.bodies, parts, strict=True)], 1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_narrow_experts_go_in_pairs(bias: bool) -> None:
+    model = accept(PairDepthwise(), Experts((8, 8, 8, 8), (3, 5, 7, 9), bias), (2, 32, 12, 13), batch=True)
+    sizes = [t.dims for t in model.graph.initializer if len(t.dims) == 4]
+    assert [list(s) for s in sizes] == [[16, 1, 5, 5], [16, 1, 9, 9]]
+
+
+def test_unequal_experts_join_to_one() -> None:
+    model = accept(PairDepthwise(), Experts((3, 5), (3, 7)), (2, 8, 9, 9), batch=True)
+    assert kinds(model)["Conv"] == 1
+    assert "Concat" not in kinds(model)
+
+
+def test_full_blocks_stay() -> None:
+    refuse(PairDepthwise(), Experts((16, 16), (3, 5)), (2, 32, 8, 8), "no depthwise convolutions side by side")
+
+    def reads_a_part(x: Tensor) -> Tensor:
+        one, two = torch.split(torch.relu(x), [4, 4], dim=1)
+        return torch.cat([F.avg_pool2d(one, 3, 1, 1), two], 1)
+
+    refuse(PairDepthwise(), reads_a_part, (2, 8, 8, 8), "no depthwise convolutions side by side")
+
+
+def test_inverse_haar_of_a_large_plane_is_a_transposed_convolution() -> None:
+    def shrunk(x: Tensor) -> Tensor:
+        low, high = haar_forward(x)
+        return haar_inverse(torch.relu(low), torch.relu(high))
+
+    model = accept(FuseHaar(), shrunk, (1, 2, 128, 128))
+    assert "DepthToSpace" not in kinds(model)
+    kernel = next(n.input[1] for n in model.graph.node if n.op_type == "ConvTranspose")
+    weight = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == kernel)
+    assert weight.shape == (8, 1, 2, 2)
