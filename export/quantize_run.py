@@ -62,7 +62,8 @@ class PrecisionConfig:
 
 @dataclass
 class PrecisionReport:
-    """Everything that was made and measured. ``files``: (precision, graph) to path. ``losses``: (backend, variant)."""
+    """Everything that was made and measured. ``files``: (precision, graph) to path. ``losses``: (backend, variant), the
+    variant a precision, with the graph's name behind it where that is not the tile graph."""
 
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
     coverage: Coverage | None = None
@@ -128,6 +129,10 @@ def make_precisions(
 ) -> PrecisionReport:
     """Make the lower precisions of ``folder/stem.onnx`` and, where it is there, ``folder/stem.tile.onnx``.
 
+    What is measured, timed, and kept within the budget is the tile graph, which restores all pictures that clusir runs,
+    with the routing of the float32 graphs; of the whole graph, quality and flipped gates are measured too. Without a
+    tile graph the whole graph takes its place.
+
     Writes ``stem.fp16[.tile].onnx``, ``stem.int8[.tile].onnx``, ``calibration.json`` (the manifest), ``frontier.svg``
     into ``folder``. ``state``: a folder that outlives a failed export; the journal of measurements there lets the same
     command go on where it was stopped. Raises BudgetError (exit code 4) where the budget cannot be met,
@@ -137,7 +142,8 @@ def make_precisions(
     if not {"fp16", "int8"} & set(config.precisions):
         return report
     whole = folder / f"{stem}.onnx"
-    graphs = {"whole": whole} | ({"tile": p} if (p := folder / f"{stem}.tile.onnx").is_file() else {})
+    tile = folder / f"{stem}.tile.onnx"
+    graphs = ({"tile": tile} if tile.is_file() else {}) | {"whole": whole}
     reference = Reference(whole)
     source = open_source(config.calibration, crop_px_of(reference.spec), config.seed, mode=config.calibration_mode)
     progress("drawing calibration crops")
@@ -146,7 +152,8 @@ def make_precisions(
     report.coverage, report.manifest_sha256 = draw.coverage, manifest.sha256
     skipped = getattr(getattr(source, "photos", None), "skipped", ())
     report.notes += [f"calibration leaves out {why}" for why in skipped]
-    evaluator = Evaluator(reference, _evaluation(source, config, manifest), whole)
+    samples = _evaluation(source, config, manifest)
+    evaluators = {graph: Evaluator(reference, samples, path) for graph, path in graphs.items()}
     if "fp16" in config.precisions:
         for graph, path in graphs.items():
             progress(f"fp16 {graph} graph")
@@ -156,8 +163,8 @@ def make_precisions(
             report.files["fp16", graph] = out
     failure: BudgetError | None = None
     if "int8" in config.precisions:
-        failure = _make_int8(graphs, stem, config, reference, draw, manifest, evaluator, report, state, progress)
-    _measure_and_advise(whole, config, evaluator, report, progress)
+        failure = _make_int8(graphs, stem, config, reference, draw, manifest, evaluators, report, state, progress)
+    _measure_and_advise(graphs, config, evaluators, report, progress)
     if failure is not None:
         failure.report = report  # type: ignore[attr-defined]
         raise failure
@@ -182,11 +189,13 @@ def _make_int8(
     reference: Reference,
     draw: Draw,
     manifest: Manifest,
-    evaluator: Evaluator,
+    evaluators: dict[str, Evaluator],
     report: PrecisionReport,
     state: Path | None,
     progress: Callable[[str], None],
 ) -> BudgetError | None:
+    first = next(iter(graphs))
+    evaluator = evaluators[first]
     settings = replace(config.quantize, manifest_sha256=manifest.sha256)
     under_served = draw.coverage.under_served
     for level, expert in under_served:
@@ -201,20 +210,20 @@ def _make_int8(
         for graph, path in graphs.items():
             progress(f"int8 {graph} graph (NNCF)")
             out = _variant(path, stem, "int8")
-            limit = config.budget.max_drop_db if graph == "whole" else None
+            limit = config.budget.max_drop_db if graph == first else None
             found = quantize_nncf(
                 path, out, calibrate(path, draw, reference), settings, under_served, evaluator, limit, back
             )
             back = [name for name, why in found.kept.items() if why == PUT_BACK]
             report.int8[graph], report.files["int8", graph] = found, out
-        loss = evaluator.loss_of_file(report.files["int8", "whole"], "ort")
+        loss = evaluator.loss_of_file(report.files["int8", first], "ort")
         return None if config.budget.holds(loss) else _over_budget(loss, config, report)
     failure = None
     float_layers: dict[str, str] = {}
     for graph, path in graphs.items():
         progress(f"int8 {graph} graph: activation ranges")
         quantizer = Quantizer(path, calibrate(path, draw, reference), settings, under_served)
-        if graph == "whole":
+        if graph == first:
             identity = (_digest(path), manifest.sha256, evaluator.sha256, json.dumps(asdict(settings), sort_keys=True))
             journal = Journal(state / "quantize.journal.jsonl" if state is not None else None, identity)
             frontier = search_budget(quantizer, evaluator.loss, config.budget, journal, progress)
@@ -246,22 +255,26 @@ def _over_budget(loss: QualityLoss, config: PrecisionConfig, report: PrecisionRe
 
 
 def _measure_and_advise(
-    whole: Path, config: PrecisionConfig, evaluator: Evaluator, report: PrecisionReport, progress: Callable[[str], None]
+    graphs: dict[str, Path],
+    config: PrecisionConfig,
+    evaluators: dict[str, Evaluator],
+    report: PrecisionReport,
+    progress: Callable[[str], None],
 ) -> None:
-    variants = {"fp32": whole} | {p: path for (p, graph), path in report.files.items() if graph == "whole"}
+    first = next(iter(graphs))
     for backend in available_backends():
-        for variant, path in variants.items():
-            if variant == "fp32":
-                continue
+        for (precision, graph), path in report.files.items():
+            variant = precision if graph == first else f"{precision} {graph}"
             progress(f"quality of {variant} on {backend}")
             try:
-                report.losses[backend, variant] = evaluator.loss_of_file(path, backend)
+                report.losses[backend, variant] = evaluators[graph].loss_of_file(path, backend)
             except (BackendError, ExportError) as error:
                 report.notes.append(f"{variant} was not measured on {backend}: {error}")
             except ClusirError as error:
                 report.notes.append(f"{variant} fails on {backend}: {error}")
     progress("timing")
-    feeds = dict.fromkeys(variants, evaluator.feeds[0])
+    variants = {"fp32": graphs[first]} | {p: path for (p, graph), path in report.files.items() if graph == first}
+    feeds = dict.fromkeys(variants, evaluators[first].feeds[0])
     timings, problems = time_variants(variants, feeds, available_backends(), config.timing_runs)
     report.timings, report.notes = timings, report.notes + problems
     report.advice = advise(timings, report.losses)

@@ -42,7 +42,9 @@ def test_one_call_makes_every_file_and_a_report(routed: Any, folder: Path) -> No
     assert json.loads((folder / "calibration.json").read_text())["sha256"] == report.manifest_sha256
     for backend in ("ort", "openvino"):
         assert report.losses[backend, "fp16"].worst_db < 0.05
-        assert report.losses[backend, "int8"].flips == 0.0
+        assert report.losses[backend, "int8"].worst_db < 0.5
+        assert report.losses[backend, "int8"].flips is None, "the tile graph is given its routing"
+        assert report.losses[backend, "int8 whole"].flips == 0.0
         assert any(entry.backend == backend for entry in report.advice)
     assert report.losses["ort", "int8"].agreement_db == pytest.approx(
         report.losses["openvino", "int8"].agreement_db, abs=1.0
@@ -108,9 +110,10 @@ def test_nncf_keeps_the_same_things_in_float(routed: Any, folder: Path) -> None:
     pytest.importorskip("nncf", reason="the alternative engine is optional")
     config = config_for(routed, precisions=("int8",), engine="nncf", budget=BudgetConfig(max_drop_db=0.5))
     report = make_precisions(folder, "model", config)
-    made = report.int8["whole"]
+    made = report.int8["tile"]
     assert made.engine == "nncf"
     assert len(made.quantised) >= 8
-    assert {"stem.weight", "head.weight", "encoder.0.chooser.describe.weight"} <= made.kept.keys()
+    assert {"stem.weight", "head.weight"} <= made.kept.keys()
+    assert "encoder.0.chooser.describe.weight" in report.int8["whole"].kept
     assert report.losses["openvino", "int8"].worst_db < 0.5
-    assert report.losses["ort", "int8"].flips == 0.0
+    assert report.losses["ort", "int8 whole"].flips == 0.0
