@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusir.layers import ChannelAttention, WaveletTransformerBlock, scale_init
-from clusir.pooled import PooledStatistics, pooled_value
+from clusir.pooled import PooledStatistics, over_pixels, pooled_value
 
 __all__ = ["DegradationPrompt", "FourierSplit", "FrequencyModulation", "radial_frequency"]
 
@@ -45,7 +45,7 @@ class FourierSplit(nn.Module):
         share = pooled_value(
             pooled,
             (self.groups,),
-            lambda: torch.sigmoid(self.cutoff(torch.cat((cue, x.mean(dim=(2, 3))), dim=1))),
+            lambda: torch.sigmoid(self.cutoff(torch.cat((cue, over_pixels(pooled, x)), dim=1))),
         )
         cutoff = _CUTOFF_MIN + (_CUTOFF_MAX - _CUTOFF_MIN) * share
         rho = radial_frequency(height, width, x.device)
@@ -75,6 +75,8 @@ class DegradationPrompt(nn.Module):
         clusters, width, size, _ = self.bank.shape
         prompt = (posterior @ self.bank.reshape(clusters, -1)).reshape(-1, width, size, size)
         prompt = F.interpolate(prompt, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        if pooled is not None and pooled.together:
+            prompt = prompt.expand(features.shape[0], -1, -1, -1)
         merged = self.merge(torch.cat((prompt, features), dim=1))
         refined = self.refine(merged) if isinstance(self.refine, nn.ReLU) else self.refine(merged, pooled)
         out: Tensor = self.leave(refined)
@@ -99,7 +101,9 @@ class CrossBand(nn.Module):
         channel = pooled_value(
             pooled,
             (low.shape[1],),
-            lambda: torch.sigmoid(self.channel(low.mean(dim=(2, 3))) + self.channel(low.amax(dim=(2, 3)))),
+            lambda: torch.sigmoid(
+                self.channel(over_pixels(pooled, low)) + self.channel(over_pixels(pooled, low, largest=True))
+            ),
         )
         masked_low, masked_high = low * torch.sigmoid(self.spatial(strongest)), high * channel[:, :, None, None]
         low = masked_low + self.attend_low(masked_low, x, pooled)
@@ -129,7 +133,11 @@ class FrequencyModulation(nn.Module):
     def forward(self, x: Tensor, prompt: Tensor, cue: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         low, high = self.split(x, cue, pooled)
         width = x.shape[1]
-        film = pooled_value(pooled, (4 * width,), lambda: self.film(torch.cat((cue, prompt.mean(dim=(2, 3))), dim=1)))
+        film = pooled_value(
+            pooled,
+            (4 * width,),
+            lambda: self.film(torch.cat((cue, over_pixels(pooled, prompt)), dim=1)),
+        )
         low_scale, low_shift, high_scale, high_shift = film[:, :, None, None].chunk(4, dim=1)
         low = low * torch.sigmoid(self.low_gate(low)) * (1 + low_scale) + low_shift
         high = high * torch.sigmoid(self.high_column(self.high_row(high))) * (1 + torch.tanh(prompt))
@@ -139,8 +147,8 @@ class FrequencyModulation(nn.Module):
         # The softmax over a pair of band energies, per channel, is a sigmoid of their difference.
         weight = pooled_value(
             pooled,
-            (width, 1, 1),
-            lambda: torch.sigmoid(high.mean(dim=(2, 3), keepdim=True) - low.mean(dim=(2, 3), keepdim=True)),
-        )
+            (width,),
+            lambda: torch.sigmoid(over_pixels(pooled, high) - over_pixels(pooled, low)),
+        )[:, :, None, None]
         out: Tensor = x + self.leave(weight * high + (1 - weight) * low)
         return out

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusir.pooled import PooledStatistics, pooled_value
+from clusir.pooled import PooledStatistics, over_batch, pooled_value
 from clusir.wavelet import haar_forward, haar_inverse
 
 __all__ = [
@@ -122,19 +122,19 @@ class ChannelAttention(nn.Module):
         shape = (batch, self.heads, width // self.heads, height * columns)
         q = self.query(x).reshape(shape)
         k, v = (t.reshape(shape) for t in self.key_value(context).chunk(2, dim=1))
-        matrix = pooled_value(pooled, (self.heads, shape[2], shape[2]), lambda: self._matrix(q, k))
+        matrix = pooled_value(pooled, (self.heads, shape[2], shape[2]), lambda: self._matrix(q, k, pooled))
         out: Tensor = self.project((matrix @ v).reshape(batch, width, height, columns))
         return out
 
-    def _matrix(self, q: Tensor, k: Tensor) -> Tensor:
+    def _matrix(self, q: Tensor, k: Tensor, pooled: PooledStatistics | None) -> Tensor:
         """The attention matrices B x heads x c x c of q and k, B x heads x c x N."""
         # Normalising the small product instead of the two maps is the same number and saves passes over every pixel;
         # 1/sqrt(N) keeps sums of squares away from float16's limit.
         scale = q.shape[-1] ** -0.5
         q, k = q * scale, k * scale
-        q_norm = q.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
-        k_norm = k.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
-        logits = (q @ k.transpose(-2, -1)) / (q_norm * k_norm.transpose(-2, -1))
+        q_norm = over_batch(pooled, q.square().sum(-1, keepdim=True)).sqrt().clamp_min(1e-6)
+        k_norm = over_batch(pooled, k.square().sum(-1, keepdim=True)).sqrt().clamp_min(1e-6)
+        logits = over_batch(pooled, q @ k.transpose(-2, -1)) / (q_norm * k_norm.transpose(-2, -1))
         return torch.softmax(logits * self.temperature, dim=-1)
 
     def _apply_given(self, context: Tensor, pooled: PooledStatistics) -> Tensor:
@@ -150,7 +150,8 @@ class ChannelAttention(nn.Module):
         mixed = (leave @ matrix).transpose(1, 2).reshape(-1, width, width)  # sum over heads of P_h A_h, side by side
         if isinstance(self.key_value, nn.Sequential):
             first, spread = self.key_value
-            assert isinstance(first, nn.Conv2d) and isinstance(spread, nn.Conv2d)
+            assert isinstance(first, nn.Conv2d)
+            assert isinstance(spread, nn.Conv2d)
             value = F.conv2d(context, first.weight[width:])
             reach = spread.kernel_size[0] // 2
             value = F.conv2d(value, spread.weight[width:], padding=reach, groups=width)

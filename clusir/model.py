@@ -206,8 +206,10 @@ class EncoderLevel(nn.Module):
     ) -> tuple[Tensor, Routing]:
         for block in self.blocks:
             x = block(x, pooled)
-        routing = self.router(x) if given is None else self.router.complete(given[0], given[1], given[1])
-        return self.moe(x, routing.gate, pooled), routing
+        routing = self.router(x, pooled) if given is None else self.router.complete(given[0], given[1], given[1])
+        together = pooled is not None and pooled.together
+        gate = routing.gate.expand(x.shape[0], -1) if together else routing.gate
+        return self.moe(x, gate, pooled), routing
 
 
 class SkipModulation(nn.Module):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusir.pooled import PooledStatistics, over_pixels
+
 __all__ = ["ClusterRouter", "Routing", "top_k_gate"]
 
 _TAU_MIN, _TAU_MAX, _TAU_START = 0.05, 1.0, 0.2
@@ -68,13 +70,13 @@ class ClusterRouter(nn.Module):
         """The prototype bank LxD with unit rows."""
         return F.normalize(self.prototypes, dim=-1, eps=1e-6)
 
-    def describe_picture(self, features: Tensor) -> Tensor:
-        """The unit descriptor BxD of features BxCxHxW."""
-        pooled = F.relu(self.describe(features)).mean(dim=(2, 3))
-        return F.normalize(self.project(pooled), dim=-1, eps=1e-6)
+    def describe_picture(self, features: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        """The unit descriptor BxD of features BxCxHxW; 1xD where ``pooled`` takes the batch together."""
+        mean = over_pixels(pooled, F.relu(self.describe(features)))
+        return F.normalize(self.project(mean), dim=-1, eps=1e-6)
 
-    def forward(self, features: Tensor) -> Routing:
-        descriptor = self.describe_picture(features)
+    def forward(self, features: Tensor, pooled: PooledStatistics | None = None) -> Routing:
+        descriptor = self.describe_picture(features, pooled)
         prototypes = self.unit_prototypes()
         tau = self.log_tau_cluster.exp().clamp(_TAU_MIN, _TAU_MAX)
         posterior = torch.softmax(descriptor @ prototypes.t() / tau, dim=-1)

@@ -115,8 +115,10 @@ class ModelSpec:
         return bool(self.clusters)
 
     def to_metadata(self) -> dict[str, str]:
-        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``."""
-        return {_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in asdict(self).items()}
+        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none, as in
+        the first exports."""
+        values = {k: v for k, v in asdict(self).items() if k != "statistics" or v}
+        return {_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in values.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:

@@ -64,16 +64,22 @@ class _Graph:
         return self.op("Slice", value, *ends)
 
 
-def _router(graph: _Graph, spec: ModelSpec, outputs: tuple[str, str]) -> None:
-    """image -> posterior, expert_probability, from the means of random convolutions."""
+def _router(graph: _Graph, spec: ModelSpec, statistics: bool) -> None:
+    """image -> posterior, expert_probability, from the means of random convolutions; with ``statistics`` also those,
+    and the means are over the batch too where the graph is a router."""
     features = graph.op("Conv", "image", graph.weight(_FEATURES, 3, 3, 3, scale=1.0), pads=[1, 1, 1, 1])
     pooled = graph.op("Flatten", graph.op("GlobalAveragePool", graph.op("Abs", features)))
-    for sizes, output in ((spec.clusters, outputs[0]), (spec.experts, outputs[1])):
+    if statistics and spec.graph == "router":
+        pooled = graph.op("ReduceMean", pooled, graph.constant(np.array([0], np.int64)), keepdims=1)
+    for sizes, output in ((spec.clusters, "posterior"), (spec.experts, "expert_probability")):
         parts = [
             graph.op("Softmax", graph.op("MatMul", pooled, graph.weight(_FEATURES, n, scale=1.5)), axis=1)
             for n in sizes
         ]
         graph.op("Concat", *parts, output=output, axis=1)
+    if statistics:
+        mixed = graph.op("MatMul", pooled, graph.weight(_FEATURES, _FEATURES, scale=1.0))
+        graph.op("Tanh", mixed, output="statistics")
 
 
 def _top_k(graph: _Graph, spec: ModelSpec) -> None:
@@ -93,8 +99,9 @@ def _top_k(graph: _Graph, spec: ModelSpec) -> None:
     graph.op("Concat", *gates, output="gate", axis=1)
 
 
-def _restorer(graph: _Graph, spec: ModelSpec) -> None:
-    """image, posterior, gate -> restored: a residual of gated convolutions, modulated by the posterior and a mean."""
+def _restorer(graph: _Graph, spec: ModelSpec, statistics: bool) -> None:
+    """image, posterior, gate -> restored: a residual of gated convolutions, modulated by the posterior and a mean: the
+    given statistics, or the tile's own."""
     value = graph.op("Conv", "image", graph.weight(_FEATURES, 3, 3, 3, scale=0.3), pads=[1, 1, 1, 1])
     spread = graph.constant(np.array([0, _FEATURES, 1, 1], np.int64))
     film = graph.op("MatMul", "posterior", graph.weight(sum(spec.clusters), _FEATURES, scale=0.5))
@@ -105,7 +112,8 @@ def _restorer(graph: _Graph, spec: ModelSpec) -> None:
         body = graph.op("Tanh", graph.op("Conv", value, weight, pads=[1, 1, 1, 1]))
         gate = graph.op("Reshape", graph.slice("gate", expert, expert + 1), gate_shape)
         value = graph.op("Add", value, graph.op("Mul", body, gate))
-    value = graph.op("Sub", value, graph.op("GlobalAveragePool", value))
+    mean = graph.op("Reshape", "statistics", spread) if statistics else graph.op("GlobalAveragePool", value)
+    value = graph.op("Sub", value, mean)
     residual = graph.op("Conv", value, graph.weight(3, _FEATURES, 3, 3, scale=0.02), pads=[1, 1, 1, 1])
     graph.op("Add", "image", residual, output="restored")
 
@@ -123,27 +131,41 @@ def _save(
     onnx.save(model, path)
 
 
-def write_standin(folder: Path, name: str = "standin", *, top_k: int = 1, tile_px: int = 48, halo_px: int = 8) -> Path:
-    """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path."""
+def write_standin(
+    folder: Path,
+    name: str = "standin",
+    *,
+    top_k: int = 1,
+    tile_px: int = 48,
+    halo_px: int = 8,
+    statistics: bool = True,
+) -> Path:
+    """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path.
+
+    Without ``statistics`` they have the form of the first exports, whose tiles share the routing alone."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = standin_spec(tile_px, halo_px, top_k)
+    sizes = {"statistics": _FEATURES} if statistics else {}
+    tile_spec, router_spec = (replace(spec, graph=graph, **sizes) for graph in ("tile", "router"))  # type: ignore[arg-type]
     image: list[int | str] = ["batch", 3, tile_px, tile_px]
     posterior: list[int | str] = ["batch", sum(spec.clusters)]
     gate: list[int | str] = ["batch", sum(spec.experts)]
 
     router, tile, whole = _Graph(seed=1), _Graph(seed=2), _Graph(seed=1)
-    _router(router, spec, ("posterior", "expert_probability"))
-    _restorer(tile, spec)
-    _router(whole, spec, ("posterior", "expert_probability"))  # the same seed, hence the same router
+    _router(router, router_spec, statistics)
+    _restorer(tile, tile_spec, statistics)
+    _router(whole, spec, statistics)  # the same seed, hence the same router
     _top_k(whole, spec)
     whole.rng = np.random.default_rng(2)
-    _restorer(whole, spec)
+    _restorer(whole, spec, statistics)
 
     path = folder / f"{name}.onnx"
     routing = {"posterior": posterior, "gate": gate}
     _save(path, whole, spec, {"image": image}, {"restored": image, **routing})
-    tile_inputs = {"image": image, **routing}
-    _save(folder / f"{name}.tile.onnx", tile, replace(spec, graph="tile"), tile_inputs, {"restored": image})
-    router_outputs = {"posterior": posterior, "expert_probability": gate}
-    _save(folder / f"{name}.router.onnx", router, replace(spec, graph="router"), {"image": image}, router_outputs)
+    given: dict[str, list[int | str]] = {"statistics": ["batch", _FEATURES]} if statistics else {}
+    _save(folder / f"{name}.tile.onnx", tile, tile_spec, {"image": image, **routing, **given}, {"restored": image})
+    found = {"posterior": posterior, "expert_probability": gate} | given
+    if statistics:
+        found = {name: [1, *shape[1:]] for name, shape in found.items()}
+    _save(folder / f"{name}.router.onnx", router, router_spec, {"image": image}, found)
     return path

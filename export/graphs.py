@@ -1,7 +1,7 @@
 """The three graphs that a ClusIR network is exported as, each an nn.Module with plain tensors in and out.
 
-The whole graph answers alone. Where a picture is cut into tiles, the router graph runs first on a few of them, the
-host averages what it says, and the tile graph then restores every tile under that one routing
+The whole graph answers alone. Where a picture is cut into tiles, the router graph runs first on a few of them together,
+and the tile graph then restores every tile under that one routing and with those statistics
 (``clusir.runtimes.routing``).
 """
 
@@ -48,9 +48,10 @@ class TileGraph(nn.Module):
 
 
 class RouterGraph(nn.Module):
-    """image Bx3xHxW -> posterior BxsumL, expert_probability BxsumE (before top-k), statistics BxS.
+    """image Nx3xHxW -> posterior 1xsumL, expert_probability 1xsumE (before top-k), statistics 1xS.
 
-    Of a network without attention in the decoder only the encoder remains.
+    The batch are samples of one picture, and what is said is said of all of them together. Of a network without
+    attention in the decoder only the encoder remains.
     """
 
     def __init__(self, model: ClusIR) -> None:
@@ -58,7 +59,7 @@ class RouterGraph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pooled = PooledStatistics()
+        pooled = PooledStatistics(together=True)
         done = self.model(image, None, pooled)
         return torch.cat(done.posteriors, dim=1), torch.cat(done.expert_probabilities, dim=1), pooled.recorded()
 

@@ -119,10 +119,15 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _fix_batch(source: Path, path: Path) -> Path:
-    """A copy with every symbolic first dimension set to 1: NNAPI and CoreML take no open ones."""
+    """A copy with every symbolic first dimension set to 1: NNAPI and CoreML take no open ones. A router that looks at
+    several samples of a picture together keeps its own, and runs, once a picture, on the CPU."""
     from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed
 
     model = onnx.load(source)
+    spec = ModelSpec.from_metadata(_metadata(source))
+    if spec.graph == "router" and spec.statistics:
+        onnx.save(model, path)
+        return path
     names = {port.type.tensor_type.shape.dim[0].dim_param for port in (*model.graph.input, *model.graph.output)}
     for name in sorted(names - {""}):
         make_dim_param_fixed(model.graph, name, 1)

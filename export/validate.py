@@ -94,7 +94,7 @@ def reference_outputs(model: ClusIR, feeds: Mapping[str, Array], graph: str = "w
     config = model.config
     with torch.inference_mode():
         image = torch.from_numpy(feeds["image"])
-        routing, pooled = None, PooledStatistics()
+        routing, pooled = None, PooledStatistics(together=graph == "router")
         if graph == "tile":
             pooled = PooledStatistics(torch.from_numpy(feeds["statistics"]))
             posteriors = torch.split(torch.from_numpy(feeds["posterior"]), list(config.clusters), dim=1)

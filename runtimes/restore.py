@@ -16,7 +16,7 @@ from clusir.runtimes.base import Array, Runner
 from clusir.runtimes.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.model_files import ModelFiles, find_model
 from clusir.runtimes.opening import open_runner
-from clusir.runtimes.routing import Routing, combine, router_outputs
+from clusir.runtimes.routing import Routing, combine
 from clusir.runtimes.tiling import Plan, plan_picture
 from clusir.spec import ModelSpec
 
@@ -144,16 +144,17 @@ class Restorer:
         """The routing that all tiles of a picture share (see :mod:`clusir.runtimes.routing`)."""
         plan = plan or plan_picture(source.height, source.width, self.spec)
         _, router = self._open_sidecars()
-        sampled: dict[str, list[Array]] = {name: [] for name in router_outputs(router.spec)}
+        samples: list[Array] = []
         for i in plan.y.sample():
             start = plan.y.starts[i]
             band = source.rows(start, min(start + plan.y.tile, source.height))
-            tiles = [crop_tile(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
-            for tile in tiles:
-                out = self._timed(router, {"image": _nchw([tile])}, work or Work())
-                for name, values in sampled.items():
-                    values.append(out[name])
-        return combine({name: np.concatenate(values) for name, values in sampled.items()}, router.spec)
+            samples += [crop_tile(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
+        work = work or Work()
+        if router.spec.statistics:
+            return combine(self._timed(router, {"image": _nchw(samples)}, work), router.spec)
+        # A router of the first exports looks at each sample alone; its file may fix the batch to 1.
+        alone = [self._timed(router, {"image": _nchw([sample])}, work) for sample in samples]
+        return combine({name: np.concatenate([out[name] for out in alone]) for name in alone[0]}, router.spec)
 
     def warm_up(self) -> None:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""

@@ -96,7 +96,7 @@ class TorchRunner:
             if self.spec.graph == "tile":
                 given = PooledStatistics(tensors["statistics"])
                 return {"restored": _numpy(self._model(tensors["image"], self._routing(tensors), given).restored)}
-            recorded = PooledStatistics()
+            recorded = PooledStatistics(together=self.spec.graph == "router")
             done = self._model(tensors["image"], None, recorded)
             posterior = _numpy(torch.cat(done.posteriors, dim=1))
             if self.spec.graph == "router":

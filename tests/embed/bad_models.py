@@ -38,6 +38,10 @@ LIES: dict[str, dict[str, object]] = {
     "version_huge": {"spec_version": 2**63},
     "multiple_of_zero": {"size": {"multiple_of": 0, "minimum": 0, "static_px": 0}},
     "size_list": {"size": [16]},
+    "statistics": {"statistics": 5},
+    "statistics_none": {"statistics": 0},
+    "statistics_negative": {"statistics": -8},
+    "statistics_huge": {"statistics": 2**40},
 }
 RAW = {"json_broken": "{", "json_deep": "[" * 100_000, "json_empty": "", "json_bare": "tile"}
 

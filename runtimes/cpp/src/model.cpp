@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <utility>
 
 #include "error.hpp"
 #include "pixels.hpp"
@@ -47,18 +48,26 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     const auto& ports = given ? graph.inputs() : graph.outputs();
     expect(port(ports, "posterior", given ? "input" : "output"), {1, spec.posterior_size()});
     expect(port(ports, "gate", given ? "input" : "output"), {1, spec.gate_size()});
+    if (given && spec.statistics) expect(port(ports, "statistics", "input"), {1, spec.statistics});
+    if (given && !spec.statistics && ports.size() > 3)
+        bad_model("the graph takes more inputs than a picture and its routing, and the metadata names no statistics");
 }
 
 void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSpec& router) {
     if (router.graph != "router") bad_model("the router file says that it is a " + router.graph + " graph");
     if (router.clusters != spec.clusters || router.experts != spec.experts || router.channels != spec.channels ||
-        router.tile_px != spec.tile_px || router.static_px != spec.static_px || router.input_name != spec.input_name) {
+        router.tile_px != spec.tile_px || router.static_px != spec.static_px || router.input_name != spec.input_name ||
+        router.statistics != spec.statistics) {
         bad_model("the tile graph and the router graph are of two different models");
     }
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     expect(port(graph.inputs(), spec.input_name, "input"), {1, spec.channels, side, side});
     expect(port(graph.outputs(), "posterior", "output"), {1, spec.posterior_size()});
     expect(port(graph.outputs(), "expert_probability", "output"), {1, spec.gate_size()});
+    if (!spec.statistics) return;
+    expect(port(graph.outputs(), "statistics", "output"), {1, spec.statistics});
+    // It is given several samples of a picture at once.
+    if (port(graph.inputs(), spec.input_name, "input").shape[0] >= 0) bad_model("the router graph fixes its batch");
 }
 
 }  // namespace
@@ -105,19 +114,34 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
 
 Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& columns) const {
     RoutingMean mean(spec_);
-    std::vector<float> planes(static_cast<std::size_t>(spec_.channels * rows.tile * columns.tile));
+    const auto one = static_cast<std::size_t>(spec_.channels * rows.tile * columns.tile);
+    std::vector<float> planes(one), samples;
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
-        probability(static_cast<std::size_t>(spec_.gate_size()));
+        probability(static_cast<std::size_t>(spec_.gate_size())),
+        statistics(static_cast<std::size_t>(spec_.statistics));
+    const auto run = [&](const std::vector<float>& images) {
+        const auto batch = static_cast<std::int64_t>(images.size() / one);
+        std::vector<Fetch> fetches{{"posterior", {1, spec_.posterior_size()}, posterior.data()},
+                                   {"expert_probability", {1, spec_.gate_size()}, probability.data()}};
+        if (spec_.statistics) fetches.push_back({"statistics", {1, spec_.statistics}, statistics.data()});
+        router_->run({{spec_.input_name.c_str(), {batch, spec_.channels, rows.tile, columns.tile}, images.data()}},
+                     fetches);
+        mean.add(posterior, probability);
+    };
     for (const std::size_t y : sample(rows)) {
         for (const std::size_t x : sample(columns)) {
             gather(in, spec_, rows, columns, rows.starts[y], columns.starts[x], planes);
-            router_->run({{spec_.input_name.c_str(), {1, spec_.channels, rows.tile, columns.tile}, planes.data()}},
-                         {{"posterior", {1, spec_.posterior_size()}, posterior.data()},
-                          {"expert_probability", {1, spec_.gate_size()}, probability.data()}});
-            mean.add(posterior, probability);
+            // A router with statistics takes all samples for one picture; one of the first exports looks at each alone.
+            if (spec_.statistics)
+                samples.insert(samples.end(), planes.begin(), planes.end());
+            else
+                run(planes);
         }
     }
-    return mean.result();
+    if (spec_.statistics) run(samples);
+    Routing routing = mean.result();
+    routing.statistics = std::move(statistics);
+    return routing;
 }
 
 void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
@@ -131,6 +155,7 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     if (router_) {
         feeds.push_back({"posterior", clusters, shared.posterior.data()});
         feeds.push_back({"gate", experts, shared.gate.data()});
+        if (spec_.statistics) feeds.push_back({"statistics", {1, spec_.statistics}, shared.statistics.data()});
     } else if (spec_.routed()) {
         fetches.push_back({"posterior", clusters, posterior.data()});
         fetches.push_back({"gate", experts, gate.data()});

@@ -43,7 +43,8 @@ Shape shape_of(const ov::PartialShape& shape) {
 constexpr const char* kFields[] = {
     "spec_version", "name",         "graph",       "precision", "input_name",     "output_name",
     "layout",       "colour_order", "value_range", "channels",  "size",           "tile_px",
-    "halo_px",      "clusters",     "experts",     "top_k",     "cluster_labels", "checkpoint_sha256"};
+    "halo_px",      "clusters",     "experts",     "top_k",     "cluster_labels", "checkpoint_sha256",
+    "statistics"};
 
 std::string onnx_bytes(const Source& source) {
     std::string bytes;
@@ -79,7 +80,7 @@ public:
             throw Failure(CLUSIR_BAD_MODEL, path_ + ": " + first_line(error.what()));
         }
         try {
-            fix_batch(*model);
+            if (!takes_samples()) fix_batch(*model);
             compiled_ = core().compile_model(model, target, properties(options));
         } catch (const std::bad_alloc&) {
             throw;
@@ -184,6 +185,13 @@ private:
     template <typename Output>
     static Port describe(const Output& port) {
         return {port.get_any_name(), shape_of(port.get_partial_shape()), port.get_element_type() == ov::element::f32};
+    }
+
+    // A router with pooled statistics is given several samples of a picture at once.
+    bool takes_samples() const {
+        const auto graph = metadata_.find("clusir.graph"), statistics = metadata_.find("clusir.statistics");
+        return graph != metadata_.end() && graph->second == "\"router\"" && statistics != metadata_.end() &&
+               statistics->second != "0";
     }
 
     // Tiles run one at a time: a graph of fixed size is compiled to faster code than one with an open batch.

@@ -7,11 +7,12 @@
 
 namespace clusir::detail {
 
+// `statistics` is empty where the model's tiles compute their own.
 struct Routing {
-    std::vector<float> posterior, gate;
+    std::vector<float> posterior, gate, statistics;
 };
 
-// Sums the router's outputs over sample tiles in double precision, then averages and takes the top k of each level.
+// Sums routing over tiles in double precision, then averages and takes the top k of each level.
 class RoutingMean {
 public:
     explicit RoutingMean(const ModelSpec& spec);

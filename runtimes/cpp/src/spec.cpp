@@ -16,6 +16,7 @@ constexpr int kSpecVersion = 1;
 constexpr int kLargestTile = 4096;
 constexpr std::size_t kMostLevels = 64;
 constexpr int kMostClusters = 4096;
+constexpr int kMostStatistics = 1 << 24;
 
 class Fields {
 public:
@@ -137,6 +138,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     fields.integer("tile_px", 1, kLargestTile, spec.tile_px);
     fields.integer("halo_px", 0, kLargestTile, spec.halo_px);
     fields.integer("top_k", 1, kMostClusters, spec.top_k);
+    fields.integer("statistics", 0, kMostStatistics, spec.statistics);
     fields.integers("clusters", spec.clusters);
     fields.integers("experts", spec.experts);
     read_layout(fields);

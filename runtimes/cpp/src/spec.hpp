@@ -23,6 +23,7 @@ struct ModelSpec {
     int tile_px = 256, halo_px = 16;
     std::vector<int> clusters, experts;  // per routed level
     int top_k = 1;
+    int statistics = 0;  // length of the pooled statistics that tiles share; 0: they compute their own
     std::vector<std::vector<std::string>> cluster_labels;
 
     bool routed() const { return !clusters.empty(); }

@@ -23,6 +23,8 @@ export interface ModelSpec {
   clusters: number[];
   experts: number[];
   top_k: number;
+  /** Length of the pooled statistics that tiles share; 0: each computes its own. */
+  statistics: number;
   cluster_labels: string[][];
 }
 

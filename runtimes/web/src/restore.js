@@ -19,7 +19,7 @@ export function specOf(graph, router) {
   }
   if (router) {
     const other = readSpec(readMetadata(router));
-    const same = ["checkpoint_sha256", "clusters", "experts", "tile_px", "channels", "input_name"];
+    const same = ["checkpoint_sha256", "clusters", "experts", "tile_px", "channels", "input_name", "statistics"];
     if (other.graph !== "router" || same.some((key) => String(other[key]) !== String(spec[key]))) {
       throw new ModelError("the tile graph and the router graph are of two different models");
     }
@@ -50,17 +50,28 @@ export async function restore(image, spec, run, pause) {
   const seen = { posterior: [], expert: [] };
   let posterior = new Float32Array(0);
   let gate = posterior;
+  const given = {}; // what every tile is given beside its pixels
   if (shared) {
-    for (const y of sample(rows)) {
-      for (const x of sample(columns)) {
-        const out = await run("router", { [spec.input_name]: [tileAt(y, x), dims] });
-        seen.posterior.push(checked(out, "posterior", [1, sum(spec.clusters)]));
-        seen.expert.push(checked(out, "expert_probability", [1, sum(spec.experts)]));
-        await pause(0, total);
+    const samples = [];
+    for (const y of sample(rows)) for (const x of sample(columns)) samples.push([y, x]);
+    // A router with statistics takes all samples for one picture; one of the first exports looks at each alone.
+    const together = spec.statistics ? [samples] : samples.map((one) => [one]);
+    for (const batch of together) {
+      const size = dims.reduce((product, length) => product * length);
+      const images = new Float32Array(batch.length * size);
+      batch.forEach(([y, x], i) => images.set(tileAt(y, x), i * size));
+      const out = await run("router", { [spec.input_name]: [images, [batch.length, ...dims.slice(1)]] });
+      seen.posterior.push(checked(out, "posterior", [1, sum(spec.clusters)]));
+      seen.expert.push(checked(out, "expert_probability", [1, sum(spec.experts)]));
+      if (spec.statistics) {
+        given.statistics = [checked(out, "statistics", [1, spec.statistics]), [1, spec.statistics]];
       }
+      await pause(0, total);
     }
     posterior = mean(seen.posterior);
     gate = gates(mean(seen.expert), spec);
+    given.posterior = [posterior, [1, posterior.length]];
+    given.gate = [gate, [1, gate.length]];
   }
 
   const out = new data.constructor(data.length);
@@ -71,9 +82,7 @@ export async function restore(image, spec, run, pause) {
   for (let ty = 0; ty < rows.starts.length; ty++) {
     const top = rows.starts[ty];
     for (let tx = 0; tx < columns.starts.length; tx++) {
-      const feeds = { [spec.input_name]: [tileAt(ty, tx), dims] };
-      if (shared)
-        Object.assign(feeds, { posterior: [posterior, [1, posterior.length]], gate: [gate, [1, gate.length]] });
+      const feeds = { [spec.input_name]: [tileAt(ty, tx), dims], ...given };
       const result = await run("tile", feeds);
       if (!shared && spec.clusters.length) {
         seen.posterior.push(checked(result, "posterior", [1, sum(spec.clusters)]));

@@ -70,6 +70,7 @@ const FIELDS = {
   clusters: [[], listOf(within(1, 4096))],
   experts: [[], listOf(within(1, 4096))],
   top_k: [1, within(1, 4096)],
+  statistics: [0, within(0, 2 ** 24)],
   cluster_labels: [[], listOf((level) => Array.isArray(level) && level.every(isText))],
 };
 
