@@ -5,6 +5,9 @@ over the pixels follows from G = x x^T: q k^T = Wq G Wk^T, and the squared norms
 Wk G Wk^T. The values are linear in x as well, so attention A, value weights Wv and an output projection Wp are one
 matrix Wp A Wv on the pixels. What remains of six passes over the pixels (three projections, q k^T, A v, the output) is
 two, and neither q, k nor v is written to memory.
+
+Rounding: q and k that are small beside x (of a nearly flat picture, whose mean the projections remove) are differences
+of large numbers in G. On such a picture the trained network differed by 1e-5 from float64, else by 4e-7 as before.
 """
 
 from __future__ import annotations
@@ -141,7 +144,9 @@ def _logits(edit: GraphEdit, value: str) -> bool:
         for total in sums:
             squares = edit.node("Mul", [halves[name], own], f"{total}/squares")
             axes = edit.constant([3], f"{total}/axes", np.int64)
-            edit.redirect(total, edit.node("ReduceSum", [squares, axes], f"{total}/of_gram", keepdims=1))
+            summed = edit.node("ReduceSum", [squares, axes], f"{total}/of_gram", keepdims=1)
+            # A sum of squares that is nearly zero may come out below it this way, and a root is taken next.
+            edit.redirect(total, edit.node("Relu", [summed], f"{total}/not_negative"))
     keys = edit.constant(k.by_head().transpose(0, 2, 1), f"{key}/projection_back")
     edit.redirect(value, edit.node("MatMul", [halves[query], keys], f"{value}/of_gram"))
     return True

@@ -74,6 +74,15 @@ def test_attention_refuses_depthwise_projections_and_other_readers() -> None:
     refuse(GramAttention(), Shifted(), (2, 6, 4, 5), "no attention between channels")
 
 
+def test_norms_that_vanish_leave_numbers() -> None:
+    module = Attention()
+    for weight in (module.attention.query.weight, module.attention.key_value.weight):
+        weight.data -= weight.data.mean(1, keepdim=True)
+    model = accept(GramAttention(), module, (2, 8, 12, 10))
+    flat = np.full((2, 8, 12, 10), 7.3, np.float32)
+    assert np.isfinite(run_ort(model, flat)).all()
+
+
 def test_attention_of_dynamic_size_stays_right() -> None:
     model = exported(Attention(2), (2, 8, 12, 10), dynamic=(0, 2, 3), simple=True)
     fused = model
