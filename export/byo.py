@@ -28,6 +28,7 @@ from clusir.export.byo_validate import Agreement, installed_backends, probes, va
 from clusir.export.complex_fft import aten_transforms, pair_translations
 from clusir.export.coverage import check_program
 from clusir.export.fft_lowering import FORMS, Form, translation_table
+from clusir.export.fuse import fusing_passes
 from clusir.export.moe_registry import DensifyRegistered, dense_blocks
 from clusir.export.onnx_writer import OPSET, name_axes, quiet_exporter
 from clusir.export.simplify import AttachMetadata, CheckStandard, SimplifyGraph
@@ -89,7 +90,8 @@ def export_module(
     check_program(traced.original, UNUSED, prefix="model.")
     model, gates = _write(traced, dft)
     spec = _spec(factory, traced, shape, dft, router)
-    steps = Pipeline([SimplifyGraph(), CheckStandard(allow_dft=dft == "op"), *_router_passes(router)])
+    fusing = fusing_passes() if dft == "auto" else []
+    steps = Pipeline([SimplifyGraph(), *fusing, CheckStandard(allow_dft=dft == "op"), *_router_passes(router)])
     model = steps.run(model)
     notes += [f"{r.name}: {'; '.join(r.notes)}" for r in steps.records]
     sizes = validation_sizes(spec.size, height, width) if traced.dynamic_size else [(height, width)]

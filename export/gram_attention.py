@@ -118,10 +118,9 @@ def _logits(edit: GraphEdit, value: str) -> bool:
     if q is None or k is None or not q.heads or q.heads != k.heads or q.source != k.source:
         return False
     norms = [(name, map_, _squared_sums(linear, name)) for name, map_ in ((query, q), (key, k))]
-    expected = {query: 1, key: 1}  # readers beside the squares: the product
-    for name, _, (squares, _) in norms:
-        if len(linear.users[name]) != expected[name] + len(squares):
-            return False
+    # Beside the squares, only the product (through the Transpose for k) reads q and k.
+    if any(len(linear.users[name]) != 1 + len(squares) for name, _, (squares, _) in norms):
+        return False
     shape = linear.shape(q.source)
     assert shape is not None
     channels = shape[1]
@@ -142,9 +141,9 @@ def _logits(edit: GraphEdit, value: str) -> bool:
             map_.by_head() * (map_.scale / (q.scale * k.scale / map_.scale)), f"{name}/projection_again"
         )
         for total in sums:
-            squares = edit.node("Mul", [halves[name], own], f"{total}/squares")
+            squared = edit.node("Mul", [halves[name], own], f"{total}/squares")
             axes = edit.constant([3], f"{total}/axes", np.int64)
-            summed = edit.node("ReduceSum", [squares, axes], f"{total}/of_gram", keepdims=1)
+            summed = edit.node("ReduceSum", [squared, axes], f"{total}/of_gram", keepdims=1)
             # A sum of squares that is nearly zero may come out below it this way, and a root is taken next.
             edit.redirect(total, edit.node("Relu", [summed], f"{total}/not_negative"))
     keys = edit.constant(k.by_head().transpose(0, 2, 1), f"{key}/projection_back")

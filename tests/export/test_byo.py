@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.byo import ModuleExport, export_module, load_factory, parse_input
 from clusir.export.byo_checks import reference
+from clusir.layers import ChannelLayerNorm
 from clusir.runtimes import open_runner
 
 BACKENDS = ("ort", "openvino")
@@ -91,6 +92,28 @@ def test_window_with_computed_bounds_keeps_the_batch_it_loops_over(tmp_path: Pat
     result = export(model, tmp_path)
     assert any("fixes the batch" in note for note in result.notes)
     assert_right(result, model, ((37, 52), (50, 41)), (1,))
+
+
+class Normed(nn.Module):
+    """A channel LayerNorm and an upsampling tail, as most restorers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 2, stride=2), ChannelLayerNorm(8)
+        self.tail = nn.Conv2d(8, 12, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.functional.pixel_shuffle(self.tail(self.norm(self.stem(x))), 2)
+
+
+def test_graph_passes_serve_a_brought_model_too(tmp_path: Path) -> None:
+    result = export(Normed(), tmp_path)
+    assert result.spec.size.static_px == 0
+    found = {n.op_type for n in onnx.load(result.path).graph.node}
+    assert "ConvTranspose" in found
+    assert not found & {"ReduceMean", "DepthToSpace"}
+    plain = export_module(Normed().eval(), "1x3x32x32", tmp_path / "plain.onnx", dft="matmul")
+    assert "DepthToSpace" in {n.op_type for n in onnx.load(plain.path).graph.node}
 
 
 def test_dft_operator_form_stays_selectable(tmp_path: Path) -> None:
