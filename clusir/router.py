@@ -19,6 +19,7 @@ from clusir.pooled import PooledStatistics, over_pixels
 __all__ = ["ClusterRouter", "Routing", "top_k_gate"]
 
 _TAU_MIN, _TAU_MAX, _TAU_START = 0.05, 1.0, 0.2
+_TRACE_PACE = 10.0  # as in clusir.cues: starts at nothing, and must not lag behind the features
 
 
 class Routing(NamedTuple):
@@ -53,11 +54,14 @@ class ClusterRouter(nn.Module):
     the mean colour, which noise, blur and JPEG leave alone, while the average of a rectified one carries their energy.
     """
 
-    def __init__(self, width: int, clusters: int, dim: int, experts: int, top_k: int) -> None:
+    def __init__(self, width: int, clusters: int, dim: int, experts: int, top_k: int, traces: int = 0) -> None:
         super().__init__()
         self.top_k = top_k
         self.describe = nn.Conv2d(width, dim, 3, stride=2, padding=1)
         self.project = nn.Linear(dim, dim)
+        self.see = nn.Linear(traces, dim, bias=False) if traces else None
+        if self.see is not None:
+            nn.init.zeros_(self.see.weight)
         rows = torch.empty(max(clusters, dim), dim)
         self.prototypes = nn.Parameter(nn.init.orthogonal_(rows)[:clusters].clone())
         self.log_tau_cluster = nn.Parameter(torch.tensor(math.log(_TAU_START)))
@@ -70,13 +74,19 @@ class ClusterRouter(nn.Module):
         """The prototype bank LxD with unit rows."""
         return F.normalize(self.prototypes, dim=-1, eps=1e-6)
 
-    def describe_picture(self, features: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+    def describe_picture(
+        self, features: Tensor, traces: Tensor | None = None, pooled: PooledStatistics | None = None
+    ) -> Tensor:
         """The unit descriptor BxD of features BxCxHxW; 1xD where ``pooled`` takes the batch together."""
-        mean = over_pixels(pooled, F.relu(self.describe(features)))
-        return F.normalize(self.project(mean), dim=-1, eps=1e-6)
+        described = self.project(over_pixels(pooled, F.relu(self.describe(features))))
+        if self.see is not None and traces is not None:
+            described = described + _TRACE_PACE * self.see(traces)
+        return F.normalize(described, dim=-1, eps=1e-6)
 
-    def forward(self, features: Tensor, pooled: PooledStatistics | None = None) -> Routing:
-        descriptor = self.describe_picture(features, pooled)
+    def forward(
+        self, features: Tensor, traces: Tensor | None = None, pooled: PooledStatistics | None = None
+    ) -> Routing:
+        descriptor = self.describe_picture(features, traces, pooled)
         prototypes = self.unit_prototypes()
         tau = self.log_tau_cluster.exp().clamp(_TAU_MIN, _TAU_MAX)
         posterior = torch.softmax(descriptor @ prototypes.t() / tau, dim=-1)

@@ -1,0 +1,63 @@
+"""The traces that damage leaves: what each number says, and that tiles taken together give their mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clusir.pooled import PooledStatistics
+from clusir.traces import TRACES, DamageTraces
+
+EXCESS = (1, 3, 5, 7)  # of the largest phase: vertical differences of order 1 and 2, then horizontal
+LEVELS = (8, 10, 12, 14)  # vertical log energy from scale to scale
+
+
+def photo(seed: int = 0, size: int = 128) -> torch.Tensor:
+    """Smoothed noise with something of every scale, grey and colour."""
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    layers = [F.interpolate(F.avg_pool2d(noise, k) if k > 1 else noise, size, mode="bilinear") for k in (1, 4, 16)]
+    return torch.stack(layers).mean(0)
+
+
+def test_blocks_of_eight_show_in_the_excess_of_one_phase_wherever_the_grid_lies() -> None:
+    blocks = F.interpolate(torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(1)), scale_factor=8)
+    for shift in (0, 3):
+        blocky = photo() + 0.5 * blocks[..., shift : shift + 128, shift : shift + 128]
+        traces, plain = DamageTraces()(blocky)[0], DamageTraces()(photo())[0]
+        for index in EXCESS:
+            assert traces[index] > plain[index] + 0.5
+    # Blocks of another size spread over the phases.
+    fives = F.interpolate(torch.rand(1, 3, 27, 27, generator=torch.Generator().manual_seed(1)), scale_factor=5)
+    assert DamageTraces()(photo() + 0.5 * fives[..., :128, :128])[0, 1] < DamageTraces()(blocky)[0, 1]
+
+
+def test_blur_lowers_fine_energy_more_than_coarse() -> None:
+    sharp = photo()
+    blurred = F.avg_pool2d(F.pad(sharp, (2, 2, 2, 2), mode="reflect"), 5, 1)
+    drop = (DamageTraces()(sharp) - DamageTraces()(blurred))[0]
+    drops = [float(drop[index]) for index in LEVELS]
+    assert drops == sorted(drops, reverse=True)
+    assert drops[0] > 0.5
+
+
+def test_colour_noise_shows_in_the_colour_differences_only_a_little_in_grey() -> None:
+    grey = photo().mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    traces = DamageTraces()(torch.cat((grey, photo())))
+    assert (traces[1, -4:] > traces[0, -4:] + 1).all()
+
+
+def test_one_differing_pixel_gives_the_value_worked_out_by_hand() -> None:
+    image = torch.zeros(1, 3, 16, 16)
+    image[..., 9, 4] = 1.0  # grey 1; differences along the rows: +1 and -1 among 15 x 16
+    level = DamageTraces()(image)[0, 8]
+    assert level.item() == pytest.approx(float(torch.log(torch.tensor(2 / 240 + 1e-3))) + 4, rel=1e-5)
+
+
+def test_samples_taken_together_give_their_mean_and_alone_they_do_not_mix() -> None:
+    both = torch.cat((photo(0), photo(1) * 0.3))
+    apart = DamageTraces()(both)
+    assert apart.shape == (2, TRACES)
+    torch.testing.assert_close(apart[1:], DamageTraces()(both[1:]))
+    together = DamageTraces()(both, PooledStatistics(together=True))
+    torch.testing.assert_close(together, apart.mean(0, keepdim=True))
