@@ -13,7 +13,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,9 @@ from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.train_precision import half_convolutions
 from clusir.train_routing import calibrate_routers
 from clusir.train_state import Average, read_header, read_state, restore_optimizer, write_state
+
+if TYPE_CHECKING:
+    from clusir.train_qat import Ranges
 
 __all__ = ["Progress", "Stage", "TrainConfig", "learning_rate", "resumed_config", "train"]
 
@@ -69,6 +73,7 @@ class _Run:
         if self.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
+        self.ranges = self._rounding_ranges(resume) if config.qat else None
         self.average = Average(model, config.ema_decay)
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -84,10 +89,14 @@ class _Run:
             self.running = [r.to(self.device) for r in running]
             self.step, self.seconds = int(header["step"]), float(header["seconds"])
         self.wrapped: nn.Module = model
+        if self.ranges is not None:
+            self.wrapped = train_qat().RoundedTwin(model, self.ranges)
         if dist.is_initialized():
             ids = [self.device.index] if self.device.type == "cuda" else None
             # Experts that no sample of a batch chose have no gradient in it.
-            self.wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+            self.wrapped = nn.parallel.DistributedDataParallel(
+                self.wrapped, device_ids=ids, find_unused_parameters=True
+            )
         self.routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
 
     def used(self) -> float:
@@ -118,6 +127,8 @@ class _Run:
             damaged = damaged.contiguous(memory_format=torch.channels_last)
         with half_convolutions(self.model) if used < config.half_until else nullcontext():
             output = self.wrapped(damaged)
+        if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
+            clean = torch.cat((clean, clean))
         terms = self.loss_terms(output, clean, batch)
         weight = {"error": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "error"}
         total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
@@ -138,6 +149,15 @@ class _Run:
         monitor.add([p.detach() for p in output.posteriors], [g.detach() for g in output.gates], batch.names)
         figures = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
         return figures | {"grad_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
+
+    def _rounding_ranges(self, resume: bool) -> Ranges:
+        """The ranges of an INT8 file, from batches that are the same on every rank; a resumed run keeps its own."""
+        if resume:
+            return train_qat().Ranges.from_json(read_header(self.out / STATE_NAME)["ranges"])
+        config, plan = self.config, BatchPlan(8, self.config.stages[0].crop_px, 0)
+        seeds = ((config.seed, 0, 0, index + 1) for index in range(config.qat_batches))
+        images = (draw_batch(self.photos, plan, seed, config.weights).damaged for seed in seeds)
+        return train_qat().prepare(self.model, images)
 
     def calibrate(self) -> None:
         """Set the routers' projections from batches that are all quads; the same on every rank."""
@@ -167,6 +187,8 @@ class _Run:
         if self.rank:
             return
         header = {"step": self.step, "seconds": self.seconds, "done": done, "config": asdict(self.config)}
+        if self.ranges is not None:
+            header["ranges"] = self.ranges.to_json()
         write_state(self.out / STATE_NAME, self.model, self.average, self.optimizer, self.running, header)
         note = json.dumps({k: header[k] for k in ("step", "seconds", "config")})
         checkpoint.save(self.average.model, self.out / AVERAGE_NAME, {"training": note})
@@ -234,6 +256,13 @@ def train(
         if curves := read_curve(out / LOG_NAME):
             (out / "curve.svg").write_text(curve_svg(curves), "utf-8")
     return out / AVERAGE_NAME
+
+
+def train_qat() -> ModuleType:
+    """The module of quantisation-aware training; it brings the exporter's packages, so only --qat imports it."""
+    from clusir import train_qat as module
+
+    return module
 
 
 def start_from(model: ClusIR, path: Path) -> None:

@@ -63,6 +63,9 @@ class TrainConfig:
     # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
     calibrate_at: tuple[int, ...] = (0, 300, 900, 2000)
     calibration_batches: int = 20
+    # Feel the rounding of the INT8 file (see train_qat); ranges are measured on this many batches of 8.
+    qat: bool = False
+    qat_batches: int = 12
     validate_every_s: float = 900.0
     save_every_s: float = 300.0
     validation_photos: int = 8
@@ -73,6 +76,10 @@ class TrainConfig:
             raise UsageError(f"no configuration named {self.model!r}; there are {', '.join(CONFIGS)}")
         if (self.steps > 0) == (self.seconds > 0):
             raise UsageError("a run needs one budget: steps (--steps) or seconds (--time-budget), not both, not none")
+        if self.qat and CONFIGS[self.model].feed_forward != "conv":
+            raise UsageError(
+                f"qat trains configurations of dense convolutions (tiny); {self.model} is quantised as it is"
+            )
         if not self.stages or self.stages[0].start != 0 or list(self.stages) != sorted(self.stages, key=_start):
             raise UsageError("stages must begin at 0 and follow each other")
         for stage in self.stages:

@@ -17,7 +17,7 @@ from clusir.export.quantize_graph import Graph, load_graph
 from clusir.export.quantize_ranges import Calibration
 from clusir.export.quantize_session import Probe
 
-__all__ = ["equalise"]
+__all__ = ["channel_scale", "equalise"]
 
 # A channel that is nearly silent on the calibration crops must not be blown up: on another picture it may speak.
 _LARGEST_SPREAD = 100.0
@@ -42,15 +42,9 @@ def equalise(graph: Graph, calibration: Calibration) -> Graph:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for pair in pairs:
         expand, project = graph.weight(pair.expand.input[1]), graph.weight(pair.project.input[1])
-        peak = loudest[pair.hidden]
-        if not np.isfinite(peak).all() or peak.max() <= 0:
+        scale = channel_scale(loudest[pair.hidden], np.abs(project).max(axis=(0, 2, 3)))
+        if scale is None:
             continue
-        quiet = np.maximum(peak, peak.max() / _LARGEST_SPREAD)
-        columns = np.abs(project).max(axis=(0, 2, 3))
-        columns = np.maximum(columns, max(columns.max() / _LARGEST_SPREAD, 1e-12))
-        # Half of the spread goes to either side: the second weight's scale per output channel feels the rest.
-        scale = np.sqrt(quiet / columns)
-        scale = scale / np.exp(np.log(scale).mean())
         changed = {
             pair.expand.input[1]: expand / scale[:, None, None, None],
             pair.expand.input[2]: graph.weight(pair.expand.input[2]) / scale,
@@ -59,6 +53,21 @@ def equalise(graph: Graph, calibration: Calibration) -> Graph:
         for name, value in changed.items():
             tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
     return load_graph(model)
+
+
+def channel_scale(peak: NDArray[np.float64], columns: NDArray[np.floating]) -> NDArray[np.float64] | None:
+    """What to divide each hidden channel by, of geometric mean 1; None where the map is silent or not finite.
+
+    ``peak``: the largest absolute value of each channel; ``columns``: of the second weight's share of it.
+    """
+    if not np.isfinite(peak).all() or peak.max() <= 0:
+        return None
+    peak = np.maximum(peak, peak.max() / _LARGEST_SPREAD)
+    columns = np.maximum(columns, max(columns.max() / _LARGEST_SPREAD, 1e-12))
+    # Half of the spread goes to either side: the second weight's scale per output channel feels the rest.
+    scale = np.sqrt(peak / columns)
+    even: NDArray[np.float64] = scale / np.exp(np.log(scale).mean())
+    return even
 
 
 def _pairs(graph: Graph) -> list[_Pair]:

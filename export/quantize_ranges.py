@@ -16,10 +16,10 @@ from clusir.errors import CalibrationError
 from clusir.export.quantize_graph import Graph, Layer
 from clusir.export.quantize_session import Array, Feeds, Probe
 
-__all__ = ["CLIPPING", "Calibration", "Owners", "TensorRange", "collect_ranges", "owners_of"]
+__all__ = ["CLIPPING", "HISTOGRAM_BINS", "Calibration", "Owners", "TensorRange", "collect_ranges", "owners_of"]
 
 Owners = dict[str, tuple[int, int]]
-_BINS = 2048
+HISTOGRAM_BINS = 2048
 _LEVELS = 255
 _PERCENTILE = 99.99
 
@@ -100,21 +100,21 @@ def collect_ranges(
     if clip is not None:
         for name, counts in _histograms(probe, ranges, calibration, owners).items():
             found = ranges[name]
-            found.low, found.high = clip(counts, np.linspace(found.low, found.high, _BINS + 1))
+            found.low, found.high = clip(counts, np.linspace(found.low, found.high, HISTOGRAM_BINS + 1))
     return ranges
 
 
 def _histograms(
     probe: Probe, ranges: dict[str, TensorRange], calibration: Calibration, owners: Owners
 ) -> dict[str, NDArray[np.int64]]:
-    counts = {name: np.zeros(_BINS, np.int64) for name, found in ranges.items() if found.high > found.low}
+    counts = {name: np.zeros(HISTOGRAM_BINS, np.int64) for name, found in ranges.items() if found.high > found.low}
     for crop, feeds in enumerate(calibration.feeds):
         values = probe.run(feeds)
         for name, total in counts.items():
             if calibration.serves(crop, owners.get(name)):
                 found = ranges[name]
-                index = (values[name].ravel() - found.low) * (_BINS / (found.high - found.low))
-                total += np.bincount(np.clip(index.astype(np.int64), 0, _BINS - 1), minlength=_BINS)
+                index = (values[name].ravel() - found.low) * (HISTOGRAM_BINS / (found.high - found.low))
+                total += np.bincount(np.clip(index.astype(np.int64), 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
     return counts
 
 

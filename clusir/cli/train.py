@@ -42,13 +42,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def make_config(out: Path, resume: bool, file: Path | None, given: dict[str, Any]) -> TrainConfig:
-    """Options over the file over the run that is resumed over the defaults."""
+def make_config(out: Path, resume: bool, file: Path | None, given: dict[str, Any], qat: bool = False) -> TrainConfig:
+    """Options over the file over the run that is resumed over the defaults (of ``--qat`` where that is asked for)."""
     from dataclasses import asdict
 
     from clusir.train import TrainConfig, resumed_config
 
     values: dict[str, Any] = asdict(resumed_config(out)) if resume else {}
+    if qat and not resume:
+        from clusir.train_qat import QAT_DEFAULTS
+
+        values = QAT_DEFAULTS | {"qat": True}
     values |= read_config(file) if file else {}
     chosen = {name: value for name, value in given.items() if value is not None}
     if "steps" in chosen or "seconds" in chosen:
@@ -104,6 +108,9 @@ class _Display:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=int, help="CPU threads for the network. [default: all]")
 @click.option("--start-from", type=click.Path(path_type=Path), help="Checkpoint whose weights a new run starts with.")
+@click.option(
+    "--qat", is_flag=True, help="Fine-tune weights (--start-from) for INT8: some hundred steps with rounding."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 def main(
     data: Path,
@@ -117,6 +124,7 @@ def main(
     device: str,
     threads: int | None,
     start_from: Path | None,
+    qat: bool,
     resume: bool,
 ) -> None:
     """Train the network on clean photos, which are damaged on the fly.
@@ -127,6 +135,8 @@ def main(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads} is not at least 1")
+    if qat and start_from is None and not resume:
+        raise UsageError("--qat fine-tunes weights that are there; name their checkpoint with --start-from")
     given = {
         "model": model, "steps": steps, "seconds": parse_budget(time_budget) if time_budget else None,
         "learning_rate": learning_rate, "seed": seed,
@@ -140,7 +150,7 @@ def main(
 
     if threads:
         torch.set_num_threads(threads)
-    config = make_config(out, resume, config_file, given)
+    config = make_config(out, resume, config_file, given, qat)
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:

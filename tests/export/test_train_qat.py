@@ -1,0 +1,133 @@
+"""Quantisation-aware training rounds what the exporter rounds, as it rounds it, and leaves the float network whole."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import numpy_helper
+
+from clusir import checkpoint
+from clusir.cli.train import main, make_config
+from clusir.errors import UsageError
+from clusir.export.quantize import QuantizeConfig, Quantizer
+from clusir.export.quantize_graph import load_graph
+from clusir.model import CONFIGS, ClusIR
+from clusir.train import Stage, TrainConfig, train
+from clusir.train_qat import Ranges, RoundedTwin, fake_quantised, integer_convolutions, prepare, round_weight
+
+SMALL = TrainConfig(
+    steps=4, stages=(Stage(0.0, 4, 32, 1),), warmup_steps=2, learning_rate=1e-4, half_until=0.0, qat=True,
+    qat_batches=1, validate_every_s=1e9, validation_photos=1, validation_crop_px=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model() -> ClusIR:
+    """``tiny`` with every parameter off its start: zero-initialised layers hide errors."""
+    torch.manual_seed(0)
+    made = ClusIR(CONFIGS["tiny"]).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.fixture
+def images() -> list[torch.Tensor]:
+    return [torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+
+def test_the_same_convolutions_become_integers_as_in_the_exported_tile_graph(static_export: Any) -> None:
+    network, records = static_export
+    layers = [x for x in load_graph(records["tile"].path).layers() if not x.keep and x.dense]
+    exported = {x.name.removeprefix("model.").removesuffix(".weight") for x in layers if x.name.startswith("model.")}
+    mine = set(integer_convolutions(network))
+    upward = {name for name in mine if name.startswith("up.")}
+    assert exported == mine - upward
+    assert len(layers) - len(exported) == len(upward) == 2, "each upsampling is one transposed convolution"
+
+
+def test_weights_are_rounded_to_the_exporters_integers(routed: Any) -> None:
+    quantizer = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(compact=False, equalise=False))
+    tensors = {t.name: numpy_helper.to_array(t) for t in quantizer.build().graph.initializer}
+    name = "encoder.0.block.expand.weight"
+    rounded = tensors[f"{name}_quantized"] * tensors[f"{name}_scale"].reshape(-1, 1, 1, 1)
+    original = next(t for t in onnx.load(routed.whole).graph.initializer if t.name == name)
+    mine = round_weight(torch.from_numpy(numpy_helper.to_array(original).copy())).numpy()
+    assert np.abs(mine - rounded).max() < 1e-6
+    assert np.abs(mine - numpy_helper.to_array(original)).max() > 1e-4
+
+
+def test_preparing_changes_no_result(model: ClusIR, images: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        before = model(images[0]).restored
+        weight = model.refine[0].feed_forward.expand.weight.clone()  # type: ignore[union-attr, operator]
+        ranges = prepare(model, images)
+        after = model(images[0]).restored
+    assert (before - after).abs().max() < 1e-4
+    assert not torch.equal(weight, model.refine[0].feed_forward.expand.weight)  # type: ignore[union-attr, arg-type]
+    names = integer_convolutions(model).keys()
+    assert ranges.input.keys() == ranges.output.keys() == names
+    assert all(low <= 0 <= high for low, high in (*ranges.input.values(), *ranges.output.values()))
+    expanding = [name for name in names if name.endswith("expand")]
+    assert all(ranges.output[name][0] == 0 for name in expanding), "a ReLU follows"
+    assert Ranges.from_json(ranges.to_json()) == ranges
+
+
+def test_rounding_is_felt_inside_the_context_only(model: ClusIR, images: list[torch.Tensor]) -> None:
+    ranges = prepare(model, images)
+    with torch.no_grad():
+        plain = model(images[0])
+        routing = tuple(zip(plain.posteriors, plain.gates, strict=True))
+        with fake_quantised(model, ranges):
+            rounded = model(images[0], routing).restored
+        again = model(images[0]).restored
+    assert torch.equal(plain.restored, again)
+    error = (rounded - plain.restored).abs().max()
+    assert 1e-5 < error < 0.3
+    assert model.state_dict().keys() == ClusIR(CONFIGS["tiny"]).state_dict().keys()
+
+
+def test_both_passes_reach_the_weights(model: ClusIR, images: list[torch.Tensor]) -> None:
+    twin = RoundedTwin(model, prepare(model, images))
+    out = twin(images[0])
+    assert out.restored.shape == (4, 3, 32, 32)
+    assert out.gates[0].shape[0] == 2
+    weight = model.refine[0].feed_forward.expand.weight  # type: ignore[union-attr]
+    gradients = []
+    for half in (out.restored[:2], out.restored[2:]):
+        (gradient,) = torch.autograd.grad(half.square().sum(), [weight], retain_graph=True)  # type: ignore[list-item]
+        gradients.append(gradient)
+    assert min(g.abs().max() for g in gradients) > 0
+    assert not torch.equal(*gradients)
+
+
+def test_a_stopped_run_goes_on_with_its_ranges_to_the_same_bits(
+    model: ClusIR, tmp_path: Path, write_photos: Any
+) -> None:
+    photos = write_photos(tmp_path / "photos", 30, size=64)
+    start = tmp_path / "start.safetensors"
+    checkpoint.save(model, start, {})
+    first = train(SMALL, photos, tmp_path / "whole", start=start)
+    steps: list[int] = []
+    parts = tmp_path / "parts"
+    train(SMALL, photos, parts, start=start, observe=lambda p: steps.append(p.step), stop=lambda: len(steps) >= 2)
+    second = train(SMALL, photos, parts, resume=True)
+    a, b = checkpoint.load(first).state_dict(), checkpoint.load(second).state_dict()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert not torch.equal(a["head.weight"], model.head.weight)
+
+
+def test_the_command_asks_for_weights_and_takes_small_steps(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--data", str(tmp_path), "--out", str(tmp_path / "o"), "--qat", "--steps", "1"])
+    assert done.exit_code == 2
+    assert "--start-from" in done.output
+    config = make_config(tmp_path, False, None, {"steps": 5, "learning_rate": None}, qat=True)
+    assert (config.qat, config.learning_rate, config.half_until) == (True, 1e-4, 0.0)
+    with pytest.raises(UsageError, match="qat trains configurations of dense convolutions"):
+        replace(config, model="small")
