@@ -162,6 +162,7 @@ class Restorer:
         self.restore(np.full((side, side, 3), 128, np.uint8))
         if self.routing == "shared":
             self.restore(np.full((side, side + 1, 3), 128, np.uint8))
+            self.route(ArraySource(np.full((2 * side, 2 * side, 3), 128, np.uint8)))  # the most samples there are
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider of the whole graph."""
