@@ -150,7 +150,7 @@ def bench_network(
         calls[what] = _torch_call(module, image, layout)
         rows.append(Row(what, 0.0))
     if compiled:
-        rows.append(_compiled(dense, image, expected, calls))
+        rows += [_compiled(dense, image, expected, calls, channels_last) for channels_last in (False, True)]
     graphs: list[tuple[str, Callable[[], bytes]]] = [("plain export", lambda: plain_graph(model, image))]
     if dense is not model:
         graphs.append(("plain export of the densified network", lambda: plain_graph(dense, image)))
@@ -205,9 +205,17 @@ def _torch_call(model: nn.Module, image: Tensor, channels_last: bool) -> Callabl
     return call
 
 
-def _compiled(dense: nn.Module, image: Tensor, expected: np.ndarray, calls: dict[str, Callable[[], object]]) -> Row:
-    what = "torch.compile of the densified network"
+def _compiled(
+    dense: nn.Module, image: Tensor, expected: np.ndarray, calls: dict[str, Callable[[], object]], channels_last: bool
+) -> Row:
+    """torch.compile with its defaults; needs a C++ compiler, and minutes for a network of this size."""
+    import copy
+
+    what = f"torch.compile of the densified network{', channels_last' if channels_last else ''}"
     try:
+        if channels_last:
+            dense = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            image = image.to(memory_format=torch.channels_last)
         call = _torch_call(torch.compile(dense), image, False)  # type: ignore[arg-type]
         found: Any = call()
     except Exception as error:

@@ -17,6 +17,7 @@ from clusir.export.gram_attention import GramAttention
 from clusir.export.keep_batch import KeepBatch
 from clusir.export.keep_blocked import KeepBlockedLayout
 from clusir.export.mean_as_convolution import MeanAsConvolution
+from clusir.export.order_gelu import OrderGelu
 from clusir.export.pair_depthwise import PairDepthwise
 from clusir.export.split_convolution import SplitConvolution
 
@@ -35,6 +36,7 @@ def fusing_passes() -> list[Pass[onnx.ModelProto]]:
         FuseSpectralFilter(),
         FuseResize(),
         MeanAsConvolution(),
+        OrderGelu(),
         FuseUpsample(),
         PairDepthwise(),
         SplitConvolution(),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from clusir.cues import ToneMap
 from clusir.export.fuse_haar import FuseHaar
 from clusir.export.fuse_resize import FuseResize
 from clusir.export.keep_batch import KeepBatch
+from clusir.export.order_gelu import OrderGelu
 from clusir.export.pair_depthwise import PairDepthwise
 from clusir.wavelet import haar_forward, haar_inverse
 
@@ -107,6 +111,22 @@ def test_full_blocks_stay() -> None:
         return torch.cat([F.avg_pool2d(one, 3, 1, 1), two], 1)
 
     refuse(PairDepthwise(), reads_a_part, (2, 8, 8, 8), "no depthwise convolutions side by side")
+
+
+def test_gelu_is_written_as_runtimes_know_it(tmp_path: Path) -> None:
+    tail = nn.Sequential(nn.Conv2d(4, 16, 1), nn.GELU(), nn.Conv2d(16, 4, 1))
+    model = accept(OrderGelu(), tail, (2, 4, 6, 6), batch=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = {n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert "Gelu" in found
+    assert "Erf" not in found
+
+
+def test_other_error_functions_stay() -> None:
+    refuse(OrderGelu(), lambda x: x * (0.5 * (1 + torch.erf(x))), (1, 2, 4, 4), "no GELU")
+    refuse(OrderGelu(), lambda x: x * (0.25 * (1 + torch.erf(x / 2**0.5))), (1, 2, 4, 4), "no GELU")
 
 
 def test_inverse_haar_of_a_large_plane_is_a_transposed_convolution() -> None:
