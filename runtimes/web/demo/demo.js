@@ -20,15 +20,19 @@ function opened() {
   return restorer;
 }
 
+// The page touches no pixels: a canvas of this kind only shows a bitmap, and the worker reads and writes them.
+const put = (id, bitmap) => {
+  Object.assign($(id), { width: bitmap.width, height: bitmap.height });
+  $(id).getContext("bitmaprenderer").transferFromImageBitmap(bitmap);
+};
+
+/** The photo as a bitmap for the worker; another one is shown. Both are decoded off this thread. */
 async function decode(file) {
-  const bitmap = await createImageBitmap(file).catch(() => {
+  const [bitmap, shown] = await Promise.all([createImageBitmap(file), createImageBitmap(file)]).catch(() => {
     throw new Error(`${file.name || "the file"} is not a picture that this browser can read`);
   });
-  for (const id of ["before", "after"]) Object.assign($(id), { width: bitmap.width, height: bitmap.height });
-  const context = $("before").getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  bitmap.close();
-  return context.getImageData(0, 0, $("before").width, $("before").height);
+  put("before", shown);
+  return bitmap;
 }
 
 async function restore(file) {
@@ -39,6 +43,7 @@ async function restore(file) {
   show("save", false);
   try {
     const image = await decode(file);
+    const { width, height } = image;
     name = (file.name || "photo").replace(/\.[^.]*$/, "");
     show("drop", false);
     show("stage", true);
@@ -58,11 +63,9 @@ async function restore(file) {
           `tile ${done} of ${total}` + (done && left > 1500 ? `, ${Math.ceil(left / 1000)} s left` : "");
       },
     });
-    $("after")
-      .getContext("2d")
-      .putImageData(new ImageData(result.data, image.width, image.height), 0, 0);
+    put("after", result.bitmap);
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
-    $("status").textContent = `${image.width} x ${image.height} in ${seconds} s`;
+    $("status").textContent = `${width} x ${height} in ${seconds} s`;
     $("about").textContent =
       `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${model.threads} thread(s)`;
     $("compare").classList.remove("working");

@@ -14,6 +14,14 @@ export interface Restored<S extends Samples = Samples> extends Picture<S> {
   gate: Float32Array;
 }
 
+export interface RestoredBitmap {
+  bitmap: ImageBitmap;
+  width: number;
+  height: number;
+  posterior: Float32Array;
+  gate: Float32Array;
+}
+
 export interface ModelSpec {
   name: string;
   precision: string;
@@ -46,6 +54,8 @@ export class Restorer {
   readonly spec: ModelSpec;
   readonly backend: "wasm" | "webgpu";
   readonly threads: number;
+  /** The bitmap is taken over; its pixels are read and written in the worker. */
+  restore(image: ImageBitmap, options?: RestoreOptions): Promise<RestoredBitmap>;
   restore<S extends Samples>(image: Picture<S>, options?: RestoreOptions): Promise<Restored<S>>;
   close(): void;
 }

@@ -82,12 +82,18 @@ export class Restorer {
 
   /**
    * Restores a picture: ImageData, or {data, width, height} with Uint8, Uint16 or Float32 samples, RGB or RGB + alpha.
-   * @returns {Promise<{data, width, height, posterior, gate}>} `data` of the same type; alpha is kept
+   * Or an ImageBitmap, which is taken over: its pixels are then read and written in the worker, and the page, which
+   * only shows the bitmap that comes back, touches none.
+   * @returns {Promise<{data, width, height, posterior, gate}>} `data` of the same type, alpha kept; for an ImageBitmap
+   * `bitmap` instead
    */
-  async restore({ data, width, height }, { onProgress, signal } = {}) {
+  async restore(picture, { onProgress, signal } = {}) {
     signal?.throwIfAborted();
-    const image = { data: data.slice(), width, height };
-    const { id, promise } = send(this.#worker, { action: "restore", image }, [image.data.buffer], onProgress);
+    const { width, height } = picture;
+    const bitmap = picture instanceof ImageBitmap;
+    const image = bitmap ? picture : { data: picture.data.slice(), width, height };
+    const transfer = [bitmap ? picture : image.data.buffer];
+    const { id, promise } = send(this.#worker, { action: "restore", image }, transfer, onProgress);
     const stop = () => this.#worker.postMessage({ action: "cancel", id });
     signal?.addEventListener("abort", stop, { once: true });
     try {

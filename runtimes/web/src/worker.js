@@ -40,7 +40,13 @@ const actions = {
       await breathe();
       if (cancelled.delete(id)) throw new DOMException("the restoration was cancelled", "AbortError");
     };
-    return restore(image, spec, run, pause);
+    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause);
+    const { width, height } = image;
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    image.close();
+    const { data, ...routing } = await restore(context.getImageData(0, 0, width, height), spec, run, pause);
+    return { bitmap: await createImageBitmap(new ImageData(data, width, height)), ...routing };
   },
 };
 
@@ -55,7 +61,10 @@ onmessage = ({ data: message }) => {
   queue = queue.then(async () => {
     try {
       const result = await actions[message.action](message);
-      postMessage({ id: message.id, result }, result.data ? [result.data.buffer] : []);
+      postMessage(
+        { id: message.id, result },
+        [result.data?.buffer, result.bitmap].filter(Boolean),
+      );
     } catch (error) {
       postMessage({ id: message.id, error: { name: error.name, message: error.message } });
     }
