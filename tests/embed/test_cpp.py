@@ -75,6 +75,27 @@ def test_example_restores_a_png(cpp: Path, tmp_path: Path, mode: str, kind: str,
     assert np.array_equal(restored[..., 3:], pixels[..., 3:])
 
 
+def test_example_keeps_16_bits(cpp: Path, tmp_path: Path) -> None:
+    """RGB with more than 256 levels, written and read by clusir itself: Pillow keeps 8 bits of such a picture."""
+    from clusir.runtimes.image_io import save_picture
+    from clusir.runtimes.image_open import open_picture
+    from clusir.runtimes.picture import PictureInfo
+    from clusir.runtimes.restore import Restorer
+
+    pixels = golden_picture(120, 50, 3, kind="u16")
+    info = PictureInfo("PNG", 120, 50, 3, np.dtype(np.uint16))
+    save_picture(tmp_path / "in.png", [pixels], info)
+    environment = {"CLUSIR_ORT_LIBRARY": str(ort_library())}
+    run(cpp / "clusir-restore", STANDIN, tmp_path / "in.png", tmp_path / "out.png", "--backend", "ort", env=environment)
+    restored = open_picture(tmp_path / "out.png").rows(0, 50)
+    with Restorer(STANDIN, backend="ort", device="cpu") as restorer:
+        expected = restorer.restore(pixels)
+    assert restored.shape == pixels.shape
+    assert restored.dtype == np.uint16
+    assert len(np.unique(restored)) > 256
+    assert np.abs(restored.astype(int) - expected.astype(int)).max() <= 1 + 1e-4 * 65535
+
+
 def test_example_says_what_is_wrong(cpp: Path, tmp_path: Path) -> None:
     (tmp_path / "in.png").write_text("not a picture")
     out = run(cpp / "clusir-restore", STANDIN, tmp_path / "in.png", tmp_path / "out.png", check=False)
