@@ -141,11 +141,7 @@ class ChannelAttention(nn.Module):
         """The same from given matrices, without queries and keys."""
         batch, width, height, columns = context.shape
         c = width // self.heads
-
-        def unused() -> Tensor:
-            raise AssertionError("statistics that replay are not computed")
-
-        matrix = pooled.share((self.heads, c, c), unused)
+        matrix = pooled.take((self.heads, c, c))
         leave = self.project.weight.reshape(width, self.heads, c).transpose(0, 1)  # heads x width x c
         mixed = (leave @ matrix).transpose(1, 2).reshape(-1, width, width)  # sum over heads of P_h A_h, side by side
         if isinstance(self.key_value, nn.Sequential):

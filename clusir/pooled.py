@@ -36,10 +36,15 @@ class PooledStatistics:
 
     def share(self, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
         """The next statistic, Bx``shape``: what ``compute`` says, kept; or what was given, and nothing is computed."""
-        if self._given is None:
-            value = compute()
-            self._found.append(value.flatten(1))
-            return value
+        if self._given is not None:
+            return self.take(shape)
+        value = compute()
+        self._found.append(value.flatten(1))
+        return value
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """The next of the given statistics, Bx``shape``. Only where this replays."""
+        assert self._given is not None
         start, self._at = self._at, self._at + torch.Size(shape).numel()
         return self._given[:, start : self._at].reshape(-1, *shape)
 

@@ -149,12 +149,10 @@ class Restorer:
             start = plan.y.starts[i]
             band = source.rows(start, min(start + plan.y.tile, source.height))
             samples += [crop_tile(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
-        work = work or Work()
-        if router.spec.statistics:
-            return combine(self._timed(router, {"image": _nchw(samples)}, work), router.spec)
         # A router of the first exports looks at each sample alone; its file may fix the batch to 1.
-        alone = [self._timed(router, {"image": _nchw([sample])}, work) for sample in samples]
-        return combine({name: np.concatenate([out[name] for out in alone]) for name in alone[0]}, router.spec)
+        batches = [samples] if router.spec.statistics else [[sample] for sample in samples]
+        outs = [self._timed(router, {"image": _nchw(batch)}, work or Work()) for batch in batches]
+        return combine({name: np.concatenate([out[name] for out in outs]) for name in outs[0]}, router.spec)
 
     def warm_up(self) -> None:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
@@ -162,7 +160,7 @@ class Restorer:
         self.restore(np.full((side, side, 3), 128, np.uint8))
         if self.routing == "shared":
             self.restore(np.full((side, side + 1, 3), 128, np.uint8))
-            self.route(ArraySource(np.full((2 * side, 2 * side, 3), 128, np.uint8)))  # the most samples there are
+            self.route(ArraySource(np.full((2 * side, 2 * side, 3), 128, np.uint8)))  # with the most samples
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider of the whole graph."""

@@ -68,8 +68,10 @@ def throughput(folder: Path) -> None:
             for height, width in sizes[part * 20 : part * 20 + 20]:
                 plan = plan_picture(height, width, restorer.spec)
                 shared = plan.count > 1
-                for _ in range(len(plan.y.sample()) * len(plan.x.sample()) if shared else 0):
-                    router.run({"image": tile.transpose(2, 0, 1)[None]})
+                samples = len(plan.y.sample()) * len(plan.x.sample()) if shared else 0
+                batches = [samples] if router.spec.statistics else [1] * samples
+                for batch in filter(None, batches):
+                    router.run({"image": np.repeat(tile.transpose(2, 0, 1)[None], batch, axis=0)})
                 for _ in range(plan.count):
                     restorer.infer([tile], Work(tiles=plan.count, routing=routing if shared else None))
             rates["bare"].append(20 / (time.perf_counter() - begin))
