@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clusir.export.quantize_equalise import channel_scale
-from clusir.export.quantize_graph import is_dense
+from clusir.export.quantize_graph import FLOAT_BLOCKS, is_dense
 from clusir.export.quantize_ranges import CLIPPING, HISTOGRAM_BINS
 from clusir.layers import ConvFeedForward, Up
 from clusir.model import ClusIR, Restoration
@@ -71,8 +71,9 @@ def integer_convolutions(model: ClusIR) -> dict[str, nn.Conv2d]:
 
 
 def _stays_float(name: str) -> bool:
-    """The first and the last convolution, what the tone map reads, and routers."""
-    return name in ("stem", "head", "tone.coefficients") or ".router." in f".{name}"
+    """The first and the last convolution, what the tone map reads, routers, and the blocks that stay float anyway."""
+    edge = name in ("stem", "head", "tone.coefficients")
+    return edge or ".router." in f".{name}" or any(block in name for block in FLOAT_BLOCKS)
 
 
 def prepare(model: ClusIR, images: Iterable[Tensor]) -> Ranges:

@@ -18,10 +18,13 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from clusir.errors import ExportError
 from clusir.spec import ModelSpec
 
-__all__ = ["Graph", "Layer", "is_dense", "load_graph", "metadata_of"]
+__all__ = ["FLOAT_BLOCKS", "Graph", "Layer", "is_dense", "load_graph", "metadata_of"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LEAST_INTENSITY = 80
+# The finest level's first block: all that follows feels its rounding. Left in float, tiny loses 0.07 dB on average
+# instead of 0.12, and 0.25 instead of 0.34 on the worst degradation, for a tenth of the arithmetic.
+FLOAT_BLOCKS = ("encoder.0.blocks.",)
 _EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
 _ONE_EXPERT = re.compile(r"^(?:experts\.)?(\d+)\.")
 _ROUTER = re.compile(r"(?:^|\.)(?:router|gate_net|pcgrm)s?(?:\.|$)")
@@ -124,6 +127,8 @@ class Graph:
                 keep = "first convolution"
             elif node.name in last:
                 keep = "last convolution"
+            elif any(block in name for block in FLOAT_BLOCKS):
+                keep = "felt by all that follows"
             elif area == 1:
                 keep = "acts on one vector per picture"
             dims = tuple(self.initialisers[name].dims)

@@ -22,6 +22,9 @@ Owners = dict[str, tuple[int, int]]
 HISTOGRAM_BINS = 2048
 _LEVELS = 255
 _PERCENTILE = 99.99
+# dB lost on noise, rain, low light (two crops each of CBSD68, late weights of tiny): 0.19, 0.26, 0.74 with 1; 0.25,
+# 0.34, 0.08 with 5; 0.37, 0.58, -0.04 with 100. Dark pictures have the largest values, and are one in eleven.
+_CLIPPED = 5.0
 
 
 @dataclass
@@ -128,13 +131,16 @@ def _percentile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[
 
 
 def _least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[float, float]:
-    """The clipping whose sum of squared rounding and clipping errors is least, ends searched in turn."""
+    """The clipping whose sum of squared rounding and clipping errors is least, ends searched in turn.
+
+    What is clipped weighs more: it comes from few pictures, and spoils those (see ``_CLIPPED``).
+    """
     centres = (edges[:-1] + edges[1:]) / 2
 
     def error(low: float, high: float) -> float:
         step = max(high - low, 1e-12) / _LEVELS
         beyond = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
-        return float((counts * np.where(beyond > 0, beyond**2, step**2 / 12)).sum())
+        return float((counts * np.where(beyond > 0, _CLIPPED * beyond**2, step**2 / 12)).sum())
 
     fractions = np.linspace(1.0, 0.2, 41)
     low, high = float(edges[0]), float(edges[-1])
