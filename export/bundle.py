@@ -105,7 +105,7 @@ def tile_routing(model: ClusIR, spec: ModelSpec) -> Callable[[Mapping[str, Array
     precisions what the reference itself decides, since ranges were calibrated on pictures with the experts that
     belong to them."""
     if spec.precision == "fp32":
-        return uniform_routing(spec)
+        return uniform_routing(spec, model)
 
     def own(feeds: Mapping[str, Array]) -> dict[str, Array]:
         decided = reference_outputs(model, feeds)
