@@ -24,8 +24,9 @@ from clusir.export.split_convolution import SplitConvolution
 __all__ = ["fusing_passes"]
 
 
-def fusing_passes() -> list[Pass[onnx.ModelProto]]:
-    """Passes on a simplified graph.
+def fusing_passes(*, conditional: bool = False) -> list[Pass[onnx.ModelProto]]:
+    """Passes on a simplified graph. ``conditional``: experts go into branches afterwards, which are found by the
+    shape of their gate's product; KeepBatch changes that shape and is left out.
 
     FuseHaar before FuseUpsample: it makes some of the DepthToSpace. PairDepthwise before SplitConvolution: it makes the
     Split that the latter cuts. KeepBatch behind those that read the reshapes it changes.
@@ -40,6 +41,6 @@ def fusing_passes() -> list[Pass[onnx.ModelProto]]:
         FuseUpsample(),
         PairDepthwise(),
         SplitConvolution(),
-        KeepBatch(),
+        *(() if conditional else (KeepBatch(),)),
         KeepBlockedLayout(),
     ]
