@@ -43,7 +43,9 @@ def test_static_graphs_agree_with_pytorch(static_export: Export) -> None:
 
 def test_dynamic_graphs_agree_with_pytorch(dynamic_export: Export) -> None:
     model, records = dynamic_export
-    rows = validate_files(model, paths(records), Validation())
+    # Batches of 3 at every size take most of two minutes; the static graphs have them always, these with CLUSIR_FULL.
+    batches = (1, 3) if "CLUSIR_FULL" in os.environ else (1,)
+    rows = validate_files(model, paths(records), Validation(batches=batches))
     check_rows(rows)
     assert {row.size for row in rows} == {"64x64", "96x160", "272x336"}
     assert len({row.degradation for row in rows}) >= 10
