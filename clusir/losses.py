@@ -6,6 +6,7 @@ name of a degradation: which samples share a draw of damage is all that is known
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,21 +26,35 @@ __all__ = [
 # Mean squared error at which the logarithm is bent: 47 dB. What is better cannot be seen in an 8-bit picture, and must
 # not drive the training.
 _FLOOR = 2e-5
+_TYPICAL = 0.05  # 26 dB: an error of this size gets the same gradient at every power
 
 
-def log_error(restored: Tensor, clean: Tensor) -> Tensor:
+def _bent(error: Tensor, power: float) -> Tensor:
+    """mean_b of the antiderivative of (0.05 / error_b) ** power / 0.05 that is log(0.05) at 0.05: B positive numbers.
+
+    A Box-Cox transform (Box and Cox, 1964): power 0 is linear in the error, power 1 its logarithm.
+    """
+    if power == 1:
+        return torch.log(error).mean()
+    rest = 1.0 - power
+    return (((error / _TYPICAL) ** rest - 1.0) / rest).mean() + math.log(_TYPICAL)
+
+
+def log_error(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:
     """mean_b of log(RMSE_b + floor), in nepers (1 is 8.7 dB): minus the mean PSNR, up to a constant. Bx3xHxW in 0..1.
 
-    The PSNR loss of HINet (arXiv 2105.06086): every picture weighs alike in the dB in which all are judged.
+    The PSNR loss of HINet (arXiv 2105.06086): every picture weighs alike in the dB in which all are judged. ``power``
+    in 0..1 bends it: the gradient is divided by (the picture's own error) ** power, so that 0 is the plain RMSE, which
+    learns haze and low light first, whose errors are ten times those of JPEG.
     """
-    return 0.5 * torch.log((restored - clean).square().flatten(1).mean(1) + _FLOOR).mean()
+    return _bent(((restored - clean).square().flatten(1).mean(1) + _FLOOR).sqrt(), power)
 
 
-def spectrum_error(restored: Tensor, clean: Tensor) -> Tensor:
+def spectrum_error(restored: Tensor, clean: Tensor, power: float = 1.0) -> Tensor:
     """mean_b of log(L1_b + floor) over real and imaginary parts of the orthonormal rfft2 of the error (MoCE-IR's FFT
-    loss)."""
+    loss); ``power`` as in :func:`log_error`."""
     spectrum = torch.view_as_real(torch.fft.rfft2((restored - clean).float(), norm="ortho"))
-    return torch.log(spectrum.abs().flatten(1).mean(1) + _FLOOR**0.5).mean()
+    return _bent(spectrum.abs().flatten(1).mean(1) + _FLOOR**0.5, power)
 
 
 def orthogonality_loss(prototypes: Sequence[Tensor]) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from clusir.pooled import PooledStatistics, over_pixels
 
-__all__ = ["ClusterRouter", "Routing", "top_k_gate"]
+__all__ = ["TRACE_PACE", "ClusterRouter", "Routing", "top_k_gate"]
 
 _TAU_MIN, _TAU_MAX, _TAU_START = 0.05, 1.0, 0.2
-_TRACE_PACE = 10.0  # as in clusir.cues: starts at nothing, and must not lag behind the features
+TRACE_PACE = 10.0  # as in clusir.cues: starts at nothing, and must not lag behind the features
 
 
 class Routing(NamedTuple):
@@ -80,7 +80,7 @@ class ClusterRouter(nn.Module):
         """The unit descriptor BxD of features BxCxHxW; 1xD where ``pooled`` takes the batch together."""
         described = self.project(over_pixels(pooled, F.relu(self.describe(features))))
         if self.see is not None and traces is not None:
-            described = described + _TRACE_PACE * self.see(traces)
+            described = described + TRACE_PACE * self.see(traces)
         return F.normalize(described, dim=-1, eps=1e-6)
 
     def forward(

@@ -25,7 +25,7 @@ from clusir.data import Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
 from clusir.errors import BackendError, UsageError
 from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
-from clusir.train_config import Stage, TrainConfig, learning_rate
+from clusir.train_config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning_rate
 from clusir.train_curve import curve_svg, read_curve
 from clusir.train_labels import label_weights
 from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
@@ -36,7 +36,7 @@ from clusir.train_state import Average, read_header, read_state, restore_optimiz
 if TYPE_CHECKING:
     from clusir.train_qat import Ranges
 
-__all__ = ["Progress", "Stage", "TrainConfig", "learning_rate", "resumed_config", "train"]
+__all__ = ["FINE_TUNE_DEFAULTS", "Progress", "Stage", "TrainConfig", "learning_rate", "resumed_config", "train"]
 
 STATE_NAME, AVERAGE_NAME = "state.safetensors", "ema.safetensors"
 _AHEAD = 3  # batches prepared in advance
@@ -67,7 +67,7 @@ class _Run:
         self.validation = PhotoSet(data, "validation") if self.rank == 0 else None
         torch.manual_seed(config.seed)
         model = ClusIR(CONFIGS[config.model])
-        if start is not None and not resume:
+        if start is not None:
             start_from(model, start)
         model = model.to(self.device)
         if self.device.type == "cuda":
@@ -129,7 +129,8 @@ class _Run:
             output = self.wrapped(damaged)
         if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
             clean = torch.cat((clean, clean))
-        terms = self.loss_terms(output, clean, batch)
+        power = min(1.0, used / config.bend_until) if config.bend_until else 1.0
+        terms = self.loss_terms(output, clean, batch, power)
         weight = {"error": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "error"}
         total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -171,11 +172,11 @@ class _Run:
         for past in self.running:
             past.fill_(1.0 / len(past) ** 2)
 
-    def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch, power: float) -> dict[str, Tensor]:
         recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
         return {
-            "error": losses.log_error(output.restored, clean),
-            "spectrum": losses.spectrum_error(output.restored, clean),
+            "error": losses.log_error(output.restored, clean, power),
+            "spectrum": losses.spectrum_error(output.restored, clean, power),
             "orthogonality": losses.orthogonality_loss([r.unit_prototypes() for r in self.routers]),
             "balance": losses.balance_loss(output.expert_probabilities, output.gates),
             "cluster": losses.cluster_loss(output.posteriors, [joint.sum(1) for joint in self.running]),
@@ -207,10 +208,17 @@ def train(
 ) -> Path:
     """Train (or go on training) and return the path of the averaged weights.
 
-    ``data`` is a folder of clean photos, ``out`` the run's folder. ``observe`` is called after every step; where
-    ``stop`` returns true the state is saved and the function returns. Under torchrun every process calls this; rank 0
-    writes.
+    ``data`` is a folder of clean photos, ``out`` the run's folder. ``start``: a checkpoint whose weights a new run
+    begins with; its routers are kept, so ``calibrate_at`` does not count (``FINE_TUNE_DEFAULTS`` has what else suits
+    given weights). ``observe`` is called after every step; where ``stop`` returns true the state is saved and the
+    function returns. Under torchrun every process calls this; rank 0 writes. Raises UsageError and BackendError.
     """
+    if start is not None:
+        if resume:
+            raise UsageError(
+                f"a resumed run has its own weights: drop {start} (--start-from), or begin in a new folder"
+            )
+        config = replace(config, calibrate_at=())
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BackendError(f"device {device!r} was asked for and torch sees no CUDA device; use --device cpu")
     out.mkdir(parents=True, exist_ok=True)
@@ -228,7 +236,7 @@ def train(
             # A batch's shape is fixed when it is asked for, a few steps ahead of its use.
             for ahead in range(_AHEAD):
                 prefetcher.ask(run.step + ahead, run.plan(_at(run, used, ahead)))
-            if run.step in config.calibrate_at and start is None:
+            if run.step in config.calibrate_at:
                 run.calibrate()
             figures = run.advance(prefetcher.get(run.step), used, monitor)
             now = time.monotonic()

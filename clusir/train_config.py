@@ -10,7 +10,12 @@ from clusir.data import DEFAULT_WEIGHTS
 from clusir.errors import UsageError
 from clusir.model import CONFIGS
 
-__all__ = ["Stage", "TrainConfig", "learning_rate"]
+__all__ = ["FINE_TUNE_DEFAULTS", "Stage", "TrainConfig", "learning_rate"]
+
+FINE_TUNE_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 7e-4, "calibrate_at": (), "bend_until": 0.0, "router_noise_until": 0.0,
+}  # fmt: skip
+"""What ``clusir-train --start-from`` changes of TrainConfig's defaults: what only random weights need is left out."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class TrainConfig:
         Stage(0.88, 4, 128, 1),
     )
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    # Until this share of the budget the restoration loss bends from the RMSE to its logarithm (see losses): with the
+    # logarithm from the first step, random weights had not learnt haze and low light after 3000.
+    bend_until: float = 0.5
     # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
     spectrum: float = 0.05
     orthogonality: float = 0.1
@@ -80,6 +88,8 @@ class TrainConfig:
             raise UsageError(
                 f"qat trains configurations of dense convolutions (tiny); {self.model} is quantised as it is"
             )
+        if not 0.0 <= self.bend_until <= 1.0:
+            raise UsageError(f"bend_until {self.bend_until} is not a share of the budget, 0..1")
         if not self.stages or self.stages[0].start != 0 or list(self.stages) != sorted(self.stages, key=_start):
             raise UsageError("stages must begin at 0 and follow each other")
         for stage in self.stages:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusir.data import Batch
 from clusir.model import ClusIR
-from clusir.router import ClusterRouter
+from clusir.router import TRACE_PACE, ClusterRouter
 
 __all__ = ["calibrate_routers", "discriminant"]
 
@@ -32,8 +32,8 @@ def discriminant(pooled: Tensor, recipe: Tensor, photo: Tensor, count: int) -> t
     mean = x.mean(0)
     x = x - mean
     total = x.t() @ x / len(x)
-    ridge = _RIDGE * total.diagonal().mean().clamp_min(1e-12)
-    total = total + ridge * torch.eye(len(total), dtype=total.dtype)
+    # A ridge in each feature's own unit: statistics of the picture are a hundred times as large as pooled features.
+    total = total + torch.diag((_RIDGE * total.diagonal()).clamp_min(1e-12))
     partner = ((recipe[:, None] == recipe[None, :]) & (photo[:, None] != photo[None, :])).double()
     shared = x.t() @ partner @ x / partner.sum().clamp_min(1)
     # With T = U S U^T, W = U S^-1/2 whitens; in white coordinates the generalised problem is an ordinary one.
@@ -45,15 +45,17 @@ def discriminant(pooled: Tensor, recipe: Tensor, photo: Tensor, count: int) -> t
 
 @torch.no_grad()
 def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> None:
-    """Set every router's projection so that its descriptor spans the best directions, one per prototype.
+    """Set every router's projections so that its descriptor spans the best directions, one per prototype.
 
-    ``batches`` must hold pairs that share a recipe (quads); some 300 samples are enough. Only ``project`` changes.
+    ``batches`` must hold pairs that share a recipe (quads); some 300 samples are enough. Only ``project`` and, where
+    the network has :class:`clusir.traces.DamageTraces`, ``see`` change.
     """
     routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
-    pooled: dict[ClusterRouter, list[Tensor]] = {router: [] for router in routers}
+    watched: list[nn.Module] = [part for r in routers for part in (r.project, r.see) if part is not None]
+    inputs: dict[nn.Module, list[Tensor]] = {part: [] for part in watched}
     handles = [
-        router.project.register_forward_pre_hook(lambda module, args, held=held: held.append(args[0].cpu()))
-        for router, held in pooled.items()
+        part.register_forward_pre_hook(lambda module, args, held=held: held.append(args[0].cpu()))
+        for part, held in inputs.items()
     ]
     mode, device = model.training, next(model.parameters()).device
     model.eval()
@@ -68,10 +70,16 @@ def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> None:
         model.train(mode)
         for handle in handles:
             handle.remove()
-    for router, held in pooled.items():
+    for router in routers:
+        seen = torch.cat(inputs[router.project])
+        width = seen.shape[1]
+        if router.see is not None:
+            seen = torch.cat((seen, torch.cat(inputs[router.see])), dim=1)
         bank = router.unit_prototypes()
-        directions, mean = discriminant(torch.cat(held), torch.cat(recipes), torch.cat(photos), bank.shape[0])
+        directions, mean = discriminant(seen, torch.cat(recipes), torch.cat(photos), bank.shape[0])
         # The descriptor becomes sum_k y_k P_k: its cosine with prototype k is the k-th discriminant, normalised.
         weight = bank.t()[:, : directions.shape[1]] @ directions.t().to(device)
-        router.project.weight.copy_(weight)
+        router.project.weight.copy_(weight[:, :width])
         router.project.bias.copy_(-(weight @ mean.to(device)))
+        if router.see is not None:
+            router.see.weight.copy_(weight[:, width:] / TRACE_PACE)

@@ -18,14 +18,14 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
-from clusir import checkpoint
-from clusir.cli.train import main, parse_budget
+from clusir import checkpoint, losses
+from clusir.cli.train import main, make_config, parse_budget
 from clusir.data import BatchPlan, PhotoSet, draw_batch
 from clusir.errors import BackendError, ModelFormatError, UsageError
 from clusir.losses import log_error
 from clusir.model import CONFIGS, ClusIR
 from clusir.router import ClusterRouter
-from clusir.train import Stage, TrainConfig, learning_rate, train
+from clusir.train import Stage, TrainConfig, learning_rate, resumed_config, train
 from clusir.train_curve import curve_svg, read_curve
 from clusir.train_monitor import RouterMonitor, validate
 from clusir.train_precision import half_convolutions
@@ -98,7 +98,7 @@ def test_training_gets_below_the_error_of_the_damage_itself(folder: Path, tmp_pa
     weights = {"noise": 1.0, "jpeg": 0.01}
     config = replace(
         SMALL, steps=50, stages=(Stage(0.0, 8, 32, 1),), weights=weights, warmup_steps=5, learning_rate=3e-3,
-        calibrate_at=(0,), validation_crop_px=32,
+        calibrate_at=(0,), validation_crop_px=32, bend_until=0.0,
     )  # fmt: skip
     values: list[float] = []
     train(config, folder, tmp_path / "run", observe=lambda p: values.append(p.losses["loss/error"]))
@@ -109,15 +109,30 @@ def test_training_gets_below_the_error_of_the_damage_itself(folder: Path, tmp_pa
     assert sum(values[-15:]) < sum(untouched[-15:]) - 15 * 0.1  # 0.9 dB
 
 
+def test_the_error_bends_to_its_logarithm_over_its_share_of_the_budget(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    powers: list[float] = []
+
+    def spy(restored: torch.Tensor, clean: torch.Tensor, power: float = 1.0) -> torch.Tensor:
+        powers.append(power)
+        return log_error(restored, clean, power)
+
+    monkeypatch.setattr(losses, "log_error", spy)
+    config = replace(SMALL, steps=4, bend_until=0.5, calibrate_at=(), stages=(Stage(0.0, 4, 32, 1),))
+    train(config, folder, tmp_path / "run")
+    assert powers == [0.0, 0.5, 1.0, 1.0]
+
+
 def test_router_noise_ends_at_its_share_of_the_budget(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
     forward = ClusterRouter.forward
 
-    def spy(self: ClusterRouter, features: torch.Tensor):
+    def spy(self: ClusterRouter, *arguments: object):
         seen.append(self.training)
-        return forward(self, features)
+        return forward(self, *arguments)
 
     monkeypatch.setattr(ClusterRouter, "forward", spy)
     config = replace(SMALL, steps=4, router_noise_until=0.5, calibrate_at=(), stages=(Stage(0.0, 4, 32, 1),))
@@ -169,6 +184,7 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> 
         ({"steps": 5, "stages": [[0.0, 3, 32, 1]]}, "4 x quads"),
         ({"steps": 5, "stages": [[0.5, 4, 32, 1]]}, "begin at 0"),
         ({"steps": 5, "stages": [[0.0, 4]]}, "training config"),
+        ({"steps": 5, "bend_until": 1.5}, "bend_until 1.5"),
         ({"steps": 5, "momentum": 0.9}, "unknown field 'momentum'"),
     ],
 )
@@ -251,6 +267,7 @@ def test_the_command_trains_and_resumes_with_a_longer_budget(folder: Path, tmp_p
         (["--steps", "1", "--config", "missing.toml"], 2, "missing.toml"),
         ([], 2, "one budget"),
         (["--resume"], 2, "no training state"),
+        (["--resume", "--start-from", "x.safetensors"], 2, "give one"),
     ],
 )
 def test_the_command_refuses_in_one_line(
@@ -314,6 +331,27 @@ def test_a_run_starts_from_a_checkpoint_of_a_smaller_configuration(folder: Path,
     result = checkpoint.load(train(config, folder, tmp_path / "run", start=tmp_path / "given.safetensors"))
     assert result.config.tone
     torch.testing.assert_close(result.stem.weight, given.stem.weight)
+
+
+def test_a_run_from_given_weights_keeps_their_routers_after_a_stop_too(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    checkpoint.save(ClusIR(CONFIGS["tiny"]), tmp_path / "given.safetensors", {})
+    seen: list[int] = []
+    config = replace(SMALL, steps=3, calibrate_at=(0, 2))
+    start = tmp_path / "given.safetensors"
+    train(config, folder, tmp_path / "run", start=start, observe=lambda p: seen.append(p.step), stop=lambda: bool(seen))
+    assert seen == [1]
+    assert resumed_config(tmp_path / "run").calibrate_at == ()
+    with pytest.raises(UsageError, match="has its own weights"):
+        train(config, folder, tmp_path / "run", start=start, resume=True)
+
+
+def test_given_weights_change_the_defaults_and_a_file_still_wins(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("bend_until = 0.25\n")
+    config = make_config(tmp_path, False, file, {"steps": 5}, start=True)
+    assert (config.bend_until, config.router_noise_until, config.calibrate_at) == (0.25, 0.0, ())
+    assert make_config(tmp_path, False, None, {"steps": 5}).calibrate_at != ()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:

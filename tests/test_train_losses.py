@@ -40,6 +40,19 @@ def test_log_error_is_minus_psnr_and_weighs_a_picture_by_its_own_error() -> None
     assert (small / large).item() == pytest.approx((0.01 / (1e-4 + 2e-5)) / (0.1 / (1e-2 + 2e-5)), rel=1e-4)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.4, 0.9, 1.0])
+def test_bent_error_has_a_slope_of_its_power_and_meets_the_logarithm(power: float) -> None:
+    errors = torch.tensor([0.01, 0.05, 0.25])
+    clean = torch.zeros(3, 3, 4, 4)
+    restored = errors.view(3, 1, 1, 1).expand(3, 3, 4, 4).clone().requires_grad_()
+    shifted = (errors.square() + 2e-5).sqrt()
+    log_error(restored, clean, power).backward()
+    slope = restored.grad.flatten(1).sum(1) * 3 * shifted / errors  # by the RMSE with its floor, per picture
+    torch.testing.assert_close(slope, (0.05 / shifted) ** power / 0.05, rtol=1e-4, atol=0)
+    at_typical = torch.full((1, 3, 4, 4), math.sqrt(0.05**2 - 2e-5))
+    assert log_error(at_typical, clean[:1], power).item() == pytest.approx(math.log(0.05), abs=1e-4)
+
+
 def test_log_error_of_a_perfect_picture_has_no_gradient() -> None:
     clean = torch.rand(1, 3, 4, 4)
     restored = clean.clone().requires_grad_()
@@ -144,5 +157,5 @@ def test_calibration_spreads_an_untrained_router_and_touches_nothing_else() -> N
     calibrate_routers(model, [batch])
     assert spread() > 3 * spread_before
     for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) != (".router.project." in name), name
+        assert torch.equal(value, before[name]) != (".router.project." in name or ".router.see." in name), name
     assert sum(isinstance(m, ClusterRouter) for m in model.modules()) == 3

@@ -42,17 +42,22 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def make_config(out: Path, resume: bool, file: Path | None, given: dict[str, Any], qat: bool = False) -> TrainConfig:
-    """Options over the file over the run that is resumed over the defaults (of ``--qat`` where that is asked for)."""
+def make_config(
+    out: Path, resume: bool, file: Path | None, given: dict[str, Any], start: bool = False, qat: bool = False
+) -> TrainConfig:
+    """Options over the file over the run that is resumed over the defaults, which ``start`` (given weights) and
+    ``qat`` change."""
     from dataclasses import asdict
 
-    from clusir.train import TrainConfig, resumed_config
+    from clusir.train import FINE_TUNE_DEFAULTS, TrainConfig, resumed_config
 
     values: dict[str, Any] = asdict(resumed_config(out)) if resume else {}
+    if start and not resume:
+        values |= FINE_TUNE_DEFAULTS
     if qat and not resume:
         from clusir.train_qat import QAT_DEFAULTS
 
-        values = QAT_DEFAULTS | {"qat": True}
+        values |= QAT_DEFAULTS | {"qat": True}
     values |= read_config(file) if file else {}
     chosen = {name: value for name, value in given.items() if value is not None}
     if "steps" in chosen or "seconds" in chosen:
@@ -137,6 +142,8 @@ def main(
         raise UsageError(f"--threads {threads} is not at least 1")
     if qat and start_from is None and not resume:
         raise UsageError("--qat fine-tunes weights that are there; name their checkpoint with --start-from")
+    if start_from is not None and resume:
+        raise UsageError("--resume goes on with the run's own weights and --start-from begins a new run; give one")
     given = {
         "model": model, "steps": steps, "seconds": parse_budget(time_budget) if time_budget else None,
         "learning_rate": learning_rate, "seed": seed,
@@ -150,7 +157,7 @@ def main(
 
     if threads:
         torch.set_num_threads(threads)
-    config = make_config(out, resume, config_file, given, qat)
+    config = make_config(out, resume, config_file, given, start_from is not None, qat)
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:
