@@ -13,6 +13,8 @@ from PIL import Image
 # Several runtimes live in one test process; worker threads that spin while they wait slow each other down many times
 # over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
