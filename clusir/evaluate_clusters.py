@@ -6,10 +6,12 @@ see, and the two are compared.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from clusir.degrade import FAMILIES, KINDS, draw_recipe
 from clusir.errors import UsageError
 
-__all__ = ["ClusterReport", "cluster_report", "label_clusters", "model_router"]
+__all__ = ["ClusterReport", "centre_crops", "cluster_report", "label_clusters", "model_router"]
 
 Array = NDArray[np.float32]
 Table = NDArray[np.float64]
@@ -126,6 +128,15 @@ class ClusterReport:
             f'font-family="sans-serif" font-size="12">{"".join(parts)}</svg>\n'
         )
 
+    def write(self, folder: Path, about: str = "") -> None:
+        """``clusters.md``, ``clusters.json`` and ``clusters.svg`` in ``folder``, which is made; ``about``: what was
+        measured, in words."""
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {"about": about} if about else {}
+        (folder / "clusters.md").write_text(f"{about}\n\n{self.to_markdown()}".lstrip(), "utf-8")
+        (folder / "clusters.json").write_text(json.dumps({**said, **self.to_dict()}, indent=2) + "\n", "utf-8")
+        (folder / "clusters.svg").write_text(self.to_svg(), "utf-8")
+
     def _joint(self, level: int, by_family: bool) -> Table:
         table = self.clusters[level]
         if by_family:
@@ -165,6 +176,18 @@ class ClusterReport:
         weight = self.clusters[level][rows, cluster]
         mean = float((weight * self.severity[level][rows, cluster]).sum() / max(weight.sum(), 1e-9))
         return f"mild {family}" if mean < _CALM else f"strong {family}" if mean > _HARSH else family
+
+
+def centre_crops(photos: Iterable[NDArray[np.uint8]], px: int, limit: int) -> list[Array]:
+    """The middle ``px`` x ``px`` of the first ``limit`` photos of that size or more; HxWx3 uint8 to float32 in 0..1."""
+    crops: list[Array] = []
+    for photo in photos:
+        y, x = ((side - px) // 2 for side in photo.shape[:2])
+        if min(y, x) >= 0:
+            crops.append(photo[y : y + px, x : x + px].astype(np.float32) / np.float32(255))
+        if len(crops) >= limit:
+            break
+    return crops
 
 
 def cluster_report(

@@ -204,6 +204,20 @@ def test_clusters_of_photos_that_are_too_small_are_refused(tmp_path: Path, write
     assert "no photo of at least 256 px" in done.stderr
 
 
+def test_clusters_of_another_model_take_crops_of_its_size(tmp_path: Path, write_photos) -> None:
+    standin = Path(__file__).parent / "golden" / "standin.onnx"
+    photos = write_photos(tmp_path, 1, size=88)
+    done = CliRunner().invoke(main, ["--clusters", str(photos), "--model", str(standin), "--backend", "ort", "--json"])
+    assert done.exit_code == 0, done.output
+    assert "1 photos, 48 px" in json.loads(done.stdout)["about"]
+
+
+def test_clusters_and_quality_at_once_are_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--clusters", str(tmp_path), "--quality", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "two measurements" in done.stderr
+
+
 def test_baselines_without_quality_are_refused() -> None:
     done = CliRunner().invoke(main, ["--baselines"])
     assert done.exit_code == 2

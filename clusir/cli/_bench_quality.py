@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["measure_clusters", "measure_quality"]
 
 _CLUSTER_PHOTOS = 16
-_CROP_PX = 256
 
 
 def measure_quality(
@@ -49,15 +47,13 @@ def measure_quality(
 def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tuple[ClusterReport, str]:
     """The cluster report of the first model named (or the shipped one), and what it was measured on.
 
-    Centre crops of 256 px (the tile of the shipped files) of ``--limit`` photos, each with every kind of damage at two
-    random severities, through the model's own routing. Raises UsageError where the model has no routers, or where the
-    folder holds no photo of that size.
+    Centre crops of the size that the model takes (its tile's, where it takes any) of ``--limit`` photos, each with
+    every kind of damage at two random severities, through the model's own routing. Raises UsageError where the model
+    has no routers, or where the folder holds no photo of that size.
     """
-    import numpy as np
-
     from clusir.errors import UsageError
     from clusir.evaluate import list_pictures, read_picture
-    from clusir.evaluate_clusters import cluster_report
+    from clusir.evaluate_clusters import centre_crops, cluster_report
     from clusir.runtimes import open_runner
     from clusir.runtimes.model_files import find_model
     from clusir.runtimes.routing import split_levels
@@ -65,20 +61,18 @@ def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tup
     backend = (options["backend"] or ("auto",))[0]
     precision = (options["precision"] or ("fp32",))[0]
     model = (options["models"] or (None,))[0]
-    path = find_model(model, precision, backend).whole
-    photos = []
-    for photo in list_pictures(options["clusters"], options["limit"] or _CLUSTER_PHOTOS):
-        picture = read_picture(photo)
-        y, x = ((side - _CROP_PX) // 2 for side in picture.shape[:2])
-        if min(y, x) >= 0:
-            photos.append(picture[y : y + _CROP_PX, x : x + _CROP_PX].astype(np.float32) / np.float32(255))
-    if not photos:
-        raise UsageError(f"{options['clusters']} holds no photo of at least {_CROP_PX} px; name a folder that does")
-    say(f"clusters of {path.name} on {len(photos)} photos")
-    with open_runner(path, backend=backend, device=options["device"], threads=options["threads"]) as runner:
+    file = find_model(model, precision, backend).whole
+    with open_runner(file, backend=backend, device=options["device"], threads=options["threads"]) as runner:
         spec = runner.spec
         if not spec.routed:
-            raise UsageError(f"{path} has no routers; --clusters is for ClusIR models")
+            raise UsageError(f"{file} has no routers; --clusters is for ClusIR models")
+        px = spec.size.static_px or spec.tile_px
+        limit = _CLUSTER_PHOTOS if options["limit"] is None else options["limit"]
+        paths = list_pictures(options["clusters"], limit)
+        photos = centre_crops((read_picture(path) for path in paths), px, limit)
+        if not photos:
+            raise UsageError(f"{options['clusters']} holds no photo of at least {px} px; name a folder that does")
+        say(f"clusters of {file.name} on {len(photos)} photos")
 
         def route(image: Any) -> tuple[list[Any], list[Any]]:
             out = runner.run({"image": image})
@@ -88,14 +82,4 @@ def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tup
             )
 
         report = cluster_report(route, photos, draws=2)
-    return report, f"{path.name}: {len(photos)} photos, {_CROP_PX} px, {len(report.kinds)} kinds, two severities each"
-
-
-def write_clusters(report: ClusterReport, about: str, folder: Path) -> None:
-    """``clusters.md``, ``clusters.json`` and the picture ``clusters.svg`` in ``folder``."""
-    import json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clusters.md").write_text(f"{about}\n\n{report.to_markdown()}", "utf-8")
-    (folder / "clusters.json").write_text(json.dumps({"about": about, **report.to_dict()}, indent=2) + "\n", "utf-8")
-    (folder / "clusters.svg").write_text(report.to_svg(), "utf-8")
+    return report, f"{file.name}: {len(photos)} photos, {px} px, {len(report.kinds)} kinds, two severities each"

@@ -84,6 +84,10 @@ def main(**options: Any) -> None:
     if options["baselines"] and not options["quality"]:
         raise click.UsageError("--baselines goes with --quality FOLDER")
     if options["clusters"]:
+        if options["quality"]:
+            raise click.UsageError(
+                "--clusters FOLDER and --quality FOLDER are two measurements; run one, then the other"
+            )
         _clusters(options)
         return
     _bench(options)
@@ -93,11 +97,11 @@ def _clusters(options: dict[str, Any]) -> None:
     import json
     from pathlib import Path
 
-    from clusir.cli._bench_quality import measure_clusters, write_clusters
+    from clusir.cli._bench_quality import measure_clusters
 
     report, about = measure_clusters(options, _say(options))
     if options["output"]:
-        write_clusters(report, about, Path(options["output"]))
+        report.write(Path(options["output"]), about)
     click.echo(json.dumps({"about": about, **report.to_dict()}) if options["as_json"] else report.to_markdown())
 
 
