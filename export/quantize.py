@@ -22,7 +22,9 @@ from clusir.export.quantize_bias import add_zero_biases, correct_biases
 from clusir.export.quantize_compact import share_constants, store_as_float16, store_as_int8
 from clusir.export.quantize_equalise import equalise
 from clusir.export.quantize_graph import Graph, Layer, load_graph
+from clusir.export.quantize_outputs import output_scales, scale_outputs
 from clusir.export.quantize_ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
+from clusir.export.quantize_saturation import check_pair_sums
 from clusir.spec import ModelSpec
 
 __all__ = ["QuantizeConfig", "QuantizeReport", "Quantizer", "quantize_int8", "write_atomically"]
@@ -48,6 +50,7 @@ class QuantizeConfig:
     dense_only: bool = True
     exact_routing: bool = True
     equalise: bool = True
+    scale_outputs: bool = True
     bias_correction: bool = True
     residuals: bool = False
     compact: bool = True
@@ -116,8 +119,13 @@ class Quantizer:
         if self.config.equalise:
             self.graph = equalise(self.graph, calibration)
         layers = self._keep_by_choice(self.graph.layers())
-        owners = owners_of(self.graph, layers)
         self.layers: list[Layer] = self._keep_under_served(layers, set(under_served))
+        self._unscaled, self._scales = self.graph.model, {}
+        if self.config.scale_outputs and not self.config.residuals:
+            owners = owners_of(self.graph, layers)
+            self._scales = output_scales(self.graph, self.candidates, calibration, owners)
+            self.graph = load_graph(scale_outputs(self._unscaled, self._scales))
+        owners = owners_of(self.graph, layers)
         tensors = self._tensors()
         self.ranges: dict[str, TensorRange] = collect_ranges(
             self.graph, tensors, calibration, owners, self.config.clipping
@@ -142,8 +150,8 @@ class Quantizer:
 
         names = set(float_layers)
         chosen = [layer for layer in self.candidates if layer.name not in names]
-        model = ModelProto()
-        model.CopyFrom(self.graph.model)
+        scales = {layer.name: self._scales[layer.name] for layer in chosen if layer.name in self._scales}
+        model = scale_outputs(self._unscaled, scales)
         if chosen:
             additions = self._additions(chosen) if self.config.residuals else []
             wanted = {tensor for layer in chosen for tensor in self._touched(layer)}
@@ -270,6 +278,8 @@ class Quantizer:
                 {"clusir.quantisation": json.dumps(notes, sort_keys=True)},
             )
         onnx.checker.check_model(model)
+        if self.config.reduce_range:
+            check_pair_sums(model)
 
 
 def stamp(model: ModelProto, spec: ModelSpec, more: dict[str, str]) -> None:

@@ -16,7 +16,10 @@ from clusir.errors import CalibrationError
 from clusir.export.quantize_graph import Graph, Layer
 from clusir.export.quantize_session import Array, Feeds, Probe
 
-__all__ = ["CLIPPING", "HISTOGRAM_BINS", "Calibration", "Owners", "TensorRange", "collect_ranges", "owners_of"]
+__all__ = [
+    "CLIPPING", "HISTOGRAM_BINS", "Calibration", "Owners", "TensorRange", "clip_least_error", "collect_ranges",
+    "owners_of",
+]  # fmt: skip
 
 Owners = dict[str, tuple[int, int]]
 HISTOGRAM_BINS = 2048
@@ -130,7 +133,7 @@ def _percentile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def _least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[float, float]:
+def clip_least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[float, float]:
     """The clipping whose sum of squared rounding and clipping errors is least, ends searched in turn.
 
     What is clipped weighs more: it comes from few pictures, and spoils those (see ``_CLIPPED``).
@@ -153,5 +156,5 @@ def _least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple
 CLIPPING: dict[str, Callable[[NDArray[np.int64], NDArray[np.float64]], tuple[float, float]] | None] = {
     "minmax": None,
     "percentile": _percentile,
-    "mse": _least_error,
+    "mse": clip_least_error,
 }
