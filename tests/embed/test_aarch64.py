@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from toolchain import BUILD, CPP, FULL, GOLDEN, build_cpp, need, run, shipped_model
+from toolchain import BUILD, CPP, FULL, GOLDEN, alone, build_cpp, need, run, shipped_model
 
 from clusir.export.golden import golden_picture, load_golden, restore_with_python, to_unit, write_golden
 
@@ -29,7 +29,8 @@ def arm() -> list[str | Path]:
         "-DCLUSIR_BUILD_TESTS=ON",
         targets=("clusir-golden",),
     )
-    root = run(CPP / "tools" / "emulated_arm_root.sh", BUILD / "aarch64-root").strip()
+    with alone("aarch64-root") as folder:
+        root = run(CPP / "tools" / "emulated_arm_root.sh", folder).strip()
     return ["qemu-aarch64", "-L", root, BUILD / "aarch64" / "clusir-golden"]
 
 

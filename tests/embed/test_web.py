@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,11 @@ def node() -> str:
 
 
 @pytest.fixture(scope="module")
-def dist(node: str) -> Path:
-    out = BUILD / "web"
-    run(node, WEB / "build.mjs", out)
-    return out
+def dist(node: str) -> Iterator[Path]:
+    """The built package, in a folder of its own: the build empties it first, and another run may be serving another."""
+    with tempfile.TemporaryDirectory(prefix="clusir-web-") as out:
+        run(node, WEB / "build.mjs", out)
+        yield Path(out)
 
 
 def chromium() -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,15 @@ def run(*command: str | Path, timeout_s: float = 600, check: bool = True, **opti
     return str(result.stdout)
 
 
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[Path]:
+    """BUILD/folder while no other process builds there: the next one waits, and then finds everything built."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield BUILD / folder
+
+
 def ort_library() -> Path:
     """libonnxruntime out of the installed wheel."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -62,22 +74,24 @@ def openvino_cmake() -> Path:
 def ort_header() -> Path:
     """The folder of onnxruntime_c_api.h, from Debian; skips where it cannot be had."""
     script = CPP / "tools" / "fetch_ort_header.sh"
-    result = subprocess.run([script, BUILD / "ort-header"], capture_output=True, text=True, check=False, timeout=120)
+    with alone("ort-header") as out:
+        result = subprocess.run([script, out], capture_output=True, text=True, check=False, timeout=120)
     if result.returncode != 0:
         pytest.skip(f"ONNX Runtime's C header cannot be had here: {result.stderr.strip()[-300:]}")
     return Path(result.stdout.strip().splitlines()[-1])
 
 
-def build_cpp(folder: str, *settings: str, targets: tuple[str, ...] = ()) -> Path:
-    """Configures and builds runtimes/cpp into BUILD/folder; returns that folder."""
+def build_cpp(folder: str, *settings: str, source: Path = CPP, targets: tuple[str, ...] = ()) -> Path:
+    """Configures and builds ``source`` into BUILD/folder; returns that folder."""
     cmake = need("cmake")
     if not Path("/usr/include/nlohmann/json.hpp").is_file():
         pytest.skip("nlohmann-json3-dev is not installed (tests/embed/install.sh installs it)")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    out = BUILD / folder
-    run(cmake, "-S", CPP, "-B", out, *generator, f"-DORT_INCLUDE_DIR={ort_header()}", *settings)
     wanted = ["--target", *targets] if targets else []
-    run(cmake, "--build", out, "--parallel", str(os.cpu_count() or 1), *wanted)
+    header = ort_header()
+    with alone(folder) as out:
+        run(cmake, "-S", source, "-B", out, *generator, f"-DORT_INCLUDE_DIR={header}", *settings)
+        run(cmake, "--build", out, "--parallel", str(os.cpu_count() or 1), *wanted)
     return out
 
 
