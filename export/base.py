@@ -5,13 +5,17 @@ The same shape serves passes on ``nn.Module`` and passes on an ONNX ``ModelProto
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from clusir.errors import ClusirError, ExportError
 
-__all__ = ["Pass", "PassRecord", "PassResult", "Pipeline"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["GraphPass", "Pass", "PassRecord", "PassResult", "Pipeline"]
 
 M = TypeVar("M")
 
@@ -41,6 +45,24 @@ class Pass(Protocol[M]):
     def apply(self, model: M) -> PassResult[M]: ...
 
     def ensures(self, model: M) -> None: ...
+
+
+class GraphPass(ABC):
+    """A pass on an ONNX graph that asks for nothing and promises a valid graph; both can be overridden."""
+
+    name: str
+
+    def requires(self, model: onnx.ModelProto) -> None:  # noqa: B027 - asking for nothing is the default
+        """Nothing."""
+
+    @abstractmethod
+    def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]: ...
+
+    def ensures(self, model: onnx.ModelProto) -> None:
+        """Raises onnx.checker.ValidationError where the graph is no valid ONNX."""
+        import onnx
+
+        onnx.checker.check_model(model)
 
 
 @dataclass(frozen=True)

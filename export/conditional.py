@@ -20,20 +20,17 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clusir.errors import ExportError
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.conditional_find import Product, products, routing_matrices, unroll_sums
 from clusir.export.graph_index import GraphIndex, copied, drop_unused, sort_nodes
 
 __all__ = ["BranchExperts"]
 
 
-class BranchExperts:
+class BranchExperts(GraphPass):
     """Put every expert of a densely routed graph into a branch that runs only where some sample chose it."""
 
     name = "BranchExperts"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         result = onnx.shape_inference.infer_shapes(model, data_prop=True)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit, plain_convolution
 from clusir.export.graph_probe import LinearGraph, Region
 
@@ -40,14 +40,11 @@ class _Found:
     kernel: Kernel
 
 
-class FuseHaar:
+class FuseHaar(GraphPass):
     """Replace 2x2 cell transforms by strided convolutions (analysis), and MatMul + DepthToSpace or a transposed one
     (synthesis)."""
 
     name = "FuseHaar"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -66,9 +63,6 @@ class FuseHaar:
         if not notes:
             return PassResult(model, False, ("no 2x2 cell transform of fixed size was found",))
         return PassResult(edit.model, True, tuple(notes))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _analyse(edit: GraphEdit, linear: LinearGraph, value: str) -> str | None:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit
 from clusir.export.graph_probe import LinearGraph
 
@@ -24,13 +24,10 @@ __all__ = ["FuseResize"]
 _MOST_ROWS = 48
 
 
-class FuseResize:
+class FuseResize(GraphPass):
     """Resize in mode linear or cubic of a small map becomes MatMul, MatMul; a Split behind it goes in front."""
 
     name = "FuseResize"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -48,9 +45,6 @@ class FuseResize:
             gained = f", {gains} of them gains with the 1 inside" if gains else ""
             notes.append(f"{value} is products with constant matrices ({parts} parts{gained})")
         return PassResult(edit.model if changed else model, changed, tuple(notes) or ("the graph has no Resize",))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _reason(linear: LinearGraph, value: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.dft_plan import RealPlan, plan
 from clusir.export.graph_edit import GraphEdit
 from clusir.export.graph_probe import LinearGraph, Region
@@ -43,13 +43,10 @@ class _Filter:
     scale: float
 
 
-class FuseSpectralFilter:
+class FuseSpectralFilter(GraphPass):
     """Compute rfft2 -> real symmetric mask -> irfft2 in the real Fourier basis."""
 
     name = "FuseSpectralFilter"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -73,9 +70,6 @@ class FuseSpectralFilter:
             )
         edit.drop_unused()
         return PassResult(edit.model, True, tuple(notes))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _find(linear: LinearGraph, product: str) -> _Filter | None:

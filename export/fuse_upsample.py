@@ -10,19 +10,16 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit, plain_convolution
 
 __all__ = ["FuseUpsample"]
 
 
-class FuseUpsample:
+class FuseUpsample(GraphPass):
     """Conv 1x1 -> DepthToSpace becomes ConvTranspose with kernel and stride of the block size."""
 
     name = "FuseUpsample"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -56,9 +53,6 @@ class FuseUpsample:
             return PassResult(model, False, tuple(notes) or ("the graph has no DepthToSpace",))
         edit.drop_unused()
         return PassResult(edit.model, True, tuple(notes))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
     @staticmethod
     def _reason(conv: onnx.NodeProto | None, readers: int, constants: Mapping[str, object]) -> str:

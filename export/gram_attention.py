@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit, plain_convolution
 from clusir.export.graph_probe import LinearGraph
 
@@ -44,13 +44,10 @@ class _PixelMap:
         return self.matrix.reshape(self.heads, -1, self.matrix.shape[1])
 
 
-class GramAttention:
+class GramAttention(GraphPass):
     """Products and norms of 1x1 projections, pooled over the pixels, from the Gram matrix of what they project."""
 
     name = "GramAttention"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -67,9 +64,6 @@ class GramAttention:
             f"{logits} attentions from the Gram matrix of their features, {mixes} applied as one matrix to the pixels"
         )
         return PassResult(edit.model, True, (note,))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _pixel_map(linear: LinearGraph, value: str) -> _PixelMap | None:

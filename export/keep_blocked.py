@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit
 from clusir.export.graph_probe import LinearGraph
 
@@ -19,13 +19,10 @@ __all__ = ["KeepBlockedLayout"]
 _PLAIN_LAYOUT = frozenset(("DepthToSpace", "ConvTranspose"))
 
 
-class KeepBlockedLayout:
+class KeepBlockedLayout(GraphPass):
     """Put a 1x1 MaxPool behind ``Add(plain layout, ..)`` where a residual block of convolutions follows."""
 
     name = "KeepBlockedLayout"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -37,9 +34,6 @@ class KeepBlockedLayout:
             return PassResult(model, False, ("no residual stream begins behind DepthToSpace or ConvTranspose",))
         edit.drop_unused()
         return PassResult(edit.model, True, (f"{len(starts)} residual streams return to the blocked layout",))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _starts_residual(linear: LinearGraph, add: onnx.NodeProto) -> bool:

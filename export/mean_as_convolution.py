@@ -11,19 +11,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit
 
 __all__ = ["MeanAsConvolution"]
 
 
-class MeanAsConvolution:
+class MeanAsConvolution(GraphPass):
     """ReduceMean over axis 1 of a float BxCxHxW map, the axis kept, becomes Conv 1x1 with weights 1/C."""
 
     name = "MeanAsConvolution"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -41,9 +38,6 @@ class MeanAsConvolution:
             return PassResult(model, False, ("no mean over the channels of a map was found",))
         edit.drop_unused()
         return PassResult(edit.model, True, (f"{done} means over channels are 1x1 convolutions",))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _maps(model: onnx.ModelProto) -> dict[str, int]:

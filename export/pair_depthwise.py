@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit
 from clusir.export.graph_probe import LinearGraph
 
@@ -48,13 +48,10 @@ class _Lane:
         return _Lane(kernels, np.concatenate([self.bias, other.bias]))
 
 
-class PairDepthwise:
+class PairDepthwise(GraphPass):
     """Split -> depthwise convolutions -> Concat, with fewer and fuller convolutions."""
 
     name = "PairDepthwise"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -87,9 +84,6 @@ class PairDepthwise:
         if not notes:
             return PassResult(model, False, ("no depthwise convolutions side by side would fill blocks of channels",))
         return PassResult(edit.model, True, tuple(notes))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
 
 def _lanes(linear: LinearGraph, concat: onnx.NodeProto) -> tuple[onnx.NodeProto, list[_Lane]] | None:

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from clusir.errors import ExportError
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.spec import ModelSpec
 
 __all__ = ["AttachMetadata", "CheckStandard", "SimplifyGraph", "operators"]
@@ -28,14 +28,11 @@ def operators(graph: onnx.GraphProto) -> Counter[str]:
     return counts
 
 
-class SimplifyGraph:
+class SimplifyGraph(GraphPass):
     """Fold constants and remove what is dead or twice, with onnxsim (which, unlike onnxslim 0.1, keeps the
     metadata)."""
 
     name = "SimplifyGraph"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         try:
@@ -50,11 +47,8 @@ class SimplifyGraph:
         after = sum(operators(simplified.graph).values())
         return PassResult(simplified, after != before, (f"{before} nodes, now {after}",))
 
-    def ensures(self, model: onnx.ModelProto) -> None:
-        pass
 
-
-class CheckStandard:
+class CheckStandard(GraphPass):
     """Refuse a graph that is not plain ONNX: custom domains, randomness, complex tensors, or (by default) DFT
     operators."""
 
@@ -62,9 +56,6 @@ class CheckStandard:
 
     def __init__(self, allow_dft: bool = False) -> None:
         self.allow_dft = allow_dft
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         counts = operators(model.graph)
@@ -85,20 +76,14 @@ class CheckStandard:
             raise ExportError("the graph carries complex tensors, which no runtime here computes with")
         return PassResult(model, False, (f"standard opset {model.opset_import[0].version}, {len(counts)} operators",))
 
-    def ensures(self, model: onnx.ModelProto) -> None:
-        pass
 
-
-class AttachMetadata:
+class AttachMetadata(GraphPass):
     """Write the ModelSpec into ``metadata_props`` and drop the exporter's notes on where every node came from."""
 
     name = "AttachMetadata"
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         for node in model.graph.node:

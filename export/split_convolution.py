@@ -9,20 +9,17 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from clusir.export.base import PassResult
+from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit, plain_convolution
 from clusir.export.graph_probe import LinearGraph
 
 __all__ = ["SplitConvolution"]
 
 
-class SplitConvolution:
+class SplitConvolution(GraphPass):
     """Conv -> Split over channels, where convolutions read a part, becomes one Conv for each part."""
 
     name = "SplitConvolution"
-
-    def requires(self, model: onnx.ModelProto) -> None:
-        pass
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
@@ -49,9 +46,6 @@ class SplitConvolution:
         if not notes:
             return PassResult(model, False, ("no convolution is split for other convolutions",))
         return PassResult(edit.model, True, tuple(notes))
-
-    def ensures(self, model: onnx.ModelProto) -> None:
-        onnx.checker.check_model(model)
 
     @staticmethod
     def _fits(linear: LinearGraph, split: onnx.NodeProto, conv: onnx.NodeProto) -> bool:
