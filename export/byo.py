@@ -90,7 +90,7 @@ def export_module(
     check_program(traced.original, UNUSED, prefix="model.")
     model, gates = _write(traced, dft)
     spec = _spec(factory, traced, shape, dft, router)
-    fusing = fusing_passes(conditional=router == "conditional") if dft == "auto" else []
+    fusing = fusing_passes() if dft == "auto" else []
     steps = Pipeline([SimplifyGraph(), *fusing, CheckStandard(allow_dft=dft == "op"), *_router_passes(router)])
     model = steps.run(model)
     notes += [f"{r.name}: {'; '.join(r.notes)}" for r in steps.records]

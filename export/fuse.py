@@ -14,7 +14,6 @@ from clusir.export.fuse_resize import FuseResize
 from clusir.export.fuse_spectral import FuseSpectralFilter
 from clusir.export.fuse_upsample import FuseUpsample
 from clusir.export.gram_attention import GramAttention
-from clusir.export.keep_batch import KeepBatch
 from clusir.export.keep_blocked import KeepBlockedLayout
 from clusir.export.mean_as_convolution import MeanAsConvolution
 from clusir.export.order_gelu import OrderGelu
@@ -24,12 +23,11 @@ from clusir.export.split_convolution import SplitConvolution
 __all__ = ["fusing_passes"]
 
 
-def fusing_passes(*, conditional: bool = False) -> list[Pass[onnx.ModelProto]]:
-    """Passes on a simplified graph. ``conditional``: experts go into branches afterwards, which are found by the
-    shape of their gate's product; KeepBatch changes that shape and is left out.
+def fusing_passes() -> list[Pass[onnx.ModelProto]]:
+    """Passes on a simplified graph.
 
     FuseHaar before FuseUpsample: it makes some of the DepthToSpace. PairDepthwise before SplitConvolution: it makes the
-    Split that the latter cuts. KeepBatch behind those that read the reshapes it changes.
+    Split that the latter cuts.
     """
     return [
         FuseHaar(),
@@ -41,6 +39,5 @@ def fusing_passes(*, conditional: bool = False) -> list[Pass[onnx.ModelProto]]:
         FuseUpsample(),
         PairDepthwise(),
         SplitConvolution(),
-        *(() if conditional else (KeepBatch(),)),
         KeepBlockedLayout(),
     ]

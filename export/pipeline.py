@@ -89,7 +89,7 @@ def graph_passes(config: ExportConfig, spec: ModelSpec) -> list[Pass[onnx.ModelP
     """Passes on the written ONNX graph, in order."""
     passes: list[Pass[onnx.ModelProto]] = [SimplifyGraph()]
     if config.dft == "auto":
-        passes += fusing_passes(conditional=config.router == "conditional")
+        passes += fusing_passes()
     if config.router == "conditional" and spec.graph != "router":
         from clusir.export.conditional import BranchExperts
 

@@ -1,4 +1,4 @@
-"""Passes on what stands between the convolutions: interpolation, the batch axis, narrow depthwise convolutions."""
+"""Passes on what stands between the convolutions: interpolation, activations, narrow depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from clusir.cues import ToneMap
 from clusir.export.fuse_haar import FuseHaar
 from clusir.export.fuse_resize import FuseResize
-from clusir.export.keep_batch import KeepBatch
 from clusir.export.order_gelu import OrderGelu
 from clusir.export.pair_depthwise import PairDepthwise
 from clusir.wavelet import haar_forward, haar_inverse
@@ -51,30 +50,6 @@ def test_resize_refuses_large_maps_and_copies() -> None:
     refuse(FuseResize(), lambda x: F.interpolate(x, size=(128, 128), mode="bilinear"), (1, 2, 64, 64), "costs as much")
     refuse(FuseResize(), lambda x: F.interpolate(x, scale_factor=2), (1, 2, 8, 8), "only copies")
     refuse(FuseResize(), lambda x: x * 2, (1, 2, 8, 8), "has no Resize")
-
-
-def batch_names(model: onnx.ModelProto) -> set[str]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = [v.type.tensor_type.shape.dim for v in [*inferred.value_info, *inferred.output]]
-    return {d[0].dim_param for d in values if len(d) > 1}
-
-
-class Hidden(nn.Module):
-    """A normalised vector that gates a map, as a router's does: reshapes and an expand in between."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        unit = F.normalize(x.mean((2, 3)), dim=-1)
-        return torch.relu(x * unit.reshape(-1, x.shape[1], 1, 1)) + x
-
-
-def test_batch_axis_is_seen_to_be_one() -> None:
-    model = accept(KeepBatch(), Hidden(), (2, 4, 5, 6), batch=True)
-    assert "Expand" not in kinds(model)
-    assert len(batch_names(model)) == 1
-
-
-def test_batch_axis_that_changes_is_left_alone() -> None:
-    refuse(KeepBatch(), lambda x: torch.relu(x).reshape(-1, 2, 5, 6), (2, 4, 5, 6), "hides the batch axis")
 
 
 class Experts(nn.Module):
