@@ -1,6 +1,5 @@
 // Bundles the package into dist/: clusir.js (the page's side), worker.js (with onnxruntime-web's script), the .wasm
-// files
-// beside them, and the demo page. Prints the sizes.
+// files beside them, and the demo page. Prints the sizes.
 import { build } from "esbuild";
 import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -19,7 +18,7 @@ await build({
     demo: join(here, "demo/demo.js"),
   },
   bundle: true,
-  splitting: true, // the WebGPU half of onnxruntime-web is fetched only where it is used
+  splitting: true, // the demo and the package share the page's side
   format: "esm",
   target: "es2022",
   minify: true,

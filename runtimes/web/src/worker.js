@@ -1,7 +1,7 @@
 // Runs in a worker: holds the two sessions, restores one picture at a time, tells how far it is, and stops when told.
+import * as ort from "onnxruntime-web/webgpu";
 import { restore, specOf } from "./restore.js";
 
-let ort;
 let spec;
 let sessions;
 const cancelled = new Set();
@@ -20,8 +20,10 @@ const breathe = () =>
 const actions = {
   async open({ graph, router, backend, threads, base }) {
     spec = specOf(graph, router);
-    ort = await (backend === "webgpu" ? import("onnxruntime-web/webgpu") : import("onnxruntime-web/wasm"));
-    ort.env.wasm.wasmPaths = base;
+    // onnxruntime-web's WebGPU script serves both back ends; of its two wasm files a page without WebGPU needs the small
+    // one, which the script would not choose by itself.
+    const wasm = `${base}ort-wasm-simd-threaded${backend === "webgpu" ? ".asyncify" : ""}`;
+    ort.env.wasm.wasmPaths = { mjs: `${wasm}.mjs`, wasm: `${wasm}.wasm` };
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = "fatal";
     const open = (bytes) => bytes && ort.InferenceSession.create(bytes, { executionProviders: [backend] });
