@@ -40,16 +40,19 @@ class FourierSplit(nn.Module):
         self.groups = groups
         self.cutoff = nn.Sequential(nn.Linear(cue + width, cue), nn.SiLU(), nn.Linear(cue, groups))
 
-    def forward(self, x: Tensor, cue: Tensor, pooled: PooledStatistics | None = None) -> tuple[Tensor, Tensor]:
-        batch, channels, height, width = x.shape
+    def mask(self, x: Tensor, cue: Tensor, rho: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        """The share of each frequency ``rho`` (any plane of them) that is low: B x groups x 1 x that plane."""
         share = pooled_value(
             pooled,
             (self.groups,),
             lambda: torch.sigmoid(self.cutoff(torch.cat((cue, over_pixels(pooled, x)), dim=1))),
         )
         cutoff = _CUTOFF_MIN + (_CUTOFF_MAX - _CUTOFF_MIN) * share
-        rho = radial_frequency(height, width, x.device)
-        mask = torch.sigmoid((cutoff[:, :, None, None, None] - rho) / _EDGE_SOFTNESS)  # B x groups x 1 x H x (W//2+1)
+        return torch.sigmoid((cutoff[:, :, None, None, None] - rho) / _EDGE_SOFTNESS)
+
+    def forward(self, x: Tensor, cue: Tensor, pooled: PooledStatistics | None = None) -> tuple[Tensor, Tensor]:
+        batch, channels, height, width = x.shape
+        mask = self.mask(x, cue, radial_frequency(height, width, x.device), pooled)  # B x groups x 1 x H x (W//2+1)
         grouped = x.reshape(batch, self.groups, channels // self.groups, height, width)
         low = torch.fft.irfft2(torch.fft.rfft2(grouped, norm="ortho") * mask, s=(height, width), norm="ortho")
         low = low.reshape(batch, channels, height, width)
