@@ -17,24 +17,17 @@ from typing import Any
 
 import click
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
-from clusir.export.base import Pipeline
-from clusir.export.bench_networks import MoEStandIn, PatchFFTStandIn, WholeMapFFTStandIn, describe_stand_ins
-from clusir.export.bench_timing import Time, alternate, convolution_peak, openvino_call, ort_call
-from clusir.export.fuse import fusing_passes
-from clusir.export.onnx_writer import OPSET, quiet_exporter
-from clusir.export.simplify import SimplifyGraph
+from clusir.export.bench_timing import RUNTIMES, Opener, Time, alternate, convolution_peak, torch_call
+from clusir.export.bench_transforms import bench_transforms
+from clusir.export.bench_written import NETWORKS, densified, network, our_graph, plain_graph
 
-__all__ = ["bench_network", "bench_transforms", "main", "our_graph", "plain_graph"]
+__all__ = ["Page", "Row", "bench_network", "main"]
 
 FFT_SIZES = (64, 96, 127, 128, 250, 256, 512)
-NETWORKS = ("tiny", "small", "whole-map-fft", "patch-fft", "top-k-moe")
 _RIGHT = 1e-3  # relative: beyond this a graph is wrong, not merely rounded
-_Runtime = Callable[[bytes, dict[str, np.ndarray], int], Callable[[], list[np.ndarray]]]
-_RUNTIMES: dict[str, _Runtime] = {"ONNX Runtime": ort_call, "OpenVINO": openvino_call}
 
 
 @dataclass
@@ -57,80 +50,6 @@ class Page:
     gflop: dict[str, float] = field(default_factory=dict)
 
 
-class _Picture(nn.Module):
-    """A network of the family answers with a tuple; the page compares the picture."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.model(image).restored
-        return out
-
-
-def network(name: str) -> nn.Module:
-    """An untrained network of the page, in eval mode, image -> picture."""
-    torch.manual_seed(0)
-    if name in ("tiny", "small"):
-        from clusir.checkpoint import random_model
-        from clusir.model import CONFIGS
-
-        return _Picture(random_model(CONFIGS[name])).eval()
-    return {"whole-map-fft": WholeMapFFTStandIn, "patch-fft": PatchFFTStandIn, "top-k-moe": MoEStandIn}[name]().eval()
-
-
-def densified(name: str, model: nn.Module) -> nn.Module:
-    """The network with its routed experts evaluated densely (the same object where it has none)."""
-    from clusir.export.dense_experts import DensifyExperts
-    from clusir.export.moe_registry import DensifyRegistered
-
-    describe_stand_ins()
-    step: Any = DensifyExperts() if name in ("tiny", "small") else DensifyRegistered()
-    dense: nn.Module = step.apply(model).model
-    return dense
-
-
-def plain_graph(model: nn.Module, image: Tensor) -> bytes:
-    """What ``torch.onnx.export(dynamo=True)`` writes with nothing else said. Raises what it raises."""
-    with quiet_exporter():
-        program = torch.onnx.export(model, (image,), dynamo=True, input_names=["image"], verbose=False)
-    assert program is not None
-    return bytes(program.model_proto.SerializeToString())
-
-
-def our_graph(dense: nn.Module, image: Tensor) -> bytes:
-    """The densified network through our lowering and passes, at the image's size."""
-    from clusir.export.byo_tracing import trace_module
-    from clusir.export.complex_fft import pair_translations
-    from clusir.export.fft_lowering import translation_table
-
-    traced = trace_module(dense, torch.rand(2, *image.shape[1:]))
-    with quiet_exporter():
-        program = torch.onnx.export(
-            traced.program, dynamo=True, opset_version=OPSET, input_names=["image"], verbose=False,
-            custom_translation_table=pair_translations(translation_table("auto")),
-        )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
-    del model.graph.output[1:]  # the gates, which a described block also gives
-    for axis, size in enumerate(image.shape):
-        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
-    del model.graph.value_info[:]
-    fused: onnx.ModelProto = Pipeline([SimplifyGraph(), *fusing_passes()]).run(model)
-    return fused.SerializeToString()
-
-
-def our_family_graph(dense: nn.Module, image: Tensor) -> bytes:
-    """As :func:`our_graph` for a network of the family: the static export that ``clusir-export`` writes."""
-    from clusir.export.onnx_writer import write_onnx
-
-    example = (torch.rand(2, *image.shape[1:]),)
-    model = write_onnx(dense, example, ["image"], ["restored"], dynamic_size=False, dft="auto")
-    fused: onnx.ModelProto = Pipeline([SimplifyGraph(), *fusing_passes()]).run(model)
-    return fused.SerializeToString()
-
-
 def bench_network(
     name: str, size: int, runs: int, threads: int, compiled: bool, cpu_clock: bool
 ) -> tuple[list[Row], float]:
@@ -147,22 +66,21 @@ def bench_network(
     calls: dict[str, Callable[[], object]] = {}
     rows: list[Row] = []
     for what, module, layout in (("PyTorch eager", model, False), ("PyTorch channels_last", model, True)):
-        calls[what] = _torch_call(module, image, layout)
+        calls[what] = torch_call(module, image, layout)
         rows.append(Row(what, 0.0))
     if compiled:
         rows += [_compiled(dense, image, expected, calls, channels_last) for channels_last in (False, True)]
     graphs: list[tuple[str, Callable[[], bytes]]] = [("plain export", lambda: plain_graph(model, image))]
     if dense is not model:
         graphs.append(("plain export of the densified network", lambda: plain_graph(dense, image)))
-    ours = our_family_graph if name in ("tiny", "small") else our_graph
-    graphs.append(("ours", lambda: ours(dense, image)))
+    graphs.append(("ours", lambda: our_graph(name, dense, image)))
     for what, make in graphs:
         try:
             written = make()
         except Exception as error:
             rows.append(Row(f"{what}", why=f"does not export: {_line(error)}"))
             continue
-        for runtime, opener in _RUNTIMES.items():
+        for runtime, opener in RUNTIMES.items():
             rows.append(_graph_row(f"{what}, {runtime}", written, opener, image, expected, threads, calls))
     times = alternate(calls, runs, cpu_clock)
     for row in rows:
@@ -173,7 +91,7 @@ def bench_network(
 def _graph_row(
     what: str,
     written: bytes,
-    opener: _Runtime,
+    opener: Opener,
     image: Tensor,
     expected: np.ndarray,
     threads: int,
@@ -191,20 +109,6 @@ def _graph_row(
     return Row(what, apart, why="" if apart <= _RIGHT else "wrong")
 
 
-def _torch_call(model: nn.Module, image: Tensor, channels_last: bool) -> Callable[[], object]:
-    import copy
-
-    if channels_last:
-        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        image = image.to(memory_format=torch.channels_last)
-
-    def call() -> object:
-        with torch.no_grad():
-            return model(image)
-
-    return call
-
-
 def _compiled(
     dense: nn.Module, image: Tensor, expected: np.ndarray, calls: dict[str, Callable[[], object]], channels_last: bool
 ) -> Row:
@@ -216,55 +120,13 @@ def _compiled(
         if channels_last:
             dense = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             image = image.to(memory_format=torch.channels_last)
-        call = _torch_call(torch.compile(dense), image, False)  # type: ignore[arg-type]
+        call = torch_call(torch.compile(dense), image)  # type: ignore[arg-type]
         found: Any = call()
     except Exception as error:
         return Row(what, why=f"does not compile: {_line(error)}")
     calls[what] = call
     found = found[0] if isinstance(found, tuple) else found
     return Row(what, float(np.abs(found.numpy() - expected).max() / np.abs(expected).max()))
-
-
-def bench_transforms(sizes: tuple[int, ...], runs: int, threads: int, cpu_clock: bool) -> dict[int, dict[str, Any]]:
-    """rfft2 + irfft2 of [1, 48, N, N], with and without a real mask between, on ONNX Runtime beside torch.fft."""
-    return {n: _bench_size(n, runs, threads, cpu_clock) for n in sizes}
-
-
-class _Transform(nn.Module):
-    """rfft2, the mask where there is one, irfft2."""
-
-    def __init__(self, size: int, masked: bool) -> None:
-        super().__init__()
-        distance = torch.fft.fftfreq(size)[:, None] ** 2 + torch.fft.rfftfreq(size)[None] ** 2
-        self.mask = nn.Parameter(torch.exp(-20 * distance), requires_grad=False) if masked else None
-
-    def forward(self, image: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(image)
-        spectrum = spectrum if self.mask is None else spectrum * self.mask
-        return torch.fft.irfft2(spectrum, s=image.shape[-2:])
-
-
-def _bench_size(n: int, runs: int, threads: int, cpu_clock: bool) -> dict[str, Any]:
-    from clusir.export.fft_lowering import Form
-    from clusir.export.onnx_writer import write_onnx
-
-    image = torch.randn(1, 48, n, n, generator=torch.Generator().manual_seed(n))
-    calls: dict[str, Callable[[], object]] = {}
-    errors: dict[str, float] = {}
-    forms: tuple[tuple[str, Form], ...] = (("MatMul", "matmul"), ("ours", "auto"))
-    for masked, suffix in ((False, ""), (True, ", masked")):
-        module = _Transform(n, masked).eval()
-        expected = module(image).numpy()
-        calls[f"torch.fft{suffix}"] = _torch_call(module, image, False)
-        for what, form in forms:
-            model = write_onnx(module, (image.repeat(2, 1, 1, 1),), ["image"], ["y"], dynamic_size=False, dft=form)
-            passes = [SimplifyGraph(), *(fusing_passes() if form == "auto" else [])]
-            fused: onnx.ModelProto = Pipeline(passes).run(model)
-            name = f"{what}{suffix}"
-            calls[name] = call = ort_call(fused.SerializeToString(), {"image": image.numpy()}, threads)
-            errors[name] = float(np.abs(call()[0] - expected).max() / np.abs(expected).max())
-    times = alternate(calls, runs, cpu_clock)
-    return {name: {**asdict(t), "error": errors.get(name, 0.0)} for name, t in times.items()}
 
 
 def _line(error: BaseException) -> str:
@@ -297,9 +159,18 @@ def _threads(count: int) -> Iterator[None]:
 @click.option(
     "--cpu-clock", is_flag=True, help="Processor time instead of wall time; for one thread, on a busy machine."
 )
+@click.option("--ablate", is_flag=True, help="Instead: the graph without each pass beside the graph with all of them.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("."), show_default=True)
 def main(
-    networks: str, fft_sizes: str, size: int, runs: int, threads: int, compiled: bool, cpu_clock: bool, output: Path
+    networks: str,
+    fft_sizes: str,
+    size: int,
+    runs: int,
+    threads: int,
+    compiled: bool,
+    cpu_clock: bool,
+    ablate: bool,
+    output: Path,
 ) -> None:
     """Write the benchmark page of exported graphs."""
     from clusir.export.bench_page import as_markdown
@@ -312,6 +183,11 @@ def main(
         sizes = tuple(int(w) for w in fft_sizes.split(",") if w)
     except ValueError as error:
         raise click.BadParameter(f"{fft_sizes!r} is not a list of numbers", param_hint="--fft-sizes") from error
+    if ablate:
+        with _threads(threads):
+            text = _ablate(names, size, runs, threads, cpu_clock)
+        click.echo(text)
+        return
     output.mkdir(parents=True, exist_ok=True)
     with _threads(threads):
         page = Page(_machine(threads, cpu_clock, size, runs))
@@ -324,6 +200,12 @@ def main(
     (output / "graphs.md").write_text(text)
     (output / "graphs.json").write_text(json.dumps(asdict(page), indent=1))
     click.echo(text)
+
+
+def _ablate(names: list[str], size: int, runs: int, threads: int, cpu_clock: bool) -> str:
+    from clusir.export.bench_ablation import ablate, ablation_table
+
+    return ablation_table([ablate(name, size, runs, threads, cpu_clock) for name in names])
 
 
 def _machine(threads: int, cpu_clock: bool, size: int, runs: int) -> dict[str, Any]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-__all__ = ["Time", "alternate", "convolution_peak", "openvino_call", "ort_call"]
+__all__ = [
+    "RUNTIMES",
+    "Opener",
+    "Time",
+    "alternate",
+    "convolution_peak",
+    "openvino_call",
+    "ort_call",
+    "torch_call",
+]
 
 Call = Callable[[], object]
+Opener = Callable[[bytes, Mapping[str, np.ndarray], int], Callable[[], list[np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,22 @@ def openvino_call(model: bytes, feeds: Mapping[str, np.ndarray], threads: int) -
     }
     compiled = core.compile_model(core.read_model(model, b""), "CPU", config)
     return lambda: list(compiled(dict(feeds)).values())
+
+
+RUNTIMES: dict[str, Opener] = {"ONNX Runtime": ort_call, "OpenVINO": openvino_call}
+
+
+def torch_call(model: nn.Module, image: Tensor, channels_last: bool = False) -> Call:
+    """A closure that runs a module on a picture without gradients; ``channels_last`` runs a copy in that layout."""
+    if channels_last:
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        image = image.to(memory_format=torch.channels_last)
+
+    def call() -> object:
+        with torch.no_grad():
+            return model(image)
+
+    return call
 
 
 def convolution_peak(threads: int, runs: int = 10, cpu_clock: bool = False) -> float:

@@ -1,0 +1,60 @@
+"""rfft2 + irfft2 beside torch.fft, alone and with a real mask between, for the benchmark page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from clusir.export.base import Pipeline
+from clusir.export.bench_timing import alternate, ort_call, torch_call
+from clusir.export.fft_lowering import Form
+from clusir.export.fuse import fusing_passes
+from clusir.export.onnx_writer import write_onnx
+from clusir.export.simplify import SimplifyGraph
+
+__all__ = ["bench_transforms"]
+
+
+def bench_transforms(sizes: tuple[int, ...], runs: int, threads: int, cpu_clock: bool) -> dict[int, dict[str, Any]]:
+    """rfft2 + irfft2 of [1, 48, N, N], with and without a real mask between, on ONNX Runtime beside torch.fft."""
+    return {n: _bench_size(n, runs, threads, cpu_clock) for n in sizes}
+
+
+class _Transform(nn.Module):
+    """rfft2, the mask where there is one, irfft2."""
+
+    def __init__(self, size: int, masked: bool) -> None:
+        super().__init__()
+        distance = torch.fft.fftfreq(size)[:, None] ** 2 + torch.fft.rfftfreq(size)[None] ** 2
+        self.mask = nn.Parameter(torch.exp(-20 * distance), requires_grad=False) if masked else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(image)
+        spectrum = spectrum if self.mask is None else spectrum * self.mask
+        return torch.fft.irfft2(spectrum, s=image.shape[-2:])
+
+
+def _bench_size(n: int, runs: int, threads: int, cpu_clock: bool) -> dict[str, Any]:
+    image = torch.randn(1, 48, n, n, generator=torch.Generator().manual_seed(n))
+    calls: dict[str, Callable[[], object]] = {}
+    errors: dict[str, float] = {}
+    forms: tuple[tuple[str, Form], ...] = (("MatMul", "matmul"), ("ours", "auto"))
+    for masked, suffix in ((False, ""), (True, ", masked")):
+        module = _Transform(n, masked).eval()
+        expected = module(image).numpy()
+        calls[f"torch.fft{suffix}"] = torch_call(module, image)
+        for what, form in forms:
+            model = write_onnx(module, (image.repeat(2, 1, 1, 1),), ["image"], ["y"], dynamic_size=False, dft=form)
+            passes = [SimplifyGraph(), *(fusing_passes() if form == "auto" else [])]
+            fused: onnx.ModelProto = Pipeline(passes).run(model)
+            name = f"{what}{suffix}"
+            calls[name] = call = ort_call(fused.SerializeToString(), {"image": image.numpy()}, threads)
+            errors[name] = float(np.abs(call()[0] - expected).max() / np.abs(expected).max())
+    times = alternate(calls, runs, cpu_clock)
+    return {name: {**asdict(t), "error": errors.get(name, 0.0)} for name, t in times.items()}

@@ -1,0 +1,110 @@
+"""What the benchmark page runs: its networks, and the graphs that the plain exporter and this package write of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from clusir.export.base import Pass, Pipeline
+from clusir.export.bench_networks import MoEStandIn, PatchFFTStandIn, WholeMapFFTStandIn, describe_stand_ins
+from clusir.export.fuse import fusing_passes
+from clusir.export.onnx_writer import OPSET, quiet_exporter
+from clusir.export.simplify import SimplifyGraph
+
+__all__ = ["FAMILY", "NETWORKS", "densified", "fused", "lowered_graph", "network", "our_graph", "plain_graph"]
+
+FAMILY = ("tiny", "small")
+NETWORKS = (*FAMILY, "whole-map-fft", "patch-fft", "top-k-moe")
+
+
+class _Picture(nn.Module):
+    """A network of the family answers with a tuple; the page compares the picture."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.model(image).restored
+        return out
+
+
+def network(name: str) -> nn.Module:
+    """An untrained network of the page, in eval mode, image -> picture."""
+    torch.manual_seed(0)
+    if name in FAMILY:
+        from clusir.checkpoint import random_model
+        from clusir.model import CONFIGS
+
+        return _Picture(random_model(CONFIGS[name])).eval()
+    return {"whole-map-fft": WholeMapFFTStandIn, "patch-fft": PatchFFTStandIn, "top-k-moe": MoEStandIn}[name]().eval()
+
+
+def densified(name: str, model: nn.Module) -> nn.Module:
+    """The network with its routed experts evaluated densely (the same object where it has none)."""
+    from clusir.export.dense_experts import DensifyExperts
+    from clusir.export.moe_registry import DensifyRegistered
+
+    describe_stand_ins()
+    step: Any = DensifyExperts() if name in FAMILY else DensifyRegistered()
+    dense: nn.Module = step.apply(model).model
+    return dense
+
+
+def plain_graph(model: nn.Module, image: Tensor) -> bytes:
+    """What ``torch.onnx.export(dynamo=True)`` writes with nothing else said. Raises what it raises."""
+    with quiet_exporter():
+        program = torch.onnx.export(model, (image,), dynamo=True, input_names=["image"], verbose=False)
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def lowered_graph(name: str, dense: nn.Module, image: Tensor) -> onnx.ModelProto:
+    """The densified network through our lowering and constant folding, before the graph passes, at the image's
+    size."""
+    lowered = _family_graph(dense, image) if name in FAMILY else _brought_graph(dense, image)
+    return Pipeline([SimplifyGraph()]).run(lowered)
+
+
+def fused(lowered: onnx.ModelProto, passes: Sequence[Pass[onnx.ModelProto]] | None = None) -> onnx.ModelProto:
+    """A lowered graph behind the graph passes, or behind those given."""
+    result: onnx.ModelProto = Pipeline(fusing_passes() if passes is None else passes).run(lowered)
+    return result
+
+
+def our_graph(name: str, dense: nn.Module, image: Tensor) -> bytes:
+    """What this package writes of the densified network, at the image's size."""
+    return fused(lowered_graph(name, dense, image)).SerializeToString()
+
+
+def _family_graph(dense: nn.Module, image: Tensor) -> onnx.ModelProto:
+    """The static export that ``clusir-export`` writes."""
+    from clusir.export.onnx_writer import write_onnx
+
+    example = (torch.rand(2, *image.shape[1:]),)
+    return write_onnx(dense, example, ["image"], ["restored"], dynamic_size=False, dft="auto")
+
+
+def _brought_graph(dense: nn.Module, image: Tensor) -> onnx.ModelProto:
+    """The export of a brought model, its dynamic axes fixed to the image's size."""
+    from clusir.export.byo_tracing import trace_module
+    from clusir.export.complex_fft import pair_translations
+    from clusir.export.fft_lowering import translation_table
+
+    traced = trace_module(dense, torch.rand(2, *image.shape[1:]))
+    with quiet_exporter():
+        program = torch.onnx.export(
+            traced.program, dynamo=True, opset_version=OPSET, input_names=["image"], verbose=False,
+            custom_translation_table=pair_translations(translation_table("auto")),
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    del model.graph.output[1:]  # the gates, which a described block also gives
+    for axis, size in enumerate(image.shape):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    del model.graph.value_info[:]
+    return model
