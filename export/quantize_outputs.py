@@ -17,7 +17,7 @@ from clusir.export.quantize_graph import Graph, Layer
 from clusir.export.quantize_ranges import HISTOGRAM_BINS, Calibration, Owners, clip_least_error
 from clusir.export.quantize_session import Probe
 
-__all__ = ["output_scales", "scale_outputs"]
+__all__ = ["count_channels", "even_scale", "output_scales", "scale_outputs"]
 
 # As in equalisation: a channel that is nearly silent on the calibration crops must not be blown up.
 _LARGEST_SPREAD = 100.0
@@ -47,24 +47,28 @@ def output_scales(graph: Graph, layers: Collection[Layer], calibration: Calibrat
                     peak = np.abs(value).max(axis=(0, 2, 3)).astype(np.float64)
                     peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
                 elif np.isfinite(peaks[name]).all():
-                    counts[name] = counts.get(name, 0) + _count(value, peaks[name])
-    scales = {}
-    for name, found in counts.items():
-        peak = np.maximum(peaks[name], 1e-12)
-        edges = np.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1)
-        ends = np.array([max(map(abs, clip_least_error(row, edges))) for row in found]) * peak
-        ends = np.maximum(ends, ends.max() / _LARGEST_SPREAD)
-        scales[name] = ends / np.exp(np.log(ends).mean())
-    return scales
+                    counts[name] = counts.get(name, 0) + count_channels(value, peaks[name])
+    return {name: even_scale(found, peaks[name]) for name, found in counts.items()}
 
 
-def _count(value: NDArray[np.float32], peak: NDArray[np.float64]) -> NDArray[np.int64]:
+def even_scale(counts: NDArray[np.int64], peak: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scale of each channel, of geometric mean 1, from histograms C x bins over -``peak``..``peak`` (C)."""
+    edges = np.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1)
+    ends: NDArray[np.float64] = np.array([max(map(abs, clip_least_error(row, edges))) for row in counts])
+    ends = np.maximum(ends * peak, 1e-12)
+    ends = np.maximum(ends, ends.max() / _LARGEST_SPREAD)
+    even: NDArray[np.float64] = ends / np.exp(np.log(ends).mean())
+    return even
+
+
+def count_channels(value: NDArray[np.float32], peak: NDArray[np.float64]) -> NDArray[np.int64]:
     """Histograms C x bins of a map BxCxHxW, channel c over -peak_c..peak_c."""
     channels = value.shape[1]
     factor = (0.5 * HISTOGRAM_BINS / np.maximum(peak, 1e-12)).astype(np.float32)[:, None, None]
     index = np.clip(value * factor + np.float32(0.5 * HISTOGRAM_BINS), 0, HISTOGRAM_BINS - 1).astype(np.int64)
     index += (np.arange(channels) * HISTOGRAM_BINS)[:, None, None]
-    return np.bincount(index.ravel(), minlength=channels * HISTOGRAM_BINS).reshape(channels, HISTOGRAM_BINS)
+    counts: NDArray[np.int64] = np.bincount(index.ravel(), minlength=channels * HISTOGRAM_BINS)
+    return counts.reshape(channels, HISTOGRAM_BINS)
 
 
 def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProto | None:

@@ -1,5 +1,6 @@
 """Quantisation-aware training rounds what the exporter rounds, as it rounds it, and leaves the float network whole."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def test_preparing_changes_no_result(model: ClusIR, images: list[torch.Tensor]) 
     assert all(low <= 0 <= high for low, high in (*ranges.input.values(), *ranges.output.values()))
     expanding = [name for name in names if name.endswith("expand")]
     assert all(ranges.output[name][0] == 0 for name in expanding), "a ReLU follows"
-    assert Ranges.from_json(ranges.to_json()) == ranges
+    assert Ranges.from_json(json.loads(json.dumps(ranges.to_json()))) == ranges
+    assert ranges.scale.keys() == {name for name in names if not name.endswith("expand")}
+    assert all(len(set(scale)) > 4 for scale in ranges.scale.values())
+    up = np.reshape(ranges.scale["up.0.body"], (-1, 4))
+    assert np.array_equal(up, up[:, :1].repeat(4, axis=1)), "four channels here are one of the transposed convolution"
 
 
 def test_rounding_is_felt_inside_the_context_only(model: ClusIR, images: list[torch.Tensor]) -> None:
@@ -121,6 +126,9 @@ def test_a_stopped_run_goes_on_with_its_ranges_to_the_same_bits(
     a, b = checkpoint.load(first).state_dict(), checkpoint.load(second).state_dict()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     assert not torch.equal(a["head.weight"], model.head.weight)
+    routers = {name: tensor for name, tensor in model.state_dict().items() if ".router." in name}
+    assert routers
+    assert all(torch.equal(a[name], tensor) for name, tensor in routers.items())
 
 
 def test_the_command_asks_for_weights_and_takes_small_steps(tmp_path: Path) -> None:
@@ -128,6 +136,27 @@ def test_the_command_asks_for_weights_and_takes_small_steps(tmp_path: Path) -> N
     assert done.exit_code == 2
     assert "--start-from" in done.output
     config = make_config(tmp_path, False, None, {"steps": 5, "learning_rate": None}, qat=True)
-    assert (config.qat, config.learning_rate, config.half_until) == (True, 1e-4, 0.0)
+    assert (config.qat, config.learning_rate, config.half_until) == (True, 2e-5, 0.0)
     with pytest.raises(UsageError, match="qat trains configurations of dense convolutions"):
         replace(config, model="small")
+
+
+def test_a_scale_per_channel_rounds_quiet_channels_finely(model: ClusIR, images: list[torch.Tensor]) -> None:
+    name = "refine.1.feed_forward.project"
+    layer = model.get_submodule(name)
+    with torch.no_grad():
+        layer.weight *= torch.logspace(-2, 0, 32)[:, None, None, None]  # type: ignore[operator]
+        layer.bias *= torch.logspace(-2, 0, 32)  # type: ignore[operator]
+    ranges = prepare(model, images)
+    x = torch.randn(1, 32, 16, 16, generator=torch.Generator().manual_seed(3)).clamp(*ranges.input[name])
+
+    def error(scale: dict[str, tuple[float, ...]]) -> float:
+        factor = max(ranges.scale[name])
+        ends = ranges.output[name] if scale else tuple(end * factor for end in ranges.output[name])
+        rounding = Ranges({name: ranges.input[name]}, {name: ends}, scale)
+        with torch.no_grad():
+            plain = layer(x)
+            with fake_quantised(model, rounding):
+                return float((layer(x) - plain)[:, :8].square().mean())
+
+    assert error(ranges.scale) < 0.1 * error({})
