@@ -47,8 +47,8 @@ def plan_jobs(inputs: Sequence[str], output: Path, recursive: bool = True, suffi
         return _checked([Job(Path(inputs[0]), output, inputs[0])])
     if output.exists() and not output.is_dir():
         raise UsageError(f"output {output}: it is a file; several pictures, or a folder, need a folder")
-    if output.suffix.lower() in READ_SUFFIXES and not output.is_dir():
-        raise UsageError(f"output {output}: a picture's name for what has to be a folder; leave out {output.suffix}")
+    if not output.is_dir():
+        _refuse_file_name(inputs, output)
     jobs: list[Job] = []
     for text in inputs:
         for path, root in _expand(text, recursive):
@@ -57,6 +57,18 @@ def plan_jobs(inputs: Sequence[str], output: Path, recursive: bool = True, suffi
             else:
                 jobs.append(_job(path, root or path.parent, output, suffix, None))
     return _checked(jobs)
+
+
+def _refuse_file_name(inputs: Sequence[str], output: Path) -> None:
+    """Refuse a name that was meant for a file where a folder would be made of it."""
+    suffix = output.suffix.lower()
+    if len(inputs) == 1 and Path(inputs[0]).is_file() and suffix[1:].isalpha():
+        raise UsageError(
+            f"output {output}: {suffix} is not one of {', '.join(WRITE_SUFFIXES)}; for a folder of that name, "
+            "make it first"
+        )
+    if suffix in READ_SUFFIXES:
+        raise UsageError(f"output {output}: a picture's name for what has to be a folder; leave out {output.suffix}")
 
 
 def _is_glob(text: str) -> bool:

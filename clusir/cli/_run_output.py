@@ -88,11 +88,13 @@ class RunOutput:
         elif not self._quiet:
             nodes = ", ".join(f"{name}: {count} nodes" for name, count in placement.items())
             counts = ", ".join(f"{n} {what}" for what, n in self._counts.items() if n or what == "restored")
-            rate = self._pixels / 1e6 / seconds
+            rate = f" ({self._pixels / 1e6 / seconds:.2f} megapixels/s)" if self._pixels else ""
             click.echo(
-                f"{counts} in {seconds:.1f} s ({rate:.2f} megapixels/s) on {restorer.name} ({nodes}), "
+                f"{counts} in {seconds:.1f} s{rate} on {restorer.name} ({nodes}), "
                 f"{restorer.spec.precision}, routing {restorer.routing}"
             )
+            if self._counts["skipped"] and not self._options["skip_existing"]:
+                click.echo("what was skipped was done before; --no-resume does it again")
 
     def _extras(self, outcome: Outcome) -> None:
         job, routing = outcome.job, outcome.work.routing
@@ -132,7 +134,8 @@ class RunOutput:
         lines = [escape(printable(outcome.job.name))]
         if routing is not None:
             shared = "one routing" if routing.shared else "mean of the tiles' own routings"
-            lines[0] += f" ({outcome.work.tiles} tiles, {shared})"
+            tiles = outcome.work.tiles
+            lines[0] += f" ({tiles} {'tile' if tiles == 1 else 'tiles'}, {shared})"
             lines += explain_lines(routing.posterior, routing.gate, self._restorer.spec)
         else:
             lines.append("  the model has no routing")

@@ -22,7 +22,7 @@ _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routi
 
 @command(name="clusir-run", epilog=_EPILOG)
 @click.argument("inputs", nargs=-1, metavar="IMAGE...")
-@click.option("-o", "--output", required=True, help="A file for one picture, otherwise a folder.")
+@click.option("-o", "--output", help="A file for one picture, otherwise a folder.  [required]")
 @click.option("--model", help="ONNX file, checkpoint, bundle folder or zip.  [default: the shipped model]")
 @click.option("--backend", type=click.Choice(["auto", "ort", "openvino", "torch"]), default="auto", show_default=True)
 @click.option(
@@ -69,7 +69,7 @@ _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routi
 @click.option("--ray-workers", type=click.IntRange(1), help="Models open at a time.  [default: one per CPU or card]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture, and one for the summary.")
 @click.option("-q", "--quiet", is_flag=True, help="Only failures.")
-def main(inputs: tuple[str, ...], output: str, **options: Any) -> None:
+def main(inputs: tuple[str, ...], output: str | None, **options: Any) -> None:
     """Restore pictures: noise, blur, rain, haze, low light, JPEG artefacts, and mixtures of them.
 
     IMAGE is a file, a folder, or a glob. A folder goes to a folder with the same paths and names. Size, bit depth,
@@ -90,14 +90,25 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _run(inputs: tuple[str, ...], output: str, options: dict[str, Any]) -> int:
+def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -> int:
     """Number of pictures that failed."""
     from pathlib import Path
 
     from clusir.cli._run_output import RunOutput
     from clusir.errors import UsageError
     from clusir.runtimes.jobs import plan_jobs
+    from clusir.runtimes.memory import parse_size
+    from clusir.runtimes.picture import READ_SUFFIXES
 
+    if not output:
+        named = inputs[0] if inputs else "PICTURE"
+        raise UsageError(
+            f"no output given; say where to: clusir-run {named} -o FILE, or -o FOLDER for several pictures"
+        )
+    if options["max_memory"] is not None:
+        parse_size(options["max_memory"])  # before the model is opened for nothing
+    if options["report"] is not None and Path(options["report"]).is_dir():
+        raise UsageError(f"--report {options['report']}: it is a folder; name a file, for example report.html")
     if options["ray"] and options["watch"]:
         raise UsageError("--ray and --watch do not go together; a watched folder is restored on this machine")
     if options["ray"] and options["ray"] not in ("local", "auto") and ":" not in options["ray"]:
@@ -109,12 +120,20 @@ def _run(inputs: tuple[str, ...], output: str, options: dict[str, Any]) -> int:
         return plan_jobs(inputs, Path(output), options["recursive"], suffix)
 
     jobs = plan()
+    if not jobs and not options["watch"]:
+        raise UsageError(
+            f"{', '.join(inputs)}: no pictures in there; names that end in {', '.join(READ_SUFFIXES)} are read"
+        )
     with _open_restorer(options) as restorer:
         shown = RunOutput(restorer, options, len(jobs))
         try:
             _restore_all(plan, jobs, inputs, Path(output), restorer, shown, options)
-        finally:
+        except UsageError:
+            raise  # nothing was begun: no summary above the line that says why
+        except BaseException:
             shown.finish()
+            raise
+        shown.finish()
         return shown.failed
 
 
@@ -190,5 +209,7 @@ def _memory_gate(restorer: Restorer, wanted: str | None) -> Any:
     restorer.warm_up()
     taken = resident_bytes() + (64 << 20)  # zlib, libjpeg, threads' stacks
     if budget <= taken:
-        raise UsageError(f"--max-memory {wanted}: the model and its runtime take {taken >> 20} MB before any picture")
+        raise UsageError(
+            f"--max-memory {wanted}: the model and its runtime take {taken >> 20} MB before any picture; give more"
+        )
     return MemoryGate(budget - taken)

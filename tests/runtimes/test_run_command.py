@@ -40,6 +40,26 @@ def write_folder(folder: Path, count: int, size: tuple[int, int] = (70, 90)) -> 
     return folder
 
 
+def test_a_wrong_request_says_what_to_do(tmp_path: Path) -> None:
+    """Before a model is opened: the model named here is none."""
+    good = write_folder(tmp_path / "in", 1) / "p0.png"
+    (tmp_path / "empty").mkdir()
+    for arguments, told in [
+        ((), "error: no output given; say where to: clusir-run PICTURE -o FILE"),
+        ((good,), f"error: no output given; say where to: clusir-run {good} -o FILE"),
+        ((good, "-o", tmp_path / "out.jgp"), "out.jgp: .jgp is not one of .png, .jpg, "),
+        ((good, "-o", tmp_path / "out.gif"), "out.gif: .gif is not one of .png, .jpg, "),
+        ((tmp_path / "empty", "-o", tmp_path / "out"), "empty: no pictures in there; names that end in .png"),
+        ((good, "-o", tmp_path / "out.png", "--report", tmp_path), "it is a folder; name a file"),
+        ((good, "-o", tmp_path / "out.png", "--max-memory", "lots"), "write it like 1500M or 2G"),
+    ]:
+        result = invoke(*arguments, "--model", tmp_path / "none.onnx")
+        assert result.exit_code == 2, (arguments, result.output)
+        assert told in result.stderr, result.output
+        assert result.output.count("\n") == 1, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in"]
+
+
 def test_exit_codes(model: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", 2)
     good, out = folder / "p0.png", tmp_path / "out"
@@ -51,6 +71,8 @@ def test_exit_codes(model: str, tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
     assert "bad.png" in result.stderr
     assert "0 restored, 2 skipped, 1 failed" in result.stdout
+    assert "--no-resume does it again" in result.stdout
+    assert "megapixels/s" not in result.stdout  # of nothing
     for arguments, code in [
         ((tmp_path / "missing.png", "-o", out), 1),
         ((good,), 2),
