@@ -58,8 +58,10 @@ class Ranges:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Ranges:
-        ends = ({k: (float(v[0]), float(v[1])) for k, v in values[part].items()} for part in ("input", "output"))
-        return cls(*ends, {k: tuple(map(float, v)) for k, v in values["scale"].items()})
+        source, result = (
+            {k: (float(v[0]), float(v[1])) for k, v in values[part].items()} for part in ("input", "output")
+        )
+        return cls(source, result, {k: tuple(map(float, v)) for k, v in values["scale"].items()})
 
 
 def integer_convolutions(model: ClusIR) -> dict[str, nn.Conv2d]:
@@ -197,8 +199,8 @@ def _observe(model: ClusIR, batches: Sequence[Tensor]) -> Ranges:
     for key, histogram in counts.items():
         low, high = clip(histogram, np.linspace(*ends[key], HISTOGRAM_BINS + 1))
         ends[key] = float(low), float(high)
-    found = ({name: ends[p, name] for p, name in ends if p == part} for part in ("input", "output"))
-    return Ranges(*found, scales)
+    source, result = ({name: ends[p, name] for p, name in ends if p == part} for part in ("input", "output"))
+    return Ranges(source, result, scales)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from clusir.export.quantize_bias import add_zero_biases, correct_biases
 from clusir.export.quantize_compact import share_constants, store_as_float16, store_as_int8
 from clusir.export.quantize_equalise import equalise
 from clusir.export.quantize_graph import Graph, Layer, load_graph
-from clusir.export.quantize_outputs import output_scales, scale_outputs
+from clusir.export.quantize_outputs import Scales, output_scales, scale_outputs
 from clusir.export.quantize_ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
 from clusir.export.quantize_saturation import check_pair_sums
 from clusir.spec import ModelSpec
@@ -120,7 +120,8 @@ class Quantizer:
             self.graph = equalise(self.graph, calibration)
         layers = self._keep_by_choice(self.graph.layers())
         self.layers: list[Layer] = self._keep_under_served(layers, set(under_served))
-        self._unscaled, self._scales = self.graph.model, {}
+        self._unscaled = self.graph.model
+        self._scales: Scales = {}
         if self.config.scale_outputs and not self.config.residuals:
             owners = owners_of(self.graph, layers)
             self._scales = output_scales(self.graph, self.candidates, calibration, owners)

@@ -17,7 +17,7 @@ from clusir.export.quantize_graph import Graph, Layer
 from clusir.export.quantize_ranges import HISTOGRAM_BINS, Calibration, Owners, clip_least_error
 from clusir.export.quantize_session import Probe
 
-__all__ = ["count_channels", "even_scale", "output_scales", "scale_outputs"]
+__all__ = ["Scales", "count_channels", "even_scale", "output_scales", "scale_outputs"]
 
 # As in equalisation: a channel that is nearly silent on the calibration crops must not be blown up.
 _LARGEST_SPREAD = 100.0
