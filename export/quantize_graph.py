@@ -22,9 +22,9 @@ __all__ = ["FLOAT_BLOCKS", "Graph", "Layer", "is_dense", "load_graph", "metadata
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LEAST_INTENSITY = 80
-# The finest level's first block: all that follows feels its rounding. Left in float, tiny loses 0.07 dB on average
-# instead of 0.12, and 0.25 instead of 0.34 on the worst degradation, for a tenth of the arithmetic.
-FLOAT_BLOCKS = ("encoder.0.blocks.",)
+# The finest level's first block and the step down behind it: all that follows feels their rounding. See
+# docs/quantisation.md for what each costs alone.
+FLOAT_BLOCKS = ("encoder.0.blocks.", "down.0.")
 _EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
 _ONE_EXPERT = re.compile(r"^(?:experts\.)?(\d+)\.")
 _ROUTER = re.compile(r"(?:^|\.)(?:router|gate_net|pcgrm)s?(?:\.|$)")
