@@ -164,6 +164,8 @@ def _open_report(restorer: Restorer) -> Any:
         "backend": restorer.name,
         "precision": restorer.spec.precision,
         "routing": restorer.routing,
-        "nodes": ", ".join(f"{name}: {count}" for name, count in restorer.placement().items()),
+        "nodes": ", ".join(
+            f"{name.removesuffix('ExecutionProvider')}: {count}" for name, count in restorer.placement().items()
+        ),
     }
     return ReportWriter(facts=facts, footer=describe(fingerprint()))

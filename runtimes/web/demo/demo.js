@@ -3,6 +3,7 @@ import { Restorer } from "../src/index.js";
 
 const $ = (id) => document.getElementById(id);
 const show = (id, on) => ($(id).hidden = !on);
+const MOST_ROWS = 4;
 const query = new URLSearchParams(location.search);
 
 let restorer; // a promise: opened with the first picture, kept for the next ones
@@ -49,6 +50,7 @@ async function restore(file) {
     show("stage", true);
     $("compare").classList.add("working");
     show("cancel", true);
+    show("progress", true);
     show("another", false);
     $("status").textContent = "opening the model";
     $("progress").removeAttribute("value");
@@ -66,41 +68,50 @@ async function restore(file) {
     put("after", result.bitmap);
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     $("status").textContent = `${width} x ${height} in ${seconds} s`;
-    $("about").textContent =
-      `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${model.threads} thread(s)`;
+    const threads = model.threads === 1 ? "one thread" : `${model.threads} threads`;
+    $("about").textContent = `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${threads}`;
     $("compare").classList.remove("working");
     bars(model.spec, result.posterior);
     show("save", true);
   } catch (error) {
     if (error.name === "AbortError") $("status").textContent = "cancelled";
     else fail(error);
-    $("progress").value = 0;
   }
   abort = null;
+  show("progress", false);
   show("cancel", false);
   show("another", true);
 }
 
+const element = (kind, properties, ...children) => {
+  const made = Object.assign(document.createElement(kind), properties);
+  made.append(...children);
+  return made;
+};
+
+/** The likeliest clusters of each level; clusters of one name are shown together. */
 function bars(spec, posterior) {
   let at = 0;
-  $("levels").replaceChildren(
-    ...spec.clusters.map((count, level) => {
-      const box = Object.assign(document.createElement("div"), { className: "level" });
-      box.append(Object.assign(document.createElement("b"), { textContent: `level ${level + 1}` }));
-      for (let cluster = 0; cluster < count; cluster++, at++) {
-        const label = spec.cluster_labels[level]?.[cluster]?.replaceAll("_", " ") || `cluster ${cluster}`;
-        const row = Object.assign(document.createElement("div"), { className: "row" });
-        const cells = [label, "", `${Math.round(posterior[at] * 100)} %`].map((textContent) =>
-          Object.assign(document.createElement("span"), { textContent, title: textContent }),
-        );
-        cells[1].append(Object.assign(document.createElement("meter"), { value: posterior[at], max: 1 }));
-        row.append(...cells);
-        box.append(row);
-      }
-      return box;
-    }),
-  );
-  show("found", spec.clusters.length > 0);
+  const boxes = spec.clusters.map((count, level) => {
+    const shares = new Map();
+    for (let cluster = 0; cluster < count; cluster++, at++) {
+      const label = spec.cluster_labels[level]?.[cluster]?.replaceAll("_", " ") || `cluster ${cluster}`;
+      shares.set(label, (shares.get(label) ?? 0) + posterior[at]);
+    }
+    const ranked = [...shares].sort((a, b) => b[1] - a[1]).slice(0, MOST_ROWS);
+    const rows = ranked.map(([label, share]) =>
+      element(
+        "div",
+        { className: "row" },
+        element("span", { textContent: label, title: label }),
+        element("meter", { value: share, max: 1 }),
+        element("span", { textContent: `${Math.round(share * 100)} %` }),
+      ),
+    );
+    return element("div", { className: "level" }, element("b", { textContent: `level ${level + 1}` }), ...rows);
+  });
+  $("levels").replaceChildren(...boxes);
+  show("found", boxes.length > 0);
 }
 
 $("split").addEventListener("input", ({ target }) => {
