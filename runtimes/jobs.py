@@ -11,7 +11,7 @@ from pathlib import Path
 from clusir.errors import UsageError
 from clusir.runtimes.picture import READ_SUFFIXES, WRITE_SUFFIXES
 
-__all__ = ["Job", "is_file_output", "plan_jobs"]
+__all__ = ["Job", "is_file_output", "is_glob", "plan_jobs"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Job:
 
 def is_file_output(inputs: Sequence[str], output: Path) -> bool:
     """Whether ``-o`` names a file: one input that is not a folder or glob, and an output with a picture's suffix."""
-    single = len(inputs) == 1 and not Path(inputs[0]).is_dir() and (Path(inputs[0]).exists() or not _is_glob(inputs[0]))
+    single = len(inputs) == 1 and not Path(inputs[0]).is_dir() and (Path(inputs[0]).exists() or not is_glob(inputs[0]))
     return single and not output.is_dir() and output.suffix.lower() in WRITE_SUFFIXES
 
 
@@ -71,13 +71,14 @@ def _refuse_file_name(inputs: Sequence[str], output: Path) -> None:
         raise UsageError(f"output {output}: a picture's name for what has to be a folder; leave out {output.suffix}")
 
 
-def _is_glob(text: str) -> bool:
+def is_glob(text: str) -> bool:
+    """Whether a name holds a wildcard."""
     return any(c in text for c in "*?[")
 
 
 def _expand(text: str, recursive: bool) -> Iterable[tuple[Path, Path | None]]:
     """(path, folder that its output path is relative to, None for what stands for itself)."""
-    if not _is_glob(text) or os.path.lexists(text):
+    if not is_glob(text) or os.path.lexists(text):
         return [(Path(text), None)]
     matches = [Path(m) for m in sorted(glob.glob(text, recursive=recursive))]
     matches = [m for m in matches if not m.is_dir()]
@@ -85,7 +86,7 @@ def _expand(text: str, recursive: bool) -> Iterable[tuple[Path, Path | None]]:
         raise UsageError(f"{text}: nothing matches")
     fixed = []
     for part in Path(text).parts:
-        if _is_glob(part):
+        if is_glob(part):
             break
         fixed.append(part)
     root = Path(*fixed) if fixed else Path()

@@ -62,8 +62,15 @@ class RunOutput:
             click.echo(json.dumps(line))
         elif outcome.status == "failed":
             self._say_failed(printable(outcome.reason or ""))
+        elif outcome.status == "restored" and self._options["watch"] and not self._quiet:
+            click.echo(printable(f"{outcome.job.name} -> {outcome.job.target}"))
         if self._progress is not None:
             self._progress.advance(self._task)
+
+    def watching(self, folders: tuple[str, ...]) -> None:
+        """That the command waits, and how it ends."""
+        if not (self._json or self._quiet):
+            click.echo(f"watching {', '.join(map(printable, folders))}; Ctrl-C ends it", err=True)
 
     def _say_failed(self, reason: str) -> None:
         if self._progress is None:
@@ -88,7 +95,8 @@ class RunOutput:
         elif not self._quiet:
             nodes = ", ".join(f"{name}: {count} nodes" for name, count in placement.items())
             counts = ", ".join(f"{n} {what}" for what, n in self._counts.items() if n or what == "restored")
-            rate = f" ({self._pixels / 1e6 / seconds:.2f} megapixels/s)" if self._pixels else ""
+            timed = self._pixels and not self._options["watch"]  # a watch mostly waits
+            rate = f" ({self._pixels / 1e6 / seconds:.2f} megapixels/s)" if timed else ""
             click.echo(
                 f"{counts} in {seconds:.1f} s{rate} on {restorer.name} ({nodes}), "
                 f"{restorer.spec.precision}, routing {restorer.routing}"

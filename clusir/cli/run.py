@@ -96,7 +96,7 @@ def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -
 
     from clusir.cli._run_output import RunOutput
     from clusir.errors import UsageError
-    from clusir.runtimes.jobs import plan_jobs
+    from clusir.runtimes.jobs import is_glob, plan_jobs
     from clusir.runtimes.memory import parse_size
     from clusir.runtimes.picture import READ_SUFFIXES
 
@@ -109,6 +109,10 @@ def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -
         parse_size(options["max_memory"])  # before the model is opened for nothing
     if options["report"] is not None and Path(options["report"]).is_dir():
         raise UsageError(f"--report {options['report']}: it is a folder; name a file, for example report.html")
+    if options["watch"]:
+        for text in inputs:
+            if not Path(text).is_dir() and not is_glob(text):
+                raise UsageError(f"--watch {text}: it is not a folder; name the folders in which pictures will appear")
     if options["ray"] and options["watch"]:
         raise UsageError("--ray and --watch do not go together; a watched folder is restored on this machine")
     if options["ray"] and options["ray"] not in ("local", "auto") and ":" not in options["ray"]:
@@ -191,6 +195,7 @@ def _restore_all(
         if not options["watch"]:
             pipeline.run(jobs, shown.outcome)
             return
+        shown.watching(inputs)
         try:
             for batch in watch(plan):
                 pipeline.run(batch, shown.outcome)

@@ -52,6 +52,7 @@ def test_a_wrong_request_says_what_to_do(tmp_path: Path) -> None:
         ((tmp_path / "empty", "-o", tmp_path / "out"), "empty: no pictures in there; names that end in .png"),
         ((good, "-o", tmp_path / "out.png", "--report", tmp_path), "it is a folder; name a file"),
         ((good, "-o", tmp_path / "out.png", "--max-memory", "lots"), "write it like 1500M or 2G"),
+        ((good, "-o", tmp_path / "out", "--watch"), "p0.png: it is not a folder; name the folders"),
     ]:
         result = invoke(*arguments, "--model", tmp_path / "none.onnx")
         assert result.exit_code == 2, (arguments, result.output)
