@@ -20,12 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clusir.export.bench_kernels import KERNELS, by_kind
 from clusir.export.bench_timing import RUNTIMES, Opener, Time, alternate, convolution_peak, torch_call
 from clusir.export.bench_transforms import bench_transforms
-from clusir.export.bench_written import NETWORKS, densified, network, our_graph, plain_graph
+from clusir.export.bench_written import NETWORKS, STAND_INS, densified, network, our_graph, plain_graph
 
 __all__ = ["Page", "Row", "bench_network", "main"]
 
+SHOWN = ("tiny", "small-shallow", *STAND_INS)
+COMPILED = ("tiny", *STAND_INS)
 FFT_SIZES = (64, 96, 127, 128, 250, 256, 512)
 _RIGHT = 1e-3  # relative: beyond this a graph is wrong, not merely rounded
 
@@ -48,12 +51,11 @@ class Page:
     transforms: dict[int, dict[str, Any]] = field(default_factory=dict)
     networks: dict[str, list[Row]] = field(default_factory=dict)
     gflop: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # of ours: runtime -> kind -> ms
 
 
-def bench_network(
-    name: str, size: int, runs: int, threads: int, compiled: bool, cpu_clock: bool
-) -> tuple[list[Row], float]:
-    """All rows of one network at ``size`` x ``size``, and its GFLOP."""
+def bench_network(page: Page, name: str, size: int, runs: int, threads: int, compiled: bool, cpu_clock: bool) -> None:
+    """Measure one network at ``size`` x ``size`` and write its rows, its GFLOP and its kernels to the page."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = network(name)
@@ -80,12 +82,15 @@ def bench_network(
         except Exception as error:
             rows.append(Row(f"{what}", why=f"does not export: {_line(error)}"))
             continue
+        if what == "ours":
+            feeds = {"image": image.numpy()}
+            page.kernels[name] = {r: by_kind(p(written, feeds, threads, runs // 2)) for r, p in KERNELS.items()}
         for runtime, opener in RUNTIMES.items():
             rows.append(_graph_row(f"{what}, {runtime}", written, opener, image, expected, threads, calls))
     times = alternate(calls, runs, cpu_clock)
     for row in rows:
         row.time = times.get(row.what)
-    return rows, counter.get_total_flops() / 1e9
+    page.networks[name], page.gflop[name] = rows, counter.get_total_flops() / 1e9
 
 
 def _graph_row(
@@ -150,12 +155,18 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @click.command()
-@click.option("--networks", default=",".join(NETWORKS), show_default=True, help="Which networks, by comma.")
+@click.option("--networks", default=",".join(SHOWN), show_default=True, help="Which networks, by comma.")
 @click.option("--fft-sizes", default=",".join(map(str, FFT_SIZES)), show_default=True, help="Which N; empty for none.")
 @click.option("--size", default=256, show_default=True, help="Side of the picture, pixels.")
 @click.option("--runs", default=20, show_default=True, help="Turns of each contender.")
 @click.option("--threads", default=2, show_default=True, help="Threads of every contender.")
-@click.option("--compile/--no-compile", "compiled", default=True, help="Also torch.compile (minutes).")
+@click.option(
+    "--compile",
+    "compiled",
+    default=",".join(COMPILED),
+    show_default=True,
+    help="Networks to run through torch.compile too (a minute or more each); empty for none.",
+)
 @click.option(
     "--cpu-clock", is_flag=True, help="Processor time instead of wall time; for one thread, on a busy machine."
 )
@@ -167,7 +178,7 @@ def main(
     size: int,
     runs: int,
     threads: int,
-    compiled: bool,
+    compiled: str,
     cpu_clock: bool,
     ablate: bool,
     output: Path,
@@ -175,10 +186,7 @@ def main(
     """Write the benchmark page of exported graphs."""
     from clusir.export.bench_page import as_markdown
 
-    names = [w for w in networks.split(",") if w]
-    for word in names:
-        if word not in NETWORKS:
-            raise click.BadParameter(f"{word!r} is not one of {', '.join(NETWORKS)}", param_hint="--networks")
+    names, slow = _names(networks, "--networks"), _names(compiled, "--compile")
     try:
         sizes = tuple(int(w) for w in fft_sizes.split(",") if w)
     except ValueError as error:
@@ -195,11 +203,19 @@ def main(
             page.transforms = bench_transforms(sizes, runs, threads, cpu_clock)
         for name in names:
             click.echo(f"{name} ...", err=True)
-            page.networks[name], page.gflop[name] = bench_network(name, size, runs, threads, compiled, cpu_clock)
+            bench_network(page, name, size, runs, threads, name in slow, cpu_clock)
     text = as_markdown(page)
     (output / "graphs.md").write_text(text)
     (output / "graphs.json").write_text(json.dumps(asdict(page), indent=1))
     click.echo(text)
+
+
+def _names(words: str, option: str) -> list[str]:
+    names = [w for w in words.split(",") if w]
+    for word in names:
+        if word not in NETWORKS:
+            raise click.BadParameter(f"{word!r} is not one of {', '.join(NETWORKS)}", param_hint=option)
+    return names
 
 
 def _ablate(names: list[str], size: int, runs: int, threads: int, cpu_clock: bool) -> str:

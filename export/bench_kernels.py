@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["KERNELS", "Kernels", "openvino_kernels", "ort_kernels"]
+__all__ = ["KERNELS", "Kernels", "by_kind", "openvino_kernels", "ort_kernels"]
 
 # Node name -> (kind of kernel, milliseconds).
 Kernels = dict[str, tuple[str, float]]

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 __all__ = ["as_markdown"]
 
+_KINDS = 8  # of kernels named under a table
+
 
 def as_markdown(page: Page) -> str:
     """Tables for people; the numbers behind them are in graphs.json."""
@@ -27,6 +29,9 @@ def as_markdown(page: Page) -> str:
     for name, rows in page.networks.items():
         lines += ["", f"## {name}, {machine['picture_px']}x{machine['picture_px']}, {page.gflop[name]:.2f} GFLOP", ""]
         lines += _network(rows, page.gflop[name], peak)
+        for runtime, kinds in page.kernels.get(name, {}).items():
+            parts = [f"{kind} {spent:.1f}" for kind, spent in list(kinds.items())[:_KINDS]]
+            lines += ["", f"Kernels of ours on {runtime}, ms of {sum(kinds.values()):.1f}: {', '.join(parts)}."]
     return "\n".join(lines) + "\n"
 
 
