@@ -30,7 +30,7 @@ from clusir.export.coverage import check_program
 from clusir.export.fft_lowering import FORMS, Form, translation_table
 from clusir.export.fuse import fusing_passes
 from clusir.export.moe_registry import DensifyRegistered, dense_blocks
-from clusir.export.onnx_writer import OPSET, name_axes, quiet_exporter
+from clusir.export.onnx_writer import OPSET, optimised, quiet_exporter
 from clusir.export.simplify import AttachMetadata, CheckStandard, SimplifyGraph
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -167,6 +167,7 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
                 input_names=["image"],
                 output_names=["restored", *gates],
                 custom_translation_table=pair_translations(translation_table(dft)),
+                optimize=False,
                 verbose=False,
             )
         except Exception as error:
@@ -174,11 +175,7 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
                 error = error.__cause__
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UnsupportedModelError(f"torch.onnx.export refused the traced model: {reason}") from error
-    if program is None:
-        raise ExportError("torch.onnx.export returned no program")
-    model = program.model_proto
-    name_axes(model)
-    return model, gates
+    return optimised(program), gates
 
 
 def _spec(

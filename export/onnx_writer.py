@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clusir.errors import ExportError
 from clusir.export.fft_lowering import Form, translation_table
 
-__all__ = ["OPSET", "write_onnx"]
+__all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx"]
 
 # Opset 20's DFT with dynamic shapes fails in ONNX Runtime 1.32, and OpenVINO returns wrong shapes for it (measured).
 OPSET = 18
@@ -50,12 +50,36 @@ def write_onnx(
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
                 custom_translation_table=translation_table(dft),
+                optimize=False,
                 verbose=False,
             )
         except Exception as error:
             raise ExportError(f"torch.onnx.export refused the model: {_reason(error)}") from error
+        return optimised(program)
+
+
+def optimised(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
+    """The exporter's own optimiser on a program written with ``optimize=False``, and the axes named.
+
+    Its rewriter tries every rule on every node, three quarters of which fall to constant folding: with that done first
+    the same graph takes 4.6 instead of 8.6 seconds (``tiny``). Raises ExportError where there is no program.
+    """
+    import onnx_ir
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
+    with quiet_exporter():
+        common.InlinePass()(program.model)
+        fold_constants(program.model)
+        onnx_ir.passes.Sequential(
+            common.RemoveUnusedNodesPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.DeduplicateInitializersPass(),
+            common.CommonSubexpressionEliminationPass(),
+        )(program.model)
+        program.optimize()
     model = program.model_proto
     name_axes(model)
     return model
