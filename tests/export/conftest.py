@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import routed_model
+from graphs_under_test import shallow
 
 from clusir.calibration.sources import SyntheticSource, open_source
 from clusir.checkpoint import random_model
 from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
 from clusir.model import CONFIGS, ClusIR
+from clusir.runtimes import open_runner
 
 Export = tuple[ClusIR, dict[str, GraphRecord]]
 
@@ -33,10 +37,11 @@ def static_export(tiny: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Exp
 
 
 @pytest.fixture(scope="session")
-def dynamic_export(tiny: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The whole and the tile graph of the same weights at dynamic size."""
-    folder = tmp_path_factory.mktemp("dynamic")
-    return tiny, write(folder, tiny, ExportConfig(dynamic=True, graphs=("whole", "tile")))
+def dynamic_export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The whole and the tile graph at dynamic size; of two levels of ``tiny``, of all with CLUSIR_FULL."""
+    config = CONFIGS["tiny"] if "CLUSIR_FULL" in os.environ else shallow(CONFIGS["tiny"])
+    model, folder = random_model(config), tmp_path_factory.mktemp("dynamic")
+    return model, write(folder, model, ExportConfig(dynamic=True, graphs=("whole", "tile")))
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,9 @@ def routed(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[...,
     source = open_source(photos, routed_model.SIZE)
     assert isinstance(source, SyntheticSource)
     return routed_model.Routed(folder, source, photos)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation of brought models with one thread a runtime: more would spin on the core of the next test process."""
+    monkeypatch.setattr("clusir.export.byo_validate.open_runner", functools.partial(open_runner, threads=1))

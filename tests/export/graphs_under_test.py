@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from clusir.export.base import Pass
 from clusir.export.fft_lowering import Form, translation_table
 from clusir.export.onnx_writer import quiet_exporter
 from clusir.export.simplify import operators
+from clusir.model import ModelConfig
 
-__all__ = ["accept", "agree", "exported", "kinds", "refuse", "run_openvino", "run_ort"]
+__all__ = ["accept", "agree", "exported", "kinds", "refuse", "run_openvino", "run_ort", "shallow"]
 
 
 class Wrapped(nn.Module):
@@ -91,3 +93,17 @@ def refuse(step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], rea
     assert not result.modified
     assert result.model.SerializeToString() == before.SerializeToString()
     assert any(reason in note for note in result.notes), result.notes
+
+
+def shallow(whole: ModelConfig) -> ModelConfig:
+    """The two finest levels of a configuration with one block each: every option of it, half the time to export."""
+    return replace(
+        whole,
+        widths=whole.widths[:2],
+        heads=whole.heads[:2],
+        clusters=whole.clusters[:2],
+        frequency_levels=tuple(level for level in whole.frequency_levels if level <= 2),
+        blocks=(1, 1),
+        decoder_blocks=(1,),
+        refine_blocks=1,
+    )

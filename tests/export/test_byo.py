@@ -33,21 +33,19 @@ def export(model: nn.Module, folder: Path, **options: object) -> ModuleExport:
     return export_module(model.eval(), "1x3x32x32", folder / "model.onnx", **options)  # type: ignore[arg-type]
 
 
-def assert_right(
-    result: ModuleExport, model: nn.Module, sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...]
-) -> None:
-    """The file agrees with the user's own module on both runtimes, at sizes and levels that the export did not see."""
+def assert_right(result: ModuleExport, model: nn.Module, *shapes: tuple[int, int, int]) -> None:
+    """The file agrees with the user's own module on both runtimes, at shapes (batch, height, width) and levels that the
+    export did not see."""
     for backend in BACKENDS:
-        with open_runner(result.path, backend, "cpu") as runner:
-            for height, width in sizes:
-                for batch in batches:
-                    # One dark, one bright: routers of the patterns follow brightness.
-                    for level in (0.15, 1.9):
-                        image = pictures(batch, height, width, level, seed=height + batch)
-                        got = runner.run({"image": image.numpy()})["restored"]
-                        want = reference(model, image).numpy()
-                        assert got.shape == want.shape
-                        np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
+        with open_runner(result.path, backend, "cpu", 1) as runner:
+            for batch, height, width in shapes:
+                # One dark, one bright: routers of the patterns follow brightness.
+                for level in (0.15, 1.9):
+                    image = pictures(batch, height, width, level, seed=height + batch)
+                    got = runner.run({"image": image.numpy()})["restored"]
+                    want = reference(model, image).numpy()
+                    assert got.shape == want.shape
+                    np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +73,7 @@ def test_pattern_exports_for_any_size_and_batch(pattern: Callable[[], nn.Module]
     result = export(model, tmp_path)
     assert (result.spec.size.multiple_of, result.spec.size.static_px) == (1, 0)
     assert len(result.sizes) == 3
-    assert_right(result, model, ((37, 52), (50, 41)), (1, 3))
+    assert_right(result, model, (3, 37, 52), (1, 50, 41))
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
     assert not operators & {"DFT", "If", "Loop"}
 
@@ -84,14 +82,14 @@ def test_patch_attention_exports_for_whole_patches(tmp_path: Path) -> None:
     model = patterns.PatchAttention().eval()
     result = export(model, tmp_path)
     assert result.spec.size.multiple_of in (1, 8)
-    assert_right(result, model, ((40, 56), (24, 32)), (1, 2))
+    assert_right(result, model, (2, 40, 56), (1, 24, 32))
 
 
 def test_window_with_computed_bounds_keeps_the_batch_it_loops_over(tmp_path: Path) -> None:
     model = patterns.LearnedWindow().eval()
     result = export(model, tmp_path)
     assert any("fixes the batch" in note for note in result.notes)
-    assert_right(result, model, ((37, 52), (50, 41)), (1,))
+    assert_right(result, model, (1, 37, 52), (1, 50, 41))
 
 
 class Normed(nn.Module):

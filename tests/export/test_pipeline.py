@@ -8,8 +8,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from graphs_under_test import shallow
 from onnx import TensorProto, helper
 
+from clusir.checkpoint import random_model
 from clusir.errors import ExportError, ModelFormatError, UsageError, ValidationError
 from clusir.export import bundle
 from clusir.export.base import PassResult, Pipeline
@@ -18,7 +20,7 @@ from clusir.export.dense_experts import DensifyExperts
 from clusir.export.pipeline import ExportConfig, describe, staged
 from clusir.export.simplify import AttachMetadata, CheckStandard
 from clusir.export.tolerances import tolerance
-from clusir.model import ClusIR
+from clusir.model import CONFIGS, ClusIR
 from clusir.spec import ModelSpec
 
 
@@ -72,16 +74,15 @@ def test_nothing_is_promoted_when_a_step_fails(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "why.json"]
 
 
-def test_a_failed_validation_leaves_only_the_report(
-    tiny: ClusIR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_validation_leaves_only_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise ValidationError("model.onnx disagrees")
 
     monkeypatch.setattr(bundle, "check_rows", refuse)
     config = ExportConfig(tile_px=32, halo_px=8, graphs=("router",))
+    model = random_model(shallow(CONFIGS["tiny"]))
     with pytest.raises(ValidationError, match="disagrees"):
-        export_bundle(tiny, tmp_path, "model", config, Validation(backends=("ort",), batches=(1,)))
+        export_bundle(model, tmp_path, "model", config, Validation(backends=("ort",), batches=(1,)))
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     assert json.loads((tmp_path / "report.json").read_text())["failure"] == "model.onnx disagrees"
 
