@@ -36,7 +36,7 @@ from clusir.spec import ModelSpec, SizeRequirements
 __all__ = ["DELEGATES", "ProgramRecord", "write_executorch"]
 
 DELEGATES = ("xnnpack", "portable")
-_MOST_SAMPLES = 9  # of a picture, for its router: clusir.runtimes.tiling
+_SAMPLES = 9  # of a picture with three tiles or more each way, for its router: clusir.runtimes.tiling
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,13 @@ def write_executorch(
     halo_px: int = 16,
     delegate: str = "xnnpack",
     graphs: Sequence[str] = ("whole", "tile", "router"),
+    samples: int = _SAMPLES,
     checkpoint_sha256: str = "",
     cluster_labels: tuple[tuple[str, ...], ...] = (),
 ) -> list[ProgramRecord]:
-    """Writes ``<stem>.pte``, ``<stem>.tile.pte`` and ``<stem>.router.pte`` into ``folder``, batch 1 (the router's: 1 to
-    9 samples), float32.
+    """Writes ``<stem>.pte``, ``<stem>.tile.pte`` and ``<stem>.router.pte`` into ``folder``, float32, batch 1; the
+    router takes exactly ``samples`` tiles of a picture. (With an open batch, 1 to 9, ExecuTorch 1.4.1 wrote a router
+    that ran at the traced number only: "Attempted to resize a static tensor".)
 
     Raises UsageError for an unknown delegate or graph and for a tile that the network does not take, BackendError where
     ExecuTorch is not installed, ExportError where it refuses, ValidationError where a program disagrees with PyTorch.
@@ -74,6 +76,8 @@ def write_executorch(
     if unknown := set(graphs) - set(GRAPHS):
         raise UsageError(f"graph {sorted(unknown)[0]!r} is not one of {', '.join(GRAPHS)}")
     multiple = model.config.size_multiple
+    if not 1 <= samples <= _SAMPLES:
+        raise UsageError(f"{samples} samples for the router: clusir takes 1 to {_SAMPLES} of a picture")
     if tile_px < multiple or tile_px % multiple or not 0 <= 2 * halo_px < tile_px:
         raise UsageError(
             f"tile {tile_px} px with halo {halo_px} px: the tile must be a multiple of {multiple} px (this network's "
@@ -102,9 +106,9 @@ def write_executorch(
         path = folder / f"{stem}{form.suffix.removesuffix('.onnx')}.pte"
         part = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            feeds = example(model, form, tile_px)
+            feeds = example(model, form, tile_px, samples)
             delegated = _write(form.build(fixed), feeds, part, spec, delegate)
-            worst = _compare(part, form.build(model), example(model, form, tile_px, seed=1), path.name)
+            worst = _compare(part, form.build(model), example(model, form, tile_px, samples, seed=1), path.name)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -112,11 +116,11 @@ def write_executorch(
     return records
 
 
-def example(model: ClusIR, form: GraphForm, tile_px: int, seed: int = 0) -> tuple[Tensor, ...]:
+def example(model: ClusIR, form: GraphForm, tile_px: int, samples: int = _SAMPLES, seed: int = 0) -> tuple[Tensor, ...]:
     """Inputs of a graph: a smooth noisy picture 1x3xTxT, of which a tile is given the picture's own routing and
-    statistics; two of them for the router."""
+    statistics; ``samples`` of them for the router."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(2, 3, 9, 9, generator=generator)
+    coarse = torch.rand(samples, 3, 9, 9, generator=generator)
     image = F.interpolate(coarse, size=(tile_px, tile_px), mode="bicubic", align_corners=False)
     image = (image + 0.05 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
     if form.name == "router":
@@ -125,7 +129,7 @@ def example(model: ClusIR, form: GraphForm, tile_px: int, seed: int = 0) -> tupl
     if form.name == "whole":
         return (image,)
     with torch.no_grad():
-        posterior, probability, statistics = RouterGraph(model).eval()(image)
+        posterior, probability, statistics = RouterGraph(model).eval()(image)  # of this very tile
     levels = probability.split([model.config.experts] * model.config.levels, dim=1)
     gate = torch.cat([top_k_gate(level, model.config.top_k) for level in levels], dim=1)
     return image, posterior, gate, statistics
@@ -149,10 +153,8 @@ def _write(module: nn.Module, feeds: tuple[Tensor, ...], path: Path, spec: Model
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         partitioners = [XnnpackPartitioner()]
-    samples = torch.export.Dim("samples", min=1, max=_MOST_SAMPLES)
-    dynamic = ({0: samples},) if spec.graph == "router" else None
     try:
-        program = torch.export.export(module, feeds, dynamic_shapes=dynamic)
+        program = torch.export.export(module, feeds)
         methods = {"clusir_spec": json.dumps(spec.to_metadata())}
         edge = to_edge_transform_and_lower(program, partitioner=partitioners, constant_methods=methods)
         nodes = edge.exported_program().graph.nodes
@@ -190,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, default=checkpoint.shipped(), help="default: the shipped one")
     parser.add_argument("--tile", type=int, default=256, metavar="PX", help="side of a tile (default 256)")
     parser.add_argument("--halo", type=int, default=16, metavar="PX", help="how far tiles overlap (default 16)")
+    parser.add_argument("--samples", type=int, default=_SAMPLES, metavar="N", help="tiles for the router (default 9)")
     parser.add_argument("--delegate", choices=DELEGATES, default="xnnpack")
     parser.add_argument("--graph", action="append", choices=tuple(GRAPHS), help="may be repeated; default: all three")
     given = parser.parse_args(arguments)
@@ -202,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             halo_px=given.halo,
             delegate=given.delegate,
             graphs=given.graph or tuple(GRAPHS),
+            samples=given.samples,
             checkpoint_sha256=checkpoint.sha256(given.checkpoint),
             cluster_labels=checkpoint.cluster_labels(str(given.checkpoint)),
         )

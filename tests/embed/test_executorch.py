@@ -62,6 +62,8 @@ def test_wrong_requests_are_one_line(network: ClusIR, tmp_path: Path, capsys: py
         write_executorch(network, tmp_path / "out", tile_px=100)
     with pytest.raises(UsageError, match="wider than two halos"):
         write_executorch(network, tmp_path / "out", tile_px=64, halo_px=32)
+    with pytest.raises(UsageError, match="1 to 9 of a picture"):
+        write_executorch(network, tmp_path / "out", tile_px=64, samples=10)
     with pytest.raises(UsageError, match="is not one of xnnpack, portable"):
         write_executorch(network, tmp_path / "out", delegate="npu")
     with pytest.raises(UsageError, match="is not one of whole, tile, router"):
