@@ -2,28 +2,34 @@
 
 For each network, the plain ``torch.onnx.export(dynamo=True)`` against this package's export: does it export, does it
 run, is it right, how fast, on ONNX Runtime and OpenVINO, beside PyTorch. And rfft2 -> mask -> irfft2 beside torch.fft.
+
+The graphs are written first, by child processes with a time limit (``--prepare`` does no more); a table is saved once
+it stands, and the same command, run again, goes on behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import platform
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from clusir.errors import UsageError
 from clusir.export.bench_kernels import KERNELS, by_kind
-from clusir.export.bench_timing import RUNTIMES, Opener, Time, alternate, convolution_peak, torch_call
+from clusir.export.bench_prepare import COMPILED_FORMS, Prepared, forms_of, line, prepare
+from clusir.export.bench_timing import RUNTIMES, Call, Time, alternate, compiled_call, convolution_peak, torch_call
 from clusir.export.bench_transforms import bench_transforms
-from clusir.export.bench_written import NETWORKS, STAND_INS, densified, network, our_graph, plain_graph
+from clusir.export.bench_written import NETWORKS, STAND_INS, densified, network, picture, routed
+from clusir.runtimes.fingerprint import cpu_model, package_versions
 
 __all__ = ["Page", "Row", "bench_network", "main"]
 
@@ -45,101 +51,68 @@ class Row:
 
 @dataclass
 class Page:
-    """Everything measured; ``gflop`` per picture counts convolutions and matrix products of the dense network."""
+    """Everything measured; ``gflop`` per picture counts convolutions and matrix products of the dense network, ``peak``
+    is the machine's convolution peak in GFLOP/s just before and after each network, the larger of the two."""
 
     machine: dict[str, Any]
     transforms: dict[int, dict[str, Any]] = field(default_factory=dict)
     networks: dict[str, list[Row]] = field(default_factory=dict)
     gflop: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
     kernels: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # of ours: runtime -> kind -> ms
 
 
-def bench_network(page: Page, name: str, size: int, runs: int, threads: int, compiled: bool, cpu_clock: bool) -> None:
-    """Measure one network at ``size`` x ``size`` and write its rows, its GFLOP and its kernels to the page."""
+def bench_network(
+    page: Page, name: str, prepared: Sequence[Prepared], size: int, runs: int, threads: int, cpu_clock: bool
+) -> None:
+    """Measure one network at ``size`` x ``size``: its rows, GFLOP, kernels and the peak go to the page."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = network(name)
+    model, image = network(name), picture(size)
     dense = densified(name, model)
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(image).numpy()
         with FlopCounterMode(display=False) as counter:
             dense(image)
-    calls: dict[str, Callable[[], object]] = {}
-    rows: list[Row] = []
-    for what, module, layout in (("PyTorch eager", model, False), ("PyTorch channels_last", model, True)):
-        calls[what] = torch_call(module, image, layout)
-        rows.append(Row(what, 0.0))
-    if compiled:
-        rows += [_compiled(dense, image, expected, calls, channels_last) for channels_last in (False, True)]
-    graphs: list[tuple[str, Callable[[], bytes]]] = [("plain export", lambda: plain_graph(model, image))]
-    if dense is not model:
-        graphs.append(("plain export of the densified network", lambda: plain_graph(dense, image)))
-    graphs.append(("ours", lambda: our_graph(name, dense, image)))
-    for what, make in graphs:
-        try:
-            written = make()
-        except Exception as error:
-            rows.append(Row(f"{what}", why=f"does not export: {_line(error)}"))
-            continue
-        if what == "ours":
-            feeds = {"image": image.numpy()}
-            page.kernels[name] = {r: by_kind(p(written, feeds, threads, runs // 2)) for r, p in KERNELS.items()}
-        for runtime, opener in RUNTIMES.items():
-            rows.append(_graph_row(f"{what}, {runtime}", written, opener, image, expected, threads, calls))
+    calls: dict[str, Call] = {}
+    rows = [Row("PyTorch eager", 0.0), Row("PyTorch channels_last", 0.0)]
+    for row, layout in zip(rows, (False, True), strict=True):
+        calls[row.what] = torch_call(model, image, layout)
+    for form in prepared:
+        if form.why:
+            does = "compile" if form.form in COMPILED_FORMS else "export"
+            rows.append(Row(form.title, why=form.why if "finish" in form.why else f"does not {does}: {form.why}"))
+        elif form.form in COMPILED_FORMS:
+            opened = partial(compiled_call, dense, image, form.form == "compiled-last")
+            rows.append(_row(form.title, opened, expected, calls))
+        else:
+            graph, feeds = form.file.read_bytes(), {"image": image.numpy()}
+            for runtime, opener in RUNTIMES.items():
+                title = f"{form.title}, {runtime}"
+                rows.append(_row(title, partial(opener, graph, feeds, threads), expected, calls))
+            if form.form == "ours":
+                page.kernels[name] = {r: by_kind(k(graph, feeds, threads, runs // 2)) for r, k in KERNELS.items()}
+    peak = convolution_peak(threads, runs, cpu_clock)
     times = alternate(calls, runs, cpu_clock)
     for row in rows:
         row.time = times.get(row.what)
+    page.peak[name] = max(peak, convolution_peak(threads, runs, cpu_clock))
     page.networks[name], page.gflop[name] = rows, counter.get_total_flops() / 1e9
 
 
-def _graph_row(
-    what: str,
-    written: bytes,
-    opener: Opener,
-    image: Tensor,
-    expected: np.ndarray,
-    threads: int,
-    calls: dict[str, Callable[[], object]],
-) -> Row:
+def _row(what: str, opened: Callable[[], Call], expected: np.ndarray, calls: dict[str, Call]) -> Row:
+    """Open one contender, run it once and compare; it joins ``calls`` where its answer has the right shape."""
     try:
-        call = opener(written, {"image": image.numpy()}, threads)
-        found = call()[0]
+        call = opened()
+        answer: Any = call()
     except Exception as error:
-        return Row(what, why=f"does not run: {_line(error)}")
+        return Row(what, why=f"does not run: {line(error)}")
+    found = np.asarray(answer[0] if isinstance(answer, list) else answer)
     if found.shape != expected.shape:
         return Row(what, why=f"wrong: shape {found.shape} instead of {expected.shape}")
     apart = float(np.abs(found - expected).max() / np.abs(expected).max())
     calls[what] = call
     return Row(what, apart, why="" if apart <= _RIGHT else "wrong")
-
-
-def _compiled(
-    dense: nn.Module, image: Tensor, expected: np.ndarray, calls: dict[str, Callable[[], object]], channels_last: bool
-) -> Row:
-    """torch.compile with its defaults; needs a C++ compiler, and minutes for a network of this size."""
-    import copy
-
-    what = f"torch.compile of the densified network{', channels_last' if channels_last else ''}"
-    try:
-        if channels_last:
-            dense = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            image = image.to(memory_format=torch.channels_last)
-        call = torch_call(torch.compile(dense), image)  # type: ignore[arg-type]
-        found: Any = call()
-    except Exception as error:
-        return Row(what, why=f"does not compile: {_line(error)}")
-    calls[what] = call
-    found = found[0] if isinstance(found, tuple) else found
-    return Row(what, float(np.abs(found.numpy() - expected).max() / np.abs(expected).max()))
-
-
-def _line(error: BaseException) -> str:
-    """The innermost cause, in one short line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = next((s.strip() for s in str(error).splitlines() if s.strip()), "no message")
-    return f"{type(error).__name__}: {text[:160]}"
 
 
 @contextlib.contextmanager
@@ -165,8 +138,11 @@ def _threads(count: int) -> Iterator[None]:
     "compiled",
     default=",".join(COMPILED),
     show_default=True,
-    help="Networks to run through torch.compile too (a minute or more each); empty for none.",
+    help="Networks to run through torch.compile too (minutes each); empty for none.",
 )
+@click.option("--limit", default=120.0, show_default=True, help="Seconds that the plain exporter may take for a graph.")
+@click.option("--compile-limit", default=600.0, show_default=True, help="Seconds that torch.compile may take.")
+@click.option("--prepare", "only_prepare", is_flag=True, help="Write the graphs and compile, and measure nothing.")
 @click.option(
     "--cpu-clock", is_flag=True, help="Processor time instead of wall time; for one thread, on a busy machine."
 )
@@ -179,13 +155,18 @@ def main(
     runs: int,
     threads: int,
     compiled: str,
+    limit: float,
+    compile_limit: float,
+    only_prepare: bool,
     cpu_clock: bool,
     ablate: bool,
     output: Path,
 ) -> None:
-    """Write the benchmark page of exported graphs."""
-    from clusir.export.bench_page import as_markdown
+    """Write the benchmark page of exported graphs.
 
+    The folder keeps what was prepared and measured: the same command, run again, does what is missing. After a change
+    of the exporter take another folder.
+    """
     names, slow = _names(networks, "--networks"), _names(compiled, "--compile")
     try:
         sizes = tuple(int(w) for w in fft_sizes.split(",") if w)
@@ -197,17 +178,58 @@ def main(
         click.echo(text)
         return
     output.mkdir(parents=True, exist_ok=True)
+    try:
+        page = _open(output, _machine(threads, cpu_clock, size, runs))
+    except UsageError as error:
+        raise click.ClickException(str(error)) from error
+    made = {}
+    for name in names:
+        click.echo(f"{name}: graphs ...", err=True)
+        forms = forms_of(routed(name), name in slow)
+        made[name] = prepare(name, forms, size, threads, output / "prepared", limit, compile_limit)
+    if only_prepare:
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(output / "prepared" / "inductor")
     with _threads(threads):
-        page = Page(_machine(threads, cpu_clock, size, runs))
-        if sizes:
-            page.transforms = bench_transforms(sizes, runs, threads, cpu_clock)
-        for name in names:
+        for n in [n for n in sizes if n not in page.transforms]:
+            click.echo(f"rfft2, N = {n} ...", err=True)
+            page.transforms.update(bench_transforms((n,), runs, threads, cpu_clock))
+            _save(page, output)
+        for name in [n for n in names if n not in page.networks]:
             click.echo(f"{name} ...", err=True)
-            bench_network(page, name, size, runs, threads, name in slow, cpu_clock)
-    text = as_markdown(page)
-    (output / "graphs.md").write_text(text)
-    (output / "graphs.json").write_text(json.dumps(asdict(page), indent=1))
-    click.echo(text)
+            bench_network(page, name, made[name], size, runs, threads, cpu_clock)
+            _save(page, output)
+    click.echo((output / "graphs.md").read_text())
+
+
+def _open(folder: Path, machine: dict[str, Any]) -> Page:
+    """The page that a folder holds, or an empty one. Raises UsageError where it was measured otherwise."""
+    journal = folder / "graphs.json"
+    if not journal.is_file():
+        return Page(machine)
+    found = json.loads(journal.read_text())
+    other = [key for key, value in machine.items() if found["machine"].get(key) != value]
+    if other:
+        raise UsageError(
+            f"{journal} was measured with another {other[0]} ({found['machine'].get(other[0])}, now "
+            f"{machine[other[0]]}): name another folder with -o"
+        )
+    networks = {
+        name: [Row(**{**row, "time": row["time"] and Time(**row["time"])}) for row in rows]
+        for name, rows in found["networks"].items()
+    }
+    transforms = {int(n): row for n, row in found["transforms"].items()}
+    return Page(**{**found, "networks": networks, "transforms": transforms})
+
+
+def _save(page: Page, folder: Path) -> None:
+    """Write both files, the journal at once or not at all."""
+    from clusir.export.bench_page import as_markdown
+
+    part = folder / "graphs.json.part"
+    part.write_text(json.dumps(asdict(page), indent=1))
+    part.replace(folder / "graphs.json")
+    (folder / "graphs.md").write_text(as_markdown(page))
 
 
 def _names(words: str, option: str) -> list[str]:
@@ -225,19 +247,13 @@ def _ablate(names: list[str], size: int, runs: int, threads: int, cpu_clock: boo
 
 
 def _machine(threads: int, cpu_clock: bool, size: int, runs: int) -> dict[str, Any]:
-    import onnxruntime
-    import openvino
-
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": cpu_model(),
         "threads": threads,
         "clock": "processor time" if cpu_clock else "wall",
         "picture_px": size,
         "runs": runs,
-        "convolution_peak_gflops": convolution_peak(threads, runs, cpu_clock),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "openvino": openvino.__version__,
+        **package_versions(("torch", "onnxruntime", "openvino")),
     }
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "Opener",
     "Time",
     "alternate",
+    "compiled_call",
     "convolution_peak",
     "openvino_call",
     "ort_call",
@@ -96,6 +97,15 @@ def torch_call(model: nn.Module, image: Tensor, channels_last: bool = False) -> 
             return model(image)
 
     return call
+
+
+def compiled_call(model: nn.Module, image: Tensor, channels_last: bool = False) -> Call:
+    """A closure that runs a module through torch.compile with its defaults; compiles at the first call, for minutes
+    where Inductor's cache does not know the network. Needs a C++ compiler."""
+    if channels_last:
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        image = image.to(memory_format=torch.channels_last)
+    return torch_call(torch.compile(model), image)  # type: ignore[arg-type]
 
 
 def convolution_peak(threads: int, runs: int = 10, cpu_clock: bool = False) -> float:

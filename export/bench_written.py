@@ -25,7 +25,9 @@ __all__ = [
     "lowered_graph",
     "network",
     "our_graph",
+    "picture",
     "plain_graph",
+    "routed",
 ]
 
 FAMILY = ("tiny", "small-shallow", "small")
@@ -61,6 +63,11 @@ def network(name: str) -> nn.Module:
     return {"whole-map-fft": WholeMapFFTStandIn, "patch-fft": PatchFFTStandIn, "top-k-moe": MoEStandIn}[name]().eval()
 
 
+def picture(size: int) -> Tensor:
+    """The page's input, [1, 3, size, size], uniform in 0..1 and the same every time."""
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
 def densified(name: str, model: nn.Module) -> nn.Module:
     """The network with its routed experts evaluated densely (the same object where it has none)."""
     from clusir.export.dense_experts import DensifyExperts
@@ -70,6 +77,11 @@ def densified(name: str, model: nn.Module) -> nn.Module:
     step: Any = DensifyExperts() if name in FAMILY else DensifyRegistered()
     dense: nn.Module = step.apply(model).model
     return dense
+
+
+def routed(name: str) -> bool:
+    """Whether a network of the page has routed experts, so that a dense form of it differs."""
+    return name in FAMILY or name == "top-k-moe"
 
 
 def plain_graph(model: nn.Module, image: Tensor) -> bytes:
