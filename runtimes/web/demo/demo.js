@@ -7,7 +7,9 @@ const MOST_ROWS = 4;
 const query = new URLSearchParams(location.search);
 
 let restorer; // a promise: opened with the first picture, kept for the next ones
-let abort = null;
+let running = Promise.resolve(); // ends with the photo that is being worked on
+let abort; // stops it
+let latest = 0; // counts the files that were given
 let name = "photo";
 
 const fail = (error) => {
@@ -27,37 +29,39 @@ const put = (id, bitmap) => {
   $(id).getContext("bitmaprenderer").transferFromImageBitmap(bitmap);
 };
 
-/** The photo as a bitmap for the worker; another one is shown. Both are decoded off this thread. */
+/** The photo as a bitmap for the worker and as one to show. Both are decoded off this thread. */
 async function decode(file) {
-  const [bitmap, shown] = await Promise.all([createImageBitmap(file), createImageBitmap(file)]).catch(() => {
+  const [image, shown] = await Promise.all([createImageBitmap(file), createImageBitmap(file)]).catch(() => {
     throw new Error(`${file.name || "the file"} is not a picture that this browser can read`);
   });
-  put("before", shown);
-  return bitmap;
+  return { image, shown, name: (file.name || "photo").replace(/\.[^.]*$/, "") };
 }
 
-async function restore(file) {
-  if (abort) return;
-  abort = new AbortController();
-  show("error", false);
-  show("found", false);
-  show("save", false);
+/** Restores FILE instead of what is shown or worked on; if it is no picture, that stays. */
+async function take(file) {
+  const mine = ++latest;
+  const photo = await decode(file).catch(fail);
+  if (!photo || mine !== latest) return;
+  abort?.abort();
+  const { signal } = (abort = new AbortController());
+  running = running.then(() => restore(photo, signal));
+}
+
+async function restore(photo, signal) {
   try {
-    const image = await decode(file);
-    const { width, height } = image;
-    name = (file.name || "photo").replace(/\.[^.]*$/, "");
-    show("drop", false);
-    show("stage", true);
+    signal.throwIfAborted();
+    const { width, height } = photo.image;
+    name = photo.name;
+    put("before", photo.shown);
+    for (const id of ["error", "drop", "found", "save", "another"]) show(id, false);
+    for (const id of ["stage", "cancel", "progress"]) show(id, true);
     $("compare").classList.add("working");
-    show("cancel", true);
-    show("progress", true);
-    show("another", false);
     $("status").textContent = "opening the model";
     $("progress").removeAttribute("value");
     const model = await opened();
     const start = performance.now();
-    const result = await model.restore(image, {
-      signal: abort.signal,
+    const result = await model.restore(photo.image, {
+      signal,
       onProgress: (done, total) => {
         Object.assign($("progress"), { value: done, max: total });
         const left = done ? ((performance.now() - start) / done) * (total - done) : 0;
@@ -74,10 +78,10 @@ async function restore(file) {
     bars(model.spec, result.posterior);
     show("save", true);
   } catch (error) {
-    if (error.name === "AbortError") $("status").textContent = "cancelled";
-    else fail(error);
+    const cancelled = error.name === "AbortError";
+    $("status").textContent = cancelled ? "cancelled" : "";
+    if (!cancelled) fail(error);
   }
-  abort = null;
   show("progress", false);
   show("cancel", false);
   show("another", true);
@@ -118,7 +122,7 @@ $("split").addEventListener("input", ({ target }) => {
   $("compare").style.setProperty("--split", `${target.value / 10}%`);
 });
 $("file").addEventListener("change", ({ target }) => {
-  if (target.files[0]) restore(target.files[0]);
+  if (target.files[0]) take(target.files[0]);
   target.value = "";
 });
 $("drop").addEventListener("keydown", ({ key }) => {
@@ -132,7 +136,7 @@ addEventListener("dragleave", () => $("drop").classList.remove("over"));
 addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  if (event.dataTransfer.files[0]) restore(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
 });
 $("cancel").addEventListener("click", () => abort?.abort());
 $("another").addEventListener("click", () => $("file").click());

@@ -1,6 +1,5 @@
-// Threads in wasm need a cross-origin isolated page, that is two response headers. Where the files come from a host
-// that
-// cannot send them, a service worker of our own adds them. Without service workers the page runs with one thread.
+// Threads in wasm need a cross-origin isolated page, that is two response headers. Where the host of the files cannot
+// send them, a service worker of our own adds them. Without service workers the page runs with one thread.
 (() => {
   if (typeof window === "undefined") {
     oninstall = () => skipWaiting();

@@ -43,11 +43,9 @@ export class Restorer {
 
   /**
    * Opens a model: the URL of NAME.onnx, or {graph, router} as URLs or bytes. For a URL, NAME.tile.onnx and
-   * NAME.router.onnx
-   * are fetched from beside it.
+   * NAME.router.onnx are fetched from beside it.
    * @param options backend "auto" | "wasm" | "webgpu"; threads (needs a cross-origin isolated page, else 1); base:
-   * folder URL of
-   *   the built files and of onnxruntime-web's .wasm (default: where this script is)
+   * folder URL of the built files and of onnxruntime-web's .wasm (default: where this script is)
    */
   static async open(model, { backend = "auto", threads, base } = {}) {
     const folder = new URL(base ?? "./", import.meta.url).href;

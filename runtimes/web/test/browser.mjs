@@ -1,8 +1,8 @@
 // node browser.mjs DIST REPOSITORY MODEL_STEM PHOTO.png SCREENSHOT_FOLDER [CHROMIUM]
 //
 // In headless Chromium: the golden cases through the built package and its worker; then the demo page with a real
-// photo:
-// it must answer while it works, cancel, compare, show bars and save. Prints one JSON line of measurements at the end.
+// photo: it must answer while it works, cancel, compare, show bars and save. Prints one JSON line of measurements at
+// the end.
 import { mkdirSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { chromium } from "playwright-core";
@@ -15,6 +15,10 @@ const folders = {
   "/repository/": repository,
   "/models/": dirname(model),
 };
+const PIXEL = Buffer.from(
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
+  "base64",
+);
 const flags = [
   "--no-sandbox",
   "--disable-gpu",
@@ -79,20 +83,32 @@ const longestTask = (trace) => {
   return Math.max(...tasks.map(({ tdur = 0 }) => tdur)) / 1000;
 };
 
+/** Gives the photo, and waits for its first tile. */
+async function started(page) {
+  await page.setInputFiles("#file", photo);
+  const working = () => /^tile [1-9]/.test(document.querySelector("#status").value);
+  await page.waitForFunction(working, null, { timeout: 240000, polling: 5 });
+}
+
 async function demo(page, origin) {
   await page.setViewportSize({ width: 1000, height: 900 });
   await page.goto(`${origin}/index.html?model=/models/${basename(model)}.onnx`);
   await page.screenshot({ path: join(shots, "1-empty.png") });
-  await page.setInputFiles("#file", { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") });
+  const text = { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") };
+  await page.setInputFiles("#file", text);
   await page.waitForSelector("#error:not([hidden])");
   check((await page.textContent("#error")).includes("not a picture"), "a text file is refused with a line");
 
-  await page.setInputFiles("#file", photo);
-  await page.waitForFunction(() => /^tile [1-9]/.test(document.querySelector("#status").value), null, {
-    timeout: 240000,
-    polling: 5,
-  });
+  await started(page);
   await page.screenshot({ path: join(shots, "2-working.png") });
+  await page.setInputFiles("#file", { name: "dot.png", mimeType: "image/png", buffer: PIXEL });
+  await page.waitForSelector("#save:not([hidden])", { timeout: 60000 });
+  check((await page.textContent("#status")).startsWith("1 x 1 in"), "another photo takes the place of a running one");
+  await page.setInputFiles("#file", text);
+  await page.waitForSelector("#error:not([hidden])");
+  check(await page.isVisible("#save"), "a refused file leaves the result");
+
+  await started(page);
   const clicked = Date.now();
   await page.click("#cancel");
   await page.waitForFunction(() => document.querySelector("#status").value === "cancelled", null, { timeout: 60000 });
@@ -109,7 +125,7 @@ async function demo(page, origin) {
   await page.waitForSelector("#save:not([hidden])", { timeout: 400000 });
   const task = longestTask((await browser.stopTracing()).toString());
   const gap = await stopGaps(page);
-  const text = await page.textContent("#status");
+  const told = await page.textContent("#status");
   const rows = await page.locator("#levels .row").count();
   check(rows > 0, "posterior bars are shown");
   const before = await page.evaluate(() => document.querySelector("#before").toDataURL().length);
@@ -132,8 +148,8 @@ async function demo(page, origin) {
     idle_gap_ms: Math.round(idle),
     longest_task_ms: Math.round(10 * task) / 10,
     cancel_ms: cancelMs,
-    seconds: Number(/in ([\d.]+) s/.exec(text)?.[1]),
-    status: text,
+    seconds: Number(/in ([\d.]+) s/.exec(told)?.[1]),
+    status: told,
   };
 }
 
