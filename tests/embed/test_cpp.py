@@ -103,12 +103,23 @@ def test_example_says_what_is_wrong(cpp: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.png").exists()
     out = run(cpp / "clusir-restore", tmp_path / "none.onnx", tmp_path / "in.png", tmp_path / "out.png", check=False)
     assert "there is no such file" in out
+    Image.new("RGB", (40, 30)).save(tmp_path / "in.png")
+    environment = {"CLUSIR_ORT_LIBRARY": str(ort_library())}
+    arguments = [STANDIN, tmp_path / "in.png", tmp_path / "none" / "out.png", "--backend", "ort"]
+    out = run(cpp / "clusir-restore", *arguments, check=False, env=environment)
+    assert "out.png: cannot be written" in out
+    assert "tile" not in out  # said before the work
+    assert run(cpp / "clusir-restore", "--help").startswith("usage: ")
+    assert "usage: " in run(cpp / "clusir-restore", *arguments, "--threads", "two", check=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png"]
 
 
 def test_a_program_outside_the_tree_uses_the_installed_package(cpp: Path, tmp_path: Path) -> None:
     cmake = need("cmake")
     run(cmake, "--install", cpp, "--prefix", tmp_path / "installed")
-    run(cmake, "-S", CPP / "consumer", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}")
+    strict = ["-DCMAKE_C_FLAGS=-std=c11 -Wall -Wextra -pedantic -Werror", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    settings = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}", *strict]
+    run(cmake, "-S", CPP / "consumer", "-B", tmp_path / "build", *settings)
     run(cmake, "--build", tmp_path / "build")
     environment = {"CLUSIR_ORT_LIBRARY": str(ort_library())}
     answers = {

@@ -76,8 +76,8 @@ def test_chromium_agrees_with_python_on_a_large_photo(dist: Path, tmp_path: Path
     Image.fromarray(photo(1900, 1300)).save(tmp_path / "photo.png")
     told = browse(dist, model, tmp_path / "photo.png", tmp_path / "shots")
     assert told["golden_threads"]["worst"] <= 1e-4
-    # The page's own thread touches no pixels: of processor time that its tasks take beyond 5 ms each it needs some 15 ms
-    # in all. With the blending on it instead of in the worker it was 145, in tasks of up to 39.
+    # The page's own thread touches no pixels: the processor time of its tasks beyond 5 ms each is some 15 ms in all.
+    # With the blending on it instead of in the worker it was 145, in tasks of up to 39.
     assert told["demo"]["longest_task_ms"] < 50
     assert told["demo"]["over_5_ms"] < 60
     compare(model, tmp_path / "photo.png", tmp_path / "shots")

@@ -5,8 +5,10 @@
 
 #include <png.h>
 
+#include <cctype>
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -70,9 +72,34 @@ Picture read(const std::string& path) {
     return picture;
 }
 
-void write(const std::string& path, Picture& picture) {
-    const File file(std::fopen(path.c_str(), "wb"));
-    if (!file) throw std::runtime_error(path + ": cannot be written");
+// The picture to be: a file beside it that takes its name when all is written. Opened before the work, so that a folder
+// that cannot be written to is known before it.
+class Output {
+public:
+    explicit Output(const std::string& path)
+        : path_(path), part_(path + ".part"), file_(std::fopen(part_.c_str(), "wb")) {
+        if (!file_) throw std::runtime_error(path + ": cannot be written");
+    }
+    ~Output() {
+        if (file_) std::remove(part_.c_str());
+    }
+    Output(const Output&) = delete;
+    Output& operator=(const Output&) = delete;
+    std::FILE* get() const { return file_.get(); }
+    void finish() {
+        const bool whole = std::fflush(file_.get()) == 0 && std::ferror(file_.get()) == 0;
+        std::error_code failed;
+        if (whole) std::filesystem::rename(part_, path_, failed);
+        if (!whole || failed) throw std::runtime_error(path_ + ": cannot be written");
+        file_.reset();
+    }
+
+private:
+    std::string path_, part_;
+    File file_;
+};
+
+void write(Output& file, Picture& picture) {
     png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, raise, ignore);
     png_infop info = png_create_info_struct(png);
     struct Free {
@@ -92,9 +119,9 @@ void write(const std::string& path, Picture& picture) {
     png_write_end(png, info);
 }
 
-int usage() {
-    std::cerr << "usage: clusir-restore MODEL.onnx IN.png OUT.png [--backend auto|ort|openvino] [--threads N]\n";
-    return CLUSIR_INVALID_ARGUMENT;
+int usage(std::ostream& out, int status) {
+    out << "usage: clusir-restore MODEL.onnx IN.png OUT.png [--backend auto|ort|openvino] [--threads N]\n";
+    return status;
 }
 
 }  // namespace
@@ -107,22 +134,26 @@ int main(int argc, char** argv) {
         const std::string argument = argv[i];
         if (argument == "--backend" && i + 1 < argc)
             backend = argv[++i];
-        else if (argument == "--threads" && i + 1 < argc)
+        else if (argument == "--threads" && i + 1 < argc && std::isdigit(static_cast<unsigned char>(*argv[i + 1])))
             threads = std::atoi(argv[++i]);
+        else if (argument == "--help" || argument == "-h")
+            return usage(std::cout, 0);
         else if (argument.rfind("--", 0) == 0)
-            return usage();
+            return usage(std::cerr, CLUSIR_INVALID_ARGUMENT);
         else
             names.push_back(argument);
     }
-    if (names.size() != 3) return usage();
+    if (names.size() != 3) return usage(std::cerr, CLUSIR_INVALID_ARGUMENT);
     try {
         const clusir::Model model(names[0], backend, threads);
         Picture in = read(names[1]), out = in;
+        Output file(names[2]);
         const auto routing = model.restore(in.image(), out.image(), [](std::uint32_t done, std::uint32_t total) {
             std::cerr << "\rtile " << done << " of " << total << (done == total ? "\n" : "") << std::flush;
             return true;
         });
-        write(names[2], out);
+        write(file, out);
+        file.finish();
         std::uint32_t at = 0;
         for (std::uint32_t level = 0; level < model.spec().levels; ++level) {
             std::cout << "level " << level + 1 << ":";

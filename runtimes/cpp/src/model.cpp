@@ -183,8 +183,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
     const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{in.width} * channels;
     const auto tile_h = static_cast<std::size_t>(rows.tile), tile_w = static_cast<std::size_t>(columns.tile);
     std::vector<float> planes(channels * tile_h * tile_w), restored(planes.size());
-    // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h. Bounded whatever the picture's
-    // height.
+    // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h, whatever the picture's height.
     std::vector<float> band(row * std::min<std::size_t>(tile_h, in.height));
     const std::size_t band_rows = band.size() / row;
     std::uint32_t done = 0;

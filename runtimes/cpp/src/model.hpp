@@ -26,8 +26,8 @@ public:
     const Metadata& metadata() const { return graph_->metadata(); }
     const std::string& backend() const { return backend_; }
 
-    // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. Any number of threads may
-    // call it.
+    // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. May be called by any number
+    // of threads at once.
     Routing restore(const clusir_image& in, const clusir_image& out,
                     const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
 

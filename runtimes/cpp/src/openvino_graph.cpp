@@ -14,8 +14,7 @@ namespace clusir::detail {
 namespace {
 
 std::string first_line(const std::string& text) {
-    // OpenVINO puts the place in its own source first and the reason in a later line; the last line that says something
-    // is it.
+    // OpenVINO puts the place in its own source first and the reason last: it is the last line that is not empty.
     std::string line, best;
     for (const char c : text + "\n") {
         if (c != '\n') {
@@ -172,8 +171,7 @@ private:
         if (found != info.end() && found->second.is<ov::AnyMap>()) {
             for (const auto& [key, value] : found->second.as<ov::AnyMap>()) metadata_[key] = value.as<std::string>();
         }
-        // An .xml that clusir-export --openvino wrote has the same fields under "clusir"; they can only be asked for by
-        // name.
+        // An .xml of clusir-export --openvino has the same fields under "clusir"; they can only be asked for by name.
         for (const char* field : kFields) {
             if (model.has_rt_info("clusir", field))
                 metadata_[std::string("clusir.") + field] = model.get_rt_info<std::string>("clusir", field);

@@ -1,5 +1,4 @@
-// Finds ONNX Runtime's C API: in a library opened at run time (one binary then runs on many versions of it), or linked
-// in.
+// Finds ONNX Runtime's C API: linked in, or in a library opened at run time (one binary then runs on many versions).
 #pragma once
 
 #ifndef CLUSIR_ORT_LINKED
