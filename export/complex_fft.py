@@ -188,16 +188,24 @@ def _forward_n(x: Any, s: Any = None, dim: Any = None, norm: str | None = None, 
     return Pair(straight.re, -straight.im)
 
 
-def _inverse_half_n(x: Any, s: Any = None, dim: Any = None, norm: str | None = None) -> Tensor:
-    """irfftn."""
+def _inverse_half_n(x: Any, s: Any = None, dim: Any = None, norm: str | None = None, *, hermitian: bool) -> Tensor:
+    """irfftn, and (``hermitian``) hfftn: the same of the conjugate, with the norm of a forward transform."""
     axes, sizes = _axes(x, s, dim)
     x = as_pair(x)
+    x = Pair(x.re, -x.im) if hermitian else x
     last = sizes[-1] if _wanted(sizes[-1]) else 2 * (x.re.shape[axes[-1]] - 1)
     for axis, size in zip(axes[:-1], sizes[:-1], strict=True):
         if _wanted(size):
             x = _resized(x, axis, size)
     x = _resized(x, axes[-1], last // 2 + 1)
-    return _c2r(x, axes, _mode(norm, True), last)
+    return _c2r(x, axes, _mode(norm, not hermitian), last)
+
+
+def _hermitian_n(x: Any, s: Any = None, dim: Any = None, norm: str | None = None) -> Pair:
+    """ihfftn: the conjugate of rfftn, with the norm of an inverse transform."""
+    straight = _forward_n(x, s, dim, {"ortho": "ortho", "forward": "backward"}.get(norm or "", "forward"),
+                          inverse=False, half=True)  # fmt: skip
+    return Pair(straight.re, -straight.im)
 
 
 def _one(function: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
@@ -236,7 +244,9 @@ def _table() -> dict[str, Callable[..., Any]]:
         table[f"fft_fft{end}"] = form(_forward_n, inverse=False, half=False)
         table[f"fft_ifft{end}"] = form(_forward_n, inverse=True, half=False)
         table[f"fft_rfft{end}"] = form(_forward_n, inverse=False, half=True)
-        table[f"fft_irfft{end}"] = form(_inverse_half_n)
+        table[f"fft_irfft{end}"] = form(_inverse_half_n, hermitian=False)
+        table[f"fft_hfft{end}"] = form(_inverse_half_n, hermitian=True)
+        table[f"fft_ihfft{end}"] = form(_hermitian_n)
     table["fft_fftshift"] = lambda x, dim=None: _shift(x, dim, back=False)
     table["fft_ifftshift"] = lambda x, dim=None: _shift(x, dim, back=True)
     return table

@@ -21,7 +21,7 @@ from clusir.export.complex_ops import COMPONENTWISE, HANDLERS
 from clusir.export.complex_pair import Pair, as_pair, roll, safe_atan2
 from clusir.export.user_code import line_of_node
 
-__all__ = ["RealProgram", "holds_complex", "lower_complex"]
+__all__ = ["RealProgram", "holds_complex", "lower_complex", "writes"]
 
 _REAL_REWRITES: dict[str, Callable[..., Any]] = {"roll": roll, "atan2": safe_atan2, "arctan2": safe_atan2}
 
@@ -48,7 +48,8 @@ def _name(target: Any) -> str:
     return ""
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether a node of a traced graph calls an operator that changes one of its operands."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -164,7 +165,7 @@ def lower_complex(
     """
     if not holds_complex(exported.graph):
         return exported
-    if any(_writes(node) for node in exported.graph.nodes):
+    if any(writes(node) for node in exported.graph.nodes):
         exported = exported.run_decompositions({})  # nothing is decomposed, but writes into views become functions
     program = RealProgram(exported.module(check_guards=False))
     return torch.export.export(program, (image,), dynamic_shapes=(dynamic,), strict=False)

@@ -18,12 +18,15 @@ from onnx import numpy_helper
 from torch import nn
 
 from clusir.errors import UnsupportedModelError
+from clusir.export.complex_lowering import writes
 
 __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_program"]
 
 
 def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     """Names of the parameters from which no path leads to an output of the traced program."""
+    if any(writes(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # what is written into a view has no path; as a function it has
     parameters = program.graph_signature.inputs_to_parameters
     missing = []
     for node in program.graph.nodes:

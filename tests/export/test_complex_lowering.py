@@ -66,6 +66,22 @@ def transforms(x: Tensor) -> tuple[Tensor, ...]:
     return parts(*out)
 
 
+def hermitian(x: Tensor) -> tuple[Tensor, ...]:
+    """A half spectrum of a real spectrum, and back, in all norms; sizes that cut and pad."""
+    h, w = x.shape[-2:]
+    spectrum = torch.complex(x, x.flip(1))
+    out = [
+        fft.hfft(spectrum, n=w, norm="ortho"),
+        fft.hfft2(spectrum, s=(8, 10)),
+        fft.hfft(spectrum, n=60),
+        fft.hfftn(spectrum, dim=(1, 3)),
+    ]
+    out += [fft.hfft2(spectrum, s=(h, w), norm=n) for n in ("backward", "ortho", "forward")]
+    out += [fft.ihfft2(x, norm=n) for n in ("backward", "ortho", "forward")]
+    out += [fft.ihfft(x, n=9, dim=1), fft.ihfftn(x, dim=(3, 1)), fft.ihfft2(x, s=(30, 7))]
+    return parts(*out)
+
+
 def lengths(x: Tensor) -> tuple[Tensor, ...]:
     """s and n that cut and that pad, with and without axes."""
     spectrum = fft.rfft2(x)
@@ -164,7 +180,7 @@ def writes(x: Tensor) -> tuple[Tensor, ...]:
     return parts(z)
 
 
-GROUPS = [transforms, lengths, shifts, arithmetic, functions, shapes, writes]
+GROUPS = [transforms, lengths, hermitian, shifts, arithmetic, functions, shapes, writes]
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda g: g.__name__)

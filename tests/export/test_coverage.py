@@ -48,6 +48,26 @@ def test_complete_program_passes() -> None:
     assert missing_from_program(traced(patterns.TopKGather())) == ()
 
 
+class LowModes(nn.Module):
+    """A complex parameter whose product is written into a part of zeros, as Fourier neural operators do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, 4, 4, dtype=torch.complex64))
+        self.lost = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(x)
+        out = torch.zeros_like(spectrum)
+        out[:, :, :4, :4] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, :4, :4], self.weight)
+        torch.zeros(2)[:] = self.lost
+        return torch.fft.irfft2(out, s=x.shape[-2:])
+
+
+def test_parameters_that_reach_the_output_by_a_write_are_there() -> None:
+    assert missing_from_program(traced(LowModes())) == ("lost",)
+
+
 def tracer_export(module: nn.Module) -> onnx.ModelProto:
     """The tracing exporter, which accepts data-dependent Python and keeps one route."""
     file = io.BytesIO()
