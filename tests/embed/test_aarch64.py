@@ -1,56 +1,24 @@
-"""The C++ library for 64-bit Arm, under user-mode emulation, with ONNX Runtime's own Arm library.
-
-The numbers are those of the real NEON kernels; the times mean nothing.
-"""
+"""The C++ library for 64-bit Arm, under emulation (see arm), held to the golden cases."""
 
 from __future__ import annotations
 
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from toolchain import BUILD, CPP, FULL, GOLDEN, alone, build_cpp, need, run, shipped_model
+from arm import arm_command, arm_ort_library
+from toolchain import FULL, GOLDEN, run, shipped_model
 
 from clusir.export.golden import golden_picture, load_golden, restore_with_python, to_unit, write_golden
 
 
 @pytest.fixture(scope="module")
 def arm() -> list[str | Path]:
-    """The command that runs an Arm program of the build folder, without its arguments: emulator and library folder."""
-    need("aarch64-linux-gnu-g++")
-    need("qemu-aarch64")
-    build_cpp(
-        "aarch64",
-        "-DCMAKE_BUILD_TYPE=Release",
-        f"-DCMAKE_TOOLCHAIN_FILE={CPP / 'cmake' / 'aarch64-linux-gnu.cmake'}",
-        "-DCLUSIR_OPENVINO=OFF",
-        "-DCLUSIR_ORT=ON",
-        "-DCLUSIR_BUILD_TESTS=ON",
-        targets=("clusir-golden",),
-    )
-    with alone("aarch64-root") as folder:
-        root = run(CPP / "tools" / "emulated_arm_root.sh", folder).strip()
-    return ["qemu-aarch64", "-L", root, BUILD / "aarch64" / "clusir-golden"]
+    return arm_command("clusir-golden")
 
 
 @pytest.fixture(scope="module")
 def arm_library() -> Path:
-    """libonnxruntime out of the Arm wheel of the installed version."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    folder = BUILD / "aarch64-wheel"
-    found = sorted(folder.glob(f"onnxruntime/capi/libonnxruntime.so.{onnxruntime.__version__}"))
-    if found:
-        return found[0]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
-    command += ["--platform", "manylinux_2_28_aarch64", "--python-version", "3.11"]
-    out = run(*command, f"onnxruntime=={onnxruntime.__version__}", check=False)
-    wheels = sorted(folder.glob(f"onnxruntime-{onnxruntime.__version__}-*.whl"))
-    if not wheels:
-        pytest.skip(f"the Arm wheel of onnxruntime cannot be had here: {out[-200:]}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        member = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
-        return Path(wheel.extract(member, folder))
+    return arm_ort_library()
 
 
 def test_golden_cases_on_arm(arm: list[str | Path], arm_library: Path) -> None:
