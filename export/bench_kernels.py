@@ -51,7 +51,9 @@ def openvino_kernels(model: bytes, feeds: Mapping[str, np.ndarray], threads: int
         "NUM_STREAMS": 1,
         "PERF_COUNT": True,
     }
-    request = core.compile_model(core.read_model(model, b""), "CPU", config).create_infer_request()
+    opened = core.read_model(model, b"")
+    opened.reshape({name: list(array.shape) for name, array in feeds.items()})
+    request = core.compile_model(opened, "CPU", config).create_infer_request()
     best: Kernels = {}
     for _ in range(runs + 1):
         request.infer(dict(feeds))

@@ -2,6 +2,9 @@
 
 OpenVINO chooses bfloat16 by itself on CPUs that have it; parity is promised, so the precision hint is float32 (INT8
 graphs keep their integer kernels under it). Compiled models are cached, which halves the start.
+
+With an open batch axis OpenVINO leaves chains of element-wise operators unfused. A graph of one static size is compiled
+for a batch of 1 therefore, which is what the CPU runs, and once more with the axis open when another batch comes.
 """
 
 from __future__ import annotations
@@ -76,29 +79,43 @@ class OpenVinoRunner:
             if self._path.suffix == ".xml":
                 model = core.read_model(str(self._path))
                 self.spec = ModelSpec.from_metadata(_rt_metadata(model))
-                self._compiled: Any = core.compile_model(model, "CPU", config)
             else:
                 from clusir.runtimes.onnx_metadata import read_metadata
 
                 self.spec = ModelSpec.from_metadata(read_metadata(self._path))
-                self._compiled = core.compile_model(str(self._path), "CPU", config)
+                model = core.read_model(str(self._path))
+            # A router takes all its looks at a picture at once.
+            single = self.spec.graph != "router" and all(_open_batch(port) for port in model.inputs)
+            general = model.clone() if single else model
+            if single:
+                model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+            self._compiled: Any = core.compile_model(model, "CPU", config)
         except ClusirError:
             raise
         except Exception as error:
             raise ModelFormatError(f"model {self._path}: openvino refuses it ({_last_line(error)})") from error
-        self._inputs = {_input_name(p, self.spec): [_length(d) for d in p.partial_shape] for p in self._compiled.inputs}
+        self._inputs = {_input_name(p, self.spec): [_length(d) for d in p.partial_shape] for p in general.inputs}
         self._outputs = [_output_name(p, self.spec) for p in self._compiled.outputs]
         self._request: Any = self._compiled.create_infer_request()
+        self._general: Any = None if single else self._request
+        self._make_general: Any = lambda: core.compile_model(general, "CPU", config).create_infer_request()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.base.Runner`. Raises ClusirError where the runtime fails."""
         ready = check_feeds(feeds, self._inputs, self.name)
         try:
             # share_inputs saves a copy; outputs are copied because the request reuses their memory.
-            results = self._request.infer(ready, share_inputs=True, share_outputs=False)
+            results = self._request_for(ready).infer(ready, share_inputs=True, share_outputs=False)
         except Exception as error:
             raise ClusirError(f"{self.name} failed on {self._path.name}: {_last_line(error)}") from error
         return {n: np.array(results[i], dtype=np.float32) for i, n in enumerate(self._outputs)}
+
+    def _request_for(self, feeds: Mapping[str, Array]) -> Any:
+        if all(len(array) == 1 for array in feeds.values()):
+            return self._request
+        if self._general is None:
+            self._general = self._make_general()
+        return self._general
 
     def placement(self) -> dict[str, int]:
         """``{"CPU": n}``: the nodes of the compiled graph, after OpenVINO's own fusions."""
@@ -110,7 +127,7 @@ class OpenVinoRunner:
         return dict(counts)
 
     def close(self) -> None:
-        self._request = None
+        self._request = self._general = self._make_general = None
         self._compiled = None
 
     def __enter__(self) -> OpenVinoRunner:
@@ -124,6 +141,12 @@ class OpenVinoRunner:
 
 def _length(dimension: Any) -> int | None:
     return int(dimension.get_length()) if dimension.is_static else None
+
+
+def _open_batch(port: Any) -> bool:
+    """Whether the first axis alone has no fixed length."""
+    first, *rest = port.partial_shape
+    return bool(first.is_dynamic and all(d.is_static for d in rest))
 
 
 def _input_name(port: Any, spec: ModelSpec) -> str:

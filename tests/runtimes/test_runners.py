@@ -174,6 +174,19 @@ def test_openvino_keeps_compiled_models(tmp_path: Path, monkeypatch: pytest.Monk
     open_runner(path, backend="openvino").close()  # no cache is no error
 
 
+def test_openvino_compiles_for_one_picture_and_answers_several(tmp_path: Path) -> None:
+    path = models.save_whole(tmp_path / "m.onnx")
+    images = np.random.default_rng(0).random((3, 3, 64, 64), dtype=np.float32)
+    with open_runner(path, backend="openvino", threads=1) as runner:
+        assert runner._compiled.inputs[0].partial_shape.is_static
+        one = [runner.run({"image": image[None]})["restored"] for image in images]
+        together = runner.run({"image": images})["restored"]
+        np.testing.assert_allclose(np.concatenate(one), together, atol=1e-6)
+        np.testing.assert_array_equal(runner.run({"image": images[:1]})["restored"], one[0])
+    with open_runner(models.save_router(tmp_path / "r.onnx"), backend="openvino", threads=1) as router:
+        assert router._compiled.inputs[0].partial_shape[0].is_dynamic  # its looks come together
+
+
 def test_options_are_checked(tmp_path: Path) -> None:
     path = models.save_identity(tmp_path / "m.onnx")
     for options in (
