@@ -69,8 +69,11 @@ def measure(backend: str, threads: int, width: int, height: int, turns: int, fol
         taken["Python"].append(turn(python))
     middle = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in taken.items()}
     for name, (seconds, processor, _) in middle.items():
-        peak = max(run[2] for run in taken[name])
-        print(f"{backend} {name}: {seconds:.2f} s, {processor:.2f} s of processor time, {peak:.0f} MiB at most")
+        least, peak = min(run[0] for run in taken[name]), max(run[2] for run in taken[name])
+        print(
+            f"{backend} {name}: {seconds:.2f} s (least {least:.2f}), {processor:.2f} s of processor time, "
+            f"{peak:.0f} MiB at most"
+        )
     ratios = [c[0] / p[0] for c, p in zip(taken["C++"], taken["Python"], strict=True)]
     ours, theirs = (np.fromfile(path, np.uint8).astype(np.int16) for path in results.values())
     away = np.abs(ours - theirs)
