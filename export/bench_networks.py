@@ -1,5 +1,6 @@
-"""Stand-ins for the field's patterns, written for the benchmark page: a whole-map FFT block, patch FFT attention, and a
-top-k mixture of experts. Each maps Bx3xHxW to the same shape; none is anybody's published network.
+"""Stand-ins for the field's patterns, written for the benchmark page: a whole-map FFT block, patch FFT attention, a
+top-k mixture of experts, and channel attention between channel norms. Each maps Bx3xHxW to the same shape; none is
+anybody's published network.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from clusir.export.moe_registry import register_moe, top_k_gate
 
-__all__ = ["MoEStandIn", "PatchFFTStandIn", "WholeMapFFTStandIn", "describe_stand_ins"]
+__all__ = ["ChannelNormStandIn", "MoEStandIn", "PatchFFTStandIn", "WholeMapFFTStandIn", "describe_stand_ins"]
 
 _WIDTH = 32
 
@@ -92,6 +93,39 @@ class SparseExpertsStandIn(nn.Module):
         return out
 
 
+class _ChannelNorm(nn.Module):
+    """Zero mean and unit variance over the channels of each pixel, written out as restorers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(1, _WIDTH, 1, 1)), nn.Parameter(torch.zeros(1, _WIDTH, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        return centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * self.weight + self.bias
+
+
+class _ChannelBlock(nn.Module):
+    """Attention between channels, then a feed-forward part gated by GELU, each behind a channel norm."""
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = _ChannelNorm(), _ChannelNorm()
+        self.enter, self.leave = nn.Conv2d(_WIDTH, 3 * _WIDTH, 1, bias=False), nn.Conv2d(_WIDTH, _WIDTH, 1, bias=False)
+        self.wide, self.narrow = nn.Conv2d(_WIDTH, 4 * _WIDTH, 1), nn.Conv2d(2 * _WIDTH, _WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        parts = self.enter(self.first(x)).chunk(3, 1)
+        q, k, v = (t.reshape(b, self.heads, c // self.heads, h * w) for t in parts)
+        weights = torch.softmax(F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1), -1)
+        y = x + self.leave((weights @ v).reshape(b, c, h, w))
+        gate, value = self.wide(self.second(y)).chunk(2, 1)
+        result: Tensor = y - x + self.narrow(F.gelu(gate) * value)
+        return result
+
+
 class WholeMapFFTStandIn(_Restorer):
     def __init__(self) -> None:
         super().__init__([_SpectralBlock() for _ in range(3)])
@@ -105,6 +139,23 @@ class PatchFFTStandIn(_Restorer):
 class MoEStandIn(_Restorer):
     def __init__(self) -> None:
         super().__init__([SparseExpertsStandIn() for _ in range(2)])
+
+
+class ChannelNormStandIn(_Restorer):
+    """Its map comes back by a 1x1 convolution and a pixel shuffle; a shortcut and a residual block stand behind."""
+
+    def __init__(self) -> None:
+        super().__init__([_ChannelBlock() for _ in range(2)])
+        self.grow, self.skip = nn.Conv2d(_WIDTH, 4 * _WIDTH, 1, bias=False), nn.Conv2d(3, _WIDTH, 3, padding=1)
+        self.fine = nn.Sequential(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1), nn.GELU(), nn.Conv2d(_WIDTH, _WIDTH, 1))
+        self.head = nn.Conv2d(_WIDTH, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        for block in self.blocks:
+            y = y + block(y)
+        y = F.pixel_shuffle(self.grow(y), 2) + self.skip(x)
+        return x + self.head(y + self.fine(y))
 
 
 def describe_stand_ins() -> None:

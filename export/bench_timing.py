@@ -64,6 +64,7 @@ def ort_call(model: bytes, feeds: Mapping[str, np.ndarray], threads: int) -> Cal
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into the next's turn
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: list(session.run(None, dict(feeds)))
 

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from clusir.export.base import Pass, Pipeline
-from clusir.export.bench_networks import MoEStandIn, PatchFFTStandIn, WholeMapFFTStandIn, describe_stand_ins
+from clusir.export.bench_networks import (
+    ChannelNormStandIn,
+    MoEStandIn,
+    PatchFFTStandIn,
+    WholeMapFFTStandIn,
+    describe_stand_ins,
+)
 from clusir.export.fuse import fusing_passes
 from clusir.export.onnx_writer import OPSET, quiet_exporter
 from clusir.export.simplify import SimplifyGraph
@@ -31,7 +37,13 @@ __all__ = [
 ]
 
 FAMILY = ("tiny", "small-shallow", "small")
-STAND_INS = ("whole-map-fft", "patch-fft", "top-k-moe")
+_WRITTEN = {
+    "whole-map-fft": WholeMapFFTStandIn,
+    "patch-fft": PatchFFTStandIn,
+    "top-k-moe": MoEStandIn,
+    "channel-norm": ChannelNormStandIn,
+}
+STAND_INS = tuple(_WRITTEN)
 NETWORKS = (*FAMILY, *STAND_INS)
 
 
@@ -60,7 +72,7 @@ def network(name: str) -> nn.Module:
             once = (1,) * config.levels
             config = replace(config, blocks=once, decoder_blocks=once[1:], refine_blocks=1)
         return _Picture(random_model(config)).eval()
-    return {"whole-map-fft": WholeMapFFTStandIn, "patch-fft": PatchFFTStandIn, "top-k-moe": MoEStandIn}[name]().eval()
+    return _WRITTEN[name]().eval()
 
 
 def picture(size: int) -> Tensor:
