@@ -68,6 +68,7 @@ def bench_network(
     """Measure one network at ``size`` x ``size``: its rows, GFLOP, kernels and the peak go to the page."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    torch._dynamo.reset()  # its limit of recompilations counts all networks that share a forward
     model, image = network(name), picture(size)
     dense = densified(name, model)
     with torch.no_grad():
