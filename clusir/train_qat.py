@@ -1,17 +1,17 @@
 """Quantisation-aware fine-tuning: a few hundred steps in which the network feels the rounding of its INT8 file.
 
 The same convolutions that ``clusir-export`` turns into integers are computed with rounded weights (7 bits per output
-channel) and rounded inputs and outputs (8 bits, one range a tensor, clipped as the exporter clips); the gradient passes
-through the rounding as if it were not there, and is zero where a value was clipped. Each batch also runs in float, with
-the same weight in the loss: the float checkpoint must not pay for its INT8 file. The rounded pass is given the float
-pass's routing, as tiles are. What comes out is an ordinary float checkpoint.
+channel) and rounded inputs and outputs (8 bits, scaled per channel and clipped as the exporter does); the gradient
+passes through the rounding as if it were not there, and is zero where a value was clipped. Each batch also runs in
+float, with the same weight in the loss: the float checkpoint must not pay for its INT8 file. The rounded pass is given
+the float pass's routing, as tiles are. What comes out is an ordinary float checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clusir.export.quantize_equalise import channel_scale
-from clusir.export.quantize_graph import FLOAT_BLOCKS, is_dense
+from clusir.export.quantize_graph import is_dense
+from clusir.export.quantize_inputs import WORTH, error_left
 from clusir.export.quantize_outputs import count_channels, even_scale
 from clusir.export.quantize_ranges import CLIPPING, HISTOGRAM_BINS
 from clusir.layers import ConvFeedForward, Up
@@ -41,27 +42,30 @@ the restored picture alone. At 2e-4, with the losses of the routers, the float n
 _WEIGHT_LIMIT = 64  # seven bits: see clusir.export.quantize
 _LEVELS = 255
 Range = tuple[float, float]
+Scales = dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Ranges:
     """``input`` and ``output`` by the name of a convolution: (low <= 0, high >= 0). Where a ReLU follows, low is 0 in
-    ``output``, which is then the ReLU's. ``scale``: of each channel of the outputs that sums read (see
-    ``clusir.export.quantize_outputs``); their range in ``output`` is that of the result divided by it."""
+    ``output``, which is then the ReLU's. ``input_scale``, ``output_scale``: of each channel of the maps that sums write
+    or read (see ``clusir.export.quantize_inputs`` and ``_outputs``); the range is that of the map divided by it."""
 
     input: dict[str, Range]
     output: dict[str, Range]
-    scale: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    input_scale: Scales = field(default_factory=dict)
+    output_scale: Scales = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"input": self.input, "output": self.output, "scale": self.scale}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Ranges:
         source, result = (
             {k: (float(v[0]), float(v[1])) for k, v in values[part].items()} for part in ("input", "output")
         )
-        return cls(source, result, {k: tuple(map(float, v)) for k, v in values["scale"].items()})
+        scales = ({k: tuple(map(float, v)) for k, v in values[f"{part}_scale"].items()} for part in ("input", "output"))
+        return cls(source, result, *scales)
 
 
 def integer_convolutions(model: ClusIR) -> dict[str, nn.Conv2d]:
@@ -80,9 +84,8 @@ def integer_convolutions(model: ClusIR) -> dict[str, nn.Conv2d]:
 
 
 def _stays_float(name: str) -> bool:
-    """The first and the last convolution, what the tone map reads, routers, and the blocks that stay float anyway."""
-    edge = name in ("stem", "head", "tone.coefficients")
-    return edge or ".router." in f".{name}" or any(block in name for block in FLOAT_BLOCKS)
+    """The first and the last convolution, what the tone map reads, and routers."""
+    return name in ("stem", "head", "tone.coefficients") or ".router." in f".{name}"
 
 
 def prepare(model: ClusIR, images: Iterable[Tensor]) -> Ranges:
@@ -144,41 +147,58 @@ def _equalise(model: ClusIR, batches: Sequence[Tensor]) -> None:
             block.project.weight *= scale[None, :, None, None]
 
 
-def _output_scales(model: ClusIR, batches: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
-    """The scale of each output channel of the convolutions behind which no ReLU stands."""
-    rectified = _rectified(model)
-    names = {name for name, m in integer_convolutions(model).items() if id(m) not in rectified}
+def _channel_scales(model: ClusIR, batches: Sequence[Tensor]) -> tuple[Scales, Scales]:
+    """The scale of each channel of the inputs that no ReLU wrote and that gain by it, and of the outputs that no ReLU
+    reads, by convolution."""
+    modules, rectified = integer_convolutions(model), _rectified(model)
     # An upsampling is one transposed convolution in the file: four channels here are one there.
     merged = {f"{name}.body" for name, m in model.named_modules() if isinstance(m, Up)}
-    peaks: dict[str, NDArray[np.float64]] = {}
-    counts: dict[str, NDArray[np.int64]] = {}
+    peaks: dict[tuple[str, str], NDArray[np.float64]] = {}
+    counts: dict[tuple[str, str], NDArray[np.int64]] = {}
+    positive: set[str] = set(modules)
 
-    def shaped(name: str, out: Tensor) -> NDArray[np.float32]:
-        return (F.pixel_shuffle(out, 2) if name in merged else out).float().cpu().numpy()
+    def maps(name: str, x: Tensor, out: Tensor) -> Iterator[tuple[tuple[str, str], NDArray[np.float32]]]:
+        yield ("input", name), x.float().cpu().numpy()
+        if id(modules[name]) not in rectified:
+            yield ("output", name), (F.pixel_shuffle(out, 2) if name in merged else out).float().cpu().numpy()
 
-    def widen(name: str, _: Tensor, out: Tensor) -> None:
-        if name in names:
-            peak = np.abs(shaped(name, out)).max(axis=(0, 2, 3)).astype(np.float64)
-            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
+    def widen(name: str, x: Tensor, out: Tensor) -> None:
+        if float(x.min()) < 0:
+            positive.discard(name)
+        for key, value in maps(name, x, out):
+            peak = np.abs(value).max(axis=(0, 2, 3)).astype(np.float64)
+            peaks[key] = np.maximum(peaks[key], peak) if key in peaks else peak
 
-    def count(name: str, _: Tensor, out: Tensor) -> None:
-        if name in names:
-            counts[name] = counts.get(name, 0) + count_channels(shaped(name, out), peaks[name])
+    def count(name: str, x: Tensor, out: Tensor) -> None:
+        for key, value in maps(name, x, out):
+            counts[key] = counts.get(key, 0) + count_channels(value, peaks[key])
 
     _run_watched(model, batches, widen)
     _run_watched(model, batches, count)
-    scales = {name: even_scale(found, peaks[name]) for name, found in counts.items()}
-    return {name: tuple(map(float, v.repeat(4) if name in merged else v)) for name, v in scales.items()}
+    source, result = {}, {}
+    for (part, name), found in counts.items():
+        scale = even_scale(found, peaks[part, name])
+        if part == "output":
+            result[name] = tuple(map(float, scale.repeat(4) if name in merged else scale))
+            continue
+        power = modules[name].weight.detach().double().square().sum(dim=(0, 2, 3)).cpu().numpy()
+        if name not in positive and error_left(power, scale) < WORTH:
+            source[name] = tuple(map(float, scale))
+    return source, result
 
 
 def _observe(model: ClusIR, batches: Sequence[Tensor]) -> Ranges:
-    scales = _output_scales(model, batches)
-    factors = {name: torch.tensor(scale)[:, None, None] for name, scale in scales.items()}
+    scales = dict(zip(("input", "output"), _channel_scales(model, batches), strict=True))
+    factors = {
+        (part, name): torch.tensor(scale)[:, None, None] for part in scales for name, scale in scales[part].items()
+    }
     ends: dict[tuple[str, str], Range] = {}
     counts: dict[tuple[str, str], NDArray[np.int64]] = {}
 
-    def parts(name: str, x: Tensor, out: Tensor) -> tuple[tuple[str, Tensor], ...]:
-        return ("input", x), ("output", out / factors[name].to(out) if name in factors else out)
+    def parts(name: str, x: Tensor, out: Tensor) -> Iterator[tuple[str, Tensor]]:
+        for part, value in (("input", x), ("output", out)):
+            factor = factors.get((part, name))
+            yield part, value if factor is None else value / factor.to(value)
 
     def widen(name: str, x: Tensor, out: Tensor) -> None:
         for part, value in parts(name, x, out):
@@ -200,7 +220,7 @@ def _observe(model: ClusIR, batches: Sequence[Tensor]) -> Ranges:
         low, high = clip(histogram, np.linspace(*ends[key], HISTOGRAM_BINS + 1))
         ends[key] = float(low), float(high)
     source, result = ({name: ends[p, name] for p, name in ends if p == part} for part in ("input", "output"))
-    return Ranges(source, result, scales)
+    return Ranges(source, result, scales["input"], scales["output"])
 
 
 @contextmanager
@@ -219,15 +239,18 @@ def fake_quantised(model: ClusIR, ranges: Ranges) -> Iterator[None]:
 class _RoundedConvolution:
     def __init__(self, module: nn.Conv2d, ranges: Ranges, name: str) -> None:
         self.module, self.source, self.result = module, ranges.input[name], ranges.output[name]
-        scale = ranges.scale.get(name)
-        self.scale = None if scale is None else torch.tensor(scale).to(module.weight)[:, None, None]
+        self.read, self.written = (
+            torch.tensor(scales.get(name, (1.0,))).to(module.weight)[:, None, None]
+            for scales in (ranges.input_scale, ranges.output_scale)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         m = self.module
-        out = F.conv2d(_rounded(x, self.source), round_weight(m.weight), m.bias, m.stride, m.padding, m.dilation)
-        return (
-            _rounded(out, self.result) if self.scale is None else _rounded(out / self.scale, self.result) * self.scale
-        )
+        # As in the file: the input's scales are multiplied into the weights, and the output's divided out of them.
+        # Rounding per output channel does not see the latter.
+        weight = round_weight(m.weight * self.read)
+        out = F.conv2d(_rounded(x / self.read, self.source), weight, m.bias, m.stride, m.padding, m.dilation)
+        return _rounded(out / self.written, self.result) * self.written
 
 
 def round_weight(weight: Tensor) -> Tensor:

@@ -80,10 +80,10 @@ def store_as_int8(model: ModelProto, names: Collection[str]) -> int:
     return len(scales)
 
 
-def store_as_float16(model: ModelProto) -> int:
+def store_as_float16(model: ModelProto, keep: Collection[str] = ()) -> int:
     """Change ``model`` in place and return how many constants were changed. Scales of QDQ nodes keep their type, and so
-    do constants that float16 cannot hold, and those that a graph input or output names."""
-    kept = {v.name for v in (*model.graph.input, *model.graph.output)}
+    do the constants named in ``keep``, those that float16 cannot hold, and those that a graph input or output names."""
+    kept = {v.name for v in (*model.graph.input, *model.graph.output)} | set(keep)
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             kept |= set(node.input)

@@ -18,13 +18,11 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from clusir.errors import ExportError
 from clusir.spec import ModelSpec
 
-__all__ = ["FLOAT_BLOCKS", "Graph", "Layer", "is_dense", "load_graph", "metadata_of"]
+__all__ = ["FIRST", "Graph", "Layer", "is_dense", "load_graph", "metadata_of"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LEAST_INTENSITY = 80
-# The finest level's first block and the step down behind it: all that follows feels their rounding. See
-# docs/quantisation.md for what each costs alone.
-FLOAT_BLOCKS = ("encoder.0.blocks.", "down.0.")
+FIRST = "first convolution"
 _EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
 _ONE_EXPERT = re.compile(r"^(?:experts\.)?(\d+)\.")
 _ROUTER = re.compile(r"(?:^|\.)(?:router|gate_net|pcgrm)s?(?:\.|$)")
@@ -124,11 +122,9 @@ class Graph:
             if node.name in router or _ROUTER.search(name):
                 keep = "router"
             elif not names & self._ancestors(node.input[:1], set()):
-                keep = "first convolution"
+                keep = FIRST
             elif node.name in last:
                 keep = "last convolution"
-            elif any(block in name for block in FLOAT_BLOCKS):
-                keep = "felt by all that follows"
             elif area == 1:
                 keep = "acts on one vector per picture"
             dims = tuple(self.initialisers[name].dims)

@@ -17,7 +17,7 @@ from clusir.export.quantize_graph import Graph, Layer
 from clusir.export.quantize_ranges import HISTOGRAM_BINS, Calibration, Owners, clip_least_error
 from clusir.export.quantize_session import Probe
 
-__all__ = ["Scales", "count_channels", "even_scale", "output_scales", "scale_outputs"]
+__all__ = ["Scales", "channel_scales", "count_channels", "even_scale", "output_scales", "scale_outputs"]
 
 # As in equalisation: a channel that is nearly silent on the calibration crops must not be blown up.
 _LARGEST_SPREAD = 100.0
@@ -26,22 +26,32 @@ Scales = Mapping[str, NDArray[np.float64]]
 
 
 def output_scales(graph: Graph, layers: Collection[Layer], calibration: Calibration, owners: Owners) -> Scales:
-    """Layer name to the scale of each output channel, of geometric mean 1, for the ``layers`` that can take one.
-
-    Each channel's scale is the larger end of its own best range (see ``clip_least_error``) on the calibration crops.
-    """
+    """Layer name to the scale of each output channel (see :func:`channel_scales`), for the ``layers`` that can take
+    one."""
     nodes = {layer.name: node for layer in layers if (node := _scalable(graph, layer, layers)) is not None}
-    if not nodes:
+    found = channel_scales(graph, {node.output[0] for node in nodes.values()}, calibration, owners)
+    return {name: found[node.output[0]] for name, node in nodes.items() if node.output[0] in found}
+
+
+def channel_scales(
+    graph: Graph, names: Collection[str], calibration: Calibration, owners: Owners
+) -> dict[str, NDArray[np.float64]]:
+    """Tensor name to the scale of each channel, of geometric mean 1, for maps BxCxHxW of ``graph``.
+
+    Each is the larger end of the channel's own best range (see ``clip_least_error``) on the calibration crops. Maps
+    that are not finite, and those whose expert saw no crop, are left out.
+    """
+    if not names:
         return {}
-    probe = Probe(graph.model, sorted(node.output[0] for node in nodes.values()))
+    probe = Probe(graph.model, sorted(names))
     peaks: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, NDArray[np.int64]] = {}
     for final in (False, True):
         for crop, feeds in enumerate(calibration.feeds):
             values = probe.run(feeds)
-            for name, node in nodes.items():
-                value = values[node.output[0]]
-                if not calibration.serves(crop, owners.get(node.output[0])):
+            for name in names:
+                value = values[name]
+                if not calibration.serves(crop, owners.get(name)):
                     continue
                 if not final:
                     peak = np.abs(value).max(axis=(0, 2, 3)).astype(np.float64)

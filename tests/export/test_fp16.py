@@ -32,7 +32,8 @@ def test_fp16_of_both_graphs_agrees_and_keeps_float32_ports(routed: Any, tmp_pat
         assert ModelSpec.from_metadata(metadata_of(model)).precision == "fp16"
         assert all(v.type.tensor_type.elem_type == TensorProto.FLOAT for v in (*model.graph.input, *model.graph.output))
         halves = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
-        assert {"stem.weight", "encoder.0.block.expand.weight", "head.weight"} <= halves
+        assert {"encoder.0.block.expand.weight", "head.weight"} <= halves
+        assert "stem.weight" not in halves, "rounded, it would shift the brightness"
         assert not any("chooser" in name for name in halves)
         assert report.agreement_db is not None
         assert report.agreement_db > 60

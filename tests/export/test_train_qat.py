@@ -54,7 +54,8 @@ def test_the_same_convolutions_become_integers_as_in_the_exported_tile_graph(sta
 
 
 def test_weights_are_rounded_to_the_exporters_integers(routed: Any) -> None:
-    quantizer = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(compact=False, equalise=False))
+    config = QuantizeConfig(compact=False, equalise=False, scale_inputs=False)
+    quantizer = Quantizer(routed.whole, routed.calibration(), config)
     tensors = {t.name: numpy_helper.to_array(t) for t in quantizer.build().graph.initializer}
     name = "encoder.0.block.expand.weight"
     rounded = tensors[f"{name}_quantized"] * tensors[f"{name}_scale"].reshape(-1, 1, 1, 1)
@@ -78,9 +79,11 @@ def test_preparing_changes_no_result(model: ClusIR, images: list[torch.Tensor]) 
     expanding = [name for name in names if name.endswith("expand")]
     assert all(ranges.output[name][0] == 0 for name in expanding), "a ReLU follows"
     assert Ranges.from_json(json.loads(json.dumps(ranges.to_json()))) == ranges
-    assert ranges.scale.keys() == {name for name in names if not name.endswith("expand")}
-    assert all(len(set(scale)) > 4 for scale in ranges.scale.values())
-    up = np.reshape(ranges.scale["up.0.body"], (-1, 4))
+    assert ranges.output_scale.keys() == {name for name in names if not name.endswith("expand")}
+    assert ranges.input_scale
+    assert not any("encoder" in name for name in ranges.input_scale if name.endswith("project")), "behind a ReLU"
+    assert all(len(set(scale)) > 4 for scale in (*ranges.output_scale.values(), *ranges.input_scale.values()))
+    up = np.reshape(ranges.output_scale["up.0.body"], (-1, 4))
     assert np.array_equal(up, up[:, :1].repeat(4, axis=1)), "four channels here are one of the transposed convolution"
 
 
@@ -151,12 +154,32 @@ def test_a_scale_per_channel_rounds_quiet_channels_finely(model: ClusIR, images:
     x = torch.randn(1, 32, 16, 16, generator=torch.Generator().manual_seed(3)).clamp(*ranges.input[name])
 
     def error(scale: dict[str, tuple[float, ...]]) -> float:
-        factor = max(ranges.scale[name])
+        factor = max(ranges.output_scale[name])
         ends = ranges.output[name] if scale else tuple(end * factor for end in ranges.output[name])
-        rounding = Ranges({name: ranges.input[name]}, {name: ends}, scale)
+        rounding = Ranges({name: ranges.input[name]}, {name: ends}, {}, scale)
         with torch.no_grad():
             plain = layer(x)
             with fake_quantised(model, rounding):
                 return float((layer(x) - plain)[:, :8].square().mean())
 
-    assert error(ranges.scale) < 0.1 * error({})
+    assert error(ranges.output_scale) < 0.1 * error({})
+
+
+def test_a_scale_per_input_channel_rounds_quiet_channels_finely(model: ClusIR, images: list[torch.Tensor]) -> None:
+    name = "refine.1.feed_forward.expand"
+    layer = model.get_submodule(name)
+    loudness = torch.logspace(-2, 0, 32)
+    with torch.no_grad():
+        layer.weight /= loudness[None, :, None, None]  # type: ignore[operator]
+    x = torch.randn(1, 32, 16, 16, generator=torch.Generator().manual_seed(3)) * loudness[:, None, None]
+    unrounded = (0.0, 0.0)
+
+    def error(scale: torch.Tensor) -> float:
+        ends = (float((x / scale[:, None, None]).min()), float((x / scale[:, None, None]).max()))
+        rounding = Ranges({name: ends}, {name: unrounded}, {name: tuple(scale.tolist())})
+        with torch.no_grad():
+            plain = layer(x)
+            with fake_quantised(model, rounding):
+                return float((layer(x) - plain).square().mean())
+
+    assert error(loudness) < 0.1 * error(torch.ones(32))

@@ -1,4 +1,4 @@
-"""Outputs with a scale per channel compute the same in float and lose less in integers; no 16-bit sum can saturate."""
+"""Maps with a scale per channel compute the same in float and lose less in integers; no 16-bit sum can saturate."""
 
 import numpy as np
 import onnx
@@ -8,6 +8,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from clusir.errors import ExportError
 from clusir.export.quantize import QuantizeConfig, Quantizer
 from clusir.export.quantize_graph import load_graph
+from clusir.export.quantize_inputs import input_scales, scale_inputs
 from clusir.export.quantize_outputs import output_scales, scale_outputs
 from clusir.export.quantize_ranges import Calibration
 from clusir.export.quantize_saturation import check_pair_sums, largest_pair_sums
@@ -22,6 +23,8 @@ def network() -> ModelProto:
     shapes = {"stem": (WIDTH, 3), "expand": (WIDTH, WIDTH), "project": (WIDTH, WIDTH), "up": (WIDTH, WIDTH)}
     tensors = {n: rng.standard_normal((*s, 3, 3)) / 6 for n, s in (shapes | {"head": (3, WIDTH)}).items()}
     loudness = np.logspace(-1.5, 0, WIDTH)
+    tensors["stem"] *= loudness[:, None, None, None]
+    tensors["expand"] /= loudness[None, :, None, None]
     tensors["project"] *= loudness[:, None, None, None]
     tensors["up"] *= loudness[None, :, None, None]
     tensors["head"] /= np.tile(loudness, 1)[None, :, None, None]
@@ -74,12 +77,34 @@ def test_scaling_changes_nothing_in_float_and_evens_the_channels(calibration: Ca
         assert even.max() / even.min() < 2
 
 
-def test_scaled_outputs_are_closer_to_float(calibration: Calibration) -> None:
+def test_scaling_the_inputs_changes_nothing_in_float(calibration: Calibration) -> None:
+    graph = load_graph(network())
+    layers = [layer for layer in graph.layers() if not layer.keep]
+    scales = input_scales(graph, layers, calibration, {})
+    assert scales.keys() == {"expand.weight", "up.weight"}, "a ReLU writes what project reads"
+    scaled = scale_inputs(graph.model, scales)
+    onnx.checker.check_model(scaled, full_check=True)
+    a, b = Probe(graph.model, ["stem", "x"]), Probe(scaled, ["stem.even", "x.even"])
+    for feeds in calibration.feeds:
+        before, after = a.run(feeds), b.run(feeds)
+        assert np.abs(before["head"] - after["head"]).max() < 1e-4 * np.abs(before["head"]).max()
+        for name, layer in (("stem", "expand.weight"), ("x", "up.weight")):
+            np.testing.assert_allclose(
+                after[f"{name}.even"] * scales[layer].reshape(1, -1, 1, 1), before[name], atol=1e-5
+            )
+    spread = np.abs(before["stem"]).max(axis=(0, 2, 3))
+    assert spread.max() / spread.min() > 5
+    even = np.abs(after["stem.even"]).max(axis=(0, 2, 3))
+    assert even.max() / even.min() < 2
+
+
+@pytest.mark.parametrize("option", ["scale_outputs", "scale_inputs"])
+def test_scaled_maps_are_closer_to_float(calibration: Calibration, option: str) -> None:
     source = network()
     expected = [Probe(source).run(feeds)["head"] for feeds in calibration.feeds]
 
     def error(scaled: bool) -> float:
-        probe = Probe(Quantizer(source, calibration, QuantizeConfig(scale_outputs=scaled)).build())
+        probe = Probe(Quantizer(source, calibration, QuantizeConfig(**{option: scaled})).build())
         found = [probe.run(feeds)["head"] for feeds in calibration.feeds]
         return float(np.mean([(x - y) ** 2 for x, y in zip(found, expected, strict=True)]))
 
@@ -89,8 +114,10 @@ def test_scaled_outputs_are_closer_to_float(calibration: Calibration) -> None:
 def test_a_layer_that_is_put_back_to_float_is_left_as_it_was(calibration: Calibration) -> None:
     quantizer = Quantizer(network(), calibration, QuantizeConfig(compact=False))
     names = {name for node in quantizer.build({"project.weight"}).graph.node for name in node.output}
-    assert "up.even" in names
+    assert {"up.even", "stem.even", "x.even"} <= names
     assert "project.even" not in names
+    names = {name for node in quantizer.build({"expand.weight"}).graph.node for name in node.output}
+    assert "stem.even" not in names
 
 
 def saturating(weights: np.ndarray, activations: np.ndarray) -> np.ndarray:
