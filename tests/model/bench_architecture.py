@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "4 clusters a level": {"clusters": (4, 4, 4)},
     "16 clusters a level": {"clusters": (16, 16, 16)},
     "wider, shallower": {"widths": (40, 80, 120), "refine_blocks": 1},
-    "narrower, deeper": {"widths": (28, 56, 84), "refine_blocks": 4},
+    "narrower, deeper": {"widths": (24, 56, 80), "refine_blocks": 4},
     "attention in the decoder": {"decoder_attention": True, "decoder_gains": False},
     "concatenated skips": {"skip": "cat"},
 }
