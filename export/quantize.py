@@ -241,22 +241,19 @@ class Quantizer:
 
     def _relu_behind(self, layer: Layer) -> onnx.NodeProto | None:
         """The ReLU that alone reads the layer: the range of its output, which starts at 0, absorbs it."""
-        output = self._node(layer).output[0]
+        output = self.graph.node(layer).output[0]
         readers = self.graph.consumers.get(output, [])
         alone = len(readers) == 1 and readers[0].op_type == "Relu" and output not in self.graph.outputs
         return readers[0] if alone else None
 
-    def _node(self, layer: Layer) -> onnx.NodeProto:
-        return next(node for node in self.graph.consumers[layer.name] if node.name == layer.node)
-
     def _touched(self, layer: Layer) -> set[str]:
-        node, relu = self._node(layer), self._relu_behind(layer)
+        node, relu = self.graph.node(layer), self._relu_behind(layer)
         return {node.input[0], node.output[0], *(relu.output if relu is not None else ())}
 
     def _additions(self, chosen: list[Layer]) -> list[onnx.NodeProto]:
         """Sums of two maps of which one comes straight from a chosen layer or from another such sum."""
         found: list[onnx.NodeProto] = []
-        integer = {name for layer in chosen for name in self._touched(layer) - {self._node(layer).input[0]}}
+        integer = {name for layer in chosen for name in self._touched(layer) - {self.graph.node(layer).input[0]}}
         outside = {*self.graph.inputs, *self.graph.outputs}
         for node in self.graph.model.graph.node:
             names = {*node.input, *node.output}

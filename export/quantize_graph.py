@@ -103,6 +103,10 @@ class Graph:
     def weight(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(self.initialisers[name])
 
+    def node(self, layer: Layer) -> NodeProto:
+        """The convolution of a layer of :meth:`layers`."""
+        return next(node for node in self.consumers[layer.name] if node.name == layer.node)
+
     def convolutions(self) -> list[NodeProto]:
         """Convolutions with constant weights, in the graph's order."""
         return [n for n in self.model.graph.node if n.op_type in _CONVOLUTIONS and n.input[1] in self.initialisers]

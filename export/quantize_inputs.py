@@ -43,9 +43,10 @@ def _error_left(graph: Graph, node: NodeProto, scale: NDArray[np.float64]) -> fl
 def error_left(power: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
     """The expected rounding error of a layer's sums with a scale per input channel, relative to one for all channels.
 
-    ``power``: the sum of the squared weights of each input channel.
+    ``power``: the sum of the squared weights of each input channel. 1 where all weights are zero: nothing is to gain.
     """
-    return float(np.sqrt((power * scale**2).sum() / (power.sum() * scale.max() ** 2)))
+    whole = power.sum() * scale.max() ** 2
+    return float(np.sqrt((power * scale**2).sum() / whole)) if whole else 1.0
 
 
 def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProto | None:
@@ -53,7 +54,7 @@ def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProt
 
     Behind a ReLU of an integer layer equalisation does the same for nothing.
     """
-    node = next(n for n in graph.consumers[layer.name] if n.name == layer.node)
+    node = graph.node(layer)
     source = graph.producer.get(node.input[0])
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     if source is None or source.op_type == "Relu" or source.name in {other.node for other in layers}:

@@ -84,7 +84,7 @@ def count_channels(value: NDArray[np.float32], peak: NDArray[np.float64]) -> NDA
 def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProto | None:
     """The layer's node if its output is a map inside the graph that only float operations read, and its weights and
     bias are its own."""
-    node = next(n for n in graph.consumers[layer.name] if n.name == layer.node)
+    node = graph.node(layer)
     readers = graph.consumers.get(node.output[0], [])
     integer = {other.node for other in layers}
     if not readers or node.output[0] in graph.outputs or len(graph.shapes.get(node.output[0], ())) != 4:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,29 +79,25 @@ class OpenVinoRunner:
             if self._path.suffix == ".xml":
                 model = core.read_model(str(self._path))
                 self.spec = ModelSpec.from_metadata(_rt_metadata(model))
-                # Reshaping folds the integers' way back to float, and with it the integer kernels.
-                shapes = [port.partial_shape for port in model.inputs]
-                single = self.spec.precision != "int8" and _takes_one(self.spec, shapes)
-                if single:
-                    model.reshape({port: _of_one(port.partial_shape) for port in model.inputs})
             else:
                 from clusir.runtimes.onnx_metadata import read_metadata
 
                 self.spec = ModelSpec.from_metadata(read_metadata(self._path))
-                model, single = _read_onnx(self._path, self.spec)
+                model = core.read_model(str(self._path))
+            single = _takes_one(self.spec, model)
+            general = model.clone() if single else model
+            if single:
+                _close_batch(model)
             self._compiled: Any = core.compile_model(model, "CPU", config)
         except ClusirError:
             raise
         except Exception as error:
             raise ModelFormatError(f"model {self._path}: openvino refuses it ({_last_line(error)})") from error
-        self._inputs = {
-            _input_name(p, self.spec): [None if single and not i else _length(d) for i, d in enumerate(p.partial_shape)]
-            for p in model.inputs
-        }
+        self._inputs = {_input_name(p, self.spec): [_length(d) for d in p.partial_shape] for p in general.inputs}
         self._outputs = [_output_name(p, self.spec) for p in self._compiled.outputs]
         self._request: Any = self._compiled.create_infer_request()
         self._general: Any = None if single else self._request
-        self._make_general: Any = lambda: core.compile_model(str(self._path), "CPU", config).create_infer_request()
+        self._make_general: Any = lambda: core.compile_model(general, "CPU", config).create_infer_request()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.base.Runner`. Raises ClusirError where the runtime fails."""
@@ -146,33 +142,21 @@ def _length(dimension: Any) -> int | None:
     return int(dimension.get_length()) if dimension.is_static else None
 
 
-def _read_onnx(path: Path, spec: ModelSpec) -> tuple[Any, bool]:
-    """The model as OpenVINO reads it, and whether its batch axis was closed at 1.
-
-    Before it is converted: ``Model.reshape`` does the same, but folds the integers of an INT8 file into floats.
-    """
-    from openvino.frontend import FrontEndManager
-
-    frontend = FrontEndManager().load_by_framework("onnx")
-    loaded = frontend.load(str(path))
-    places = loaded.get_inputs()
-    single = _takes_one(spec, [loaded.get_partial_shape(place) for place in places])
-    if single:
-        for place in places:
-            loaded.set_partial_shape(place, _of_one(loaded.get_partial_shape(place)))
-    return frontend.convert(loaded), single
-
-
-def _takes_one(spec: ModelSpec, shapes: Sequence[Any]) -> bool:
+def _takes_one(spec: ModelSpec, model: Any) -> bool:
     """Whether the first axis of every input alone has no fixed length; a router takes all its looks at once."""
+    shapes = [port.partial_shape for port in model.inputs]
     alone = all(s.rank.is_static and s[0].is_dynamic and all(d.is_static for d in list(s)[1:]) for s in shapes)
     return spec.graph != "router" and alone
 
 
-def _of_one(shape: Any) -> Any:
+def _close_batch(model: Any) -> None:
+    """Give every input a batch of 1, in place. ``Model.reshape`` would fold the integers of an INT8 file into floats,
+    and with them its integer kernels."""
     from openvino import PartialShape
 
-    return PartialShape([1, *list(shape)[1:]])
+    for parameter in model.get_parameters():
+        parameter.set_partial_shape(PartialShape([1, *list(parameter.get_partial_shape())[1:]]))
+    model.validate_nodes_and_infer_types()
 
 
 def _input_name(port: Any, spec: ModelSpec) -> str:

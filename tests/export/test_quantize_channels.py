@@ -1,5 +1,7 @@
 """Maps with a scale per channel compute the same in float and lose less in integers; no 16-bit sum can saturate."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -8,11 +10,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from clusir.errors import ExportError
 from clusir.export.quantize import QuantizeConfig, Quantizer
 from clusir.export.quantize_graph import load_graph
-from clusir.export.quantize_inputs import input_scales, scale_inputs
+from clusir.export.quantize_inputs import error_left, input_scales, scale_inputs
 from clusir.export.quantize_outputs import output_scales, scale_outputs
 from clusir.export.quantize_ranges import Calibration
 from clusir.export.quantize_saturation import check_pair_sums, largest_pair_sums
 from clusir.export.quantize_session import Probe
+from clusir.runtimes import open_runner
+from clusir.spec import ModelSpec, SizeRequirements
 
 WIDTH, SIZE = 8, 16
 
@@ -148,3 +152,25 @@ def test_sums_of_two_products_fit_16_bits_with_seven_bit_weights(calibration: Ca
         assert not all(exact)
         with pytest.raises(ExportError, match="quantise with reduce_range"):
             check_pair_sums(model)
+
+
+def test_openvino_computes_the_file_in_integers(calibration: Calibration, tmp_path: Path) -> None:
+    """Folding the integers into floats changes no result, so only the kernels tell."""
+    model = network()
+    for port in (*model.graph.input, *model.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    built, path = Quantizer(model, calibration, QuantizeConfig()).build(), tmp_path / "m.int8.onnx"
+    spec = ModelSpec(
+        input_name="image", output_name="head", size=SizeRequirements(static_px=SIZE), tile_px=SIZE, halo_px=0
+    )
+    helper.set_model_props(built, spec.to_metadata())
+    onnx.save(built, path)
+    with open_runner(path, backend="openvino", device="cpu", threads=1) as runner:
+        kernels = [operation.get_rt_info() for operation in runner._compiled.get_runtime_model().get_ops()]
+    precisions = [str(k["runtimePrecision"].value) for k in kernels if k["layerType"].value == "Convolution"]
+    assert sum(name in ("u8", "i8") for name in precisions) == 2, "expand and project"
+
+
+def test_a_layer_without_weights_gains_nothing_from_scales() -> None:
+    assert error_left(np.zeros(3), np.array([1.0, 2.0, 4.0])) == 1.0
+    assert error_left(np.array([1.0, 0.0]), np.array([1.0, 4.0])) == 0.25

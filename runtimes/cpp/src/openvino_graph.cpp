@@ -193,14 +193,14 @@ private:
     }
 
     // Tiles run one at a time: a graph of fixed size is compiled to faster code than one with an open batch.
+    // Model::reshape would fold the integers of an INT8 file into floats, and with them its integer kernels.
     static void fix_batch(ov::Model& model) {
-        std::map<ov::Output<ov::Node>, ov::PartialShape> shapes;
-        for (const auto& port : model.inputs()) {
-            ov::PartialShape shape = port.get_partial_shape();
+        for (const auto& parameter : model.get_parameters()) {
+            ov::PartialShape shape = parameter->get_partial_shape();
             if (shape.rank().is_static() && shape.size() > 0) shape[0] = 1;
-            shapes[port] = shape;
+            parameter->set_partial_shape(shape);
         }
-        model.reshape(shapes);
+        model.validate_nodes_and_infer_types();
     }
 
     std::string path_;
