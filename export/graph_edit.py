@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from clusir.export.graph_index import captured, sort_nodes
+from clusir.export.graph_index import captured, inferred, sort_nodes
 from clusir.export.graph_probe import LinearGraph
 
 __all__ = ["GraphEdit", "plain_convolution"]
@@ -25,13 +25,14 @@ def plain_convolution(node: onnx.NodeProto) -> bool:
     return ones and values.get("group", 1) == 1 and values.get("auto_pad", b"NOTSET") == b"NOTSET"
 
 
-def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
-    """Read ``new`` instead of ``old``, in the branches too (no branch of an exported graph hides an outer name)."""
-    node.input[:] = [new if i == old else i for i in node.input]
+def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Read other values, in the branches too (no branch of an exported graph hides an outer name)."""
+    if any(i in names for i in node.input):
+        node.input[:] = [names.get(i, i) for i in node.input]
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
             for inner in graph.node:
-                _rename(inner, old, new)
+                _rename(inner, names)
 
 
 class GraphEdit:
@@ -107,18 +108,21 @@ class GraphEdit:
 
     def redirect(self, old: str, new: str) -> None:
         """Let every reader of ``old`` read ``new``. A graph output keeps its name: ``new`` takes it over."""
+        self.redirect_all({old: new})
+
+    def redirect_all(self, names: Mapping[str, str]) -> None:
+        """The same for many values at once (old name to new name); no new name may be an old one too."""
         graph = self.model.graph
-        if old in {o.name for o in graph.output}:
+        names = dict(names)
+        for output in [o.name for o in graph.output if o.name in names]:
+            before, taken = f"{output}/before", names.pop(output)
+            own = {output: before, taken: output}
             for node in graph.node:
-                node.output[:] = [f"{old}/before" if o == old else o for o in node.output]
-                _rename(node, old, f"{old}/before")
-            old, new, taken = f"{old}/before", old, new
-            for node in graph.node:
-                node.output[:] = [new if o == taken else o for o in node.output]
-                _rename(node, taken, new)
+                node.output[:] = [own.get(o, o) for o in node.output]
+                _rename(node, own)
+            names = {own.get(old, old): own.get(new, new) for old, new in names.items()} | {before: output}
         for node in graph.node:
-            if new not in node.output:
-                _rename(node, old, new)
+            _rename(node, {old: new for old, new in names.items() if new not in node.output})
         ordered = sort_nodes(graph.node)
         del graph.node[:]
         graph.node.extend(ordered)
@@ -137,6 +141,5 @@ class GraphEdit:
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(reversed(kept))
         graph.initializer.extend(weights)
-        inferred = onnx.shape_inference.infer_shapes(self.model)
-        graph.value_info.extend(inferred.graph.value_info)
+        graph.value_info.extend(inferred(self.model).value_info)
         self._linear = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.errors import ExportError
 
-__all__ = ["GraphIndex", "captured", "copied", "drop_unused", "sort_nodes"]
+__all__ = ["GraphIndex", "captured", "copied", "drop_unused", "inferred", "sort_nodes"]
 
 M = TypeVar("M", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
 
@@ -30,24 +31,60 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def sort_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes, each behind those that make its inputs; otherwise as they were. Raises ExportError for a cycle."""
+    """The nodes by how many others must run before them in a row, and otherwise as they were. Raises ExportError for a
+    cycle."""
     waiting = list(nodes)
-    unmade = {o for n in waiting for o in n.output}
-    needs = [{i for i in captured(n) if i in unmade} for n in waiting]
-    ordered: list[onnx.NodeProto] = []
-    made: set[str] = set()
-    while waiting:
-        ready = [k for k, need in enumerate(needs) if need <= made]
-        if not ready:
-            raise ExportError(f"the graph has a cycle through {waiting[0].name}")
-        # Take the whole prefix of ready nodes in their old order, so that the file stays readable.
-        for k in ready:
-            ordered.append(waiting[k])
-            made.update(waiting[k].output)
-        chosen = set(ready)
-        waiting = [n for k, n in enumerate(waiting) if k not in chosen]
-        needs = [n for k, n in enumerate(needs) if k not in chosen]
-    return ordered
+    maker = {o: k for k, n in enumerate(waiting) for o in n.output if o}
+    needs = [{maker[i] for i in captured(n) if i in maker} for n in waiting]
+    readers: list[list[int]] = [[] for _ in waiting]
+    for k, need in enumerate(needs):
+        for made in need:
+            readers[made].append(k)
+    missing = [len(need) for need in needs]
+    ordered: list[int] = []
+    ready = [k for k, count in enumerate(missing) if not count]
+    while ready:
+        ordered += ready
+        behind: list[int] = []
+        for made in ready:
+            for k in readers[made]:
+                missing[k] -= 1
+                if not missing[k]:
+                    behind.append(k)
+        ready = sorted(behind)
+    if len(ordered) < len(waiting):
+        stuck = next(n for n, count in zip(waiting, missing, strict=True) if count)
+        raise ExportError(f"the graph has a cycle through {stuck.name}")
+    return [waiting[k] for k in ordered]
+
+
+def inferred(model: onnx.ModelProto, batch: int | None = None, data_prop: bool = False) -> onnx.GraphProto:
+    """The graph, without its weights, with the shapes that ONNX infers; old notes of shapes are not believed.
+
+    ``batch`` sets axis 0 of every input that leaves it open (the outputs' shapes are then inferred anew). Weights only
+    lend their shape: copying them each time made the passes over a large network take half an hour.
+    """
+    graph = onnx.GraphProto()
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    inputs = {i.name for i in graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _CONSTANT_SIZE:  # a shape, an axis: inference reads its numbers
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    if batch is not None:
+        for value in graph.input:
+            dims = value.type.tensor_type.shape.dim
+            if value.name in inputs and dims and not dims[0].HasField("dim_value"):
+                dims[0].dim_value = batch
+        for value in graph.output:
+            value.type.tensor_type.ClearField("shape")
+    light = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    light.functions.extend(model.functions)
+    return onnx.shape_inference.infer_shapes(light, data_prop=data_prop).graph
 
 
 class GraphIndex:

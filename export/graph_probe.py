@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from clusir.export.graph_index import captured
+from clusir.export.graph_index import captured, inferred
 
 __all__ = ["PROBE_BATCH", "LinearGraph", "Region"]
 
@@ -39,6 +39,25 @@ class Region:
     nodes: tuple[onnx.NodeProto, ...]
 
 
+class _Constants(Mapping[str, NDArray[np.generic]]):
+    """Constants by name, unpacked when they are asked for."""
+
+    def __init__(self, tensors: dict[str, onnx.TensorProto]) -> None:
+        self.tensors = tensors
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return numpy_helper.to_array(self.tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
 class LinearGraph:
     """A graph with every size fixed: shapes, constants, producers, and linear regions that can be run."""
 
@@ -46,12 +65,10 @@ class LinearGraph:
         self.graph = model.graph
         self.opsets = list(model.opset_import)
         self.shapes = _fixed_shapes(model)
-        self.constants: dict[str, NDArray[np.generic]] = {
-            t.name: numpy_helper.to_array(t) for t in self.graph.initializer
-        }
+        self.constants = _Constants({t.name: t for t in self.graph.initializer})
         for node in self.graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+                self.constants.tensors[node.output[0]] = node.attribute[0].t
         self.producer = {o: n for n in self.graph.node for o in n.output if o}
         self.order = {id(n): k for k, n in enumerate(self.graph.node)}
         self.users: dict[str, list[onnx.NodeProto]] = {}
@@ -148,18 +165,9 @@ class LinearGraph:
 
 def _fixed_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes by inference with axis 0 of every input set to PROBE_BATCH; sizes that stay unknown leave no entry."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = PROBE_BATCH
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    shapes: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in inferred.graph.initializer}
-    for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]:
+    graph = inferred(model, PROBE_BATCH, data_prop=True)
+    shapes: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    for value in [*graph.value_info, *graph.input, *graph.output]:
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
             if all(d.HasField("dim_value") for d in dims):

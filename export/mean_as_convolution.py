@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph_edit import GraphEdit
+from clusir.export.graph_index import inferred
 
 __all__ = ["MeanAsConvolution"]
 
@@ -26,25 +27,24 @@ class MeanAsConvolution(GraphPass):
         edit = GraphEdit(model)
         channels = _maps(edit.model)
         constants = {t.name: numpy_helper.to_array(t) for t in edit.model.graph.initializer}
-        done = 0
+        means: dict[str, str] = {}
         for node in [n for n in edit.model.graph.node if n.op_type == "ReduceMean"]:
             count = channels.get(node.input[0])
             if count is None or not _over_channels(node, constants):
                 continue
             weight = edit.constant(np.full((1, count, 1, 1), 1.0 / count), f"{node.output[0]}/weight")
-            edit.redirect(node.output[0], edit.node("Conv", [node.input[0], weight], f"{node.output[0]}/mean"))
-            done += 1
-        if not done:
+            means[node.output[0]] = edit.node("Conv", [node.input[0], weight], f"{node.output[0]}/mean")
+        if not means:
             return PassResult(model, False, ("no mean over the channels of a map was found",))
+        edit.redirect_all(means)
         edit.drop_unused()
-        return PassResult(edit.model, True, (f"{done} means over channels are 1x1 convolutions",))
+        return PassResult(edit.model, True, (f"{len(means)} means over channels are 1x1 convolutions",))
 
 
 def _maps(model: onnx.ModelProto) -> dict[str, int]:
     """The number of channels of every float value of rank 4 that has a known one."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
     found = {}
-    for value in [*inferred.value_info, *inferred.input]:
+    for value in [*inferred(model).value_info, *model.graph.input]:
         kind = value.type.tensor_type
         dims = kind.shape.dim
         if kind.elem_type == TensorProto.FLOAT and len(dims) == 4 and dims[1].dim_value > 1:

@@ -22,19 +22,19 @@ class OrderGelu(GraphPass):
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
-        done = 0
+        linear, products = edit.linear(), dict[str, str]()
         for value in [n.output[0] for n in edit.model.graph.node if n.op_type == "Erf"]:
-            found = _half_inside(edit.linear(), value)
+            found = _half_inside(linear, value)
             if found is None:
                 continue
             source, sum_, half, result = found
             product = edit.node("Mul", [source, sum_], f"{result}/product")
-            edit.redirect(result, edit.node("Mul", [product, half], f"{result}/gelu"))
-            done += 1
-        if not done:
+            products[result] = edit.node("Mul", [product, half], f"{result}/gelu")
+        if not products:
             return PassResult(model, False, ("no GELU with its half inside the product was found",))
+        edit.redirect_all(products)
         edit.drop_unused()
-        return PassResult(edit.model, True, (f"{done} GELU in the order that runtimes know",))
+        return PassResult(edit.model, True, (f"{len(products)} GELU in the order that runtimes know",))
 
 
 def _half_inside(linear: LinearGraph, erf: str) -> tuple[str, str, str, str] | None:
