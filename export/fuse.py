@@ -14,7 +14,6 @@ from clusir.export.fuse_resize import FuseResize
 from clusir.export.fuse_spectral import FuseSpectralFilter
 from clusir.export.fuse_upsample import FuseUpsample
 from clusir.export.gram_attention import GramAttention
-from clusir.export.keep_blocked import KeepBlockedLayout
 from clusir.export.mean_as_convolution import MeanAsConvolution
 from clusir.export.order_gelu import OrderGelu
 from clusir.export.pair_depthwise import PairDepthwise
@@ -39,5 +38,4 @@ def fusing_passes() -> list[Pass[onnx.ModelProto]]:
         FuseUpsample(),
         PairDepthwise(),
         SplitConvolution(),
-        KeepBlockedLayout(),
     ]

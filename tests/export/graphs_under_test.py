@@ -73,10 +73,12 @@ def kinds(model: onnx.ModelProto) -> dict[str, int]:
     return dict(operators(model.graph))
 
 
-def accept(step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], batch: bool = False) -> onnx.ModelProto:
-    """The pass changes the graph and keeps its numbers on both runtimes."""
+def accept(
+    step: Pass[onnx.ModelProto], module: Any, shape: tuple[int, ...], batch: bool = False, sizes: bool = False
+) -> onnx.ModelProto:
+    """The pass changes the graph and keeps its numbers on both runtimes; ``batch`` and ``sizes`` leave axes open."""
     torch.manual_seed(0)
-    before = exported(module, shape, dynamic=(0,) if batch else (), simple=True)
+    before = exported(module, shape, dynamic=(*((0,) if batch else ()), *((2, 3) if sizes else ())), simple=True)
     result = step.apply(before)
     assert result.modified, result.notes
     step.ensures(result.model)

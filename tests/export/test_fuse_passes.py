@@ -13,9 +13,7 @@ from clusir.export.fuse import fusing_passes
 from clusir.export.fuse_haar import FuseHaar
 from clusir.export.fuse_spectral import FuseSpectralFilter
 from clusir.export.fuse_upsample import FuseUpsample
-from clusir.export.keep_blocked import KeepBlockedLayout
 from clusir.export.mean_as_convolution import MeanAsConvolution
-from clusir.export.split_convolution import SplitConvolution
 from clusir.layers import ChannelLayerNorm
 from clusir.wavelet import haar_forward, haar_inverse
 
@@ -138,52 +136,6 @@ def test_upsampling_refuses_larger_kernels_and_biases() -> None:
     refuse(FuseUpsample(), Upsample(kernel=3), (2, 6, 5, 7), "larger than 1x1")
     refuse(FuseUpsample(), Upsample(bias=True), (2, 6, 5, 7), "has a bias")
     refuse(FuseUpsample(), lambda x: F.relu(x), (2, 6, 5, 7), "no DepthToSpace")
-
-
-class Branches(nn.Module):
-    def __init__(self, leak: bool = False) -> None:
-        super().__init__()
-        self.leak = leak
-        self.enter = nn.Conv2d(4, 8, 1)
-        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(5, 5, 5, padding=2, groups=5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one, two = torch.split(self.enter(x), [3, 5], dim=1)
-        two = self.b(two) * torch.tanh(two) if self.leak else self.b(two)
-        return torch.cat([torch.relu(self.a(one)), two], 1)
-
-
-def test_split_convolution_cuts_weights_and_biases() -> None:
-    model = accept(SplitConvolution(), Branches(), (2, 4, 6, 6), batch=True)
-    assert "Split" not in kinds(model)
-    assert kinds(model)["Conv"] == 4
-
-
-def test_split_convolution_stays_where_something_else_reads_a_part() -> None:
-    refuse(SplitConvolution(), Branches(leak=True), (2, 4, 6, 6), "no convolution is split")
-
-
-class Stream(nn.Module):
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.up = nn.Conv2d(8, 32, 1)
-        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(blocks))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.pixel_shuffle(self.up(x), 2)
-        y = y + F.interpolate(x, scale_factor=2)
-        for block in self.blocks:
-            y = y + block(y)
-        return y
-
-
-def test_residual_stream_returns_to_the_blocked_layout() -> None:
-    model = accept(KeepBlockedLayout(), Stream(2), (2, 8, 6, 6), batch=True)
-    assert kinds(model)["MaxPool"] == 1
-
-
-def test_stream_without_residual_blocks_is_left_alone() -> None:
-    refuse(KeepBlockedLayout(), Stream(0), (2, 8, 6, 6), "no residual stream")
 
 
 def test_channel_norm_takes_its_means_by_convolution() -> None:
