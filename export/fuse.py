@@ -17,6 +17,7 @@ from clusir.export.gram_attention import GramAttention
 from clusir.export.mean_as_convolution import MeanAsConvolution
 from clusir.export.order_gelu import OrderGelu
 from clusir.export.pair_depthwise import PairDepthwise
+from clusir.export.pixel_major import PixelMajor
 from clusir.export.split_convolution import SplitConvolution
 
 __all__ = ["fusing_passes"]
@@ -26,7 +27,7 @@ def fusing_passes() -> list[Pass[onnx.ModelProto]]:
     """Passes on a simplified graph.
 
     FuseHaar before FuseUpsample: it makes some of the DepthToSpace. PairDepthwise before SplitConvolution: it makes the
-    Split that the latter cuts.
+    Split that the latter cuts. PixelMajor last: it stands between maps and the products that the others write.
     """
     return [
         FuseHaar(),
@@ -38,4 +39,5 @@ def fusing_passes() -> list[Pass[onnx.ModelProto]]:
         FuseUpsample(),
         PairDepthwise(),
         SplitConvolution(),
+        PixelMajor(),
     ]
