@@ -29,7 +29,7 @@ from clusir.train_config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning
 from clusir.train_curve import curve_svg, read_curve
 from clusir.train_labels import label_weights
 from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
-from clusir.train_precision import half_convolutions
+from clusir.train_precision import choose_arithmetic, half_convolutions, is_half, layout_of
 from clusir.train_routing import calibrate_routers
 from clusir.train_state import Average, read_header, read_state, restore_optimizer, write_state
 
@@ -70,8 +70,8 @@ class _Run:
         if start is not None:
             start_from(model, start)
         model = model.to(self.device)
-        if self.device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.arithmetic = self._arithmetic(model, resume)
+        model = model.to(memory_format=layout_of(self.arithmetic))  # type: ignore[call-overload]
         self.model = model
         self.ranges = self._rounding_ranges(resume) if config.qat else None
         self.average = Average(model, config.ema_decay)
@@ -123,9 +123,9 @@ class _Run:
         for router in self.routers:
             router.train(used < config.router_noise_until)
         damaged, clean = batch.damaged.to(self.device), batch.clean.to(self.device)
-        if self.device.type == "cuda":
-            damaged = damaged.contiguous(memory_format=torch.channels_last)
-        with half_convolutions(self.model) if used < config.half_until else nullcontext():
+        damaged = damaged.contiguous(memory_format=layout_of(self.arithmetic))
+        half = is_half(self.arithmetic) and used < config.half_until
+        with half_convolutions(self.model) if half else nullcontext():
             output = self.wrapped(damaged)
         if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
             clean = torch.cat((clean, clean))
@@ -150,6 +150,23 @@ class _Run:
         monitor.add([p.detach() for p in output.posteriors], [g.detach() for g in output.gates], batch.names)
         figures = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
         return figures | {"grad_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
+
+    def _arithmetic(self, model: ClusIR, resume: bool) -> str:
+        """How steps compute, the same on every rank: as configured, as the resumed run did, or by trial."""
+        config = self.config
+        if resume:
+            return str(
+                read_header(self.out / STATE_NAME).get("arithmetic", "bfloat16" if config.half_until else "float32")
+            )
+        if config.arithmetic != "auto":
+            return config.arithmetic
+        if self.device.type != "cpu":
+            return "bfloat16 channels_last"
+        stage = config.stages[0]
+        found = [choose_arithmetic(model, stage.batch, stage.crop_px, half=config.half_until > 0)]
+        if dist.is_initialized():
+            dist.broadcast_object_list(found, 0)
+        return found[0]
 
     def _rounding_ranges(self, resume: bool) -> Ranges:
         """The ranges of an INT8 file, from batches that are the same on every rank; a resumed run keeps its own."""
@@ -188,6 +205,7 @@ class _Run:
         if self.rank:
             return
         header = {"step": self.step, "seconds": self.seconds, "done": done, "config": asdict(self.config)}
+        header["arithmetic"] = self.arithmetic
         if self.ranges is not None:
             header["ranges"] = self.ranges.to_json()
         write_state(self.out / STATE_NAME, self.model, self.average, self.optimizer, self.running, header)

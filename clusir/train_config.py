@@ -9,6 +9,7 @@ from typing import Any
 from clusir.data import DEFAULT_WEIGHTS
 from clusir.errors import UsageError
 from clusir.model import CONFIGS
+from clusir.train_precision import ARITHMETICS
 
 __all__ = ["FINE_TUNE_DEFAULTS", "Stage", "TrainConfig", "learning_rate"]
 
@@ -66,8 +67,11 @@ class TrainConfig:
     # Until this share of the budget the routers draw noise, so that every expert learns everything; from then on the
     # balance loss sees the choices that inference will make, which noise evens out for it.
     router_noise_until: float = 0.5
-    # Until this share of the budget dense convolutions run in bfloat16 (CPUs with AVX512-BF16 or AMX, and GPUs).
+    # Until this share of the budget dense convolutions may run in bfloat16.
     half_until: float = 0.85
+    # One of train_precision.ARITHMETICS, or "auto": on a CPU what is fastest there, on a GPU bfloat16 channels_last. A
+    # resumed run keeps what it began with; two runs end in the same bits only with the same arithmetic.
+    arithmetic: str = "auto"
     # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
     calibrate_at: tuple[int, ...] = (0, 300, 900, 2000)
     calibration_batches: int = 20
@@ -88,6 +92,8 @@ class TrainConfig:
             raise UsageError(
                 f"qat trains configurations of dense convolutions (tiny); {self.model} is quantised as it is"
             )
+        if self.arithmetic not in ("auto", *ARITHMETICS):
+            raise UsageError(f"arithmetic {self.arithmetic!r} is not one of auto, {', '.join(ARITHMETICS)}")
         if not 0.0 <= self.bend_until <= 1.0:
             raise UsageError(f"bend_until {self.bend_until} is not a share of the budget, 0..1")
         if not self.stages or self.stages[0].start != 0 or list(self.stages) != sorted(self.stages, key=_start):

@@ -20,7 +20,19 @@ HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "skimage", "scipy", "ray")
 COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
 
 GROUND = {"errors", "spec", "degrade", "degrade_optics", "degrade_sensor", "degrade_weather", "metrics"}
-MODEL = {"model", "layers", "wavelet", "router", "experts", "pooled", "cues", "traces", "frequency", "checkpoint"}
+MODEL = {
+    "model",
+    "model_config",
+    "layers",
+    "wavelet",
+    "router",
+    "experts",
+    "pooled",
+    "cues",
+    "traces",
+    "frequency",
+    "checkpoint",
+}
 
 
 def modules() -> dict[str, Path]:

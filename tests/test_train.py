@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -28,7 +29,8 @@ from clusir.router import ClusterRouter
 from clusir.train import Stage, TrainConfig, learning_rate, resumed_config, train
 from clusir.train_curve import curve_svg, read_curve
 from clusir.train_monitor import RouterMonitor, validate
-from clusir.train_precision import half_convolutions
+from clusir.train_precision import ARITHMETICS, choose_arithmetic, half_convolutions
+from clusir.train_state import read_header
 
 # Two stages, a calibration in the middle, and batches of a quad: everything that a resumed run must not forget.
 SMALL = TrainConfig(
@@ -38,6 +40,7 @@ SMALL = TrainConfig(
     calibrate_at=(0, 4),
     calibration_batches=2,
     half_until=0.0,
+    arithmetic="float32",
     validate_every_s=1e9,
     validation_photos=1,
     validation_crop_px=64,
@@ -185,6 +188,7 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> 
         ({"steps": 5, "stages": [[0.5, 4, 32, 1]]}, "begin at 0"),
         ({"steps": 5, "stages": [[0.0, 4]]}, "training config"),
         ({"steps": 5, "bend_until": 1.5}, "bend_until 1.5"),
+        ({"steps": 5, "arithmetic": "float8"}, "float8"),
         ({"steps": 5, "momentum": 0.9}, "unknown field 'momentum'"),
     ],
 )
@@ -213,6 +217,39 @@ def test_half_precision_convolutions_are_close_keep_float32_and_go_away() -> Non
     assert half.dtype == torch.float32
     assert 1e-7 < (half - full).abs().max() < 0.05
     assert torch.equal(again, full)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "half", "chosen"),
+    [
+        ((4, 2, 3, 5), True, "float32 channels_last"),
+        ((4, 5, 1, 3), True, "bfloat16"),
+        ((3, 5), False, "float32"),
+    ],
+)
+def test_the_fastest_arithmetic_is_chosen_by_trial_and_leaves_no_trace(
+    seconds: tuple[int, ...], half: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, before = ClusIR(CONFIGS["tiny"]), torch.get_rng_state()
+    # What the clock says: nothing passes between steps, and each step takes what the table says.
+    ticks = itertools.accumulate(itertools.chain.from_iterable((0, s) for s in 2 * seconds))
+    monkeypatch.setattr("clusir.train_precision.time.perf_counter", lambda: next(ticks))
+    assert choose_arithmetic(model, 1, 32, half=half, rounds=2) == chosen
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None and p.is_contiguous() for p in model.parameters())
+
+
+def test_a_resumed_run_computes_as_it_began(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = replace(SMALL, steps=4, half_until=0.75, arithmetic="auto"), tmp_path / "run"
+    asked, halves, steps = [], [], []
+    monkeypatch.setattr("clusir.train.choose_arithmetic", lambda *a, **k: asked.append(k) or ARITHMETICS[3])
+    real = half_convolutions
+    monkeypatch.setattr("clusir.train.half_convolutions", lambda model: halves.append(len(steps)) or real(model))
+    train(config, folder, out, observe=lambda p: steps.append(p.step), stop=lambda: len(steps) >= 2)
+    train(config, folder, out, observe=lambda p: steps.append(p.step), resume=True)
+    assert asked == [{"half": True}]
+    assert read_header(out / "state.safetensors")["arithmetic"] == "bfloat16 channels_last"
+    assert halves == [0, 1, 2]  # of four steps: three quarters of the budget
 
 
 def test_validation_reports_no_gain_for_a_network_that_returns_its_input(folder: Path) -> None:
@@ -325,7 +362,7 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
 
 def test_a_run_starts_from_a_checkpoint_of_a_smaller_configuration(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    given = ClusIR(replace(CONFIGS["tiny"], tone=False, decoder_gains=False))
+    given = ClusIR(replace(CONFIGS["tiny"], tone=False, decoder_gains=False, damage_cue=0))
     checkpoint.save(given, tmp_path / "given.safetensors", {})
     config = replace(SMALL, steps=1, learning_rate=1e-9, final_learning_rate=1e-9, weight_decay=0.0)
     result = checkpoint.load(train(config, folder, tmp_path / "run", start=tmp_path / "given.safetensors"))

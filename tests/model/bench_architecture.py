@@ -43,10 +43,11 @@ TINY = CONFIGS["tiny"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "channel LayerNorm": {"norm": "layer"},
-    "gated feed-forward": {"feed_forward": "gdfn", "ffn_ratio": 2.0, "decoder_gains": False},
-    "no decoder gains": {"decoder_gains": False},
+    "gated feed-forward": {"feed_forward": "gdfn", "ffn_ratio": 2.0, "decoder_gains": False, "damage_cue": 0},
+    "no decoder gains": {"decoder_gains": False, "damage_cue": 0},
+    "no damage cue": {"damage_cue": 0},
     "no tone map": {"tone": False},
-    "no picture statistics": {"traces": False},
+    "no picture statistics": {"traces": False, "damage_cue": 0},
     "DAFMM at levels 1, 2, 3": {"frequency_levels": (1, 2, 3)},
     "DAFMM at level 3": {"frequency_levels": (3,)},
     "no DAFMM": {"frequency_levels": ()},
@@ -56,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "16 clusters a level": {"clusters": (16, 16, 16)},
     "wider, shallower": {"widths": (40, 80, 120), "refine_blocks": 1},
     "narrower, deeper": {"widths": (24, 56, 80), "refine_blocks": 4},
-    "attention in the decoder": {"decoder_attention": True, "decoder_gains": False},
+    "attention in the decoder": {"decoder_attention": True, "decoder_gains": False, "damage_cue": 0},
     "concatenated skips": {"skip": "cat"},
 }
 YARDSTICK = "yardstick: plain UNet"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from clusir.degrade_optics import line_kernel
 from clusir.pooled import PooledStatistics
-from clusir.traces import TRACES, DamageTraces
+from clusir.traces import BANDS, TRACES, DamageTraces, OrientedEnergies
 
 EXCESS = (1, 3, 5, 7)  # of the largest phase: vertical differences of order 1 and 2, then horizontal
 LEVELS = (8, 10, 12, 14)  # vertical log energy from scale to scale
@@ -61,3 +64,41 @@ def test_samples_taken_together_give_their_mean_and_alone_they_do_not_mix() -> N
     torch.testing.assert_close(apart[1:], DamageTraces()(both[1:]))
     together = DamageTraces()(both, PooledStatistics(together=True))
     torch.testing.assert_close(together, apart.mean(0, keepdim=True))
+
+
+def wave(angle_deg: float, frequency: float, size: int = 96) -> torch.Tensor:
+    """A wave that runs along ``angle_deg``, counter-clockwise from the x axis, around grey."""
+    y, x = torch.meshgrid(*(torch.arange(size, dtype=torch.float32),) * 2, indexing="ij")
+    angle = math.radians(angle_deg)
+    phase = 2 * math.pi * frequency * (x * math.cos(angle) - y * math.sin(angle))
+    return (0.5 + 0.2 * torch.cos(phase)).expand(1, 3, -1, -1)
+
+
+@torch.inference_mode()
+def test_a_wave_shows_most_in_the_band_of_its_frequency_and_orientation() -> None:
+    for frequency_index, frequency in enumerate((0.08, 0.14, 0.22, 0.33)):
+        for orientation in range(8):
+            bands = OrientedEnergies()(wave(22.5 * orientation, frequency)).reshape(4, 9)
+            energies = bands[:, :1] + 0.3 * bands[:, 1:]
+            assert divmod(int(energies.argmax()), 8) == (frequency_index, orientation)
+
+
+@torch.inference_mode()
+def test_a_line_of_blur_spares_the_bands_across_it() -> None:
+    noise = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    for angle, along, across in ((0.0, 0, 4), (90.0, 4, 0), (45.0, 2, 6)):
+        kernel = torch.from_numpy(line_kernel(9.0, angle))[None, None].expand(3, 1, -1, -1)
+        excess = OrientedEnergies()(F.conv2d(noise, kernel, groups=3)).reshape(4, 9)[1:, 1:]
+        assert (excess[:, across] > excess[:, along] + 1).all()
+        assert (excess.argmin(1) == along).all()
+
+
+@torch.inference_mode()
+def test_energies_of_samples_taken_together_are_their_mean_and_uniform_light_does_not_count() -> None:
+    both = torch.cat((photo(0), photo(1) * 0.3))
+    apart = OrientedEnergies()(both)
+    assert apart.shape == (2, BANDS)
+    torch.testing.assert_close(apart[1:], OrientedEnergies()(both[1:]))
+    together = OrientedEnergies()(both, PooledStatistics(together=True))
+    torch.testing.assert_close(together, apart.mean(0, keepdim=True))
+    torch.testing.assert_close(OrientedEnergies()(both + 0.2), apart, atol=1e-4, rtol=0)
