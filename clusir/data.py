@@ -24,7 +24,16 @@ from torch import Tensor
 from clusir.degrade import FAMILIES, KINDS, Recipe, draw_recipe
 from clusir.errors import ImageError, UsageError
 
-__all__ = ["DEFAULT_WEIGHTS", "Batch", "BatchPlan", "PhotoSet", "Prefetcher", "draw_batch", "draw_training_recipe"]
+__all__ = [
+    "DEFAULT_COUNTS",
+    "DEFAULT_WEIGHTS",
+    "Batch",
+    "BatchPlan",
+    "PhotoSet",
+    "Prefetcher",
+    "draw_batch",
+    "draw_training_recipe",
+]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 _MARGIN_PX = 8  # crops are cut this much larger, damaged, then trimmed: JPEG's 8-px grid lands anywhere
@@ -35,8 +44,8 @@ DEFAULT_WEIGHTS: dict[str, float] = {
 }  # fmt: skip
 """How often each kind is drawn, relative to the others: families get comparable shares, noise and JPEG the largest."""
 
-# Undamaged, one, two, three kinds at a time.
-_COUNT_ODDS = (0.04, 0.68, 0.20, 0.08)
+DEFAULT_COUNTS = (0.04, 0.68, 0.20, 0.08)
+"""The shares of pictures with no damage, one kind, two, three kinds at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """``size`` crops of ``crop_px`` pixels square, of which ``quads`` x 4 are two photos x two recipes."""
+    """``size`` crops of ``crop_px`` pixels square, of which ``quads`` x 4 are two photos x two recipes; ``counts``: how
+    often a recipe has no kind of damage, one, two, ... (shares that sum to 1)."""
 
     size: int
     crop_px: int
     quads: int
+    counts: tuple[float, ...] = DEFAULT_COUNTS
 
 
 class PhotoSet:
@@ -121,13 +132,16 @@ def _read(path: Path, split: str, share: float) -> NDArray[np.uint8] | None:
 
 
 def draw_training_recipe(
-    rng: np.random.Generator, weights: dict[str, float] | None = None, avoid: Recipe | None = None
+    rng: np.random.Generator,
+    weights: dict[str, float] | None = None,
+    avoid: Recipe | None = None,
+    counts: Sequence[float] = DEFAULT_COUNTS,
 ) -> Recipe:
     """Damage for one training sample; with ``avoid``, none that shares a family of kinds with that recipe."""
     shares = DEFAULT_WEIGHTS if weights is None else weights
     taken = {FAMILIES[kind] for kind in avoid.kinds} if avoid is not None else set()
     kinds = [kind for kind in KINDS if shares.get(kind, 0.0) > 0 and FAMILIES[kind] not in taken]
-    count = int(rng.choice(len(_COUNT_ODDS), p=_COUNT_ODDS))
+    count = int(rng.choice(len(counts), p=counts))
     if avoid is not None and not avoid.kinds:
         count = max(count, 1)
     count = min(count, len({FAMILIES[kind] for kind in kinds}))
@@ -158,14 +172,14 @@ def draw_batch(
     size = plan.crop_px + _MARGIN_PX
     for quad in range(plan.quads):
         pair = [photos.draw_crop(photos.draw_index(rng), size, rng) for _ in range(2)]
-        first = draw_training_recipe(rng, weights)
-        for recipe in (first, draw_training_recipe(rng, weights, avoid=first)):
+        first = draw_training_recipe(rng, weights, counts=plan.counts)
+        for recipe in (first, draw_training_recipe(rng, weights, first, plan.counts)):
             for which, crop in enumerate(pair):
                 add(crop, recipe, recipes, 2 * quad + which)
             recipes += 1
     while len(clean) < plan.size:
         crop = photos.draw_crop(photos.draw_index(rng), size, rng)
-        add(crop, draw_training_recipe(rng, weights), recipes, 2 * plan.quads + recipes)
+        add(crop, draw_training_recipe(rng, weights, counts=plan.counts), recipes, 2 * plan.quads + recipes)
         recipes += 1
     return Batch(_to_nchw(damaged), _to_nchw(clean), torch.tensor(recipe_of), torch.tensor(photo_of), tuple(names))
 

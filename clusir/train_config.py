@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from clusir.data import DEFAULT_WEIGHTS
+from clusir.data import DEFAULT_COUNTS, DEFAULT_WEIGHTS
 from clusir.errors import UsageError
 from clusir.model import CONFIGS
 from clusir.train_precision import ARITHMETICS
@@ -52,6 +52,8 @@ class TrainConfig:
         Stage(0.88, 4, 128, 1),
     )
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    # The shares of pictures with no damage, one kind, two, three at a time.
+    counts: tuple[float, ...] = DEFAULT_COUNTS
     # Until this share of the budget the restoration loss bends from the RMSE to its logarithm (see losses): with the
     # logarithm from the first step, random weights had not learnt haze and low light after 3000.
     bend_until: float = 0.5
@@ -92,6 +94,8 @@ class TrainConfig:
             raise UsageError(
                 f"qat trains configurations of dense convolutions (tiny); {self.model} is quantised as it is"
             )
+        if not self.counts or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
+            raise UsageError(f"counts {list(self.counts)} are not shares that sum to 1")
         if self.arithmetic not in ("auto", *ARITHMETICS):
             raise UsageError(f"arithmetic {self.arithmetic!r} is not one of auto, {', '.join(ARITHMETICS)}")
         if not 0.0 <= self.bend_until <= 1.0:
@@ -116,6 +120,8 @@ class TrainConfig:
         try:
             if "stages" in values:
                 values["stages"] = tuple(Stage(**s) if isinstance(s, dict) else Stage(*s) for s in values["stages"])
+            if "counts" in values:
+                values["counts"] = tuple(float(share) for share in values["counts"])
             if "calibrate_at" in values:
                 values["calibrate_at"] = tuple(int(step) for step in values["calibrate_at"])
             return cls(**values)

@@ -188,6 +188,7 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> 
         ({"steps": 5, "stages": [[0.5, 4, 32, 1]]}, "begin at 0"),
         ({"steps": 5, "stages": [[0.0, 4]]}, "training config"),
         ({"steps": 5, "bend_until": 1.5}, "bend_until 1.5"),
+        ({"steps": 5, "counts": [0.5, 0.4]}, "sum to 1"),
         ({"steps": 5, "arithmetic": "float8"}, "float8"),
         ({"steps": 5, "momentum": 0.9}, "unknown field 'momentum'"),
     ],

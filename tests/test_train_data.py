@@ -80,6 +80,12 @@ def test_every_family_and_the_undamaged_photo_get_a_fair_share() -> None:
         assert share > 0.1, family
 
 
+def test_recipes_have_as_many_kinds_as_the_plan_says(photos: PhotoSet) -> None:
+    for counts, kinds in (((1.0,), {0}), ((0.0, 0.0, 1.0), {2}), ((0.0, 0.5, 0.0, 0.5), {1, 3})):
+        batch = draw_batch(photos, BatchPlan(24, 64, 0, counts), (0, 0, 0))
+        assert {0 if name == "clean" else name.count("+") + 1 for name in batch.names} == kinds
+
+
 def test_a_photo_smaller_than_the_crop_is_mirrored(tmp_path: Path, write_photos) -> None:
     photos = PhotoSet(write_photos(tmp_path, 2, size=66))
     assert draw_batch(photos, BatchPlan(2, 96, 0), (0,)).clean.shape == (2, 3, 96, 96)
