@@ -173,10 +173,12 @@ def draw_recipe(
     kinds: Sequence[str] | None = None,
     count: int | None = None,
     weights: Sequence[float] | None = None,
+    severities: Mapping[str, tuple[float, float]] | None = None,
 ) -> Recipe:
     """A random recipe: ``count`` kinds out of ``kinds`` (default: two or three of all), severities uniform in 0..1.
 
-    ``weights`` (one per kind, not negative) bias the choice. At most one kind of each family is taken, and the steps
+    ``weights`` (one per kind, not negative) bias the choice; ``severities`` narrows the range (lowest, highest) of the
+    kinds that it names. At most one kind of each family is taken, and the steps
     come in physical order: lens, air, exposure, sensor, file. Raises UsageError where ``kinds`` has fewer families than
     ``count``.
     """
@@ -196,7 +198,8 @@ def draw_recipe(
         odds = odds / odds.sum() if odds.sum() > 0 else np.full(len(rest), 1.0 / len(rest))
         chosen.append(rest[int(rng.choice(len(rest), p=odds))])
     chosen.sort(key=lambda kind: _REGISTRY[kind].order)
-    steps = tuple(draw_step(kind, float(rng.uniform()), rng) for kind in chosen)
+    ranges = severities or {}
+    steps = tuple(draw_step(kind, float(rng.uniform(*ranges.get(kind, (0.0, 1.0)))), rng) for kind in chosen)
     return Recipe(steps, int(rng.integers(2**63)))
 
 

@@ -111,7 +111,7 @@ class _Run:
 
     def plan(self, used: float) -> BatchPlan:
         stage = [s for s in self.config.stages if s.start <= used or s.start == 0][-1]
-        return BatchPlan(stage.batch, stage.crop_px, stage.quads, self.config.counts)
+        return BatchPlan(stage.batch, stage.crop_px, stage.quads, self.config.counts, self.config.severities)
 
     def advance(self, batch: Batch, used: float, monitor: RouterMonitor) -> dict[str, float]:
         """One optimizer step; returns the losses as numbers."""

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from clusir.data import DEFAULT_COUNTS, DEFAULT_WEIGHTS
+from clusir.data import DEFAULT_COUNTS, DEFAULT_SEVERITIES, DEFAULT_WEIGHTS
+from clusir.degrade import KINDS
 from clusir.errors import UsageError
 from clusir.model import CONFIGS
 from clusir.train_precision import ARITHMETICS
@@ -54,6 +55,8 @@ class TrainConfig:
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     # The shares of pictures with no damage, one kind, two, three at a time.
     counts: tuple[float, ...] = DEFAULT_COUNTS
+    # The range of severities of each kind that is not drawn from all of 0..1.
+    severities: dict[str, tuple[float, float]] = field(default_factory=lambda: dict(DEFAULT_SEVERITIES))
     # Until this share of the budget the restoration loss bends from the RMSE to its logarithm (see losses): with the
     # logarithm from the first step, random weights had not learnt haze and low light after 3000.
     bend_until: float = 0.5
@@ -96,6 +99,11 @@ class TrainConfig:
             )
         if not self.counts or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
             raise UsageError(f"counts {list(self.counts)} are not shares that sum to 1")
+        for kind, (low, high) in self.severities.items():
+            if kind not in KINDS or not 0.0 <= low <= high <= 1.0:
+                raise UsageError(
+                    f"severities: {kind} from {low} to {high} is no range within 0..1 of one of {', '.join(KINDS)}"
+                )
         if self.arithmetic not in ("auto", *ARITHMETICS):
             raise UsageError(f"arithmetic {self.arithmetic!r} is not one of auto, {', '.join(ARITHMETICS)}")
         if not 0.0 <= self.bend_until <= 1.0:
@@ -122,6 +130,8 @@ class TrainConfig:
                 values["stages"] = tuple(Stage(**s) if isinstance(s, dict) else Stage(*s) for s in values["stages"])
             if "counts" in values:
                 values["counts"] = tuple(float(share) for share in values["counts"])
+            if "severities" in values:
+                values["severities"] = {k: (float(low), float(high)) for k, (low, high) in values["severities"].items()}
             if "calibrate_at" in values:
                 values["calibrate_at"] = tuple(int(step) for step in values["calibrate_at"])
             return cls(**values)

@@ -189,6 +189,8 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> 
         ({"steps": 5, "stages": [[0.0, 4]]}, "training config"),
         ({"steps": 5, "bend_until": 1.5}, "bend_until 1.5"),
         ({"steps": 5, "counts": [0.5, 0.4]}, "sum to 1"),
+        ({"steps": 5, "severities": {"motion_blur": [0.5, 1.5]}}, "motion_blur from 0.5 to 1.5"),
+        ({"steps": 5, "severities": {"snow": [0, 1]}}, "snow"),
         ({"steps": 5, "arithmetic": "float8"}, "float8"),
         ({"steps": 5, "momentum": 0.9}, "unknown field 'momentum'"),
     ],

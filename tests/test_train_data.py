@@ -86,6 +86,19 @@ def test_recipes_have_as_many_kinds_as_the_plan_says(photos: PhotoSet) -> None:
         assert {0 if name == "clean" else name.count("+") + 1 for name in batch.names} == kinds
 
 
+def test_severities_stay_within_the_range_of_their_kind() -> None:
+    rng = np.random.default_rng(0)
+    drawn = {"noise": [], "motion_blur": []}
+    for _ in range(300):
+        recipe = draw_training_recipe(rng, dict.fromkeys(drawn, 1.0), severities={"motion_blur": (0.2, 0.3)})
+        for step in recipe.steps:
+            drawn[step.kind].append(step.severity)
+    assert 0.2 <= min(drawn["motion_blur"]) < 0.22
+    assert 0.28 < max(drawn["motion_blur"]) <= 0.3
+    assert min(drawn["noise"]) < 0.1
+    assert max(drawn["noise"]) > 0.9
+
+
 def test_a_photo_smaller_than_the_crop_is_mirrored(tmp_path: Path, write_photos) -> None:
     photos = PhotoSet(write_photos(tmp_path, 2, size=66))
     assert draw_batch(photos, BatchPlan(2, 96, 0), (0,)).clean.shape == (2, 3, 96, 96)
