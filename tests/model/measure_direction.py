@@ -1,11 +1,14 @@
 """Why motion blur needs its direction: short trainings on straight motion blur of 9 px alone.
 
-    python tests/model/measure_direction.py WEIGHTS --data PHOTOS --mode fixed|told|cue|none [--steps 400]
+    python tests/model/measure_direction.py WEIGHTS --data PHOTOS --mode fixed|told|cue|none [--all-lengths]
 
 WEIGHTS: a checkpoint of ``tiny`` without a damage cue, to start from. ``fixed``: the blur always runs along the rows.
 ``told``: it runs anywhere, and the decoder's gains are given its direction (12 soft bins). ``cue``: the damage cue of
-``clusir.cues`` has to find it. ``none``: neither. Each run has the same batches (8 crops of 96 px), AdamW at 8e-4 with
-a cosine, one thread; prints the gain over the blurred input on 8 held-out photos with two directions each, in dB.
+``clusir.cues`` has to find it. ``none``: neither. ``--all-lengths`` trains on bent paths of 3 to 19 px, as the
+degradation draws them, and judges on straight ones of 9 px all the same.
+
+Each run has the same batches (``--steps``, 200, of 8 crops of 96 px), AdamW at 8e-4 with a cosine, one thread; prints
+the gain over the blurred input on 8 held-out photos with two directions each, in dB.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from clusir import losses
 from clusir.cues import ClusterGain
 from clusir.data import PhotoSet
-from clusir.degrade import Recipe, Step
+from clusir.degrade import Recipe, Step, draw_step
 from clusir.metrics import psnr
 from clusir.model import CONFIGS, ClusIR
 from clusir.train import start_from
@@ -45,7 +48,8 @@ class Told(nn.Module):
 
 
 class Trial:
-    def __init__(self, mode: str, weights: Path, data: Path) -> None:
+    def __init__(self, mode: str, weights: Path, data: Path, all_lengths: bool) -> None:
+        self.all_lengths = all_lengths
         torch.manual_seed(0)
         config = CONFIGS["tiny"]
         self.model = ClusIR(config if mode == "cue" else replace(config, damage_cue=0))
@@ -59,7 +63,9 @@ class Trial:
                     self.told.append(stage[index])
         self.train, self.held = PhotoSet(data, "train"), PhotoSet(data, "validation")
 
-    def recipe(self, rng: np.random.Generator) -> Recipe:
+    def recipe(self, rng: np.random.Generator, *, judged: bool) -> Recipe:
+        if self.all_lengths and not judged:
+            return Recipe((draw_step("motion_blur", float(rng.uniform()), rng),), 0)
         angle = 0.0 if self.mode == "fixed" else float(rng.uniform(0.0, 180.0))
         return Recipe((Step("motion_blur", {"length_px": LENGTH_PX, "angle_deg": angle, "bend": 0.0}),), 0)
 
@@ -80,7 +86,7 @@ class Trial:
             y, x = ((side - 192) // 2 for side in photo.shape[:2])
             clean = photo[y : y + 192, x : x + 192].astype(np.float32) / np.float32(255)
             for turn in range(2):
-                recipe = self.recipe(np.random.default_rng([5, int(index), turn]))
+                recipe = self.recipe(np.random.default_rng([5, int(index), turn]), judged=True)
                 blurred = recipe.apply(clean)
                 restored = self.restore([blurred], [recipe])[0].permute(1, 2, 0).clamp(0, 1).numpy()
                 gains.append(psnr(restored, clean) - psnr(blurred, clean))
@@ -90,11 +96,11 @@ class Trial:
         optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
         inner = (slice(MARGIN_PX, -MARGIN_PX),) * 2
         for step in range(steps):
-            if step % 100 == 0:
+            if step % 100 == 0 and step:
                 print(f"{self.mode}: {step} steps, {self.gain_db():+.2f} dB", flush=True)
             rng = np.random.default_rng([1, step])
             crops = [self.train.draw_crop(self.train.draw_index(rng), CROP_PX + 2 * MARGIN_PX, rng) for _ in range(8)]
-            recipes = [self.recipe(rng) for _ in crops]
+            recipes = [self.recipe(rng, judged=False) for _ in crops]
             blurred = [recipe.apply(crop)[inner] for recipe, crop in zip(recipes, crops, strict=True)]
             for group in optimizer.param_groups:
                 group["lr"] = 8e-4 * min(1.0, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * step / steps))
@@ -117,10 +123,11 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mode", choices=("fixed", "told", "cue", "none"), required=True)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--all-lengths", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    Trial(given.mode, given.weights, given.data).run(given.steps)
+    Trial(given.mode, given.weights, given.data, given.all_lengths).run(given.steps)
 
 
 if __name__ == "__main__":
