@@ -27,7 +27,7 @@ from clusir.errors import UsageError
 from clusir.export.bench_kernels import KERNELS, by_kind
 from clusir.export.bench_prepare import COMPILED_FORMS, Prepared, forms_of, line, prepare
 from clusir.export.bench_timing import RUNTIMES, Call, Time, alternate, compiled_call, convolution_peak, torch_call
-from clusir.export.bench_transforms import bench_transforms
+from clusir.export.bench_transforms import CASES, CONTENDERS, bench_transforms
 from clusir.export.bench_written import NETWORKS, STAND_INS, densified, network, picture, routed
 from clusir.runtimes.fingerprint import cpu_model, package_versions
 
@@ -219,7 +219,9 @@ def _open(folder: Path, machine: dict[str, Any]) -> Page:
         name: [Row(**{**row, "time": row["time"] and Time(**row["time"])}) for row in rows]
         for name, rows in found["networks"].items()
     }
-    transforms = {int(n): row for n, row in found["transforms"].items()}
+    # A journal of a time when the page had fewer cases: those sizes are measured again.
+    whole = [f"{what}{case}" for case in CASES for what in CONTENDERS]
+    transforms = {int(n): row for n, row in found["transforms"].items() if all(name in row for name in whole)}
     return Page(**{**found, "networks": networks, "transforms": transforms})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clusir.export.bench_transforms import CASES, CONTENDERS
+
 if TYPE_CHECKING:
     from clusir.export.bench_graphs import Page, Row
 
@@ -41,21 +43,21 @@ def _transforms(page: Page) -> list[str]:
         "",
         "## rfft2 + irfft2 of [1, 48, N, N] on ONNX Runtime, beside torch.fft",
         "",
-        'Milliseconds (times torch.fft). "Masked" has a real mask between the transforms, as in a frequency '
-        "filter; torch applies the same mask.",
+        'Milliseconds (times torch.fft). "Masked" has a real mask between the transforms, as in a frequency filter, '
+        '"rectified" a ReLU of the real and imaginary parts, for which the spectrum must be complex and in its usual '
+        "order; torch does the same to its spectrum.",
         "",
-        "| N | torch.fft | MatMul | ours | torch.fft, masked | MatMul, masked | ours, masked | largest error |",
-        "|---|---|---|---|---|---|---|---|",
+        "| N | " + " | ".join(f"{what}{case}" for case in CASES for what in CONTENDERS) + " | largest error |",
+        "|---" * (1 + len(CASES) * len(CONTENDERS)) + "|---|",
     ]
     for n, row in page.transforms.items():
         cells = []
-        for suffix in ("", ", masked"):
-            base = row[f"torch.fft{suffix}"]["minimum_ms"]
-            cells.append(f"{base:.2f}")
-            for what in ("MatMul", "ours"):
-                spent = row[f"{what}{suffix}"]["minimum_ms"]
-                cells.append(f"{spent:.2f} ({spent / base:.2f}x)")
-        worst = max(row["ours"]["error"], row["ours, masked"]["error"])
+        for case in CASES:
+            base = row[f"torch.fft{case}"]["minimum_ms"]
+            for what in CONTENDERS:
+                spent = row[f"{what}{case}"]["minimum_ms"]
+                cells.append(f"{spent:.2f}" if what == "torch.fft" else f"{spent:.2f} ({spent / base:.2f}x)")
+        worst = max(row[f"ours{case}"]["error"] for case in CASES)
         lines.append(f"| {n} | {' | '.join(cells)} | {worst:.0e} |")
     return lines
 

@@ -33,7 +33,8 @@ class RealPlan:
     """How a real signal of ``n`` samples is transformed, all matrices acting from the left on a column.
 
     ``factor`` N1 (1 = direct). Direct: ``stage1`` [n, n] is the basis and ``stage2`` is empty. Factorised: ``stage1``
-    [N1, N1], ``stage2`` [N1/2, 2*N2, 2*N2]. ``frequency`` [n] int: which |f| (0..n//2) each coefficient belongs to.
+    [N1, N1], ``stage2`` [N1/2, 2*N2, 2*N2]. ``frequency`` [n] int: which |f| (0..n//2) each coefficient belongs to;
+    ``is_sine`` [n] bool: whether it is that of the sine.
     """
 
     n: int
@@ -41,6 +42,12 @@ class RealPlan:
     stage1: Matrix
     stage2: Matrix
     frequency: NDArray[np.int64]
+    is_sine: NDArray[np.bool_]
+
+    def partner(self) -> NDArray[np.int64]:
+        """For each coefficient the place of the other one (sine, cosine) of its frequency, or its own: [n] int."""
+        place = {(int(f), bool(s)): k for k, (f, s) in enumerate(zip(self.frequency, self.is_sine, strict=True))}
+        return np.array([place.get((f, not s), k) for (f, s), k in place.items()])
 
     def matrix(self) -> Matrix:
         """The whole transform [n, n]."""
@@ -81,22 +88,23 @@ def plan(n: int, factor: int | None = None) -> RealPlan:
     factor = choose_factor(n) if factor is None else factor
     basis, frequency, is_sine = real_basis(n)
     if factor == 1:
-        return RealPlan(n, 1, basis, np.zeros((0, 0, 0)), frequency)
+        return RealPlan(n, 1, basis, np.zeros((0, 0, 0)), frequency, is_sine)
     if factor % 2 or n % factor or not 4 <= factor <= n // 2:
         raise ValueError(f"factor {factor} of length {n} is not an even divisor between 4 and {n // 2}")
     rest, half = n // factor, factor // 2
     stage1, order = _paired_basis(factor)
-    blocks, labels = [], []
+    blocks, order_of_rows = [], []
     for pair in range(half):
         residues = (0, half) if pair == 0 else (pair,)
         folded = np.minimum(frequency % factor, -frequency % factor)
-        # Cosine and sine of one frequency lie side by side.
+        # A cosine in the first half, its sine at the same place of the second; frequencies 0 and n/2, which have no
+        # sine, face each other.
         rows = [r for j in residues for r in np.flatnonzero(folded == j)]
-        rows.sort(key=lambda r: (frequency[r], is_sine[r]))
+        rows.sort(key=lambda r: (is_sine[r], frequency[r]))
         mine = basis[rows].reshape(len(rows), factor, rest)
         blocks.append(np.einsum("kab,ja->kjb", mine, stage1[order[2 * pair : 2 * pair + 2]]).reshape(len(rows), -1))
-        labels.append(frequency[rows])
-    return RealPlan(n, factor, stage1[order], np.stack(blocks), np.concatenate(labels))
+        order_of_rows += rows
+    return RealPlan(n, factor, stage1[order], np.stack(blocks), frequency[order_of_rows], is_sine[order_of_rows])
 
 
 def _paired_basis(n: int) -> tuple[Matrix, list[int]]:

@@ -8,6 +8,9 @@ the factors leave them: the mask is permuted instead, in its constants.
 The mask may depend on the input in any way, as long as its height and width enter through constants and elementwise
 operators; a gain that is the same at all frequencies may come from anywhere.
 
+Other constants, complex ones too, mix sines with cosines; where they are the same for all channels, ``spectral_mix``
+writes them as exchanges and products.
+
 A pair with nothing between, or only a number, is written in the same way. It is the identity, and could go; but nobody
 transforms a picture there and back for its own sake. Such a pair stands for the place where something will be done to
 the spectrum (a filter that was switched off, the transforms' part of a measurement), so both transforms are computed,
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import numpy as np
 import onnx
@@ -27,7 +31,8 @@ from clusir.export.base import GraphPass, PassResult
 from clusir.export.dft_plan import RealPlan, plan
 from clusir.export.graph_edit import GraphEdit
 from clusir.export.graph_probe import LinearGraph
-from clusir.export.spectral_find import Filter, Refused, find_filter, find_pair, is_gain, spectra
+from clusir.export.spectral_find import Filter, Refused, find_filter, find_fixed, find_pair, is_gain, spectra
+from clusir.export.spectral_mix import mix
 
 __all__ = ["FuseSpectralFilter"]
 
@@ -42,38 +47,38 @@ class FuseSpectralFilter(GraphPass):
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
-        notes: list[str] = []
+        notes: dict[str, str] = {}
         changed = False
-        for product in [n.output[0] for n in edit.model.graph.node if n.op_type == "Mul"]:
-            if product in edit.linear().producer:
-                changed |= _try(edit, notes, partial(find_filter, product=product))
+        for made in [n.output[0] for n in edit.model.graph.node if n.op_type == "Mul"]:
+            if made in edit.linear().producer:
+                changed |= _try(edit, notes, partial(find_filter, product=made))
         if changed:
             edit.drop_unused()  # or the pairs that were just replaced would be found again
-        for spectrum, joined in list(spectra(edit.linear())):
+        for find, (spectrum, joined) in product((find_pair, find_fixed), list(spectra(edit.linear()))):
             if spectrum in edit.linear().producer and _try(
-                edit, notes, partial(find_pair, spectrum=spectrum, joined=joined)
+                edit, notes, partial(find, spectrum=spectrum, joined=joined)
             ):
                 changed = True
                 edit.drop_unused()
         if not changed:
             return PassResult(
-                model, False, tuple(notes) or ("no rfft2 -> real mask -> irfft2 of fixed size was found",)
+                model, False, tuple(notes.values()) or ("no rfft2 -> real mask -> irfft2 of fixed size was found",)
             )
-        return PassResult(edit.model, True, tuple(notes))
+        return PassResult(edit.model, True, tuple(notes.values()))
 
 
-def _try(edit: GraphEdit, notes: list[str], find: Callable[[LinearGraph], Filter | None]) -> bool:
-    """Rewrite what ``find`` finds; whether it was. A note says what was done, or (once) why not."""
+def _try(edit: GraphEdit, notes: dict[str, str], find: Callable[[LinearGraph], Filter | None]) -> bool:
+    """Rewrite what ``find`` finds; whether it was. ``notes`` keep, for each output, what was done or why not;
+    a later attempt has the last word."""
     linear = edit.linear()
     try:
         found = find(linear)
         if found is None:
             return False
-        notes.append(_rewrite(edit, linear, found))
+        notes[found.output] = _rewrite(edit, linear, found)
         return True
     except Refused as reason:
-        if str(reason) not in notes:
-            notes.append(str(reason))
+        notes[str(reason).partition(" ")[0]] = str(reason)
         return False
 
 
@@ -94,9 +99,12 @@ def _rewrite(edit: GraphEdit, linear: LinearGraph, found: Filter) -> str:
     if columns.factor == 1:
         value = edit.node("MatMul", [source, edit.constant(columns.stage1.T, f"{hint}/columns")], f"{hint}/wide")
         value = _rows(edit, value, rows, shape, f"{hint}/rows", back=False)
-        if mask is not None:
+        if mask is not None or found.response is not None:
             value = edit.reshape(value, [*lead, *shape[-2:]], f"{hint}/spectrum") if rows.factor > 1 else value
+        if mask is not None:
             value = edit.node("Mul", [value, mask], f"{hint}/masked")
+        if found.response is not None:
+            value = mix(edit, value, found.response, rows, columns, [*lead, *shape[-2:]], False, hint)
         value = _rows(edit, value, rows, shape, f"{hint}/rows_back", back=True)
         value = edit.reshape(value, [*lead, *shape[-2:]], f"{hint}/tall") if rows.factor > 1 else value
         back = edit.constant(columns.stage1 * found.scale, f"{hint}/columns_back")
@@ -107,8 +115,11 @@ def _rewrite(edit: GraphEdit, linear: LinearGraph, found: Filter) -> str:
         value = edit.reshape(value, [-1, shape[-1]], f"{hint}/flat")
         value = edit.node("Transpose", [value], f"{hint}/width_first", perm=[1, 0])
         value = _columns(edit, value, columns, f"{hint}/columns", back=False)
-        if mask is not None:
+        if mask is not None or found.response is not None:
             value = edit.reshape(value, [shape[-1], *lead, shape[-2]], f"{hint}/spectrum")
+        if found.response is not None:
+            value = mix(edit, value, found.response, rows, columns, [shape[-1], *lead, shape[-2]], True, hint)
+        if mask is not None:
             value = edit.node("Mul", [value, _width_first(edit, mask, len(shape))], f"{hint}/masked")
         value = _columns(edit, value, columns, f"{hint}/columns_back", back=True, scale=found.scale)
         value = edit.reshape(value, [shape[-1], -1], f"{hint}/flat_back")

@@ -6,16 +6,18 @@ It does not matter who wrote the transforms, and how: a region is an rfft2 when 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from clusir.export.graph_probe import LinearGraph, Region
 
-__all__ = ["Filter", "Refused", "find_filter", "find_pair", "is_gain", "spectra"]
+__all__ = ["Filter", "Refused", "find_filter", "find_fixed", "find_pair", "is_gain", "spectra"]
 
 _TOLERANCE = 1e-4
+_SAME = 1e-6  # two answers that differ by less are one and its rounding
 _Found = tuple[Region, float]
 
 
@@ -28,13 +30,15 @@ class Filter:
     """``output`` = scale * basis^T (mask * (basis ``source``)), both [..., H, W].
 
     ``mask`` names a real value that broadcasts to [..., H, W//2+1, 1]; None where only a number, part of ``scale``,
-    stands between the transforms.
+    stands between the transforms. Or ``response`` [H, W] is the filter's answer to all frequencies, in the order of
+    fft2; then mask is None and the scale 1.
     """
 
     source: str
     mask: str | None
     output: str
     scale: float
+    response: NDArray[np.complex128] | None = None
 
 
 def is_gain(shape: tuple[int, ...]) -> bool:
@@ -103,6 +107,51 @@ def find_pair(linear: LinearGraph, spectrum: str, joined: bool) -> Filter | None
         return None
     inverses = _inverses(linear, spectrum, linear.shapes[forward[0].sources[0]], joined)
     return _undisturbed(linear, forward, [], None, inverses)
+
+
+def find_fixed(linear: LinearGraph, spectrum: str, joined: bool) -> Filter | None:
+    """The irfft2 of the rfft2 ``spectrum`` times any constants, complex ones too; None where there is none.
+
+    Whatever constants stand between, the picture's way is a linear map that is the same at every place, so its answer
+    to a point is all there is to know. Raises Refused where others read a value on the way, or where channels differ.
+    """
+    forward = _transform(linear, spectrum, inverse=False, joined=joined)
+    if forward is None:
+        return None
+    shape = linear.shapes[forward[0].sources[0]]
+    for output in _behind(linear, spectrum, shape):
+        region = next((r for r in linear.cuts(output) if r.sources == (spectrum,)), None)
+        response = None if region is None else _response(linear, region, forward[1], shape)
+        if region is not None and response is not None:
+            found = _undisturbed(linear, forward, [], None, [(region, 1.0)])
+            flat = response.reshape(-1, *shape[-2:])
+            if np.abs(flat - flat[0]).max() > _SAME * np.abs(flat).max():
+                raise Refused(
+                    f"{output} keeps its complex spectrum: its multiplier differs between channels, and in the real "
+                    "basis its constants would be four times as large for little speed"
+                )
+            return found and replace(found, scale=1.0, response=flat[0])
+    return None
+
+
+def _response(
+    linear: LinearGraph, region: Region, scale: float, shape: tuple[int, ...]
+) -> NDArray[np.complex128] | None:
+    """fft2 of what the region makes of a point at the origin, if it does the same to points everywhere."""
+    spectrum = linear.shapes[region.sources[0]]
+    point = np.zeros(shape)
+    point[..., 0, 0] = 1
+    answers = []
+    for picture in (point, np.random.default_rng(0).standard_normal(shape)):
+        bins = scale * np.fft.rfft2(picture)
+        feed = np.stack([bins.real, bins.imag], axis=-1).reshape(spectrum).astype(np.float32)
+        answers.append((picture, linear.run(region, {region.sources[0]: feed}).astype(np.float64)))
+    response = np.fft.fft2(answers[0][1][:1])
+    picture, found = answers[1]
+    expected = np.fft.ifft2(np.fft.fft2(picture) * response).real
+    if not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
+        return None
+    return response
 
 
 def _undisturbed(

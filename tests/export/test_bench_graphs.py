@@ -19,6 +19,7 @@ from clusir.export.bench_graphs import Page, Row, _open, _save, bench_network
 from clusir.export.bench_page import as_markdown
 from clusir.export.bench_prepare import Prepared, failure, prepare
 from clusir.export.bench_timing import Time
+from clusir.export.bench_transforms import CASES
 
 MACHINE = {"processor": "a CPU", "threads": 1, "clock": "wall", "picture_px": 8, "runs": 1, "torch": "2",
            "onnxruntime": "1", "openvino": "2026"}  # fmt: skip
@@ -118,6 +119,29 @@ def test_a_page_goes_on_where_it_was_and_only_there(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "graphs.json").read_text())["peak"] == {"tiny": 200.0}
     with pytest.raises(UsageError, match=r"another threads \(1, now 2\)"):
         _open(tmp_path, {**MACHINE, "threads": 2})
+
+
+def transform_row(cases: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    times = {"torch.fft": 2.0, "MatMul": 6.0, "ours": 3.0}
+    return {f"{what}{case}": {"minimum_ms": t, "error": 4e-7} for case in cases for what, t in times.items()}
+
+
+def test_transforms_have_a_column_for_each_case() -> None:
+    page = measured()
+    page.transforms = {96: transform_row(CASES)}
+    text = as_markdown(page)
+    assert "| N | torch.fft | MatMul | ours | torch.fft, masked |" in text
+    assert "| ours, rectified | largest error |" in text
+    assert f"| 96 | {' | '.join(['2.00 | 6.00 (3.00x) | 3.00 (1.50x)'] * 3)} | 4e-07 |" in text
+
+
+def test_sizes_measured_without_a_case_are_measured_again(tmp_path: Path) -> None:
+    page = measured()
+    page.transforms = {96: transform_row(CASES), 128: transform_row(CASES[:2])}
+    _save(measured(), tmp_path)
+    journal = tmp_path / "graphs.json"
+    journal.write_text(json.dumps({**json.loads(journal.read_text()), "transforms": page.transforms}))
+    assert list(_open(tmp_path, MACHINE).transforms) == [96]
 
 
 def test_command_names_an_unknown_network() -> None:

@@ -136,7 +136,6 @@ LOOK_ALIKES: dict[str, Callable[[Tensor], Tensor]] = {
     "another size": lambda x: fft.irfft2(fft.rfft2(x), s=(12, 11)),
     "another height": lambda x: fft.irfft2(fft.rfft2(x), s=(10, 12)),
     "conjugated": pair(between=lambda s, x: s.conj()),
-    "a complex number": pair(between=lambda s, x: s * (2 + 1j)),
     "rectified": pair(between=lambda s, x: torch.view_as_complex(torch.relu(torch.view_as_real(s)))),
     "shifted": pair(between=lambda s, x: s.roll(1, -2)),
     "width only": lambda x: fft.irfft(fft.rfft(x), n=x.shape[-1]),
