@@ -46,7 +46,7 @@ class ClusterGain(nn.Module):
 
 
 class DamageCue(nn.Module):
-    """What clusters cannot say: in which direction and how strongly. Bx3xHxW in 0..1 to Bx ``width``, within -1..1.
+    """What clusters cannot say: in which direction and how strongly. Bx ``width``, within -1..1.
 
     A cluster names a kind of damage, and its channels must serve every direction and strength of it at once. Motion
     blur of 9 px stayed at +0.3 dB in 40,000 steps that way; with the direction told to the decoder's gains it went to
@@ -63,11 +63,13 @@ class DamageCue(nn.Module):
             nn.Linear(TRACES + BANDS, 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.Tanh()
         )
 
-    def forward(self, image: Tensor, traces: Callable[[], Tensor], pooled: PooledStatistics | None = None) -> Tensor:
-        """``traces`` gives those of the picture, BxTRACES; it is not asked where the cue is given."""
-        return pooled_value(
-            pooled, (self.width,), lambda: self.read(torch.cat((traces(), self.oriented(image, pooled)), dim=1))
-        )
+    def statistics(self, image: Tensor, traces: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        """Traces BxTRACES and oriented energies of the picture, BxTRACES+BANDS."""
+        return torch.cat((traces, self.oriented(image, pooled)), dim=1)
+
+    def forward(self, statistics: Callable[[], Tensor], pooled: PooledStatistics | None = None) -> Tensor:
+        """``statistics`` gives what :meth:`statistics` does; it is not asked where the cue is given."""
+        return pooled_value(pooled, (self.width,), lambda: self.read(statistics()))
 
 
 class ToneMap(nn.Module):

@@ -6,15 +6,17 @@ public, so every unknown is a field of :class:`clusir.model_config.ModelConfig` 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clusir.cues import ClusterGain, DamageCue, ToneMap
+from clusir.deblur import SteeredDeblur
 from clusir.experts import MoEBlock
 from clusir.frequency import DegradationPrompt, FrequencyModulation
-from clusir.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
+from clusir.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock, scale_init
 from clusir.model_config import CONFIGS, ModelConfig
 from clusir.pooled import PooledStatistics
 from clusir.router import ClusterRouter, Routing
@@ -154,6 +156,14 @@ class ClusIR(nn.Module):
         self.tone = ToneMap(widths[last]) if config.tone else None
         self.traces = DamageTraces() if config.traces else None
         self.cue = DamageCue(config.damage_cue) if config.damage_cue else None
+        self.deblur = SteeredDeblur() if config.deblur else None
+        if config.deblur:
+            # What deblurring adds is one more input of the stem, and goes straight to the result as far as the cue
+            # trusts it. Both start at zero: a trained network that gets the part begins where it was.
+            self.stem_added = scale_init(nn.Conv2d(4, widths[0], 3, padding=1, bias=False), 0.0)
+            self.trust = nn.Linear(config.damage_cue, 1)
+            nn.init.zeros_(self.trust.weight)
+            nn.init.zeros_(self.trust.bias)
 
     def forward(
         self,
@@ -170,11 +180,11 @@ class ClusIR(nn.Module):
                 f"image is {image.shape[-2]}x{image.shape[-1]}; height and width must be multiples of {multiple}: "
                 "pad it, or use clusir.Restorer, which tiles and pads"
             )
-        x = self.embed(image)
         traces = None if self.traces is None or routing is not None else self.traces(image, pooled)
-        cue = None
-        if self.cue is not None and (measure := self.traces) is not None:
-            cue = self.cue(image, lambda: measure(image, pooled) if traces is None else traces, pooled)
+        cue, added = self.look(image, traces, pooled)
+        x = self.embed(image)
+        if added is not None:
+            x = x + self.stem_added(torch.cat(haar_forward(added), dim=1))
         skips: list[Tensor] = []
         routings: list[Routing] = []
         for level, encode in enumerate(self.encoder):
@@ -186,6 +196,7 @@ class ClusIR(nn.Module):
             routings.append(found)
         x = skips.pop()
         base = image if self.tone is None else self.tone(x, image)
+        base = base if added is None else base + self.trust(cue)[:, :, None, None] * added
         posterior = torch.cat([r.posterior for r in routings], dim=1)
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
@@ -198,6 +209,23 @@ class ClusIR(nn.Module):
             tuple(r.gate for r in routings),
             tuple(r.expert_probability for r in routings),
         )
+
+    def look(
+        self, image: Tensor, traces: Tensor | None, pooled: PooledStatistics | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the picture's own statistics say before any feature: the damage cue, and what deblurring adds to the
+        grey picture, Bx1xHxW. ``traces`` where they are known already."""
+        if self.cue is None or self.traces is None:
+            return None, None
+        measure, cue = self.traces, self.cue
+
+        @lru_cache(maxsize=1)
+        def statistics() -> Tensor:
+            known = measure(image, pooled) if traces is None else traces
+            return cue.statistics(image, known, pooled)
+
+        found = cue(statistics, pooled)
+        return found, None if self.deblur is None else self.deblur(image, statistics, pooled)
 
     def embed(self, image: Tensor) -> Tensor:
         """Shallow features: Bx3xHxW to BxC_1xHxW, or half that size behind a Haar stem.

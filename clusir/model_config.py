@@ -61,6 +61,8 @@ class ModelConfig:
     traces: bool = False
     # [ours] Width of the damage cue (clusir.cues) that steers the decoder's gains beside the clusters; 0 is none.
     damage_cue: int = 0
+    # [ours] A sharpening filter blended for each picture stands before the network (clusir.deblur).
+    deblur: bool = False
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
@@ -84,6 +86,8 @@ class ModelConfig:
         }
         if self.decoder_gains and (self.decoder_attention or self.feed_forward != "conv"):
             raise UsageError('model config: decoder_gains needs feed_forward "conv" and decoder_attention false')
+        if self.deblur and not (self.damage_cue and self.stem == "haar"):
+            raise UsageError('model config: deblur needs damage_cue, whose statistics it reads, and stem "haar"')
         if self.damage_cue and not (self.decoder_gains and self.traces):
             raise UsageError("model config: damage_cue needs decoder_gains and traces")
         for name, allowed in choices.items():
@@ -163,5 +167,6 @@ CONFIGS: dict[str, ModelConfig] = {
         tone=True,
         traces=True,
         damage_cue=32,
+        deblur=True,
     ),
 }

@@ -27,6 +27,7 @@ from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
 from clusir.train_config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning_rate
 from clusir.train_curve import curve_svg, read_curve
+from clusir.train_deblur import calibrate_deblur
 from clusir.train_labels import label_weights
 from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.train_precision import choose_arithmetic, half_convolutions, is_half, layout_of
@@ -67,12 +68,13 @@ class _Run:
         self.validation = PhotoSet(data, "validation") if self.rank == 0 else None
         torch.manual_seed(config.seed)
         model = ClusIR(CONFIGS[config.model])
-        if start is not None:
-            start_from(model, start)
+        fresh = [name for name, _ in model.named_parameters()] if start is None else start_from(model, start)
         model = model.to(self.device)
         self.arithmetic = self._arithmetic(model, resume)
         model = model.to(memory_format=layout_of(self.arithmetic))  # type: ignore[call-overload]
         self.model = model
+        if config.deblur_batches and not resume and any(name.startswith("deblur.") for name in fresh):
+            self.calibrate_deblur()
         self.ranges = self._rounding_ranges(resume) if config.qat else None
         self.average = Average(model, config.ema_decay)
         decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -189,6 +191,15 @@ class _Run:
         for past in self.running:
             past.fill_(1.0 / len(past) ** 2)
 
+    def calibrate_deblur(self) -> None:
+        """Teach the deblurring blend what to blend, from batches that are the same on every rank."""
+        config = self.config
+        plan = BatchPlan(16, 96, 0, config.counts, config.severities)
+        seeds = ((config.seed, 0, 1, index + 1) for index in range(config.deblur_batches))
+        calibrate_deblur(
+            self.model, (draw_batch(self.photos, plan, seed, config.weights) for seed in seeds), config.seed
+        )
+
     def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch, power: float) -> dict[str, Tensor]:
         recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
         return {
@@ -291,8 +302,8 @@ def train_qat() -> ModuleType:
     return module
 
 
-def start_from(model: ClusIR, path: Path) -> None:
-    """Copy the weights of a checkpoint into ``model``; parameters that it lacks keep their start.
+def start_from(model: ClusIR, path: Path) -> list[str]:
+    """Copy the weights of a checkpoint into ``model``; parameters that it lacks keep their start, and are returned.
 
     That lets a configuration grow: a part that starts as the identity joins trained ones. Raises UsageError where the
     checkpoint's other parts do not fit.
@@ -303,6 +314,7 @@ def start_from(model: ClusIR, path: Path) -> None:
     if wrong:
         raise UsageError(f"{path} does not fit the {len(mine)} tensors of this model: {wrong[0]} differs; see --model")
     model.load_state_dict(mine | found)
+    return [name for name in mine if name not in found]
 
 
 def _at(run: _Run, used: float, ahead: int) -> float:

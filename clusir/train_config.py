@@ -80,6 +80,9 @@ class TrainConfig:
     # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
     calibrate_at: tuple[int, ...] = (0, 300, 900, 2000)
     calibration_batches: int = 20
+    # Batches of 16 crops of 96 px on which the deblurring blend is fitted before the first step (see train_deblur):
+    # about three minutes of one core. 0: it is learnt with the rest.
+    deblur_batches: int = 300
     # Feel the rounding of the INT8 file (see train_qat); ranges are measured on this many batches of 8.
     qat: bool = False
     qat_batches: int = 12

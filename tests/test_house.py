@@ -23,6 +23,7 @@ GROUND = {"errors", "spec", "degrade", "degrade_optics", "degrade_sensor", "degr
 MODEL = {
     "model",
     "model_config",
+    "deblur",
     "layers",
     "wavelet",
     "router",

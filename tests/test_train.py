@@ -41,6 +41,7 @@ SMALL = TrainConfig(
     calibration_batches=2,
     half_until=0.0,
     arithmetic="float32",
+    deblur_batches=0,
     validate_every_s=1e9,
     validation_photos=1,
     validation_crop_px=64,
@@ -365,7 +366,7 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
 
 def test_a_run_starts_from_a_checkpoint_of_a_smaller_configuration(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    given = ClusIR(replace(CONFIGS["tiny"], tone=False, decoder_gains=False, damage_cue=0))
+    given = ClusIR(replace(CONFIGS["tiny"], tone=False, decoder_gains=False, damage_cue=0, deblur=False))
     checkpoint.save(given, tmp_path / "given.safetensors", {})
     config = replace(SMALL, steps=1, learning_rate=1e-9, final_learning_rate=1e-9, weight_decay=0.0)
     result = checkpoint.load(train(config, folder, tmp_path / "run", start=tmp_path / "given.safetensors"))

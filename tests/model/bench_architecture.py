@@ -40,14 +40,16 @@ from clusir.train import Stage, TrainConfig, learning_rate, train
 from clusir.train_monitor import validate
 
 TINY = CONFIGS["tiny"]
+NO_CUE: dict[str, Any] = {"damage_cue": 0, "deblur": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "channel LayerNorm": {"norm": "layer"},
-    "gated feed-forward": {"feed_forward": "gdfn", "ffn_ratio": 2.0, "decoder_gains": False, "damage_cue": 0},
-    "no decoder gains": {"decoder_gains": False, "damage_cue": 0},
-    "no damage cue": {"damage_cue": 0},
+    "gated feed-forward": {"feed_forward": "gdfn", "ffn_ratio": 2.0, "decoder_gains": False, **NO_CUE},
+    "no decoder gains": {"decoder_gains": False, **NO_CUE},
+    "no damage cue, no deblurring": NO_CUE,
+    "no deblurring": {"deblur": False},
     "no tone map": {"tone": False},
-    "no picture statistics": {"traces": False, "damage_cue": 0},
+    "no picture statistics": {"traces": False, **NO_CUE},
     "DAFMM at levels 1, 2, 3": {"frequency_levels": (1, 2, 3)},
     "DAFMM at level 3": {"frequency_levels": (3,)},
     "no DAFMM": {"frequency_levels": ()},
@@ -57,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "16 clusters a level": {"clusters": (16, 16, 16)},
     "wider, shallower": {"widths": (40, 80, 120), "refine_blocks": 1},
     "narrower, deeper": {"widths": (24, 56, 80), "refine_blocks": 4},
-    "attention in the decoder": {"decoder_attention": True, "decoder_gains": False, "damage_cue": 0},
+    "attention in the decoder": {"decoder_attention": True, "decoder_gains": False, **NO_CUE},
     "concatenated skips": {"skip": "cat"},
 }
 YARDSTICK = "yardstick: plain UNet"
@@ -168,7 +170,7 @@ def train_all(data: Path, out: Path, steps: int) -> None:
             continue
         config = TrainConfig(
             steps=steps, stages=(Stage(0.0, 16, 64, 2),), warmup_steps=30, calibrate_at=(0, 100), ema_decay=0.98,
-            half_until=0.0, validate_every_s=1e9, save_every_s=1e9,
+            half_until=0.0, validate_every_s=1e9, save_every_s=1e9, deblur_batches=100,
         )  # fmt: skip
         figures: dict[str, float] = {}
         if changes is None:

@@ -52,7 +52,7 @@ class Trial:
         self.all_lengths = all_lengths
         torch.manual_seed(0)
         config = CONFIGS["tiny"]
-        self.model = ClusIR(config if mode == "cue" else replace(config, damage_cue=0))
+        self.model = ClusIR(replace(config, deblur=False, damage_cue=config.damage_cue if mode == "cue" else 0))
         start_from(self.model, weights)
         self.mode, self.told = mode, []
         if mode == "told":

@@ -30,11 +30,11 @@ def test_a_given_cue_is_taken_and_nothing_is_measured() -> None:
     def refuse() -> torch.Tensor:
         raise AssertionError("the traces of a tile were asked for although the picture's cue is given")
 
-    image = torch.rand(2, 3, 32, 32)
+    image, cue = torch.rand(2, 3, 32, 32), DamageCue(8)
     given = torch.rand(1, 8)
-    assert torch.equal(DamageCue(8)(image, refuse, PooledStatistics(given)), given)
+    assert torch.equal(cue(refuse, PooledStatistics(given)), given)
     recorded = PooledStatistics()
-    found = DamageCue(8)(image, lambda: DamageTraces()(image), recorded)
+    found = cue(lambda: cue.statistics(image, DamageTraces()(image)), recorded)
     assert found.shape == (2, 8)
     assert torch.equal(recorded.recorded(), found)
 
@@ -45,7 +45,8 @@ def test_tiles_taken_together_have_one_cue() -> None:
     found = []
     for batch in (tiles, tiles.flip(0)):
         pooled = PooledStatistics(together=True)
-        found.append(cue(batch, lambda batch=batch, pooled=pooled: DamageTraces()(batch, pooled), pooled))
+        statistics = cue.statistics(batch, DamageTraces()(batch, pooled), pooled)
+        found.append(cue(lambda statistics=statistics: statistics, pooled))
     assert found[0].shape == (1, 8)
     torch.testing.assert_close(found[0], found[1])
 
@@ -69,3 +70,6 @@ def test_a_cue_without_what_it_reads_or_steers_is_refused() -> None:
     for missing in ("traces", "decoder_gains"):
         with pytest.raises(UsageError, match="damage_cue needs decoder_gains and traces"):
             ModelConfig.from_dict({**CONFIGS["tiny"].to_dict(), missing: False})
+    for missing in ({"damage_cue": 0}, {"stem": "conv"}):
+        with pytest.raises(UsageError, match="deblur needs damage_cue"):
+            ModelConfig.from_dict({**CONFIGS["tiny"].to_dict(), **missing})
