@@ -157,9 +157,16 @@ def draw_training_recipe(
 
 
 def draw_batch(
-    photos: PhotoSet, plan: BatchPlan, seed: Sequence[int], weights: dict[str, float] | None = None
+    photos: PhotoSet,
+    plan: BatchPlan,
+    seed: Sequence[int],
+    weights: dict[str, float] | None = None,
+    undone: str | None = None,
 ) -> Batch:
-    """The batch that belongs to ``seed`` (for example seed, step, rank): the same arguments, the same bits."""
+    """The batch that belongs to ``seed`` (for example seed, step, rank): the same arguments, the same bits.
+
+    ``undone`` names a family of kinds: ``clean`` then keeps all damage but that of this family.
+    """
     rng = np.random.default_rng(list(seed))
     clean: list[NDArray[np.float32]] = []
     damaged: list[NDArray[np.float32]] = []
@@ -171,7 +178,7 @@ def draw_batch(
     def add(crop: NDArray[np.float32], recipe: Recipe, recipe_index: int, photo_index: int) -> None:
         oy, ox = (int(o) for o in rng.integers(_MARGIN_PX + 1, size=2))
         window = (slice(oy, oy + plan.crop_px), slice(ox, ox + plan.crop_px))
-        clean.append(crop[window])
+        clean.append((crop if undone is None else recipe.without(undone).apply(crop))[window])
         damaged.append(recipe.apply(crop)[window])
         recipe_of.append(recipe_index)
         photo_of.append(photo_index)

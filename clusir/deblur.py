@@ -15,13 +15,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clusir.degrade_optics import disk_kernel, gaussian_kernel, line_kernel
 from clusir.pooled import PooledStatistics, pooled_value
 from clusir.traces import BANDS, TRACES
 
-__all__ = ["FILTERS", "REACH_PX", "SteeredDeblur", "wiener_bank"]
+__all__ = ["FILTERS", "REACH_PX", "SteeredDeblur", "sharpening", "wiener_bank"]
 
 _DIRECTIONS = 12
 _LENGTHS_PX = (6.0, 9.0, 12.5)
@@ -38,26 +39,27 @@ FILTERS = _DIRECTIONS * len(_LENGTHS_PX) + len(_SIGMAS_PX) + len(_RADII_PX)
 """How many filters the bank holds: lines of blur by length and direction, Gaussians, disks."""
 
 
-def wiener_bank() -> Tensor:
-    """FILTERS x 31 x 31: what each sharpening filter adds to the picture (it sums to 0), symmetric about its centre."""
-    lines = [line_kernel(length, 180.0 * k / _DIRECTIONS) for length in _LENGTHS_PX for k in range(_DIRECTIONS)]
-    kernels = [*lines, *(gaussian_kernel(s) for s in _SIGMAS_PX), *(disk_kernel(r) for r in _RADII_PX)]
+def sharpening(kernel: NDArray[np.float32], *, windowed: bool = True) -> NDArray[np.float64]:
+    """What the filter against one blur (an odd, symmetric kernel) adds to a picture: 31 x 31, it sums to 0."""
     frequency = np.fft.fftfreq(_GRID)
     ratio = _RATIO * (16 * (frequency[:, None] ** 2 + frequency[None, :] ** 2) + 0.02)
-    window = np.sqrt(np.hanning(2 * REACH_PX + 3)[1:-1])
-    bank = []
-    for kernel in kernels:
-        spread = np.zeros((_GRID, _GRID))
-        reach = kernel.shape[0] // 2
-        spread[: kernel.shape[0], : kernel.shape[1]] = kernel
-        blur = np.fft.fft2(np.roll(spread, (-reach, -reach), axis=(0, 1))).real
-        answer = np.roll(np.fft.ifft2(blur / (blur**2 + ratio)).real, (REACH_PX, REACH_PX), axis=(0, 1))
-        cut = answer[: 2 * REACH_PX + 1, : 2 * REACH_PX + 1]
-        cut = cut * np.outer(window, window)
-        cut = cut / cut.sum()
-        cut[REACH_PX, REACH_PX] -= 1.0
-        bank.append((cut + cut[::-1, ::-1]) / 2)
-    return torch.from_numpy(np.stack(bank)).float()
+    spread, reach, side = np.zeros((_GRID, _GRID)), kernel.shape[0] // 2, 2 * REACH_PX + 1
+    spread[: kernel.shape[0], : kernel.shape[1]] = kernel
+    blur = np.fft.fft2(np.roll(spread, (-reach, -reach), axis=(0, 1))).real
+    answer = np.roll(np.fft.ifft2(blur / (blur**2 + ratio)).real, (REACH_PX, REACH_PX), axis=(0, 1))[:side, :side]
+    if windowed:
+        window = np.sqrt(np.hanning(side + 2)[1:-1])
+        answer = answer * np.outer(window, window)
+    answer = answer / answer.sum()
+    answer[REACH_PX, REACH_PX] -= 1.0
+    return np.asarray((answer + answer[::-1, ::-1]) / 2)
+
+
+def wiener_bank() -> Tensor:
+    """FILTERS x 31 x 31: :func:`sharpening` against lines of blur, Gaussians and disks."""
+    lines = [line_kernel(length, 180.0 * k / _DIRECTIONS) for length in _LENGTHS_PX for k in range(_DIRECTIONS)]
+    kernels = [*lines, *(gaussian_kernel(s) for s in _SIGMAS_PX), *(disk_kernel(r) for r in _RADII_PX)]
+    return torch.from_numpy(np.stack([sharpening(kernel) for kernel in kernels])).float()
 
 
 class SteeredDeblur(nn.Module):
@@ -75,8 +77,7 @@ class SteeredDeblur(nn.Module):
         self.register_buffer("bank", wiener_bank(), persistent=False)
         self.read = nn.Sequential(nn.Linear(TRACES + BANDS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.choose = nn.Linear(hidden, FILTERS)
-        nn.init.zeros_(self.choose.weight)
-        nn.init.zeros_(self.choose.bias)
+        self.reset()
 
     def reset(self) -> None:
         """Back to random weights that add nothing."""

@@ -139,6 +139,11 @@ class Recipe:
         """For tables: kinds joined by ``+``, or ``clean``."""
         return "+".join(self.kinds) or "clean"
 
+    def without(self, family: str) -> Recipe:
+        """The same damage less one family of kinds. What is left draws the same random fields if that family draws
+        none (blur does not)."""
+        return Recipe(tuple(step for step in self.steps if FAMILIES[step.kind] != family), self.seed)
+
     def apply(self, image: Array) -> Array:
         """The damaged HxWx3 picture, clipped and quantised to 8 bit; the argument is left as it is."""
         _check_image(image)

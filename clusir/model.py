@@ -16,7 +16,7 @@ from clusir.cues import ClusterGain, DamageCue, ToneMap
 from clusir.deblur import SteeredDeblur
 from clusir.experts import MoEBlock
 from clusir.frequency import DegradationPrompt, FrequencyModulation
-from clusir.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock, scale_init
+from clusir.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
 from clusir.model_config import CONFIGS, ModelConfig
 from clusir.pooled import PooledStatistics
 from clusir.router import ClusterRouter, Routing
@@ -157,13 +157,6 @@ class ClusIR(nn.Module):
         self.traces = DamageTraces() if config.traces else None
         self.cue = DamageCue(config.damage_cue) if config.damage_cue else None
         self.deblur = SteeredDeblur() if config.deblur else None
-        if config.deblur:
-            # What deblurring adds is one more input of the stem, and goes straight to the result as far as the cue
-            # trusts it. Both start at zero: a trained network that gets the part begins where it was.
-            self.stem_added = scale_init(nn.Conv2d(4, widths[0], 3, padding=1, bias=False), 0.0)
-            self.trust = nn.Linear(config.damage_cue, 1)
-            nn.init.zeros_(self.trust.weight)
-            nn.init.zeros_(self.trust.bias)
 
     def forward(
         self,
@@ -182,9 +175,8 @@ class ClusIR(nn.Module):
             )
         traces = None if self.traces is None or routing is not None else self.traces(image, pooled)
         cue, added = self.look(image, traces, pooled)
+        image = image if added is None else image + added
         x = self.embed(image)
-        if added is not None:
-            x = x + self.stem_added(torch.cat(haar_forward(added), dim=1))
         skips: list[Tensor] = []
         routings: list[Routing] = []
         for level, encode in enumerate(self.encoder):
@@ -196,7 +188,6 @@ class ClusIR(nn.Module):
             routings.append(found)
         x = skips.pop()
         base = image if self.tone is None else self.tone(x, image)
-        base = base if added is None else base + self.trust(cue)[:, :, None, None] * added
         posterior = torch.cat([r.posterior for r in routings], dim=1)
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)

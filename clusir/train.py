@@ -27,7 +27,7 @@ from clusir.model import CONFIGS, ClusIR, Restoration
 from clusir.router import ClusterRouter
 from clusir.train_config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning_rate
 from clusir.train_curve import curve_svg, read_curve
-from clusir.train_deblur import calibrate_deblur
+from clusir.train_deblur import DEBLUR_WEIGHTS, calibrate_deblur
 from clusir.train_labels import label_weights
 from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.train_precision import choose_arithmetic, half_convolutions, is_half, layout_of
@@ -196,9 +196,8 @@ class _Run:
         config = self.config
         plan = BatchPlan(16, 96, 0, config.counts, config.severities)
         seeds = ((config.seed, 0, 1, index + 1) for index in range(config.deblur_batches))
-        calibrate_deblur(
-            self.model, (draw_batch(self.photos, plan, seed, config.weights) for seed in seeds), config.seed
-        )
+        batches = (draw_batch(self.photos, plan, seed, DEBLUR_WEIGHTS, "blur") for seed in seeds)
+        calibrate_deblur(self.model, batches, config.seed)
 
     def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch, power: float) -> dict[str, Tensor]:
         recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)

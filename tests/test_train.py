@@ -256,6 +256,25 @@ def test_a_resumed_run_computes_as_it_began(folder: Path, tmp_path: Path, monkey
     assert halves == [0, 1, 2]  # of four steps: three quarters of the budget
 
 
+def test_a_run_fits_its_deblurring_once_and_only_where_the_weights_it_starts_from_have_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, fitted = replace(SMALL, steps=2, deblur_batches=2), []
+    monkeypatch.setattr("clusir.train.calibrate_deblur", lambda model, batches, seed: fitted.append(list(batches)))
+    first = train(config, folder, tmp_path / "first", stop=lambda: True)
+    train(config, folder, tmp_path / "first", resume=True)
+    assert len(fitted) == 1
+    assert [batch.damaged.shape for batch in fitted[0]] == [(16, 3, 96, 96)] * 2
+    same = [torch.equal(d, c) for batch in fitted[0] for d, c in zip(batch.damaged, batch.clean, strict=True)]
+    assert any(same)  # what is not blurred has nothing to aim at
+    train(config, folder, tmp_path / "second", start=first)
+    assert len(fitted) == 1
+    bare = ClusIR(replace(CONFIGS["tiny"], deblur=False))
+    checkpoint.save(bare, tmp_path / "bare.safetensors", {})
+    train(config, folder, tmp_path / "third", start=tmp_path / "bare.safetensors")
+    assert len(fitted) == 2
+
+
 def test_validation_reports_no_gain_for_a_network_that_returns_its_input(folder: Path) -> None:
     torch.manual_seed(0)
     figures = validate(ClusIR(CONFIGS["tiny"]).eval(), PhotoSet(folder, "validation"), 64, 1)

@@ -86,6 +86,20 @@ def test_recipes_have_as_many_kinds_as_the_plan_says(photos: PhotoSet) -> None:
         assert {0 if name == "clean" else name.count("+") + 1 for name in batch.names} == kinds
 
 
+def test_the_aim_of_deblurring_keeps_all_damage_but_blur(photos: PhotoSet) -> None:
+    plan = BatchPlan(12, 64, 0, (0.0, 0.5, 0.5))
+    weights = {"noise": 1.0, "motion_blur": 1.0}
+    batch, whole = (draw_batch(photos, plan, (0, 0, 0), weights, undone) for undone in ("blur", None))
+    assert torch.equal(batch.damaged, whole.damaged)
+    for name, damaged, aim, clean in zip(batch.names, batch.damaged, batch.clean, whole.clean, strict=True):
+        assert torch.equal(aim, damaged) == ("blur" not in name)
+        assert torch.equal(aim, clean) == ("noise" not in name)
+        if name == "motion_blur+noise":  # the very same noise
+            spread = (aim - clean).flatten() - (aim - clean).mean()
+            other = (damaged - clean).flatten() - (damaged - clean).mean()
+            assert float((spread * other).sum() / spread.norm() / other.norm()) > 0.3
+
+
 def test_severities_stay_within_the_range_of_their_kind() -> None:
     rng = np.random.default_rng(0)
     drawn = {"noise": [], "motion_blur": []}

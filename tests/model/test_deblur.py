@@ -108,14 +108,19 @@ def test_calibration_learns_to_sharpen_what_is_blurred_and_leaves_random_numbers
 
 
 @torch.inference_mode()
-def test_what_deblurring_adds_reaches_the_picture_by_both_ways() -> None:
+def test_the_network_behind_sees_and_returns_the_deblurred_picture() -> None:
     model, image = random_model(CONFIGS["tiny"]), photo(64)
     assert model.deblur is not None
-    whole = model(image).restored
-    for part in (model.stem_added, model.trust):
-        kept = [p.clone() for p in part.parameters()]
-        for parameter in part.parameters():
-            parameter.zero_()
-        assert (model(image).restored - whole).abs().max() > 1e-5
-        for parameter, value in zip(part.parameters(), kept, strict=True):
-            parameter.copy_(value)
+    torch.nn.init.zeros_(model.head.weight)  # no residual: what comes out is what goes in, tone-mapped
+    torch.nn.init.zeros_(model.tone.coefficients.weight)
+    torch.nn.init.zeros_(model.tone.coefficients.bias)
+    seen: list[torch.Tensor] = []
+    model.stem.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pooled = PooledStatistics()
+    restored = model(image, None, pooled).restored
+    width = CONFIGS["tiny"].damage_cue
+    better = image + added(image, pooled.recorded()[:, width : width + FILTERS])
+    torch.testing.assert_close(restored, better, atol=1e-5, rtol=0)
+    assert (better - image).abs().max() > 1e-3
+    low = (better - 0.5).unfold(2, 2, 2).unfold(3, 2, 2).sum((-1, -2)) / 2
+    torch.testing.assert_close(seen[0][:, :3], low, atol=1e-5, rtol=0)
