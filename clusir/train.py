@@ -58,7 +58,14 @@ class _Run:
     """The state of a run and one step of it."""
 
     def __init__(
-        self, config: TrainConfig, data: Path, out: Path, device: str, resume: bool, start: Path | None
+        self,
+        config: TrainConfig,
+        data: Path,
+        out: Path,
+        device: str,
+        resume: bool,
+        start: Path | None,
+        say: Callable[[str], None],
     ) -> None:
         self.config, self.out = config, out
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -74,6 +81,7 @@ class _Run:
         model = model.to(memory_format=layout_of(self.arithmetic))  # type: ignore[call-overload]
         self.model = model
         if config.deblur_batches and not resume and any(name.startswith("deblur.") for name in fresh):
+            say("fitting the deblurring blend (a few minutes; deblur_batches in the configuration)")
             self.calibrate_deblur()
         self.ranges = self._rounding_ranges(resume) if config.qat else None
         self.average = Average(model, config.ema_decay)
@@ -233,13 +241,15 @@ def train(
     start: Path | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Train (or go on training) and return the path of the averaged weights.
 
     ``data`` is a folder of clean photos, ``out`` the run's folder. ``start``: a checkpoint whose weights a new run
     begins with; its routers are kept, so ``calibrate_at`` does not count (``FINE_TUNE_DEFAULTS`` has what else suits
-    given weights). ``observe`` is called after every step; where ``stop`` returns true the state is saved and the
-    function returns. Under torchrun every process calls this; rank 0 writes. Raises UsageError and BackendError.
+    given weights). ``observe`` is called after every step, ``say`` with what takes long before the first; where
+    ``stop`` returns true the state is saved and the function returns. Under torchrun every process calls this; rank 0
+    writes. Raises UsageError and BackendError.
     """
     if start is not None:
         if resume:
@@ -252,7 +262,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if not resume and (out / STATE_NAME).exists():
         raise UsageError(f"{out} already holds a run; go on with --resume, or choose another folder")
-    run = _Run(config, data, out, device, resume, start)
+    run = _Run(config, data, out, device, resume, start, say)
     log = TrainLog(out) if run.rank == 0 else None
     monitor = RouterMonitor()
     saved = validated = run.seconds

@@ -305,15 +305,22 @@ def test_odd_time_budgets_are_refused(text: str) -> None:
         parse_budget(text)
 
 
-def test_the_command_trains_and_resumes_with_a_longer_budget(folder: Path, tmp_path: Path) -> None:
+def test_the_command_trains_and_resumes_with_a_longer_budget(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clusir.train_deblur._STEPS", 10)
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [], "validation_photos": 1}))
+    config.write_text(
+        json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [], "deblur_batches": 1, "validation_photos": 1})
+    )
     base = ["--data", str(folder), "--out", str(tmp_path / "run"), "--threads", "1"]
     first = CliRunner().invoke(main, [*base, "--config", str(config), "--steps", "1"])
     assert first.exit_code == 0, first.output
     assert "ema.safetensors" in first.output
+    assert "fitting the deblurring blend" in first.stderr
     second = CliRunner().invoke(main, [*base, "--resume", "--steps", "2"])
     assert second.exit_code == 0, second.output
+    assert "fitting" not in second.stderr
     note = json.loads(checkpoint.read_metadata(tmp_path / "run" / "ema.safetensors")["training"])
     assert (note["step"], note["config"]["stages"][0]["crop_px"]) == (2, 32)
 
@@ -343,7 +350,9 @@ def test_the_command_refuses_in_one_line(
 def test_a_signal_saves_the_run_and_exits_130(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [], "save_every_s": 0}))
+    config.write_text(
+        json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [], "deblur_batches": 0, "save_every_s": 0})
+    )
     options = ["--data", str(folder), "--out", str(out), "--threads", "1", "--config", str(config), "--steps", "100000"]
     process = subprocess.Popen([sys.executable, "-m", "clusir.cli.train", *options], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -365,7 +374,8 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [0], "calibration_batches": 1}))
+    values = {"stages": [[0.0, 4, 32, 1]], "calibrate_at": [0], "calibration_batches": 1, "deblur_batches": 0}
+    config.write_text(json.dumps(values))
     command = [
         sys.executable, "-m", "clusir.cli.train", "--data", str(folder), "--out", str(tmp_path / "run"),
         "--threads", "1", "--config", str(config), "--steps", "2",

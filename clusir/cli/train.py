@@ -80,6 +80,9 @@ class _Display:
         self.task = self.bar.add_task("training", total=1.0, step=0, loss=float("nan"))
         self.loss = float("nan")
 
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
     def __call__(self, progress: Progress) -> None:
         value = progress.losses["loss/error"]
         self.loss = value if self.loss != self.loss else 0.98 * self.loss + 0.02 * value
@@ -178,6 +181,7 @@ def main(
                 start=start_from,
                 observe=display,
                 stop=lambda: bool(stopped),
+                say=display.say,
             )
     if stopped:
         raise InterruptedRun(f"stopped; the state is in {out}: go on with --resume")
