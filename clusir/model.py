@@ -250,7 +250,8 @@ class ClusIR(nn.Module):
 
     def statistics_size(self) -> int:
         """How many pooled statistics a picture has: S of :class:`clusir.pooled.PooledStatistics`."""
-        pooled, side = PooledStatistics(), self.config.size_multiple
+        # Sizes of statistics do not depend on the picture's; DamageTraces and the filters need 16 px of it.
+        pooled, side = PooledStatistics(), max(16, self.config.size_multiple)
         parameter = next(self.parameters())
         training = self.training
         with torch.inference_mode():
