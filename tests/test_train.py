@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import signal
@@ -29,7 +28,7 @@ from clusir.router import ClusterRouter
 from clusir.train import Stage, TrainConfig, learning_rate, resumed_config, train
 from clusir.train_curve import curve_svg, read_curve
 from clusir.train_monitor import RouterMonitor, validate
-from clusir.train_precision import ARITHMETICS, choose_arithmetic, half_convolutions
+from clusir.train_precision import ARITHMETICS, half_convolutions
 from clusir.train_state import read_header
 
 # Two stages, a calibration in the middle, and batches of a quad: everything that a resumed run must not forget.
@@ -208,39 +207,6 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:
     assert max(rates) == max(rates[8:12])
     assert rates[-1] == pytest.approx(0.01)
     assert learning_rate(config, 200, 1.7) == pytest.approx(0.01)
-
-
-def test_half_precision_convolutions_are_close_keep_float32_and_go_away() -> None:
-    model = checkpoint.random_model(CONFIGS["tiny"])
-    x = torch.rand(1, 3, 32, 32)
-    with torch.no_grad():
-        full = model(x).restored
-        with half_convolutions(model):
-            half = model(x).restored
-        again = model(x).restored
-    assert half.dtype == torch.float32
-    assert 1e-7 < (half - full).abs().max() < 0.05
-    assert torch.equal(again, full)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "half", "chosen"),
-    [
-        ((4, 2, 3, 5), True, "float32 channels_last"),
-        ((4, 5, 1, 3), True, "bfloat16"),
-        ((3, 5), False, "float32"),
-    ],
-)
-def test_the_fastest_arithmetic_is_chosen_by_trial_and_leaves_no_trace(
-    seconds: tuple[int, ...], half: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, before = ClusIR(CONFIGS["tiny"]), torch.get_rng_state()
-    # What the clock says: nothing passes between steps, and each step takes what the table says.
-    ticks = itertools.accumulate(itertools.chain.from_iterable((0, s) for s in 2 * seconds))
-    monkeypatch.setattr("clusir.train_precision.time.perf_counter", lambda: next(ticks))
-    assert choose_arithmetic(model, 1, 32, half=half, rounds=2) == chosen
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(p.grad is None and p.is_contiguous() for p in model.parameters())
 
 
 def test_a_resumed_run_computes_as_it_began(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
