@@ -41,19 +41,21 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# Deblurring mirrors a tile's border, and the kink that this puts into a slope reaches 15 px into the tile: further than
-# the blend of a halo of 16 px leaves out. On the slope the step at the border is 0.63 of that elsewhere (0.76 in one
-# piece; a seam would be above 1); random weights, which sharpen everything, differ by 57 dB instead of 60.
-_KINK = pytest.mark.xfail(reason="deblurring mirrors the border of each tile; wants an odd mirror", strict=True)
+# Neither is a seam (the step at the border is smaller than elsewhere); both miss what earlier weights kept, and why is
+# known in part. Slope: the weights of run 10 lay a faint pattern over it (56.6 dB from the slope itself, run 6 61.3), and
+# inside the first tile, 28 to 84 px from the edge, it is another one than in one piece: the ratio is 0.63, not 0.76, and
+# 0.66, not 0.78, without deblurring and cue, so these are not the cause. Photo: 56.8 dB, and 69 without deblurring.
+_SLOPE = pytest.mark.xfail(reason="the network's own pattern on a bare slope differs inside a tile", strict=True)
+_RANDOM = pytest.mark.xfail(reason="deblurring of untrained weights differs between tiles and one piece", strict=True)
 
 
 @pytest.mark.parametrize(
     ("weights", "name"),
     [
-        pytest.param("shipped", "slope", marks=_KINK),
+        pytest.param("shipped", "slope", marks=_SLOPE),
         ("shipped", "photo"),
         ("random", "slope"),
-        pytest.param("random", "photo", marks=_KINK),
+        pytest.param("random", "photo", marks=_RANDOM),
     ],
 )
 def test_no_seam_with_shared_routing(weights: str, name: str, random_weights: Path) -> None:
