@@ -42,9 +42,10 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Neither is a seam (the step at the border is smaller than elsewhere); both miss what earlier weights kept, and why is
-# known in part. Slope: the weights of run 10 lay a faint pattern over it (56.6 dB from the slope itself, run 6 61.3), and
-# inside the first tile, 28 to 84 px from the edge, it is another one than in one piece: the ratio is 0.63, not 0.76, and
-# 0.66, not 0.78, without deblurring and cue, so these are not the cause. Photo: 56.8 dB, and 69 without deblurring.
+# known in part. Slope: the weights of run 10 lay a faint pattern over it (56.6 dB from the slope itself, run 6 61.3),
+# and inside the first tile, 28 to 84 px from the edge, it is another one than in one piece: the ratio is 0.63, not
+# 0.76, and without deblurring and cue 0.66, not 0.78, so these are not the cause. Photo: 56.8 dB, 69 without
+# deblurring.
 _SLOPE = pytest.mark.xfail(reason="the network's own pattern on a bare slope differs inside a tile", strict=True)
 _RANDOM = pytest.mark.xfail(reason="deblurring of untrained weights differs between tiles and one piece", strict=True)
 
