@@ -2,9 +2,9 @@
 
 Sharpening against blur of a known shape is one linear filter (Wiener 1949). Such a filter along one direction is wide
 and different for every direction and length, which is what a few shared 3x3 layers do not learn: see docs/training.md.
-Here the filters are given, and what is learnt is which to blend, from the picture's own statistics (clusir.traces): the
-result is linear in the weights of the blend, so the restoration loss alone teaches them, without a label. The layers
-behind it see what it changed, and mend its ringing.
+Here the filters are given, and what is learnt is which to blend, from the picture's own statistics (clusir.traces). They
+are fitted first, to undo blur and leave other damage alone (clusir.train_deblur), and trained on with the network, which
+sees the sharpened picture and mends its ringing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ FILTERS = _DIRECTIONS * len(_LENGTHS_PX) + len(_SIGMAS_PX) + len(_RADII_PX)
 
 
 def sharpening(kernel: NDArray[np.float32], *, windowed: bool = True) -> NDArray[np.float64]:
-    """What the filter against one blur (an odd, symmetric kernel) adds to a picture: 31 x 31, it sums to 0."""
+    """What the filter against one blur adds to a picture: 31 x 31, symmetric, it sums to 0.
+
+    ``kernel``: KxK, K odd and at most 128, symmetric about its centre, sums to 1. conj(B) / (|B|^2 + ratio) of its
+    spectrum B (Wiener 1949), under the root of a Hann window unless ``windowed`` is off.
+    """
     frequency = np.fft.fftfreq(_GRID)
     ratio = _RATIO * (16 * (frequency[:, None] ** 2 + frequency[None, :] ** 2) + 0.02)
     spread, reach, side = np.zeros((_GRID, _GRID)), kernel.shape[0] // 2, 2 * REACH_PX + 1
