@@ -125,7 +125,7 @@ class Graph:
             keep = ""
             if node.name in router or _ROUTER.search(name):
                 keep = "router"
-            elif not names & self._ancestors(node.input[:1], set()):
+            elif self._reads_picture(node, names):
                 keep = FIRST
             elif node.name in last:
                 keep = "last convolution"
@@ -141,6 +141,24 @@ class Graph:
         """The restored picture: the output that the metadata names, else the first."""
         name = self.spec.output_name if self.spec is not None else ""
         return name if name in self.outputs else self.outputs[0]
+
+    def _reads_picture(self, node: NodeProto, convolutions: set[str]) -> bool:
+        """Whether a map of the picture reaches the convolution past no other convolution; what was computed from
+        the picture on the way (statistics, a filtered copy that is added to it) does not matter."""
+        stack, seen = [node.input[0]], set()
+        while stack:
+            name = stack.pop()
+            shape = self.shapes.get(name)
+            one_vector = shape is not None and (len(shape) < 4 or all(side == 1 for side in shape[2:]))
+            if name in seen or one_vector:
+                continue
+            seen.add(name)
+            if name in self.inputs:
+                return True
+            producer = self.producer.get(name)
+            if producer is not None and producer.name not in convolutions:
+                stack.extend(producer.input)
+        return False
 
     def _last(self, convolutions: set[str]) -> set[str]:
         """Names of the convolutions with no other between them and the restored picture."""

@@ -23,7 +23,8 @@ from clusir.train_qat import Ranges, RoundedTwin, fake_quantised, integer_convol
 
 SMALL = TrainConfig(
     steps=4, stages=(Stage(0.0, 4, 32, 1),), warmup_steps=2, learning_rate=1e-4, half_until=0.0, qat=True,
-    deblur_batches=0, qat_batches=1, validate_every_s=1e9, validation_photos=1, validation_crop_px=64,
+    arithmetic="float32", deblur_batches=0, qat_batches=1, validate_every_s=1e9, validation_photos=1,
+    validation_crop_px=64,
 )  # fmt: skip
 
 
