@@ -33,8 +33,11 @@ class Expert(nn.Module):
 class SparseExperts(nn.Module):
     """sum_e gate_e * Expert_e(u, s), running for each sample only the experts whose gate is not zero.
 
-    Which expert runs depends on data, so this form does not export: ``clusir.export.dense_experts`` replaces it.
+    Which expert runs depends on data, so this form does not export: ``clusir.export.dense_experts`` replaces it. With
+    ``everywhere`` set every expert runs for every sample, which a CUDA graph needs: the same sum.
     """
+
+    everywhere = False
 
     def __init__(self, width: int, ranks: tuple[int, ...], kernels: tuple[int, ...]) -> None:
         super().__init__()
@@ -44,11 +47,15 @@ class SparseExperts(nn.Module):
         """u, shared: BxCxHxW; gate: BxE. Returns BxCxHxW."""
         mixed = u.new_zeros(u.shape)
         for index, expert in enumerate(self.experts):
+            if self.everywhere:
+                mixed = mixed + gate[:, index].view(-1, 1, 1, 1) * expert(u, shared)
+                continue
             rows = (gate[:, index] > 0).nonzero(as_tuple=True)[0]
             if rows.numel() == 0:
                 continue
             weight = gate[rows, index].view(-1, 1, 1, 1)
-            mixed = mixed.index_add(0, rows, weight * expert(u[rows], shared[rows]))
+            found = weight * expert(u[rows], shared[rows])
+            mixed = mixed.index_add(0, rows, found.to(mixed.dtype))  # autocast: gates are float32, maps may not be
         return mixed
 
 

@@ -106,11 +106,12 @@ def cluster_loss(posteriors: Sequence[Tensor], running: Sequence[Tensor], memory
 def partner_joint(posterior: Tensor, recipe: Tensor, photo: Tensor) -> Tensor | None:
     """The joint cluster distribution LxL of partners: different photos with the same damage; symmetric, sums to 1.
 
-    ``posterior``: BxL; ``recipe``, ``photo``: B integers. None where the batch holds no partners.
+    ``posterior``: BxL; ``recipe``, ``photo``: B integers, best on the CPU, where counting waits for no GPU. None where
+    the batch holds no partners.
     """
     partner = ((recipe[:, None] == recipe[None, :]) & (photo[:, None] != photo[None, :])).float()
-    count = partner.sum()
-    return posterior.t() @ partner @ posterior / count if count > 0 else None
+    count = float(partner.sum())
+    return posterior.t() @ partner.to(posterior.device) @ posterior / count if count > 0 else None
 
 
 def agreement_loss(
@@ -128,6 +129,7 @@ def agreement_loss(
     information's gradient is taken, because a batch alone has too few pairs to estimate a table of LxL.
     """
     repel = ((photo[:, None] == photo[None, :]) & (recipe[:, None] != recipe[None, :])).float()
+    repel = repel.to(posteriors[0].device)
     terms = []
     for posterior, past in zip(posteriors, joints, strict=True):
         joint = partner_joint(posterior, recipe, photo)

@@ -8,6 +8,8 @@ one folder: ``state`` to resume from, ``ema.safetensors`` to load with :func:`cl
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,6 +30,7 @@ from clusir.router import ClusterRouter
 from clusir.train_config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning_rate
 from clusir.train_curve import curve_svg, read_curve
 from clusir.train_deblur import DEBLUR_WEIGHTS, calibrate_deblur
+from clusir.train_graph import GraphedForward
 from clusir.train_labels import label_weights
 from clusir.train_monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.train_precision import choose_arithmetic, half_convolutions, is_half, layout_of
@@ -41,6 +44,7 @@ __all__ = ["FINE_TUNE_DEFAULTS", "Progress", "Stage", "TrainConfig", "learning_r
 
 STATE_NAME, AVERAGE_NAME = "state.safetensors", "ema.safetensors"
 _AHEAD = 3  # batches prepared in advance
+_MOST_WORKERS = 8
 
 
 @dataclass
@@ -108,6 +112,9 @@ class _Run:
                 self.wrapped, device_ids=ids, find_unused_parameters=True
             )
         self.routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
+        self.graphed: GraphedForward | None = None
+        if self.wrapped is model and self.device.type == "cuda" and config.cuda_graphs:
+            self.graphed = GraphedForward(model)
 
     def used(self) -> float:
         """The share of the budget used up, the same on every rank."""
@@ -135,8 +142,11 @@ class _Run:
         damaged, clean = batch.damaged.to(self.device), batch.clean.to(self.device)
         damaged = damaged.contiguous(memory_format=layout_of(self.arithmetic))
         half = is_half(self.arithmetic) and used < config.half_until
-        with half_convolutions(self.model) if half else nullcontext():
-            output = self.wrapped(damaged)
+        if self.graphed is not None:
+            output = self.graphed(damaged, half=half)
+        else:
+            with half_convolutions(self.model) if half else nullcontext():
+                output = self.wrapped(damaged)
         if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
             clean = torch.cat((clean, clean))
         power = min(1.0, used / config.bend_until) if config.bend_until else 1.0
@@ -146,20 +156,21 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        finite = bool(torch.isfinite(norm))
+        # Everything that the host wants to know, at once: a GPU is waited for once a step.
+        *values, length = torch.stack([*(t.detach() for t in terms.values()), norm]).tolist()
+        finite = math.isfinite(length)
         if finite:  # one bad batch must not end a night's run: it is skipped, and counted in the log
             self.optimizer.step()
             self.average.update(self.model, self.step)
             with torch.no_grad():
-                recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
                 for past, posterior in zip(self.running, output.posteriors, strict=True):
-                    joint = losses.partner_joint(posterior.detach(), recipe, photo)
+                    joint = losses.partner_joint(posterior.detach(), batch.recipe, batch.photo)
                     if joint is not None:
                         past.lerp_(joint, 0.05)
         self.step += 1
         monitor.add([p.detach() for p in output.posteriors], [g.detach() for g in output.gates], batch.names)
-        figures = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
-        return figures | {"grad_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
+        figures = {f"loss/{name}": value for name, value in zip(terms, values, strict=True)}
+        return figures | {"grad_norm": length, "learning_rate": rate, "skipped": float(not finite)}
 
     def _arithmetic(self, model: ClusIR, resume: bool) -> str:
         """How steps compute, the same on every rank: as configured, as the resumed run did, or by trial."""
@@ -171,7 +182,7 @@ class _Run:
         if config.arithmetic != "auto":
             return config.arithmetic
         if self.device.type != "cpu":
-            return "bfloat16 channels_last"
+            return "float32 channels_last"  # convolutions round to TF32, torch's default
         stage = config.stages[0]
         found = [choose_arithmetic(model, stage.batch, stage.crop_px, half=config.half_until > 0)]
         if dist.is_initialized():
@@ -208,7 +219,7 @@ class _Run:
         calibrate_deblur(self.model, batches, config.seed)
 
     def loss_terms(self, output: Restoration, clean: Tensor, batch: Batch, power: float) -> dict[str, Tensor]:
-        recipe, photo = batch.recipe.to(self.device), batch.photo.to(self.device)
+        recipe, photo = batch.recipe, batch.photo
         return {
             "error": losses.log_error(output.restored, clean, power),
             "spectrum": losses.spectrum_error(output.restored, clean, power),
@@ -239,6 +250,7 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     start: Path | None = None,
+    workers: int | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda text: None,
@@ -247,7 +259,8 @@ def train(
 
     ``data`` is a folder of clean photos, ``out`` the run's folder. ``start``: a checkpoint whose weights a new run
     begins with; its routers are kept, so ``calibrate_at`` does not count (``FINE_TUNE_DEFAULTS`` has what else suits
-    given weights). ``observe`` is called after every step, ``say`` with what takes long before the first; where
+    given weights). ``workers``: processes that draw batches; 0 is one thread of this one, None chooses (0 on a CPU).
+    ``observe`` is called after every step, ``say`` with what takes long before the first; where
     ``stop`` returns true the state is saved and the function returns. Under torchrun every process calls this; rank 0
     writes. Raises UsageError and BackendError.
     """
@@ -267,13 +280,16 @@ def train(
     monitor = RouterMonitor()
     saved = validated = run.seconds
     window: dict[str, list[float]] = {}
-    with Prefetcher(run.photos, config.seed, run.rank, config.weights) as prefetcher:
+    if workers is None:
+        workers = min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 2)) if run.device.type == "cuda" else 0
+    ahead = max(_AHEAD, 2 * workers)
+    with Prefetcher(run.photos, config.seed, run.rank, config.weights, workers) as prefetcher:
         used = run.used()
         clock = time.monotonic()
         while used < 1.0 and not stop():
             # A batch's shape is fixed when it is asked for, a few steps ahead of its use.
-            for ahead in range(_AHEAD):
-                prefetcher.ask(run.step + ahead, run.plan(_at(run, used, ahead)))
+            for later in range(ahead):
+                prefetcher.ask(run.step + later, run.plan(_at(run, used, later)))
             if run.step in config.calibrate_at:
                 run.calibrate()
             figures = run.advance(prefetcher.get(run.step), used, monitor)

@@ -74,9 +74,11 @@ class TrainConfig:
     router_noise_until: float = 0.5
     # Until this share of the budget dense convolutions may run in bfloat16.
     half_until: float = 0.85
-    # One of train_precision.ARITHMETICS, or "auto": on a CPU what is fastest there, on a GPU bfloat16 channels_last. A
+    # One of train_precision.ARITHMETICS, or "auto": on a CPU what is fastest there, on a GPU float32 channels_last. A
     # resumed run keeps what it began with; two runs end in the same bits only with the same arithmetic.
     arithmetic: str = "auto"
+    # On one CUDA device: replay steps as CUDA graphs (see train_graph).
+    cuda_graphs: bool = True
     # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
     calibrate_at: tuple[int, ...] = (0, 300, 900, 2000)
     calibration_batches: int = 20

@@ -68,12 +68,13 @@ class RouterMonitor:
         self._entropy: dict[int, list[float]] = defaultdict(list)
 
     def add(self, posteriors: Sequence[Tensor], gates: Sequence[Tensor], names: Sequence[str]) -> None:
-        for level, (posterior, gate) in enumerate(zip(posteriors, gates, strict=True)):
-            used = (gate > 0).sum(0).cpu()
+        for level, (at, gate) in enumerate(zip(posteriors, gates, strict=True)):
+            posterior = at.cpu()  # in one piece: figure by figure a GPU would be waited for each time
+            used = (gate.cpu() > 0).sum(0)
             self._experts[level] = self._experts.get(level, torch.zeros_like(used)) + used
             entropy = -(posterior * posterior.clamp_min(1e-8).log()).sum(1).mean()
             self._entropy[level].append(float(entropy))
-            for row, name in zip(posterior.cpu(), names, strict=True):
+            for row, name in zip(posterior, names, strict=True):
                 if name in FAMILIES:  # single degradations only: a mixture has no one right cluster
                     counts = self._table[level].setdefault(FAMILIES[name], torch.zeros_like(row))
                     counts[int(row.argmax())] += 1

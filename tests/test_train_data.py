@@ -128,6 +128,21 @@ def test_the_prefetcher_hands_out_the_batch_of_the_step_that_was_asked_for(photo
     assert torch.equal(late.clean, draw_batch(photos, plan, (3, 6, 0)).clean)
 
 
+def test_worker_processes_draw_the_same_batches_and_report_errors(photos: PhotoSet) -> None:
+    plan = BatchPlan(4, 64, 1)
+    with Prefetcher(photos, seed=3, workers=2) as prefetcher:
+        for step in (4, 5):
+            prefetcher.ask(step, plan)
+        prefetcher.ask(6, BatchPlan(1, -64, 0))
+        for step in (5, 4):
+            drawn, expected = prefetcher.get(step), draw_batch(photos, plan, (3, step, 0))
+            for name in ("damaged", "clean", "recipe", "photo"):
+                assert torch.equal(getattr(drawn, name), getattr(expected, name)), name
+            assert drawn.names == expected.names
+        with pytest.raises(Exception, match=r"."):
+            prefetcher.get(6)
+
+
 def test_an_error_in_the_loader_thread_reaches_the_training(photos: PhotoSet) -> None:
     with Prefetcher(photos, seed=0, weights={"noise": 1.0, "snow": 1.0}) as good:
         good.ask(0, BatchPlan(1, 64, 0))

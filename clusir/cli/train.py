@@ -78,13 +78,13 @@ class _Display:
             TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
         self.task = self.bar.add_task("training", total=1.0, step=0, loss=float("nan"))
-        self.loss = float("nan")
+        self.loss, self.used = float("nan"), 0.0
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
     def __call__(self, progress: Progress) -> None:
-        value = progress.losses["loss/error"]
+        value, self.used = progress.losses["loss/error"], progress.used
         self.loss = value if self.loss != self.loss else 0.98 * self.loss + 0.02 * value
         self.bar.update(self.task, completed=progress.used, step=progress.step, loss=self.loss)
         if progress.step % 100 == 0 and not self.console.is_terminal:
@@ -115,6 +115,7 @@ class _Display:
 @click.option("--seed", type=int, help="Seed of weights and batches. [default: 0]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=int, help="CPU threads for the network. [default: all]")
+@click.option("--workers", type=int, help="Processes that draw batches; 0: a thread. [default: 0, or on CUDA up to 8]")
 @click.option("--start-from", type=click.Path(path_type=Path), help="Checkpoint whose weights a new run starts with.")
 @click.option(
     "--qat", is_flag=True, help="Fine-tune weights (--start-from) for INT8: some hundred steps with rounding."
@@ -131,6 +132,7 @@ def main(
     seed: int | None,
     device: str,
     threads: int | None,
+    workers: int | None,
     start_from: Path | None,
     qat: bool,
     resume: bool,
@@ -143,6 +145,8 @@ def main(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads} is not at least 1")
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers {workers} is not at least 0")
     if qat and start_from is None and not resume:
         raise UsageError("--qat fine-tunes weights that are there; name their checkpoint with --start-from")
     if start_from is not None and resume:
@@ -179,11 +183,12 @@ def main(
                 device=place,
                 resume=resume,
                 start=start_from,
+                workers=workers,
                 observe=display,
                 stop=lambda: bool(stopped),
                 say=display.say,
             )
-    if stopped:
+    if stopped and display.used < 1.0:  # a signal that came while the clusters were named stopped nothing
         raise InterruptedRun(f"stopped; the state is in {out}: go on with --resume")
     click.echo(f"weights: {path}")
 
