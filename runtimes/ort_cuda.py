@@ -28,6 +28,7 @@ __all__ = [
     "open_session",
     "profile_nodes",
     "refuse_cpu_operators",
+    "start_cuda",
 ]
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -62,6 +63,19 @@ def cuda_options(static: bool, allow_tf32: bool = False, cuda_graph: bool = Fals
     }
 
 
+def start_cuda(ort: Any) -> None:
+    """What ONNX Runtime's module ``ort`` needs before a session on CUDA: the libraries of the nvidia-* wheels, where
+    those are installed, and silence about plans that cuDNN tried in vain.
+
+    Looking for the fastest convolution, ONNX Runtime logs every plan that cuDNN does not support as an error, a hundred
+    lines for one model [1.31.1 on an H200], and goes on to one that it does. The logger is its global one; real
+    failures are exceptions.
+    """
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls(directory="")
+    ort.set_default_logger_severity(4)
+
+
 def open_session(
     path: Path, device: str, *, static: bool, allow_tf32: bool = False, cuda_graph: bool = False, profile: str = ""
 ) -> Any:
@@ -79,8 +93,7 @@ def open_session(
         options.profile_file_prefix = profile
     providers: list[Any] = [CPU]
     if device == "cuda":
-        if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls(directory="")
+        start_cuda(ort)
         providers.insert(0, (CUDA, cuda_options(static, allow_tf32, cuda_graph)))
     session = ort.InferenceSession(str(path), options, providers=providers)
     if device == "cuda" and CUDA not in session.get_providers():
@@ -118,7 +131,8 @@ class BoundSession:
     """A session whose inputs and outputs stay on the device: one shape, fixed addresses, hence fit for CUDA graphs.
 
     ``feeds`` gives the shapes and first values (float32). :meth:`run` does a whole run and waits for it; :meth:`read`
-    copies the outputs to the host.
+    copies the outputs to the host. Raises BackendError for a session with CUDA graphs whose outputs' shapes do not
+    follow from its inputs': its very first run is the one that is recorded, with the addresses that it has.
     """
 
     def __init__(self, session: Any, feeds: Mapping[str, Array], device: str) -> None:
@@ -129,12 +143,9 @@ class BoundSession:
         self._inputs = {k: ort.OrtValue.ortvalue_from_numpy(v, device, 0) for k, v in feeds.items()}
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
-        # One plain run tells the shapes of the outputs.
-        first = session.run(None, dict(feeds))
-        names = [o.name for o in session.get_outputs()]
         self._outputs = {
-            k: ort.OrtValue.ortvalue_from_shape_and_type(v.shape, v.dtype, device, 0)
-            for k, v in zip(names, first, strict=True)
+            name: ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
+            for name, (shape, kind) in _outputs_of(session, feeds).items()
         }
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
@@ -152,6 +163,28 @@ class BoundSession:
     def read(self) -> dict[str, Array]:
         """The outputs, copied to the host."""
         return {k: np.asarray(v.numpy(), dtype=np.float32) for k, v in self._outputs.items()}
+
+
+_KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def _outputs_of(session: Any, feeds: Mapping[str, Array]) -> dict[str, tuple[list[int], Any]]:
+    """Shape and dtype of every output for these inputs: as the graph declares them, else from a plain run."""
+    known = {
+        symbol: length
+        for given in session.get_inputs()
+        for symbol, length in zip(given.shape, feeds[given.name].shape, strict=True)
+        if isinstance(symbol, str)
+    }
+    declared: dict[str, tuple[list[Any], Any]] = {
+        out.name: ([known.get(axis, axis) for axis in out.shape], _KINDS.get(out.type)) for out in session.get_outputs()
+    }
+    if all(kind and all(isinstance(n, int) for n in shape) for shape, kind in declared.values()):
+        return declared
+    if session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") == "1":
+        raise BackendError("a CUDA graph needs outputs whose shapes follow from the inputs'; export with a static tile")
+    first = session.run(None, dict(feeds))
+    return {name: (list(array.shape), array.dtype) for name, array in zip(declared, first, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from clusir.errors import BackendError, ClusirError, ModelFormatError
 from clusir.runtimes.base import Array
 from clusir.runtimes.feeds import check_feeds
-from clusir.runtimes.ort_cuda import cuda_options, refuse_cpu_operators
+from clusir.runtimes.ort_cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
@@ -56,8 +56,7 @@ class OrtRunner:
                     f"device cuda: this onnxruntime {ort.__version__} has only {', '.join(available)}; "
                     f"install CUDA support with: {_INSTALL_GPU}, or use --device cpu or --fallback"
                 )
-            if hasattr(ort, "preload_dlls"):  # the libraries of the nvidia-* wheels, where those are installed
-                ort.preload_dlls(directory="")
+            start_cuda(ort)
         elif wanted != "cpu":
             raise BackendError(f"device {device}: backend ort knows auto, cpu and cuda")
 
