@@ -69,4 +69,5 @@ def over_pixels(pooled: PooledStatistics | None, x: Tensor, *, largest: bool = F
 
 def over_batch(pooled: PooledStatistics | None, value: Tensor) -> Tensor:
     """A sum over each picture's pixels, Bx..., averaged over the batch, 1x..., where that is one picture."""
-    return value.mean(dim=0, keepdim=True) if pooled is not None and pooled.together else value
+    # Not a mean: onnxsim 0.8.1 joins that with the mean over pixels before it, and gets the axes wrong.
+    return value.sum(dim=0, keepdim=True) / value.shape[0] if pooled is not None and pooled.together else value

@@ -145,10 +145,9 @@ class Restorer:
         plan = plan or plan_picture(source.height, source.width, self.spec)
         _, router = self._open_sidecars()
         samples: list[Array] = []
-        for i in plan.y.sample():
-            start = plan.y.starts[i]
+        for start in plan.y.sample():
             band = source.rows(start, min(start + plan.y.tile, source.height))
-            samples += [crop_tile(band, plan.x, plan.x.starts[j], plan.y.tile) for j in plan.x.sample()]
+            samples += [crop_tile(band, plan.x, left, plan.y.tile) for left in plan.x.sample()]
         # A router of the first exports looks at each sample alone; its file may fix the batch to 1.
         batches = [samples] if router.spec.statistics else [[sample] for sample in samples]
         outs = [self._timed(router, {"image": _nchw(batch)}, work or Work()) for batch in batches]

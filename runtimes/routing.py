@@ -1,6 +1,6 @@
 """One routing for a whole picture, shared by its tiles. C++ and JavaScript do the same.
 
-The router graph looks at a regular sample of at most nine tiles; their posteriors, expert probabilities and pooled
+The router graph looks at a regular sample of at most nine windows; their posteriors, expert probabilities and pooled
 statistics are averaged; top-k of the average is the gate that every tile gets. Neighbouring tiles then never run
 different experts, and what one computes from a mean over the picture the other computes from the same mean.
 """

@@ -38,9 +38,13 @@ class Axis:
     weights: tuple[Array, ...]
 
     def sample(self) -> tuple[int, ...]:
-        """Indices of at most three tiles, evenly spread: where routing looks at the picture."""
-        last = len(self.starts) - 1
-        return tuple(sorted({0, last // 2, last}))
+        """The first pixels of at most three windows as long as a tile, evenly spread: where routing looks.
+
+        No more than cover the axis, and not the tiles' own places, of which the last two may be a pixel apart: what
+        they overlap by would count twice. Multiples of 8, so that all lie on JPEG's grid alike.
+        """
+        count = max(1, min(3, -(-(self.length - 7) // self.tile)))
+        return tuple(i * (self.length - self.tile) // max(1, count - 1) // 8 * 8 for i in range(count))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from clusir.losses import log_error
 from clusir.model import CONFIGS, ClusIR
 from clusir.router import ClusterRouter
 from clusir.train import Stage, TrainConfig, learning_rate, resumed_config, train
-from clusir.train_curve import curve_svg, read_curve
-from clusir.train_monitor import RouterMonitor, validate
+from clusir.train_monitor import validate
 from clusir.train_precision import ARITHMETICS, half_convolutions
 from clusir.train_state import read_header
 
@@ -248,18 +247,6 @@ def test_validation_reports_no_gain_for_a_network_that_returns_its_input(folder:
     assert figures["psnr/clean"] == pytest.approx(60)
 
 
-def test_the_router_monitor_measures_purity_on_single_damage_only() -> None:
-    monitor = RouterMonitor()
-    posterior = torch.eye(2)[torch.tensor([0, 0, 1, 1, 0])]
-    gate = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2])]
-    monitor.add([posterior], [gate], ("noise", "poisson_gaussian", "jpeg", "jpeg", "noise+jpeg"))
-    figures = monitor.read()
-    assert figures["purity/1"] == pytest.approx(1)
-    assert figures["clusters/1"] == 2
-    assert figures["least_expert/1"] == 0
-    assert monitor.read() == {}
-
-
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), ("1h30m", 5400)])
 def test_time_budgets_are_read(text: str, seconds: float) -> None:
     assert parse_budget(text) == seconds
@@ -297,6 +284,7 @@ def test_the_command_trains_and_resumes_with_a_longer_budget(
         (["--steps", "1", "--device", "cuda:99"], 3, "cuda:99"),
         (["--steps", "1", "--time-budget", "soon"], 2, "soon"),
         (["--steps", "1", "--threads", "0"], 2, "--threads 0"),
+        (["--steps", "1", "--workers", "-1"], 2, "--workers -1"),
         (["--steps", "1", "--config", "missing.toml"], 2, "missing.toml"),
         ([], 2, "one budget"),
         (["--resume"], 2, "no training state"),
@@ -394,12 +382,3 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path)
     checkpoint.save(ClusIR(replace(CONFIGS["tiny"], widths=(16, 32, 48))), tmp_path / "other.safetensors", {})
     with pytest.raises(UsageError, match=r"does not fit.*stem.weight"):
         train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")
-
-
-def test_the_curve_takes_the_later_figure_of_a_repeated_step(tmp_path: Path) -> None:
-    rows = [(10, "gain/haze", 1), (20, "gain/haze", 2), (20, "psnr/haze", 30), (20, "gain/haze", -3)]
-    lines = ["step,seconds,name,value", *(f"{step},0,{name},{value}" for step, name, value in rows)]
-    (tmp_path / "log.csv").write_text("\n".join(lines))
-    curves = read_curve(tmp_path / "log.csv")
-    assert curves == {"haze": [(10, 1.0), (20, -3.0)]}
-    assert "-3.00 dB" in curve_svg(curves)

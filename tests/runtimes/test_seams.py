@@ -15,10 +15,14 @@ import skimage.data
 from measure_run import seam_ratio
 
 from clusir.metrics import psnr
-from clusir.runtimes import Restorer, open_runner
+from clusir.runtimes import Restorer
+from clusir.runtimes.routing import Routing
 from clusir.runtimes.tiling import plan_axis
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+from clusir.checkpoint import load  # noqa: E402
+from clusir.pooled import PooledStatistics  # noqa: E402
+
 WEIGHTS = Path(str(files("clusir.weights")))
 SIZE = (256, 592)  # three tiles in a row
 
@@ -41,30 +45,39 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# Neither is a seam (the step at the border is smaller than elsewhere); both miss what earlier weights kept, and why is
-# known in part. Slope: the weights of run 10 lay a faint pattern over it (56.6 dB from the slope itself, run 6 61.3),
-# and inside the first tile, 28 to 84 px from the edge, it is another one than in one piece: the ratio is 0.63, not
-# 0.76, and without deblurring and cue 0.66, not 0.78, so these are not the cause. Photo: 56.8 dB, 69 without
-# deblurring.
-_SLOPE = pytest.mark.xfail(reason="the network's own pattern on a bare slope differs inside a tile", strict=True)
-_RANDOM = pytest.mark.xfail(reason="deblurring of untrained weights differs between tiles and one piece", strict=True)
+def in_one_piece(path: Path, picture: np.ndarray) -> tuple[np.ndarray, Routing]:
+    """The restored picture HxWx3, and the routing and statistics that all of it gave."""
+    model, statistics = load(path), PooledStatistics()
+    with torch.inference_mode():
+        found = model(torch.from_numpy(picture.transpose(2, 0, 1)[None].copy()), None, statistics)
+    routing = Routing(
+        torch.cat(found.posteriors, dim=1)[0].numpy(),
+        torch.cat(found.gates, dim=1)[0].numpy(),
+        shared=True,
+        statistics=statistics.recorded()[0].numpy(),
+    )
+    return np.clip(found.restored[0].permute(1, 2, 0).numpy(), 0, 1), routing
 
 
-@pytest.mark.parametrize(
-    ("weights", "name"),
-    [
-        pytest.param("shipped", "slope", marks=_SLOPE),
-        ("shipped", "photo"),
-        ("random", "slope"),
-        pytest.param("random", "photo", marks=_RANDOM),
-    ],
-)
-def test_no_seam_with_shared_routing(weights: str, name: str, random_weights: Path) -> None:
+# Likeness in dB. Given the statistics of the whole picture, tiles differ by what their borders' padding does. Those
+# found on samples, of which neighbours overlap, are others by a little, everywhere: a shift of up to a third of a
+# grey level with the weights of run 11 (57 dB), which lean more on them than earlier ones (70 dB with those of run 2).
+@pytest.mark.parametrize(("statistics", "likeness_db"), [("own", 60), ("sampled", 50)])
+@pytest.mark.parametrize("name", ["slope", "photo"])
+@pytest.mark.parametrize("weights", ["shipped", "random"])
+def test_no_seam_with_shared_routing(
+    weights: str,
+    name: str,
+    statistics: str,
+    likeness_db: float,
+    random_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = random_weights if weights == "random" else WEIGHTS / "tiny.safetensors"
     picture = pictures()[name]
-    with open_runner(path, backend="torch", device="cpu", threads=1) as runner:
-        piece = runner.run({"image": picture.transpose(2, 0, 1)[None].copy()})["restored"][0].transpose(1, 2, 0)
-    piece = np.clip(piece, 0, 1)
+    piece, routing = in_one_piece(path, picture)
+    if statistics == "own":
+        monkeypatch.setattr("clusir.runtimes.restore.combine", lambda sampled, spec: routing)
     with Restorer(path, backend="torch", device="cpu", threads=1, routing="shared") as restorer:
         tiled, work = restorer.restore_and_tell(picture)
         axis = plan_axis(SIZE[1], restorer.spec)
@@ -73,7 +86,7 @@ def test_no_seam_with_shared_routing(weights: str, name: str, random_weights: Pa
         expected = seam_ratio(piece, axis.starts, axis.tile, reach)
         assert seam_ratio(tiled, axis.starts, axis.tile, reach) == pytest.approx(expected, rel=0.05)
     # The gradient's mean alone would not see tiles whose brightness drifts: it is the same picture as well.
-    assert psnr(tiled, piece) > 60
+    assert psnr(tiled, piece) > likeness_db
 
 
 def test_the_measure_sees_a_seam() -> None:

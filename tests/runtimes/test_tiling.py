@@ -66,11 +66,12 @@ def test_small_pictures_are_padded_to_the_size_rule(static: bool, length: int, t
     assert (axis.tile, axis.starts) == (tile, (0,))
 
 
-def test_sample_is_at_most_three_of_an_axis() -> None:
-    assert plan_axis(64, spec()).sample() == (0,)
-    assert plan_axis(100, spec()).sample() == (0, 1)
-    axis = plan_axis(1000, spec())
-    assert axis.sample() == (0, (len(axis.starts) - 1) // 2, len(axis.starts) - 1)
+@pytest.mark.parametrize(
+    ("length", "starts"),
+    [(5, (0,)), (64, (0,)), (71, (0,)), (72, (0, 8)), (135, (0, 64)), (136, (0, 32, 72)), (1000, (0, 464, 936))],
+)
+def test_the_sample_covers_an_axis_evenly_with_at_most_three(length: int, starts: tuple[int, ...]) -> None:
+    assert plan_axis(length, spec()).sample() == starts
 
 
 def test_padding_reflects_like_numpy() -> None:

@@ -128,9 +128,9 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
                      fetches);
         mean.add(posterior, probability);
     };
-    for (const std::size_t y : sample(rows)) {
-        for (const std::size_t x : sample(columns)) {
-            gather(in, spec_, rows, columns, rows.starts[y], columns.starts[x], planes);
+    for (const std::int64_t top : sample(rows)) {
+        for (const std::int64_t left : sample(columns)) {
+            gather(in, spec_, rows, columns, top, left, planes);
             // A router with statistics takes all samples for one picture; one of the first exports looks at each alone.
             if (spec_.statistics)
                 samples.insert(samples.end(), planes.begin(), planes.end());

@@ -56,11 +56,12 @@ std::int64_t reflect(std::int64_t position, std::int64_t length) {
     return within < length ? within : period - within;
 }
 
-std::vector<std::size_t> sample(const Axis& axis) {
-    const std::size_t count = axis.starts.size();
-    if (count == 1) return {0};
-    if (count == 2) return {0, 1};
-    return {0, (count - 1) / 2, count - 1};
+std::vector<std::int64_t> sample(const Axis& axis) {
+    const std::int64_t count = std::clamp<std::int64_t>((axis.length - 7 + axis.tile - 1) / axis.tile, 1, 3);
+    std::vector<std::int64_t> starts;
+    for (std::int64_t i = 0; i < count; ++i)
+        starts.push_back(i * (axis.length - axis.tile) / std::max<std::int64_t>(1, count - 1) / 8 * 8);
+    return starts;
 }
 
 }  // namespace clusir::detail

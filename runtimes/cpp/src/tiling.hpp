@@ -22,7 +22,7 @@ Axis plan_axis(std::int64_t length, const ModelSpec& spec);
 // The pixel that reflection (without repeating the edge) puts at `position`; any position >= 0, any length >= 1.
 std::int64_t reflect(std::int64_t position, std::int64_t length);
 
-// At most three tiles of an axis, evenly spread: where routing looks at the picture.
-std::vector<std::size_t> sample(const Axis& axis);
+// The first pixels of at most three windows as long as a tile, evenly spread on JPEG's grid: where routing looks.
+std::vector<std::int64_t> sample(const Axis& axis);
 
 }  // namespace clusir::detail

@@ -43,7 +43,7 @@ export async function restore(image, spec, run, pause) {
   const columns = planAxis(width, spec);
   const total = rows.starts.length * columns.starts.length;
   const dims = [1, spec.channels, rows.tile, columns.tile];
-  const tileAt = (y, x) => gather(image, channels, spec, rows, columns, rows.starts[y], columns.starts[x]);
+  const windowAt = (top, left) => gather(image, channels, spec, rows, columns, top, left);
   await pause(0, total);
 
   const shared = spec.graph === "tile";
@@ -53,13 +53,13 @@ export async function restore(image, spec, run, pause) {
   const given = {}; // what every tile is given beside its pixels
   if (shared) {
     const samples = [];
-    for (const y of sample(rows)) for (const x of sample(columns)) samples.push([y, x]);
+    for (const top of sample(rows)) for (const left of sample(columns)) samples.push([top, left]);
     // A router with statistics takes all samples for one picture; one of the first exports looks at each alone.
     const together = spec.statistics ? [samples] : samples.map((one) => [one]);
     for (const batch of together) {
       const size = dims.reduce((product, length) => product * length);
       const images = new Float32Array(batch.length * size);
-      batch.forEach(([y, x], i) => images.set(tileAt(y, x), i * size));
+      batch.forEach(([top, left], i) => images.set(windowAt(top, left), i * size));
       const out = await run("router", { [spec.input_name]: [images, [batch.length, ...dims.slice(1)]] });
       seen.posterior.push(checked(out, "posterior", [1, sum(spec.clusters)]));
       seen.expert.push(checked(out, "expert_probability", [1, sum(spec.experts)]));
@@ -82,7 +82,7 @@ export async function restore(image, spec, run, pause) {
   for (let ty = 0; ty < rows.starts.length; ty++) {
     const top = rows.starts[ty];
     for (let tx = 0; tx < columns.starts.length; tx++) {
-      const feeds = { [spec.input_name]: [tileAt(ty, tx), dims], ...given };
+      const feeds = { [spec.input_name]: [windowAt(rows.starts[ty], columns.starts[tx]), dims], ...given };
       const result = await run("tile", feeds);
       if (!shared && spec.clusters.length) {
         seen.posterior.push(checked(result, "posterior", [1, sum(spec.clusters)]));

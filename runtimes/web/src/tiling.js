@@ -37,8 +37,8 @@ export function reflect(position, length) {
   return within < length ? within : 2 * length - 2 - within;
 }
 
-/** At most three tiles of an axis, evenly spread: where routing looks at the picture. */
-export function sample({ starts }) {
-  const last = starts.length - 1;
-  return [...new Set([0, last >> 1, last])];
+/** The first pixels of at most three windows as long as a tile, evenly spread on JPEG's grid: where routing looks. */
+export function sample({ length, tile }) {
+  const count = Math.max(1, Math.min(3, Math.ceil((length - 7) / tile)));
+  return Array.from({ length: count }, (_, i) => 8 * Math.floor((i * (length - tile)) / Math.max(1, count - 1) / 8));
 }
