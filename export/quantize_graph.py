@@ -194,6 +194,11 @@ class Graph:
                 cut |= {output, *(node.input if node.op_type == "Concat" else ())}
         return cut
 
+    def before(self, nodes: set[str]) -> set[str]:
+        """Names of the nodes that compute the first input of any of ``nodes``."""
+        given = [node.input[0] for node in self.model.graph.node if node.name in nodes]
+        return self._ancestors(given, set())
+
     def _ancestors(self, start: Iterable[str], cut: set[str]) -> set[str]:
         names: set[str] = set()
         stack = [tensor for tensor in start if tensor not in cut] if cut else list(start)
