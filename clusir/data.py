@@ -219,7 +219,8 @@ class Prefetcher:
     def __init__(
         self, photos: PhotoSet, seed: int, rank: int = 0, weights: dict[str, float] | None = None, workers: int = 0
     ) -> None:
-        self._photos, self._seed, self._rank, self._weights = photos, seed, rank, weights
+        self._photos = None if workers else photos  # worker processes have their own
+        self._seed, self._rank, self._weights = seed, rank, weights
         self._drawn: dict[int, Future[_Packed]] = {}
         self._pool: Executor
         if workers:
@@ -230,13 +231,9 @@ class Prefetcher:
 
     def ask(self, step: int, plan: BatchPlan) -> None:
         """Have the batch of ``step`` prepared."""
-        if step in self._drawn:
-            return
-        task = (plan, (self._seed, step, self._rank), self._weights)
-        if isinstance(self._pool, ProcessPoolExecutor):
-            self._drawn[step] = self._pool.submit(_draw_packed, None, *task)
-        else:
-            self._drawn[step] = self._pool.submit(_draw_packed, self._photos, *task)
+        if step not in self._drawn:
+            seed = (self._seed, step, self._rank)
+            self._drawn[step] = self._pool.submit(_draw_packed, self._photos, plan, seed, self._weights)
 
     def get(self, step: int) -> Batch:
         """The batch of ``step``, which must have been asked for."""
@@ -265,7 +262,8 @@ def _read_photos(folder: Path, split: str) -> None:
 def _draw_packed(
     photos: PhotoSet | None, plan: BatchPlan, seed: Sequence[int], weights: dict[str, float] | None
 ) -> _Packed:
-    """A batch in a quarter of the bytes, to pass between processes: both its pictures hold 8-bit values only."""
+    """A batch with its pictures as uint8, which is all they hold, to pass between processes: a quarter of the bytes.
+    ``photos`` None: those that this worker process has read."""
     batch = draw_batch(_held[0] if photos is None else photos, plan, seed, weights)
     damaged, clean = ((x * 255).round().to(torch.uint8).numpy() for x in (batch.damaged, batch.clean))
     return damaged, clean, batch.recipe.numpy(), batch.photo.numpy(), batch.names

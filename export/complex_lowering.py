@@ -118,7 +118,7 @@ class _PairInterpreter(fx.Interpreter):
         if name in HANDLERS:
             try:
                 return HANDLERS[name](*args, **kwargs)
-            except NotImplementedError as error:
+            except NotImplementedError as error:  # a form without a real counterpart: refused with the user's line
                 raise self._refuse(f"{name}: {error}") from error
         if name in COMPONENTWISE:
             return _componentwise(target, args, kwargs)

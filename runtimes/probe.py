@@ -75,7 +75,7 @@ def _run_openvino(device: str) -> tuple[NDArray[np.float32], str, str]:
 
 
 def _run_torch(device: str) -> tuple[NDArray[np.float32], str, str]:
-    import torch
+    import torch  # the backend under test: imported where it was asked for, in a child process
 
     image, weight = (torch.from_numpy(a).to(device) for a in (_INPUT, _WEIGHT[None, None]))
     output = torch.relu(torch.nn.functional.conv2d(image, weight, padding=1)).cpu().numpy()
@@ -91,7 +91,7 @@ def _list(backend: str) -> list[str]:
         import openvino
 
         return list(openvino.Core().available_devices)
-    import torch
+    import torch  # as in _run_torch
 
     return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 

@@ -17,7 +17,7 @@ from measure_run import seam_ratio
 from clusir.metrics import psnr
 from clusir.runtimes import Restorer
 from clusir.runtimes.routing import Routing
-from clusir.runtimes.tiling import plan_axis
+from clusir.runtimes.tiling import Axis, plan_axis
 
 torch = pytest.importorskip("torch")
 from clusir.checkpoint import load  # noqa: E402
@@ -59,34 +59,62 @@ def in_one_piece(path: Path, picture: np.ndarray) -> tuple[np.ndarray, Routing]:
     return np.clip(found.restored[0].permute(1, 2, 0).numpy(), 0, 1), routing
 
 
-# Likeness in dB. Given the statistics of the whole picture, tiles differ by what their borders' padding does. Those
-# found on samples, of which neighbours overlap, are others by a little, everywhere: a shift of up to a third of a
-# grey level with the weights of run 11 (57 dB), which lean more on them than earlier ones (70 dB with those of run 2).
-@pytest.mark.parametrize(("statistics", "likeness_db"), [("own", 60), ("sampled", 50)])
+def in_tiles(
+    path: Path, picture: np.ndarray, routing: Routing | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[np.ndarray, Axis]:
+    """The picture restored in three tiles, with ``routing`` and its statistics or (None) those found on samples."""
+    if routing is not None:
+        monkeypatch.setattr("clusir.runtimes.restore.combine", lambda sampled, spec: routing)
+    with Restorer(path, backend="torch", device="cpu", threads=1, routing="shared") as restorer:
+        tiled, work = restorer.restore_and_tell(picture)
+        assert work.tiles == 3
+        return tiled, plan_axis(SIZE[1], restorer.spec)
+
+
+@pytest.mark.parametrize("statistics", ["own", "sampled"])
 @pytest.mark.parametrize("name", ["slope", "photo"])
 @pytest.mark.parametrize("weights", ["shipped", "random"])
 def test_no_seam_with_shared_routing(
-    weights: str,
-    name: str,
-    statistics: str,
-    likeness_db: float,
-    random_weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    weights: str, name: str, statistics: str, random_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = random_weights if weights == "random" else WEIGHTS / "tiny.safetensors"
     picture = pictures()[name]
     piece, routing = in_one_piece(path, picture)
-    if statistics == "own":
-        monkeypatch.setattr("clusir.runtimes.restore.combine", lambda sampled, spec: routing)
-    with Restorer(path, backend="torch", device="cpu", threads=1, routing="shared") as restorer:
-        tiled, work = restorer.restore_and_tell(picture)
-        axis = plan_axis(SIZE[1], restorer.spec)
-    assert work.tiles == 3
+    tiled, axis = in_tiles(path, picture, routing if statistics == "own" else None, monkeypatch)
     for reach in (1, 12):  # the middle of the blend, and the whole of it
         expected = seam_ratio(piece, axis.starts, axis.tile, reach)
         assert seam_ratio(tiled, axis.starts, axis.tile, reach) == pytest.approx(expected, rel=0.05)
-    # The gradient's mean alone would not see tiles whose brightness drifts: it is the same picture as well.
-    assert psnr(tiled, piece) > likeness_db
+
+
+# Given the statistics of the whole picture, tiles differ by what their borders' padding does. Those found on samples,
+# of which neighbours overlap, are others by a little: a shift of up to a third of a grey level everywhere. The weights
+# of run 11 lean on them more than earlier ones did (70 dB on the photo with those of run 2).
+def _misses(db: float) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(reason=f"{db} dB: statistics found on samples are not the picture's own", strict=True)
+
+
+# The gradient's mean alone would not see tiles whose brightness drifts: it is the same picture as well.
+@pytest.mark.parametrize(
+    ("weights", "name", "statistics"),
+    [
+        ("shipped", "slope", "own"),
+        ("shipped", "photo", "own"),
+        ("random", "slope", "own"),
+        ("random", "photo", "own"),
+        pytest.param("shipped", "slope", "sampled", marks=_misses(59.9)),
+        pytest.param("shipped", "photo", "sampled", marks=_misses(57.1)),
+        ("random", "slope", "sampled"),
+        pytest.param("random", "photo", "sampled", marks=_misses(56.0)),
+    ],
+)
+def test_tiles_are_the_picture_in_one_piece(
+    weights: str, name: str, statistics: str, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = random_weights if weights == "random" else WEIGHTS / "tiny.safetensors"
+    picture = pictures()[name]
+    piece, routing = in_one_piece(path, picture)
+    tiled, _ = in_tiles(path, picture, routing if statistics == "own" else None, monkeypatch)
+    assert psnr(tiled, piece) > 60
 
 
 def test_the_measure_sees_a_seam() -> None:
