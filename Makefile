@@ -16,7 +16,7 @@ demo: $(STAMP)
 
 test: lint
 	bash tests/embed/install.sh
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The C++, browser and Arm tests in full: minutes instead of seconds, and the Arm cross compiler is installed too.
 embed: $(STAMP)

@@ -25,6 +25,7 @@ from clusir.export.quantize_graph import FIRST, Graph, Layer, load_graph
 from clusir.export.quantize_inputs import input_scales, scale_inputs
 from clusir.export.quantize_outputs import Scales, output_scales, scale_outputs
 from clusir.export.quantize_ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
+from clusir.export.quantize_rounding import Moments, input_moments, round_weights
 from clusir.export.quantize_saturation import check_pair_sums
 from clusir.spec import ModelSpec
 
@@ -40,8 +41,10 @@ class QuantizeConfig:
     ``dense_only`` leaves convolutions in float that integers hardly make faster. ``exact_routing`` leaves in float what
     the graph's own routers see. ``equalise`` scales the hidden channels between two convolutions to like ranges.
     ``scale_outputs`` and ``scale_inputs`` give maps that float sums read or write a scale per channel.
-    ``bias_correction`` takes the mean of each weight's rounding error back out through the bias. ``residuals`` puts the
-    additions behind integer layers into integers too. ``compact`` makes the file smaller (see ``quantize_compact``).
+    ``least_squares`` rounds weights for the least error of their layer's output (see ``quantize_rounding``), not each
+    to the nearest integer. ``bias_correction`` takes the mean error that rounding weights leaves back out through the
+    bias. ``residuals`` puts the additions behind integer layers into integers too. ``compact`` makes the file smaller
+    (see ``quantize_compact``).
     The defaults are what measured best: see docs/quantisation.md. ``manifest_sha256`` is that of the calibration set
     and is written into the artefact.
     """
@@ -54,6 +57,7 @@ class QuantizeConfig:
     equalise: bool = True
     scale_outputs: bool = True
     scale_inputs: bool = True
+    least_squares: bool = True
     bias_correction: bool = True
     residuals: bool = False
     compact: bool = True
@@ -145,6 +149,9 @@ class Quantizer:
             else layer
             for layer in self.layers
         ]
+        self._moments: Moments = {}
+        if self.config.least_squares:
+            self._moments = input_moments(self.graph, self.candidates, calibration, owners)
 
     @property
     def candidates(self) -> list[Layer]:
@@ -195,6 +202,8 @@ class Quantizer:
                 logging.getLogger().setLevel(level)
             quantizer.model.topological_sort()
             model = quantizer.model.model
+            if self._moments:
+                round_weights(model, self.graph, chosen, self.ranges, self._moments)
             if self.config.bias_correction:
                 correct_biases(model, self.graph, {layer.name: layer for layer in chosen}, self.ranges)
         self._finish(model, chosen)

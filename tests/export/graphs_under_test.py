@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from clusir.export.onnx_writer import quiet_exporter
 from clusir.export.simplify import operators
 from clusir.model import ModelConfig
 
-__all__ = ["accept", "agree", "exported", "kinds", "refuse", "run_openvino", "run_ort", "shallow"]
+__all__ = ["accept", "agree", "check_plain", "exported", "kinds", "refuse", "run_openvino", "run_ort", "shallow"]
 
 
 class Wrapped(nn.Module):
@@ -47,6 +48,15 @@ def exported(
     assert program is not None
     model = program.model_proto
     return simplify(model)[0] if simple else model
+
+
+def check_plain(path: Path) -> None:
+    """A file of standard operators alone, none of them random or a Fourier transform, at the opset that is promised."""
+    model = onnx.load(path)
+    counts = operators(model.graph)
+    assert not {name for name in counts if "::" in name or name.startswith("Random") or name == "DFT"}
+    assert model.opset_import[0].version == 18
+    onnx.checker.check_model(model, full_check=True)
 
 
 def run_ort(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:

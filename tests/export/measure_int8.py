@@ -1,10 +1,12 @@
 """The figures of docs/quantisation.md: what INT8 and FP16 cost on each degradation, and what they gain.
 
-``python tests/export/measure_int8.py WEIGHTS PHOTOS [--crops 6] [--calibration-crops N] [--rounds 15]``
+``python tests/export/measure_int8.py WEIGHTS PHOTOS [--crops 6] [--calibration-crops N] [--rounds 15]
+[--without OPTION]``
 
 Not a test: times depend on the machine. WEIGHTS is a checkpoint (.safetensors), which is exported and quantised into a
 temporary folder as ``clusir-export`` does it, or the folder of an export (its only NAME.tile.onnx with
 NAME.int8.tile.onnx and so on). PHOTOS: clean photos of at least 256 px, damaged with seed 0; none of them calibrates.
+OPTION: something of QuantizeConfig to switch off, such as least_squares.
 Prints Markdown: dB lost per degradation on both runtimes, gates flipped, sizes, ratios of processor time on one thread
 (the fastest of alternating runs in one process), and the largest sum that a CPU without VNNI keeps in 16 bits.
 """
@@ -15,6 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import onnx
@@ -34,7 +37,7 @@ from clusir.runtimes import open_runner
 BACKENDS = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
-def make_files(weights: Path, folder: Path, crops: int | None) -> None:
+def make_files(weights: Path, folder: Path, crops: int | None, without: list[str]) -> None:
     """All graphs of a checkpoint in float32, FP16 and INT8, calibrated on the built-in photos."""
     write_graphs(checkpoint.load(weights), folder, "model", ExportConfig())
     reference = Reference(folder / "model.onnx")
@@ -49,7 +52,7 @@ def make_files(weights: Path, folder: Path, crops: int | None) -> None:
             path,
             folder / f"model.int8{graph}.onnx",
             calibration,
-            QuantizeConfig(manifest_sha256=manifest.sha256),
+            replace(QuantizeConfig(manifest_sha256=manifest.sha256), **dict.fromkeys(without, False)),
             under_served=draw.coverage.under_served,
         )
         print(f"{path.name}: {len(report.quantised)} layers in integers, {len(report.kept)} in float", flush=True)
@@ -117,13 +120,17 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=6)
     parser.add_argument("--calibration-crops", type=int)
     parser.add_argument("--rounds", type=int, default=15)
+    switches = [option.name for option in fields(QuantizeConfig) if option.default is True]
+    parser.add_argument("--without", action="append", default=[], choices=switches)
     options = parser.parse_args()
+    if options.without and options.weights.is_dir():
+        parser.error("--without makes new files: give a checkpoint, not the folder of an export")
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.weights
         if not folder.is_dir():
             folder = Path(scratch)
-            make_files(options.weights, folder, options.calibration_crops)
+            make_files(options.weights, folder, options.calibration_crops, options.without)
         print(f"files after {time.monotonic() - begin:.0f} s", flush=True)
         tiles = [p for p in sorted(folder.glob("*.tile.onnx")) if not {"int8", "fp16"} & set(p.name.split("."))]
         stem = tiles[0].name.removesuffix(".tile.onnx")

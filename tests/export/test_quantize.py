@@ -173,7 +173,7 @@ def test_bias_correction_takes_the_mean_error_out(routed: Any) -> None:
     tensor = next(n.output[0] for n in load_graph(routed.whole).convolutions() if "0.block.project" in n.input[1])
     expected = [Probe(load_graph(routed.whole).model, [tensor], optimise=False).run(f)[tensor] for f in feeds]
     for corrected in (False, True):
-        config = QuantizeConfig(bias_correction=corrected, compact=False, residuals=False)
+        config = QuantizeConfig(bias_correction=corrected, least_squares=False, compact=False, residuals=False)
         quantizer = Quantizer(routed.whole, routed.calibration(), config)
         others = [layer.name for layer in quantizer.candidates if layer.name != "encoder.0.block.project.weight"]
         probe = Probe(quantizer.build(others), optimise=False, watch=[tensor])
