@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ class _Shaped:
 def _checker(program: torch.export.ExportedProgram, channels: int) -> Callable[[int, int], bool]:
     """(height, width) -> whether every guard of the trace holds, with a batch of 2 (1 is special to a tracer)."""
     guards = [compile(code, "<guard>", "eval") for code in getattr(program, "_guards_code", None) or []]
-    names: dict[str, Any] = {"max": max, "min": min, "math": __import__("math"), "__builtins__": {}}
+    names: dict[str, Any] = {"max": max, "min": min, "math": math, "torch": torch, "__builtins__": {}}
 
     def holds(height: int, width: int) -> bool:
         image = {"image": _Shaped((2, channels, height, width))}

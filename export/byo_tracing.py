@@ -1,10 +1,11 @@
 """Somebody else's model as a traced program with dynamic height and width.
 
-Three things stop ``torch.export`` on published restorers although the network itself is an ordinary function of the
-picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), writes to a
-window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n`` computed by the network), and
-loops over the batch. The first two are replaced while tracing by forms that trace (:class:`Traceable`), without
-touching the user's code; the third keeps its batch size. Everything else that depends on data is refused with the line.
+Four things stop ``torch.export`` on published restorers although the network itself is an ordinary function of the
+picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), ``int(h /
+2)`` of a size, writes to a window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n``
+computed by the network), and loops over the batch. The first three are replaced while tracing by forms that trace
+(:class:`Traceable`, :func:`symbolic_integers`), without touching the user's code; the last keeps its batch size.
+Everything else that depends on data is refused with the line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from clusir.errors import ClusirError, UnsupportedModelError
 from clusir.export.byo_checks import first_tensor
+from clusir.export.byo_integers import symbolic_integers
 from clusir.export.byo_traceable import Traceable
 from clusir.export.complex_lowering import lower_complex
 from clusir.export.moe_registry import dense_blocks
@@ -79,9 +81,16 @@ def trace_module(module: nn.Module, image: Tensor, *, batches: bool = True) -> T
 
 
 def _trace_once(module: nn.Module, sample: Tensor, dynamic: dict[int, Any]) -> torch.export.ExportedProgram:
+    def trace() -> torch.export.ExportedProgram:
+        return torch.export.export(_Wrapper(module), (sample,), dynamic_shapes=(dynamic,), strict=False)
+
     with _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(_Wrapper(module), (sample,), dynamic_shapes=(dynamic,), strict=False)
+            try:
+                with symbolic_integers(module):
+                    program = trace()
+            except TypeError:  # code that hands the name int itself to somebody who knows only Python's own
+                program = trace()
         except ClusirError:
             raise
         except Exception as error:

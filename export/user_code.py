@@ -11,14 +11,15 @@ from types import TracebackType
 
 from torch import fx
 
-__all__ = ["calling_user_line", "innermost_user_line", "line_of_node"]
+__all__ = ["calling_user_line", "innermost_user_line", "is_users", "line_of_node"]
 
 _LIBRARIES = tuple(str(Path(sysconfig.get_path(p)).resolve()) for p in ("stdlib", "purelib", "platlib"))
 _OWN = str(Path(__file__).resolve().parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
+    """Whether a file is neither Python's, a library's nor this package's."""
     if filename.startswith("<"):
         return False
     path = str(Path(filename).resolve())
@@ -42,7 +43,7 @@ def calling_user_line() -> str:
 
 def _innermost(frames: traceback.StackSummary) -> str:
     for frame in reversed(frames):
-        if frame.lineno is not None and _is_users(frame.filename):
+        if frame.lineno is not None and is_users(frame.filename):
             return _show(frame.filename, frame.lineno)
     return "the model's code"
 
@@ -50,6 +51,6 @@ def _innermost(frames: traceback.StackSummary) -> str:
 def line_of_node(node: fx.Node) -> str:
     """The same for a node of a traced graph, from the stack that the tracer recorded."""
     for filename, line in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
-        if _is_users(filename):
+        if is_users(filename):
             return _show(filename, int(line))
     return f"node {node.name} of the traced model"

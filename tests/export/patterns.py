@@ -92,6 +92,34 @@ class ShiftedMask(nn.Module):
         return torch.fft.ifft2(torch.fft.ifftshift(shifted * mask, dim=(-2, -1)), norm="forward").abs()
 
 
+class IntegerHalves(nn.Module):
+    """``int(h / 2)`` to centre the spectrum, and another ``int`` that is a type and a plain conversion."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        assert isinstance(int("3"), int)
+        assert type(int(2.7)) == int  # noqa: E721
+        shifts = (int(h / 2), int(w * 0.5))
+        centred = torch.roll(torch.fft.fft2(x, norm="forward"), shifts, dims=(2, 3))
+        rows = torch.arange(h).view(-1, 1) - shifts[0]
+        columns = torch.arange(w) - shifts[1]
+        centred = centred * ((rows**2 + columns**2) > 30)
+        back = torch.roll(centred, (-int(h / 2), -int(w / 2)), dims=(2, 3))
+        return torch.fft.ifft2(back, norm="forward").abs()
+
+
+class HalvedPatches(nn.Module):
+    """A pyramid by ``scale_factor=0.5``, and patches of 4 at the half size: rules on ``trunc(0.5 h)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
+        b, c, h, w = half.shape
+        spectrum = torch.fft.rfft2(half.view(b, c, h // 4, 4, w // 4, 4).transpose(3, 4))
+        patches = torch.fft.irfft2(spectrum * spectrum.abs(), s=(4, 4))
+        half = patches.transpose(3, 4).reshape(b, c, h, w)
+        return x + nn.functional.interpolate(half, scale_factor=2.0, mode="nearest")
+
+
 class ImaginaryUnit(nn.Module):
     """re + 1j * im, as phase-swapping networks write it."""
 

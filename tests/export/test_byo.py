@@ -61,6 +61,7 @@ def _seeded() -> None:
         patterns.AmplitudePhase,
         patterns.ComplexFilter,
         patterns.ShiftedMask,
+        patterns.IntegerHalves,
         patterns.ImaginaryUnit,
         patterns.PhaseOnly,
         patterns.FrequencyMask,
@@ -83,6 +84,19 @@ def test_patch_attention_exports_for_whole_patches(tmp_path: Path) -> None:
     result = export(model, tmp_path)
     assert result.spec.size.multiple_of in (1, 8)
     assert_right(result, model, (2, 40, 56), (1, 24, 32))
+
+
+def test_patches_of_a_halved_picture_export_for_whole_patches(tmp_path: Path) -> None:
+    model = patterns.HalvedPatches().eval()
+    result = export(model, tmp_path)
+    assert result.spec.size.multiple_of == 8
+    assert_right(result, model, (2, 40, 56), (1, 24, 32))
+
+
+def test_the_name_int_is_pythons_own_again_after_the_trace(tmp_path: Path) -> None:
+    before = set(vars(patterns))
+    export(patterns.IntegerHalves(), tmp_path)
+    assert set(vars(patterns)) == before
 
 
 def test_window_with_computed_bounds_keeps_the_batch_it_loops_over(tmp_path: Path) -> None:
