@@ -149,6 +149,7 @@ class Quantizer:
             else layer
             for layer in self.layers
         ]
+        self._rounded: dict[tuple[str, bytes], onnx.TensorProto] = {}
         self._moments: Moments = {}
         if self.config.least_squares:
             self._moments = input_moments(self.graph, self.candidates, calibration, owners)
@@ -203,7 +204,7 @@ class Quantizer:
             quantizer.model.topological_sort()
             model = quantizer.model.model
             if self._moments:
-                round_weights(model, self.graph, chosen, self.ranges, self._moments)
+                round_weights(model, self.graph, chosen, self.ranges, self._moments, self._rounded)
             if self.config.bias_correction:
                 correct_biases(model, self.graph, {layer.name: layer for layer in chosen}, self.ranges)
         self._finish(model, chosen)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from clusir.export.quantize_graph import Graph, Layer
 from clusir.export.quantize_ranges import Calibration, Owners, TensorRange
@@ -50,18 +50,28 @@ def input_moments(graph: Graph, layers: Collection[Layer], calibration: Calibrat
 
 
 def round_weights(
-    model: ModelProto, graph: Graph, layers: Collection[Layer], ranges: Mapping[str, TensorRange], moments: Moments
+    model: ModelProto,
+    graph: Graph,
+    layers: Collection[Layer],
+    ranges: Mapping[str, TensorRange],
+    moments: Moments,
+    known: dict[tuple[str, bytes], TensorProto],
 ) -> None:
     """Round, in place, the integer weights of the quantised ``layers`` of ``model`` anew; ``graph`` has the float ones.
 
     Scales stay, and no integer leaves the range of those that are there. The rounding of the input (``ranges``) joins
-    the moments as noise of variance step^2 / 12.
+    the moments as noise of variance step^2 / 12. ``known`` remembers what was rounded, for the next variant of
+    ``graph``: the search for a budget builds dozens.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in layers:
         node = graph.node(layer)
         integers, scale = tensors.get(f"{layer.name}_quantized"), tensors.get(f"{layer.name}_scale")
         if layer.name not in moments or integers is None or scale is None:
+            continue
+        key = (layer.name, scale.SerializeToString())
+        if key in known:
+            integers.CopyFrom(known[key])
             continue
         nearest = numpy_helper.to_array(integers)
         limit = int(np.abs(nearest.astype(np.int64)).max())
@@ -74,7 +84,8 @@ def round_weights(
         noise = ((found.high - found.low) / 255) ** 2 / 12
         rounded = round_least_squares(rows, steps, moments[layer.name] + noise * np.eye(rows.shape[1]), limit)
         back = _rows_back(rounded, original.shape, swap)
-        integers.CopyFrom(numpy_helper.from_array(back.astype(nearest.dtype), integers.name))
+        known[key] = numpy_helper.from_array(back.astype(nearest.dtype), integers.name)
+        integers.CopyFrom(known[key])
 
 
 def round_least_squares(
