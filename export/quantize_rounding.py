@@ -79,7 +79,8 @@ def round_weights(
         original = graph.weight(layer.name).astype(np.float64)
         rows = _rows(original, swap)
         steps = np.atleast_1d(numpy_helper.to_array(scale)).astype(np.float64)
-        steps = np.broadcast_to(steps, (original.shape[1 if swap else 0],)).repeat(len(rows) // len(steps))
+        outputs = original.shape[1 if swap else 0]
+        steps = np.broadcast_to(steps, (outputs,)).repeat(len(rows) // outputs)
         found = ranges[node.input[0]]
         noise = ((found.high - found.low) / 255) ** 2 / 12
         rounded = round_least_squares(rows, steps, moments[layer.name] + noise * np.eye(rows.shape[1]), limit)
