@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clusir.errors import ExportError, UnsupportedModelError, UsageError
 from clusir.export.base import Pipeline
-from clusir.export.byo_checks import check_batch, check_function, takes_batches
+from clusir.export.byo_checks import check_batch, check_function, serve_other_pictures, takes_batches
 from clusir.export.byo_load import UNUSED, declare_unused, load_factory, parse_input
 from clusir.export.byo_sizes import size_rule, validation_sizes
 from clusir.export.byo_tracing import TracedModel, trace_module
@@ -87,7 +87,14 @@ def export_module(
         if not traced.dynamic_size:
             traced = trace_module(dense, _sample(shape, squareless=False), batches=free)
     notes += [*check_batch(user, dense, few), *traced.notes]
-    check_program(traced.original, UNUSED, prefix="model.")
+    beside = check_program(
+        traced.original, UNUSED, prefix="model.", excuse=lambda names: serve_other_pictures(dense, few[:1], names)
+    )
+    if beside:
+        notes.append(
+            f"the model returns other pictures beside the first: {len(beside)} parameters that serve only them are left "
+            "out"
+        )
     model, gates = _write(traced, dft)
     spec = _spec(factory, traced, shape, dft, router)
     fusing = fusing_passes() if dft == "auto" else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from clusir.errors import UnsupportedModelError
 from clusir.export.user_code import calling_user_line
 
-__all__ = ["check_batch", "check_function", "first_tensor", "reference", "takes_batches"]
+__all__ = ["check_batch", "check_function", "first_tensor", "reference", "serve_other_pictures", "takes_batches"]
 
 _RANDOM = frozenset(
     """rand randn randint rand_like randn_like randint_like normal normal_ uniform_ bernoulli bernoulli_ multinomial
@@ -45,6 +46,41 @@ def first_tensor(output: Any) -> Tensor:
         f"the model returns {type(output).__name__}; it must return the restored picture, or a tuple, list or "
         "dictionary that begins with it"
     )
+
+
+def serve_other_pictures(model: nn.Module, image: Tensor, names: Sequence[str]) -> set[str]:
+    """Those of the parameters ``names`` that only other pictures depend on which ``model`` returns beside the first.
+
+    Networks trained at several sizes return smaller restored pictures too, each from a convolution of its own.
+    ``image``: BxCxHxW. Only pictures count (floating point, four axes, the batch and the channels of ``image``): what
+    else a model returns, such as the losses of its routers, excuses nobody.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = [name for name in names if name in parameters and parameters[name].is_floating_point()]
+    frozen = [parameters[name] for name in wanted if not parameters[name].requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            output = model(image)
+            values = list(output.values()) if isinstance(output, dict) else output
+            first = first_tensor(output)
+            pictures = [
+                value
+                for value in (values if isinstance(values, (list, tuple)) else [])
+                if isinstance(value, Tensor)
+                and value is not first
+                and value.requires_grad
+                and (value.dim(), value.shape[:2]) == (4, image.shape[:2])
+            ]
+            if not pictures or not wanted:
+                return set()
+            total = torch.stack([picture.float().sum() for picture in pictures]).sum()
+            gradients = torch.autograd.grad(total, [parameters[name] for name in wanted], allow_unused=True)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return {name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -77,9 +77,20 @@ def _fingerprint(array: np.ndarray) -> str:
     return hashlib.sha256(flat.tobytes()).hexdigest()
 
 
-def check_program(program: torch.export.ExportedProgram, unused: Sequence[str] = (), prefix: str = "") -> None:
-    """Raise UnsupportedModelError where parameters are missing from a traced program; see ``_refuse``."""
-    _refuse((n.removeprefix(prefix) for n in missing_from_program(program)), unused)
+def check_program(
+    program: torch.export.ExportedProgram,
+    unused: Sequence[str] = (),
+    prefix: str = "",
+    excuse: Callable[[Sequence[str]], Collection[str]] | None = None,
+) -> tuple[str, ...]:
+    """Raise UnsupportedModelError where parameters are missing from a traced program; see ``_refuse``.
+
+    ``excuse`` is asked which of the missing ones are rightly so, if there are any; those are returned.
+    """
+    missing = [n.removeprefix(prefix) for n in missing_from_program(program)]
+    excused = excuse(missing) if excuse and missing else ()
+    _refuse((n for n in missing if n not in excused), unused)
+    return tuple(n for n in missing if n in excused)
 
 
 def check_onnx(model: onnx.ModelProto, module: nn.Module, unused: Sequence[str] = ()) -> None:

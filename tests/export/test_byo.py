@@ -93,6 +93,32 @@ def test_patches_of_a_halved_picture_export_for_whole_patches(tmp_path: Path) ->
     assert_right(result, model, (2, 40, 56), (1, 24, 32))
 
 
+class SeveralSizes(nn.Module):
+    """The restored picture first, then a smaller one from a convolution of its own, and a number from another."""
+
+    def __init__(self, number: bool) -> None:
+        super().__init__()
+        self.stem, self.tail, self.small = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.judge = nn.Linear(3, 1) if number else None
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = self.stem(x)
+        made = [x + self.tail(features), self.small(nn.functional.avg_pool2d(features, 2))]
+        return made if self.judge is None else [*made, self.judge(features.mean((2, 3)))]
+
+
+def test_weights_of_other_pictures_are_left_out_and_those_of_numbers_refused(tmp_path: Path) -> None:
+    model = SeveralSizes(number=False)
+    result = export(model, tmp_path)
+    assert any("2 parameters that serve only them" in note for note in result.notes)
+    assert_right(result, model, (2, 38, 52))
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not any("small" in t.name for t in onnx.load(result.path).graph.initializer)
+    with pytest.raises(UnsupportedModelError, match=r"^2 parameters are missing from the traced graph, of judge:"):
+        export(SeveralSizes(number=True), tmp_path)
+
+
 def test_the_name_int_is_pythons_own_again_after_the_trace(tmp_path: Path) -> None:
     before = set(vars(patterns))
     export(patterns.IntegerHalves(), tmp_path)
