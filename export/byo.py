@@ -92,8 +92,8 @@ def export_module(
     )
     if beside:
         notes.append(
-            f"the model returns other pictures beside the first: {len(beside)} parameters that serve only them are left "
-            "out"
+            f"the model returns other pictures beside the first: {len(beside)} parameters that serve only them are "
+            "left out"
         )
     model, gates = _write(traced, dft)
     spec = _spec(factory, traced, shape, dft, router)
