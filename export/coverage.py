@@ -22,6 +22,8 @@ from clusir.export.complex_lowering import writes
 
 __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_program"]
 
+_NAMED = 24  # leftovers that a message spells out; more than that are experts, as a rule
+
 
 def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     """Names of the parameters from which no path leads to an output of the traced program."""
@@ -107,8 +109,10 @@ def _refuse(missing: Iterable[str], unused: Sequence[str]) -> None:
     if left:
         owners = sorted({n.rpartition(".")[0] or n for n in left})
         shown = ", ".join(owners[:6]) + (f" and {len(owners) - 6} more" if len(owners) > 6 else "")
+        pattern = "|".join(map(re.escape, left)) if len(left) <= _NAMED else "..."
         raise UnsupportedModelError(
             f"{len(left)} parameters are missing from the traced graph, of {shown}: the trace kept one route of a "
             "routed block, or they are never used; describe the block with "
-            "clusir.export.moe_registry.register_moe, or declare them with clusir.export.byo.declare_unused"
+            "clusir.export.moe_registry.register_moe, or, if no picture ever needs them, put beside the factory: "
+            f'from clusir.export.byo import declare_unused; declare_unused(r"({pattern})$")'
         )

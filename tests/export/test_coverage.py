@@ -37,8 +37,12 @@ def traced(module: nn.Module) -> torch.export.ExportedProgram:
 def test_unused_parameters_of_a_program_are_found() -> None:
     program = traced(Leftover())
     assert missing_from_program(program) == ("head.weight", "head.bias")
-    with pytest.raises(UnsupportedModelError, match=r"2 parameters are missing from the traced graph, of head:"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"2 parameters are missing from the traced graph, of head:"
+    ) as said:
         check_program(program)
+    pasted = str(said.value).split('declare_unused(r"')[1].removesuffix('")')
+    check_program(program, unused=(pasted,))
     check_program(program, unused=(r"head\.",))
     with pytest.raises(UnsupportedModelError, match="head"):
         check_program(program, unused=(r"ead\.",))  # patterns match from the start
