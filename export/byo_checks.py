@@ -33,15 +33,21 @@ class _FindRandom(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The restored picture in what a model returns: the tensor, or the first one of a tuple, list or dictionary."""
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors in what a model returns: itself, or those of a tuple, list or dictionary, in order."""
     if isinstance(output, Tensor):
-        return output
+        return [output]
     values = list(output.values()) if isinstance(output, dict) else output
-    if isinstance(values, (list, tuple)):
-        for value in values:
-            if isinstance(value, Tensor):
-                return value
+    return [v for v in values if isinstance(v, Tensor)] if isinstance(values, (list, tuple)) else []
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The restored picture in what a model returns: the tensor, or the first one of a tuple, list or dictionary.
+
+    Raises UnsupportedModelError where there is none.
+    """
+    for tensor in _tensors(output):
+        return tensor
     raise UnsupportedModelError(
         f"the model returns {type(output).__name__}; it must return the restored picture, or a tuple, list or "
         "dictionary that begins with it"
@@ -53,7 +59,8 @@ def serve_other_pictures(model: nn.Module, image: Tensor, names: Sequence[str]) 
 
     Networks trained at several sizes return smaller restored pictures too, each from a convolution of its own.
     ``image``: BxCxHxW. Only pictures count (floating point, four axes, the batch and the channels of ``image``): what
-    else a model returns, such as the losses of its routers, excuses nobody.
+    else a model returns, such as the losses of its routers, excuses nobody. A parameter that the first picture depends
+    on as well, when the model itself runs, is none of them: there the trace has lost a route.
     """
     parameters = dict(model.named_parameters())
     wanted = [name for name in names if name in parameters and parameters[name].is_floating_point()]
@@ -62,25 +69,23 @@ def serve_other_pictures(model: nn.Module, image: Tensor, names: Sequence[str]) 
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            output = model(image)
-            values = list(output.values()) if isinstance(output, dict) else output
-            first = first_tensor(output)
-            pictures = [
-                value
-                for value in (values if isinstance(values, (list, tuple)) else [])
-                if isinstance(value, Tensor)
-                and value is not first
-                and value.requires_grad
-                and (value.dim(), value.shape[:2]) == (4, image.shape[:2])
-            ]
-            if not pictures or not wanted:
-                return set()
-            total = torch.stack([picture.float().sum() for picture in pictures]).sum()
-            gradients = torch.autograd.grad(total, [parameters[name] for name in wanted], allow_unused=True)
+            first, *others = _tensors(model(image))
+            pictures = [other for other in others if (other.dim(), other.shape[:2]) == (4, image.shape[:2])]
+            reached = _reached(pictures, [parameters[name] for name in wanted])
+            needed = _reached([first], [parameters[name] for name in wanted])
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    return {name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
+    return {name for name, other, own in zip(wanted, reached, needed, strict=True) if other and not own}
+
+
+def _reached(outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[bool]:
+    """Of each parameter, whether a gradient of ``outputs`` reaches it."""
+    traced = [output for output in outputs if output.requires_grad]
+    if not traced or not parameters:
+        return [False] * len(parameters)
+    total = torch.stack([output.float().sum() for output in traced]).sum()
+    return [g is not None for g in torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)]
 
 
 @torch.no_grad()

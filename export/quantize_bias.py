@@ -7,11 +7,13 @@ i over the calibration crops (Nagel et al., "Data-free quantization through weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from clusir.export.quantize_graph import groups_of
 
 if TYPE_CHECKING:
     from clusir.export.quantize_graph import Graph, Layer
@@ -43,11 +45,11 @@ def add_zero_biases(graph: Graph) -> ModelProto:
     return model
 
 
-def _output_channels(op: str, dims: object, node: object) -> int:
-    shape = list(dims)  # type: ignore[call-overload]
+def _output_channels(op: str, dims: Iterable[int], node: NodeProto) -> int:
+    shape = list(dims)
     if op == "Conv":
         return int(shape[0])
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)  # type: ignore[attr-defined]
+    groups = groups_of(node)
     return int(shape[1] * groups)
 
 
@@ -68,7 +70,7 @@ def correct_biases(
         steps = np.atleast_1d(numpy_helper.to_array(scale)).astype(np.float64).reshape(-1, 1, 1, 1)
         error = (numpy_helper.to_array(integers) * steps - original).sum(axis=(2, 3))
         mean = ranges[node.input[0]].mean
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        groups = groups_of(node)
         outputs, per_group = error.shape
         inputs = mean.reshape(groups, per_group).repeat(outputs // groups, axis=0)
         shift = (error * inputs).sum(axis=1)

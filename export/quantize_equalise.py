@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from clusir.export.quantize_graph import Graph, load_graph
+from clusir.export.quantize_graph import Graph, groups_of, load_graph
 from clusir.export.quantize_ranges import Calibration
 from clusir.export.quantize_session import Probe
 
@@ -91,7 +91,7 @@ def _pairs(graph: Graph) -> list[_Pair]:
 
 def _plain(graph: Graph, node: NodeProto) -> bool:
     """A convolution with constant weights in one group."""
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    groups = groups_of(node)
     return node.op_type == "Conv" and groups == 1 and node.input[1] in graph.initialisers
 
 

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from clusir.errors import ExportError
 from clusir.spec import ModelSpec
 
-__all__ = ["FIRST", "Graph", "Layer", "is_dense", "load_graph", "metadata_of"]
+__all__ = ["FIRST", "Graph", "Layer", "groups_of", "is_dense", "load_graph", "metadata_of"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LEAST_INTENSITY = 80
@@ -67,6 +67,11 @@ def is_dense(weight_shape: Sequence[int]) -> bool:
     if int(np.prod(kernel)) > 1:
         return second > 1
     return first * second >= _LEAST_INTENSITY * (first + second)
+
+
+def groups_of(node: NodeProto) -> int:
+    """The number of groups of a convolution."""
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
 
 
 @dataclass

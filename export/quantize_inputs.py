@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from clusir.export.quantize_graph import Graph, Layer
+from clusir.export.quantize_graph import Graph, Layer, groups_of
 from clusir.export.quantize_outputs import Scales, channel_scales
 from clusir.export.quantize_ranges import Calibration, Owners
 
@@ -56,7 +56,7 @@ def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProt
     """
     node = graph.node(layer)
     source = graph.producer.get(node.input[0])
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    groups = groups_of(node)
     if source is None or source.op_type == "Relu" or source.name in {other.node for other in layers}:
         return None
     own = node.input[1] in graph.initialisers and len(graph.consumers[node.input[1]]) == 1

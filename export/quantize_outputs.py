@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from clusir.export.quantize_graph import Graph, Layer
+from clusir.export.quantize_graph import Graph, Layer, groups_of
 from clusir.export.quantize_ranges import HISTOGRAM_BINS, Calibration, Owners, clip_least_error
 from clusir.export.quantize_session import Probe
 
@@ -91,7 +91,7 @@ def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProt
         return None
     if any(reader.op_type == "Relu" or reader.name in integer for reader in readers):
         return None
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    groups = groups_of(node)
     own = all(name in graph.initialisers and len(graph.consumers[name]) == 1 for name in node.input[1:] if name)
     return node if own and (groups == 1 or node.op_type == "Conv") else None
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from clusir.export.quantize_graph import Graph, Layer
+from clusir.export.quantize_graph import Graph, Layer, groups_of
 from clusir.export.quantize_ranges import Calibration, Owners, TensorRange
 from clusir.export.quantize_session import Probe
 
@@ -117,10 +117,9 @@ def _attribute(node: NodeProto, name: str, default: list[int]) -> list[int]:
 
 
 def _supported(node: NodeProto, graph: Graph) -> bool:
-    group = next((a.i for a in node.attribute if a.name == "group"), 1)
     auto = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
     kernel = list(graph.initialisers[node.input[1]].dims)[2:]
-    if group != 1 or auto not in (b"NOTSET", b"") or len(kernel) != 2:
+    if groups_of(node) != 1 or auto not in (b"NOTSET", b"") or len(kernel) != 2:
         return False
     if node.op_type == "Conv":
         return True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.byo import ModuleExport, export_module, load_factory, parse_input
-from clusir.export.byo_checks import reference
+from clusir.export.byo_checks import reference, serve_other_pictures
 from clusir.layers import ChannelLayerNorm
 from clusir.runtimes import open_runner
 
@@ -117,6 +117,14 @@ def test_weights_of_other_pictures_are_left_out_and_those_of_numbers_refused(tmp
     assert not any("small" in t.name for t in onnx.load(result.path).graph.initializer)
     with pytest.raises(UnsupportedModelError, match=r"^2 parameters are missing from the traced graph, of judge:"):
         export(SeveralSizes(number=True), tmp_path)
+
+
+def test_weights_that_the_first_picture_needs_too_are_not_excused() -> None:
+    """As if the trace had lost them: the stem makes both pictures, the tail only the first."""
+    model, image = SeveralSizes(number=True), pictures(1, 16, 16)
+    names = [name for name, _ in model.named_parameters()]
+    assert serve_other_pictures(model, image, names) == {"small.weight", "small.bias"}
+    assert serve_other_pictures(model.stem, image, ["weight"]) == set()
 
 
 def test_the_name_int_is_pythons_own_again_after_the_trace(tmp_path: Path) -> None:
