@@ -17,7 +17,7 @@ from clusir.calibration.photos import (
     folder_photos,
     list_pictures,
 )
-from clusir.degrade import KINDS, degrade, degrade_mixture
+from clusir.degrade.recipe import KINDS, degrade, degrade_mixture
 from clusir.errors import CalibrationError
 
 __all__ = ["CLEAN", "MIXTURE", "FolderSource", "PairSource", "SyntheticSource", "open_source"]

@@ -11,15 +11,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ClusIR": "clusir.model",
-    "ModelConfig": "clusir.model",
-    "CONFIGS": "clusir.model",
+    "ClusIR": "clusir.network.model",
+    "ModelConfig": "clusir.network.model",
+    "CONFIGS": "clusir.network.model",
     "ModelSpec": "clusir.spec",
-    "Restorer": "clusir.runtimes.restore",
+    "Restorer": "clusir.runtimes.restore.restorer",
     "open_runner": "clusir.runtimes",
-    "load": "clusir.checkpoint",
-    "save": "clusir.checkpoint",
-    "shipped": "clusir.checkpoint",
+    "load": "clusir.network.checkpoint",
+    "save": "clusir.network.checkpoint",
+    "shipped": "clusir.network.checkpoint",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -54,8 +54,8 @@ class ModelSpec:
     restored: what is pooled over the picture is given, so that all its tiles share it) or ``router`` (image ->
     posterior, expert_probability, the probabilities before top-k, statistics). A model brought by the user has no
     routing: ``clusters`` and ``experts`` are empty. ``statistics`` is the length S of the pooled statistics [B, S]
-    (``clusir.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without (as in files of
-    the first exports), and in a whole graph.
+    (``clusir.network.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without (as in
+    files of the first exports), and in a whole graph.
     """
 
     name: str = "clusir"

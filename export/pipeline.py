@@ -18,13 +18,13 @@ from torch import nn
 
 from clusir.errors import UsageError
 from clusir.export.base import Pass, PassRecord, Pipeline
-from clusir.export.dense_experts import DensifyExperts
-from clusir.export.fft_lowering import FORMS, Form
-from clusir.export.fuse import fusing_passes
-from clusir.export.graphs import GRAPHS, GraphForm
-from clusir.export.onnx_writer import write_onnx
-from clusir.export.simplify import AttachMetadata, CheckStandard, SimplifyGraph
-from clusir.model import ClusIR
+from clusir.export.experts.dense import DensifyExperts
+from clusir.export.lowering.fft import FORMS, Form
+from clusir.export.passes.order import fusing_passes
+from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
+from clusir.export.trace.forms import GRAPHS, GraphForm
+from clusir.export.trace.writer import write_onnx
+from clusir.network.model import ClusIR
 from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = [
@@ -91,7 +91,7 @@ def graph_passes(config: ExportConfig, spec: ModelSpec) -> list[Pass[onnx.ModelP
     if config.dft == "auto":
         passes += fusing_passes()
     if config.router == "conditional" and spec.graph != "router":
-        from clusir.export.conditional import BranchExperts
+        from clusir.export.experts.conditional import BranchExperts
 
         passes.append(BranchExperts())
     passes += [CheckStandard(allow_dft=config.dft == "op"), AttachMetadata(spec)]

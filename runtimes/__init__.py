@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clusir.runtimes.base import Runner
-    from clusir.runtimes.opening import open_runner
-    from clusir.runtimes.restore import Restorer
+    from clusir.runtimes.restore.restorer import Restorer
+    from clusir.runtimes.runners.base import Runner
+    from clusir.runtimes.runners.opening import open_runner
 
 __all__ = ["Restorer", "Runner", "open_runner"]
 
 _HOMES = {
-    "Restorer": "clusir.runtimes.restore",
-    "Runner": "clusir.runtimes.base",
-    "open_runner": "clusir.runtimes.opening",
+    "Restorer": "clusir.runtimes.restore.restorer",
+    "Runner": "clusir.runtimes.runners.base",
+    "open_runner": "clusir.runtimes.runners.opening",
 }
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clusir.evaluate import QualityTable
-    from clusir.evaluate_clusters import ClusterReport
-    from clusir.runtimes.bench import Measurement
+    from clusir.quality.clusters import ClusterReport
+    from clusir.quality.evaluate import QualityTable
+    from clusir.runtimes.machine.measure import Measurement
 
 __all__ = ["measure_clusters", "measure_quality"]
 
@@ -19,8 +19,8 @@ def measure_quality(
     options: dict[str, Any], measured: Sequence[Measurement], say: Callable[[str], None]
 ) -> list[QualityTable]:
     """One quality table per model, backend and precision (the size of the pictures is the photos' own)."""
-    from clusir.evaluate import quality_table
-    from clusir.runtimes.restore import Restorer
+    from clusir.quality.evaluate import quality_table
+    from clusir.runtimes.restore.restorer import Restorer
 
     tables: list[QualityTable] = []
     seen = set()
@@ -52,11 +52,11 @@ def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tup
     has no routers, or where the folder holds no photo of that size.
     """
     from clusir.errors import UsageError
-    from clusir.evaluate import list_pictures, read_picture
-    from clusir.evaluate_clusters import centre_crops, cluster_report
+    from clusir.quality.clusters import centre_crops, cluster_report
+    from clusir.quality.evaluate import list_pictures, read_picture
     from clusir.runtimes import open_runner
-    from clusir.runtimes.model_files import find_model
-    from clusir.runtimes.routing import split_levels
+    from clusir.runtimes.restore.routing import split_levels
+    from clusir.runtimes.runners.files import find_model
 
     backend = (options["backend"] or ("auto",))[0]
     precision = (options["precision"] or ("fp32",))[0]

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from clusir import checkpoint as checkpoints
 from clusir.cli._common import console as stdout
 from clusir.errors import BudgetError, UsageError
-from clusir.export.bundle import ExportReport, Validation, export_bundle, validate_files
+from clusir.export.formats.bundle import ExportReport, Validation, export_bundle, validate_files
 from clusir.export.pipeline import ExportConfig
-from clusir.export.validate import ParityRow, check_rows
-from clusir.model import ClusIR
-from clusir.runtimes.onnx_metadata import read_metadata
+from clusir.export.validate.parity import ParityRow, check_rows
+from clusir.network import checkpoint as checkpoints
+from clusir.network.model import ClusIR
+from clusir.runtimes.runners.metadata import read_metadata
 
 __all__ = ["ExportRequest", "parity_table", "run", "run_module"]
 
@@ -113,8 +113,8 @@ def add_precisions(
     report: ExportReport,
 ) -> None:
     """fp16 and int8 files beside the fp32 ones, their quality against ground truth, and their parity."""
-    from clusir.export.frontier import BudgetConfig
-    from clusir.export.quantize_run import PrecisionConfig, make_precisions
+    from clusir.export.precision.frontier import BudgetConfig
+    from clusir.export.precision.run import PrecisionConfig, make_precisions
 
     config = PrecisionConfig(
         precisions=lower,
@@ -157,7 +157,7 @@ def add_openvino(stage: Path, stem: str) -> None:
 
 def add_ort_mobile(stage: Path, stem: str, report: ExportReport) -> None:
     """Every ONNX file of the stage as ``.ort`` with its operators and a usability report, in the folder ``mobile``."""
-    from clusir.export.ort_mobile import write_ort_mobile
+    from clusir.export.formats.ort_mobile import write_ort_mobile
 
     wholes = [p for p in sorted(stage.glob(f"{stem}*.onnx")) if not p.stem.endswith((".tile", ".router"))]
     report.markdown.append(write_ort_mobile(wholes, stage / "mobile").to_markdown())
@@ -165,7 +165,7 @@ def add_ort_mobile(stage: Path, stem: str, report: ExportReport) -> None:
 
 def run_module(request: ExportRequest, module: str) -> None:
     """Bring your own model: one ONNX file of somebody else's network."""
-    from clusir.export.byo import export_module
+    from clusir.export.module import export_module
 
     if request.precision != ("fp32",) or request.openvino or request.ort_mobile or request.checkpoint:
         raise UsageError(

@@ -14,8 +14,8 @@ from clusir.cli._common import echo_error
 from clusir.errors import ClusirError
 
 if TYPE_CHECKING:
-    from clusir.runtimes.pipeline import Outcome
-    from clusir.runtimes.restore import Restorer
+    from clusir.runtimes.batch.pipeline import Outcome
+    from clusir.runtimes.restore.restorer import Restorer
 
 __all__ = ["RunOutput"]
 
@@ -116,7 +116,7 @@ class RunOutput:
             return
         before, after = outcome.look.before, outcome.look.after
         if self._options["compare"]:
-            from clusir.runtimes.compare import write_comparison
+            from clusir.runtimes.report.compare import write_comparison
 
             write_comparison(before, after, job.target.with_name(f"{job.target.stem}.compare.jpg"))
         if self._report is not None:
@@ -136,7 +136,7 @@ class RunOutput:
     def _explain(self, outcome: Outcome) -> None:
         from rich.markup import escape
 
-        from clusir.runtimes.explain import explain_lines
+        from clusir.runtimes.restore.explain import explain_lines
 
         routing = outcome.work.routing
         lines = [escape(printable(outcome.job.name))]
@@ -164,8 +164,8 @@ class RunOutput:
 
 
 def _open_report(restorer: Restorer) -> Any:
-    from clusir.runtimes.fingerprint import describe, fingerprint
-    from clusir.runtimes.report import ReportWriter
+    from clusir.runtimes.machine.fingerprint import describe, fingerprint
+    from clusir.runtimes.report.collect import ReportWriter
 
     facts = {
         "model": Path(restorer.files.whole).name,

@@ -11,17 +11,17 @@ import click
 import numpy as np
 from rich.console import Console
 
-from clusir import checkpoint as checkpoints
 from clusir.cli._common import console as stdout
 from clusir.cli._export_session import parity_table
 from clusir.errors import UsageError, ValidationError
-from clusir.export.bundle import Validation, validate_files
-from clusir.export.bundle_extras import check_golden
-from clusir.export.tolerances import tolerance
-from clusir.export.validate import ParityRow, fill
+from clusir.export.formats.bundle import Validation, validate_files
+from clusir.export.formats.extras import check_golden
+from clusir.export.validate.parity import ParityRow, fill
+from clusir.export.validate.tolerances import tolerance
+from clusir.network import checkpoint as checkpoints
 from clusir.runtimes import open_runner
-from clusir.runtimes.model_files import find_model
-from clusir.runtimes.onnx_metadata import read_metadata
+from clusir.runtimes.runners.files import find_model
+from clusir.runtimes.runners.metadata import read_metadata
 from clusir.spec import ModelSpec
 
 __all__ = ["VerifyRequest", "run", "run_bisect"]
@@ -96,10 +96,10 @@ def run_bisect(a: Path, b: Path, tolerance: float, out: Path, as_json: bool) -> 
     """Find the first tensor in which ``a`` (ONNX, or a checkpoint for PyTorch) and ``b`` (ONNX) differ. Raises
     ValidationError where there is one, so that a script sees it in the exit code."""
     from clusir.calibration.photos import built_in_photos
-    from clusir.degrade import degrade
-    from clusir.export.bisect import bisect
-    from clusir.export.bisect_torch import bisect_module
-    from clusir.export.validate import uniform_routing
+    from clusir.degrade.recipe import degrade
+    from clusir.export.validate.bisect import bisect
+    from clusir.export.validate.bisect_torch import bisect_module
+    from clusir.export.validate.parity import uniform_routing
 
     for path in (a, b):
         if not path.is_file():

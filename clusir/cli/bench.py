@@ -10,7 +10,7 @@ import click
 from clusir.cli._common import command
 
 if TYPE_CHECKING:
-    from clusir.runtimes.bench import Case, Measurement
+    from clusir.runtimes.machine.measure import Case, Measurement
 
 _BACKENDS = ("ort", "openvino", "torch")
 _MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
@@ -73,7 +73,7 @@ def main(**options: Any) -> None:
     configuration outside its tolerance.
     """
     if options["cuda_matrix"]:
-        from clusir.export.cuda_matrix import run_matrix
+        from clusir.export.cuda.matrix import run_matrix
 
         device = "cuda" if options["device"] == "auto" else options["device"]
         report = run_matrix(
@@ -119,9 +119,9 @@ def _bench(options: dict[str, Any]) -> None:
 
     from clusir.cli._bench_quality import measure_quality
     from clusir.errors import ClusirError
-    from clusir.runtimes.bench import bench_cases, peak_memory_mib
-    from clusir.runtimes.bench_table import as_json, to_markdown
-    from clusir.runtimes.fingerprint import fingerprint
+    from clusir.runtimes.machine.fingerprint import fingerprint
+    from clusir.runtimes.machine.measure import bench_cases, peak_memory_mib
+    from clusir.runtimes.machine.table import as_json, to_markdown
 
     say = _say(options)
     cases = [case for size in options["size"] for case in _cases(options, size)]
@@ -156,8 +156,8 @@ def _cases(options: dict[str, Any], size_px: int) -> list[Case]:
     import importlib.util
 
     from clusir.errors import BackendError, UsageError
-    from clusir.runtimes.bench import Case
-    from clusir.runtimes.model_files import find_model
+    from clusir.runtimes.machine.measure import Case
+    from clusir.runtimes.runners.files import find_model
 
     installed = [b for b in _BACKENDS if importlib.util.find_spec(_MODULES[b])]
     for backend in options["backend"] or ():
@@ -191,8 +191,8 @@ def _show(measured: list[Measurement], tables: list[str], machine: dict[str, Any
     from rich.console import Console
     from rich.table import Table
 
-    from clusir.runtimes.bench_table import COLUMNS, rows
-    from clusir.runtimes.fingerprint import describe
+    from clusir.runtimes.machine.fingerprint import describe
+    from clusir.runtimes.machine.table import COLUMNS, rows
 
     console = Console(highlight=False)
     # A narrow terminal gets the columns that decide; the files and --json always have all.

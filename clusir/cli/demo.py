@@ -29,12 +29,12 @@ def main(out: Path, precision: str) -> None:
 
     from clusir.calibration.photos import built_in_photos
     from clusir.cli.export import main as export
-    from clusir.degrade import PRESETS
+    from clusir.degrade.recipe import PRESETS
     from clusir.errors import ValidationError
-    from clusir.metrics import psnr
-    from clusir.runtimes.compare import write_comparison
-    from clusir.runtimes.report import ReportWriter
-    from clusir.runtimes.restore import Restorer
+    from clusir.quality.metrics import psnr
+    from clusir.runtimes.report.collect import ReportWriter
+    from clusir.runtimes.report.compare import write_comparison
+    from clusir.runtimes.restore.restorer import Restorer
 
     console = stdout()
     console.rule("1. export, quantise and validate the shipped model")

@@ -24,7 +24,7 @@ def main(backend: str, device: str, as_json: bool) -> None:
     from pathlib import Path
 
     import clusir.weights
-    from clusir.runtimes.diagnose import cuda_advice, diagnose
+    from clusir.runtimes.machine.diagnose import cuda_advice, diagnose
 
     result = diagnose(Path(str(clusir.weights.__file__)).parent)
     wanted = "" if device == "auto" else device

@@ -10,8 +10,8 @@ from clusir.cli._common import command
 
 if TYPE_CHECKING:
     from clusir.cli._run_output import RunOutput
-    from clusir.runtimes.jobs import Job
-    from clusir.runtimes.restore import Restorer
+    from clusir.runtimes.batch.jobs import Job
+    from clusir.runtimes.restore.restorer import Restorer
 
 _EPILOG = """\b
 Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
@@ -96,9 +96,9 @@ def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -
 
     from clusir.cli._run_output import RunOutput
     from clusir.errors import UsageError
-    from clusir.runtimes.jobs import is_glob, plan_jobs
-    from clusir.runtimes.memory import parse_size
-    from clusir.runtimes.picture import READ_SUFFIXES
+    from clusir.runtimes.batch.jobs import is_glob, plan_jobs
+    from clusir.runtimes.batch.memory import parse_size
+    from clusir.runtimes.images.picture import READ_SUFFIXES
 
     if not output:
         named = inputs[0] if inputs else "PICTURE"
@@ -144,7 +144,7 @@ def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -
 def _open_restorer(options: dict[str, Any]) -> Restorer:
     import warnings
 
-    from clusir.runtimes.restore import Restorer
+    from clusir.runtimes.restore.restorer import Restorer
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
@@ -166,11 +166,11 @@ def _restore_all(
 ) -> None:
     from contextlib import ExitStack
 
-    from clusir.runtimes.jobs import is_file_output
-    from clusir.runtimes.journal import Journal
-    from clusir.runtimes.picture import Limits
-    from clusir.runtimes.pipeline import Pipeline
-    from clusir.runtimes.watch import watch
+    from clusir.runtimes.batch.jobs import is_file_output
+    from clusir.runtimes.batch.journal import Journal
+    from clusir.runtimes.batch.pipeline import Pipeline
+    from clusir.runtimes.batch.watch import watch
+    from clusir.runtimes.images.picture import Limits
 
     memory = _memory_gate(restorer, options["max_memory"])
     with ExitStack() as stack:
@@ -182,7 +182,7 @@ def _restore_all(
         limits = Limits(pixels=options["max_pixels"], decoded_bytes=1 << 62)
         looks = options["compare"] or options["report"] is not None
         if options["ray"]:
-            from clusir.runtimes.ray_data import restore_on_ray
+            from clusir.runtimes.batch.ray import restore_on_ray
 
             named = {name: options[name] for name in _RESTORER_OPTIONS}
             bounds: dict[str, Any] = {"limits": limits, "memory_bytes": memory.total if options["max_memory"] else None}
@@ -206,7 +206,7 @@ def _restore_all(
 def _memory_gate(restorer: Restorer, wanted: str | None) -> Any:
     """Room for pictures: what was allowed, less what interpreter, runtime and model take once they are warm."""
     from clusir.errors import UsageError
-    from clusir.runtimes.memory import MemoryGate, default_budget, parse_size, resident_bytes
+    from clusir.runtimes.batch.memory import MemoryGate, default_budget, parse_size, resident_bytes
 
     if wanted is None:
         return MemoryGate(default_budget())

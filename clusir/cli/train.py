@@ -14,7 +14,7 @@ from clusir.cli._common import command
 from clusir.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
-    from clusir.train import Progress, TrainConfig
+    from clusir.training.loop import Progress, TrainConfig
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -49,13 +49,13 @@ def make_config(
     ``qat`` change."""
     from dataclasses import asdict
 
-    from clusir.train import FINE_TUNE_DEFAULTS, TrainConfig, resumed_config
+    from clusir.training.loop import FINE_TUNE_DEFAULTS, TrainConfig, resumed_config
 
     values: dict[str, Any] = asdict(resumed_config(out)) if resume else {}
     if start and not resume:
         values |= FINE_TUNE_DEFAULTS
     if qat and not resume:
-        from clusir.train_qat import QAT_DEFAULTS
+        from clusir.export.quantize.finetune import QAT_DEFAULTS
 
         values |= QAT_DEFAULTS | {"qat": True}
     values |= read_config(file) if file else {}
@@ -159,8 +159,8 @@ def main(
 
     import torch
 
-    from clusir.train import train
-    from clusir.train_distributed import distributed
+    from clusir.training.distributed import distributed
+    from clusir.training.loop import train
 
     if threads:
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from clusir.calibration.base import CalibrationSource
 from clusir.calibration.manifest import Manifest, replay, write_manifest
 from clusir.calibration.photos import built_in_photos
 from clusir.calibration.sources import CLEAN, MIXTURE, FolderSource, PairSource, SyntheticSource, open_source
-from clusir.degrade import KINDS
+from clusir.degrade.recipe import KINDS
 from clusir.errors import CalibrationError
 
 

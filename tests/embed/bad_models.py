@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from clusir.export.golden_model import write_standin
+from tests.golden.make.standin import write_standin
 
 # What the metadata may claim, against what the graph is (48 px tiles, clusters 4 + 3, experts 4 + 3, top 1).
 LIES: dict[str, dict[str, object]] = {

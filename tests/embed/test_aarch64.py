@@ -8,7 +8,7 @@ import pytest
 from arm import arm_command, arm_ort_library
 from toolchain import FULL, GOLDEN, run, shipped_model
 
-from clusir.export.golden import golden_picture, load_golden, restore_with_python, to_unit, write_golden
+from tests.golden.make.cases import golden_picture, load_golden, restore_with_python, to_unit, write_golden
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def write_int8(folder: Path) -> None:
     """INT8 variants of the stand-in's tile and whole graph beside it, calibrated on golden pictures."""
     import numpy as np
 
-    from clusir.export.quantize import Calibration, quantize_int8
+    from clusir.export.quantize.steps import Calibration, quantize_int8
     from clusir.runtimes import open_runner
 
     pictures = [to_unit(golden_picture(48, 48, seed=seed)).transpose(2, 0, 1)[None].copy() for seed in range(12)]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from toolchain import BACKENDS, CPP, GOLDEN, need, ort_library, run
 
-from clusir.export.golden import golden_picture, load_golden
-from clusir.runtimes.onnx_metadata import read_metadata
+from clusir.runtimes.runners.metadata import read_metadata
+from tests.golden.make.cases import golden_picture, load_golden
 
 STANDIN = GOLDEN / "standin.onnx"
 
@@ -58,7 +58,7 @@ def test_golden_check_can_fail(cpp: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "kind", "channels"), [("RGB", "u8", 3), ("RGBA", "u8", 4)])
 def test_example_restores_a_png(cpp: Path, tmp_path: Path, mode: str, kind: str, channels: int) -> None:
-    from clusir.runtimes.restore import Restorer
+    from clusir.runtimes.restore.restorer import Restorer
 
     pixels = golden_picture(150, 70, channels, kind=kind)
     Image.fromarray(pixels, mode).save(tmp_path / "in.png")
@@ -77,10 +77,10 @@ def test_example_restores_a_png(cpp: Path, tmp_path: Path, mode: str, kind: str,
 
 def test_example_keeps_16_bits(cpp: Path, tmp_path: Path) -> None:
     """RGB with more than 256 levels, written and read by clusir itself: Pillow keeps 8 bits of such a picture."""
-    from clusir.runtimes.image_io import save_picture
-    from clusir.runtimes.image_open import open_picture
-    from clusir.runtimes.picture import PictureInfo
-    from clusir.runtimes.restore import Restorer
+    from clusir.runtimes.images.files import save_picture
+    from clusir.runtimes.images.open import open_picture
+    from clusir.runtimes.images.picture import PictureInfo
+    from clusir.runtimes.restore.restorer import Restorer
 
     pixels = golden_picture(120, 50, 3, kind="u16")
     info = PictureInfo("PNG", 120, 50, 3, np.dtype(np.uint16))

@@ -13,13 +13,13 @@ import pytest
 import torch
 from toolchain import run
 
-from clusir import checkpoint
 from clusir.errors import BackendError, ExportError, UsageError
-from clusir.export.executorch import example, main, write_executorch
-from clusir.export.graphs import GRAPHS
-from clusir.export.static_fft import MatrixSplit, SplitByMatrices
-from clusir.frequency import FourierSplit
-from clusir.model import ClusIR
+from clusir.export.formats.executorch import example, main, write_executorch
+from clusir.export.formats.static_fft import MatrixSplit, SplitByMatrices
+from clusir.export.trace.forms import GRAPHS
+from clusir.network import checkpoint
+from clusir.network.frequency import FourierSplit
+from clusir.network.model import ClusIR
 
 INSTALLED = importlib.util.find_spec("executorch") is not None
 
@@ -85,7 +85,9 @@ def test_programs_agree_with_pytorch(tmp_path: Path) -> None:
     python = os.environ.get("CLUSIR_EXECUTORCH") or (sys.executable if INSTALLED else None)
     if python is None:
         pytest.skip("ExecuTorch wants an environment of its own: name its python in CLUSIR_EXECUTORCH")
-    told = run(python, "-W", "ignore", "-m", "clusir.export.executorch", tmp_path, "--tile", "64", "--graph", "tile")
+    told = run(
+        python, "-W", "ignore", "-m", "clusir.export.formats.executorch", tmp_path, "--tile", "64", "--graph", "tile"
+    )
     line = re.search(r"tiny\.tile\.pte: ([\d.]+) MB, (\d+) parts on xnnpack, differs from PyTorch by (\S+)", told)
     assert line is not None, told[-2000:]
     assert int(line[2]) > 0

@@ -9,9 +9,9 @@ import pytest
 from toolchain import BACKENDS, GOLDEN
 
 from clusir.errors import UsageError
-from clusir.export.golden import GoldenCase, load_golden
-from clusir.export.golden_model import write_standin
-from clusir.runtimes.restore import Restorer
+from clusir.runtimes.restore.restorer import Restorer
+from tests.golden.make.cases import GoldenCase, load_golden
+from tests.golden.make.standin import write_standin
 
 CASES = load_golden(GOLDEN)
 

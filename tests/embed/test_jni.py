@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toolchain import GOLDEN, REPOSITORY, build_cpp, need, ort_library, run
 
-from clusir.export.golden import load_golden
-from clusir.export.ort_mobile import write_ort_mobile
+from clusir.export.formats.ort_mobile import write_ort_mobile
+from tests.golden.make.cases import load_golden
 
 SOURCES = REPOSITORY / "runtimes" / "mobile" / "android" / "app" / "src" / "main" / "cpp"
 CLASS = Path(__file__).parent / "jni" / "org" / "clusir" / "Clusir.java"

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from toolchain import GOLDEN, ort_library, run
 
 from clusir.errors import UsageError, ValidationError
-from clusir.export import ort_mobile
-from clusir.export.golden import load_golden
-from clusir.export.ort_mobile import CONFIG_NAME, MobileReport, write_ort_mobile
+from clusir.export.formats import ort_mobile
+from clusir.export.formats.ort_mobile import CONFIG_NAME, MobileReport, write_ort_mobile
+from tests.golden.make.cases import load_golden
 
 
 @pytest.fixture(scope="module")

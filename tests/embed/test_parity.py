@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from toolchain import BACKENDS, FULL, ort_library, photo, run, shipped_model
 
-from clusir.export.golden_model import write_standin
-from clusir.runtimes.restore import Restorer
+from clusir.runtimes.restore.restorer import Restorer
+from tests.golden.make.standin import write_standin
 
 TOLERANCE = 1e-4
 PHOTOS = [("standin", 1900, 1300), ("shipped", 420, 300), pytest.param(("shipped", 1900, 1300), marks=FULL)]

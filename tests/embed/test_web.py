@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from toolchain import BUILD, FULL, GOLDEN, REPOSITORY, WEB, need, photo, run, shipped_model
 
-from clusir.export.golden import load_golden
-from clusir.export.golden_model import write_standin
-from clusir.runtimes.restore import Restorer
+from clusir.runtimes.restore.restorer import Restorer
+from tests.golden.make.cases import load_golden
+from tests.golden.make.standin import write_standin
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import routed_model
 from graphs_under_test import shallow
 
 from clusir.calibration.sources import SyntheticSource, open_source
-from clusir.checkpoint import random_model
 from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
-from clusir.model import CONFIGS, ClusIR
+from clusir.network.checkpoint import random_model
+from clusir.network.model import CONFIGS, ClusIR
 from clusir.runtimes import open_runner
 
 Export = tuple[ClusIR, dict[str, GraphRecord]]
@@ -58,4 +58,4 @@ def routed(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[...,
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation of brought models with one thread a runtime: more would spin on the core of the next test process."""
-    monkeypatch.setattr("clusir.export.byo_validate.open_runner", functools.partial(open_runner, threads=1))
+    monkeypatch.setattr("clusir.export.validate.foreign.open_runner", functools.partial(open_runner, threads=1))

@@ -16,10 +16,10 @@ from onnxsim import simplify
 from torch import nn
 
 from clusir.export.base import Pass
-from clusir.export.fft_lowering import Form, translation_table
-from clusir.export.onnx_writer import quiet_exporter
-from clusir.export.simplify import operators
-from clusir.model import ModelConfig
+from clusir.export.lowering.fft import Form, translation_table
+from clusir.export.passes.simplify import operators
+from clusir.export.trace.writer import quiet_exporter
+from clusir.network.model import ModelConfig
 
 __all__ = ["accept", "agree", "check_plain", "exported", "kinds", "refuse", "run_openvino", "run_ort", "shallow"]
 

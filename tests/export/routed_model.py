@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.calibration.balance import BalanceConfig, Draw
 from clusir.calibration.sources import SyntheticSource
-from clusir.export.quantize_data import Reference, calibrate, draw_calibration
-from clusir.export.quantize_ranges import Calibration
+from clusir.export.quantize.data import Reference, calibrate, draw_calibration
+from clusir.export.quantize.ranges import Calibration
 from clusir.spec import ModelSpec, SizeRequirements
 
 SIZE, WIDTH = 32, 8

@@ -11,16 +11,16 @@ import pytest
 from graphs_under_test import shallow
 from onnx import TensorProto, helper
 
-from clusir.checkpoint import random_model
 from clusir.errors import ExportError, ModelFormatError, UsageError, ValidationError
-from clusir.export import bundle
 from clusir.export.base import PassResult, Pipeline
-from clusir.export.bundle import Validation, export_bundle
-from clusir.export.dense_experts import DensifyExperts
+from clusir.export.experts.dense import DensifyExperts
+from clusir.export.formats import bundle
+from clusir.export.formats.bundle import Validation, export_bundle
+from clusir.export.passes.simplify import AttachMetadata, CheckStandard
 from clusir.export.pipeline import ExportConfig, describe, staged
-from clusir.export.simplify import AttachMetadata, CheckStandard
-from clusir.export.tolerances import tolerance
-from clusir.model import CONFIGS, ClusIR
+from clusir.export.validate.tolerances import tolerance
+from clusir.network.checkpoint import random_model
+from clusir.network.model import CONFIGS, ClusIR
 from clusir.spec import ModelSpec
 
 

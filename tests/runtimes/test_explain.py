@@ -10,9 +10,9 @@ from PIL import Image
 from rich.text import Text
 
 from clusir.errors import ImageError, ModelFormatError, UsageError
-from clusir.runtimes.compare import write_comparison
-from clusir.runtimes.explain import explain_lines, recognised, routing_levels, summary
-from clusir.runtimes.thumbnails import data_uri, eight_bit, most_changed, shrunk
+from clusir.runtimes.images.thumbnails import data_uri, eight_bit, most_changed, shrunk
+from clusir.runtimes.report.compare import write_comparison
+from clusir.runtimes.restore.explain import explain_lines, recognised, routing_levels, summary
 from clusir.spec import ModelSpec
 
 LABELS = (("noise", "jpeg", "noise"), ("noise", "[b]"))

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clusir.errors import ImageError, ModelFormatError
-from clusir.runtimes.image_open import open_picture
-from clusir.runtimes.onnx_metadata import read_metadata
-from clusir.runtimes.picture import Limits
-from clusir.runtimes.tiff_tags import build_block, read_orientation, reset_orientation
-from clusir.runtimes.tiff_writer import DESCRIPTIVE_TAGS
+from clusir.runtimes.images.open import open_picture
+from clusir.runtimes.images.picture import Limits
+from clusir.runtimes.images.tiff_tags import build_block, read_orientation, reset_orientation
+from clusir.runtimes.images.tiff_writer import DESCRIPTIVE_TAGS
+from clusir.runtimes.runners.metadata import read_metadata
 from clusir.spec import ModelSpec
 
 COUNT = int(os.environ.get("CLUSIR_FUZZ", "300"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clusir.export.golden import GoldenCase, load_golden
 from clusir.runtimes import Restorer
+from tests.golden.make.cases import GoldenCase, load_golden
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = [case for case in load_golden(GOLDEN) if case.model.is_file()]

@@ -13,9 +13,9 @@ import tifffile
 from PIL import Image, ImageCms
 
 from clusir.errors import ImageError
-from clusir.runtimes.image_io import open_picture, output_info, save_picture
-from clusir.runtimes.picture import Limits
-from clusir.runtimes.tiff_tags import read_orientation
+from clusir.runtimes.images.files import open_picture, output_info, save_picture
+from clusir.runtimes.images.picture import Limits
+from clusir.runtimes.images.tiff_tags import read_orientation
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -102,7 +102,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def test_streamed_png_rows_in_any_bands(
     tmp_path: Path, channels: int, dtype: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clusir.runtimes import png_reader
+    from clusir.runtimes.images import png_reader
 
     monkeypatch.setattr(png_reader, "_BAND_BYTES", 500)
     pixels = random_pixels(channels, dtype)

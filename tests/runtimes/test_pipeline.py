@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from clusir.errors import ImageError, UsageError
-from clusir.runtimes.image_open import open_picture
-from clusir.runtimes.jobs import plan_jobs
-from clusir.runtimes.journal import JOURNAL_NAME, Journal, remove_stale_partials
-from clusir.runtimes.memory import MemoryGate, parse_size
-from clusir.runtimes.pipeline import Pipeline
-from clusir.runtimes.pipeline_parts import Outcome
-from clusir.runtimes.restore import Restorer
-from clusir.runtimes.watch import watch
+from clusir.runtimes.batch.jobs import plan_jobs
+from clusir.runtimes.batch.journal import JOURNAL_NAME, Journal, remove_stale_partials
+from clusir.runtimes.batch.memory import MemoryGate, parse_size
+from clusir.runtimes.batch.parts import Outcome
+from clusir.runtimes.batch.pipeline import Pipeline
+from clusir.runtimes.batch.watch import watch
+from clusir.runtimes.images.open import open_picture
+from clusir.runtimes.restore.restorer import Restorer
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_skip_existing(identity: Path, tmp_path: Path) -> None:
 def test_full_disk_fails_one_picture_and_leaves_no_half_file(
     identity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clusir.runtimes import png_writer
+    from clusir.runtimes.images import png_writer
 
     write_photos(tmp_path / "in", 8)
     hostile_files.photo(0, (300, 40)).save(tmp_path / "in" / "tall.png")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from clusir.errors import BackendError, ClusirError
-from clusir.runtimes.bench import write_photo
-from clusir.runtimes.jobs import plan_jobs
-from clusir.runtimes.journal import Journal
-from clusir.runtimes.pipeline import Outcome, Pipeline
-from clusir.runtimes.ray_data import RestoreBatch, connect, restore_on_ray
-from clusir.runtimes.restore import Restorer
+from clusir.runtimes.batch.jobs import plan_jobs
+from clusir.runtimes.batch.journal import Journal
+from clusir.runtimes.batch.pipeline import Outcome, Pipeline
+from clusir.runtimes.batch.ray import RestoreBatch, connect, restore_on_ray
+from clusir.runtimes.machine.measure import write_photo
+from clusir.runtimes.restore.restorer import Restorer
 
 MODEL = Path(__file__).parents[1] / "golden" / "standin.onnx"
 OPTIONS: dict[str, Any] = {"model": str(MODEL), "backend": "ort", "device": "cpu", "threads": 1}

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from clusir.errors import ImageError
-from clusir.runtimes.report import ReportWriter
+from clusir.runtimes.report.collect import ReportWriter
 from clusir.spec import ModelSpec
 
 LABELS = ("noise", "jpeg", "blur", "<i>rain</i>")

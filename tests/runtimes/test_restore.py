@@ -11,8 +11,8 @@ import pytest
 import skimage.data
 
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
-from clusir.runtimes.restore import ArraySource, Restorer, Work
-from clusir.runtimes.tiling import plan_picture
+from clusir.runtimes.restore.restorer import ArraySource, Restorer, Work
+from clusir.runtimes.restore.tiling import plan_picture
 
 
 @pytest.fixture(scope="module")

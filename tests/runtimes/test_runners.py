@@ -202,8 +202,8 @@ def test_options_are_checked(tmp_path: Path) -> None:
 
 def test_importing_runtimes_imports_no_runtime() -> None:
     code = (
-        "import sys, clusir.runtimes as r, clusir.runtimes.opening, clusir.runtimes.ort_runner,"
-        " clusir.runtimes.openvino_runner, clusir.runtimes.torch_runner; r.open_runner;"
+        "import sys, clusir.runtimes as r, clusir.runtimes.runners.opening, clusir.runtimes.runners.ort,"
+        " clusir.runtimes.runners.openvino, clusir.runtimes.runners.torch; r.open_runner;"
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'openvino') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,14 +14,14 @@ import pytest
 import skimage.data
 from measure_run import seam_ratio
 
-from clusir.metrics import psnr
+from clusir.quality.metrics import psnr
 from clusir.runtimes import Restorer
-from clusir.runtimes.routing import Routing
-from clusir.runtimes.tiling import Axis, plan_axis
+from clusir.runtimes.restore.routing import Routing
+from clusir.runtimes.restore.tiling import Axis, plan_axis
 
 torch = pytest.importorskip("torch")
-from clusir.checkpoint import load  # noqa: E402
-from clusir.pooled import PooledStatistics  # noqa: E402
+from clusir.network.checkpoint import load  # noqa: E402
+from clusir.network.pooled import PooledStatistics  # noqa: E402
 
 WEIGHTS = Path(str(files("clusir.weights")))
 SIZE = (256, 592)  # three tiles in a row
@@ -37,8 +37,8 @@ def pictures() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from clusir.checkpoint import random_model, save
-    from clusir.model import CONFIGS
+    from clusir.network.checkpoint import random_model, save
+    from clusir.network.model import CONFIGS
 
     path = tmp_path_factory.mktemp("random") / "random.safetensors"
     save(random_model(CONFIGS["tiny"]), path)
@@ -64,7 +64,7 @@ def in_tiles(
 ) -> tuple[np.ndarray, Axis]:
     """The picture restored in three tiles, with ``routing`` and its statistics or (None) those found on samples."""
     if routing is not None:
-        monkeypatch.setattr("clusir.runtimes.restore.combine", lambda sampled, spec: routing)
+        monkeypatch.setattr("clusir.runtimes.restore.restorer.combine", lambda sampled, spec: routing)
     with Restorer(path, backend="torch", device="cpu", threads=1, routing="shared") as restorer:
         tiled, work = restorer.restore_and_tell(picture)
         assert work.tiles == 3

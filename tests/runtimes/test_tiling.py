@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusir.runtimes.routing import combine, split_levels, top_k_gate
-from clusir.runtimes.tiling import pad_tile, plan_axis, plan_picture
+from clusir.runtimes.restore.routing import combine, split_levels, top_k_gate
+from clusir.runtimes.restore.tiling import pad_tile, plan_axis, plan_picture
 from clusir.spec import ModelSpec, SizeRequirements
 
 

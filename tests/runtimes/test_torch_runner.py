@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from clusir.checkpoint import save
-    from clusir.model import CONFIGS, ClusIR
+    from clusir.network.checkpoint import save
+    from clusir.network.model import CONFIGS, ClusIR
 
     torch.manual_seed(0)
     model = ClusIR(CONFIGS["tiny"])

@@ -1,4 +1,4 @@
-// The routing that all tiles of a picture share. Mirrors runtimes/routing.py.
+// The routing that all tiles of a picture share. Mirrors runtimes/restore/routing.py.
 #pragma once
 
 #include <vector>

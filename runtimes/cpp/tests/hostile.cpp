@@ -1,6 +1,6 @@
 // Wrong arguments, files that are no model, metadata that lies, cancelled runs, threads. Meant for the sanitizers:
 //   clusir-hostile FOLDER BACKEND [ORT_LIBRARY]
-// FOLDER holds standin.onnx (see clusir.export.golden_model) and bad/*.onnx: each of those must be refused, or fail,
+// FOLDER holds standin.onnx (see tests.golden.make.standin) and bad/*.onnx: each of those must be refused, or fail,
 // with a line.
 #include <clusir/clusir.hpp>
 

@@ -1,4 +1,4 @@
-// Between a picture's own samples and the model's planes of float. Mirrors runtimes/pixels.py.
+// Between a picture's own samples and the model's planes of float. Mirrors runtimes/restore/pixels.py.
 import { reflect } from "./tiling.js";
 
 /** 255, 65535 or 1: what stands for 1 in the sample type; throws TypeError for any other array. */

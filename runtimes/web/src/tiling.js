@@ -1,4 +1,4 @@
-// Where the tiles of a picture lie and how they blend. Mirrors runtimes/tiling.py, which explains the formulas.
+// Where the tiles of a picture lie and how they blend. Mirrors runtimes/restore/tiling.py, which explains the formulas.
 import { padded } from "./spec.js";
 
 /** @returns {{length: number, tile: number, starts: number[], weights: Float32Array[]}} the tiles along one axis */

@@ -1,0 +1,1 @@
+"""Routed blocks become dense or conditional, and none of their weights may be missing."""

@@ -1,0 +1,1 @@
+"""What goes out beside ONNX: bundle, ``.ort``, ExecuTorch, static FFTs."""

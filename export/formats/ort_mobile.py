@@ -1,0 +1,221 @@
+"""ONNX Runtime's mobile format: ``.ort`` files, the operators they need, and what a phone's accelerators would take.
+
+For every graph of a model (whole, tile, router) a ``.ort`` file is written, with the batch fixed to 1 and ONNX
+Runtime's portable optimisations applied ahead (nothing that only runs on the exporting machine); beside them
+``required_operators_and_types.config``, with which a minimal ONNX Runtime holds these kernels and no others, and
+``usability.json`` / ``usability.txt``: how much of each graph NNAPI and CoreML would take, says ONNX Runtime's checker.
+
+The converter is ``onnxruntime.tools``; this module fixes the batch, keeps its chatter off the terminal, and checks
+every file it wrote against the one it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from clusir.errors import ExportError, UsageError, ValidationError
+from clusir.export.validate.tolerances import tolerance
+from clusir.spec import ModelSpec
+
+__all__ = ["MobileFile", "MobileReport", "write_ort_mobile"]
+
+CONFIG_NAME = "required_operators_and_types.config"
+
+
+@dataclass(frozen=True)
+class MobileFile:
+    """One ``.ort`` file: where it came from, bytes, largest difference from it, and each accelerator's verdict."""
+
+    graph: str
+    path: str
+    source: str
+    bytes: int
+    source_bytes: int
+    max_abs: float
+    usability: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MobileReport:
+    """All files of one conversion; ``operators`` is how many kernels the minimal build needs."""
+
+    files: tuple[MobileFile, ...]
+    config: str
+    operators: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """A section of the export report."""
+        lines = [
+            "## ONNX Runtime Mobile",
+            f"A minimal ONNX Runtime needs {self.operators} operators: `{self.config}`. Details: `usability.txt`.",
+            "",
+            "| file | graph | kB | of | largest difference | NNAPI | CoreML |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for file in self.files:
+            sizes = f"{file.bytes / 1e3:.0f} | {file.source_bytes / 1e3:.0f}"
+            verdicts = f"{file.usability['NNAPI']} | {file.usability['CoreML MLProgram']}"
+            lines.append(f"| `{file.path}` | {file.graph} | {sizes} | {file.max_abs:.2g} | {verdicts} |")
+        return "\n".join(lines)
+
+
+def write_ort_mobile(models: Path | Sequence[Path], folder: Path) -> MobileReport:
+    """Converts each of ``models`` (NAME.onnx) and the NAME.tile.onnx and NAME.router.onnx beside it into ``folder``.
+
+    Raises UsageError where there is no such model, ExportError where the converter refuses, ValidationError where a
+    converted file disagrees with its source by more than the fp32 tolerance (a quantised file: than INT8's PSNR).
+    """
+    named = [models] if isinstance(models, Path) else list(models)
+    for model in named:
+        if not model.is_file():
+            raise UsageError(f"model {model}: no such file; --ort-mobile converts what clusir-export --onnx wrote")
+    every = (path for model in named for path in _siblings(model) if path.is_file())
+    sources = list(dict.fromkeys(every))  # two precisions share one router
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="clusir-ort-") as scratch:
+        fixed = [_fix_batch(path, Path(scratch) / path.name) for path in sources]
+        chatter = _convert(Path(scratch), folder)
+        verdicts = [_usability(path) for path in fixed]
+    config = folder / CONFIG_NAME
+    config.write_text(config.read_text(encoding="utf-8").replace(f"{folder.resolve()}/", ""), encoding="utf-8")
+    files = []
+    for source, (verdict, _) in zip(sources, verdicts, strict=True):
+        path = folder / f"{source.stem}.ort"
+        if not path.is_file():
+            raise ExportError(f"onnxruntime wrote no {path.name}: {chatter.strip().splitlines()[-1]}")
+        spec = ModelSpec.from_metadata(_metadata(source))
+        sizes = path.stat().st_size, source.stat().st_size
+        files.append(MobileFile(spec.graph, path.name, source.name, *sizes, _compare(source, path, spec), verdict))
+    report = MobileReport(tuple(files), CONFIG_NAME, _count_operators(config))
+    (folder / "usability.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / "usability.txt").write_text("\n".join(text for _, text in verdicts), encoding="utf-8")
+    return report
+
+
+def _siblings(model: Path) -> list[Path]:
+    stem = model.name.removesuffix(".onnx")
+    base = re.sub(r"\.(int8|fp16|fp32)$", "", stem)
+    names = (f"{stem}.onnx", f"{stem}.tile.onnx", f"{base}.router.onnx")
+    return [model.with_name(name) for name in names]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+
+
+def _fix_batch(source: Path, path: Path) -> Path:
+    """A copy with every symbolic first dimension set to 1: NNAPI and CoreML take no open ones. A router that looks at
+    several samples of a picture together keeps its own, and runs, once a picture, on the CPU."""
+    from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed
+
+    model = onnx.load(source)
+    spec = ModelSpec.from_metadata(_metadata(source))
+    if spec.graph == "router" and spec.statistics:
+        onnx.save(model, path)
+        return path
+    names = {port.type.tensor_type.shape.dim[0].dim_param for port in (*model.graph.input, *model.graph.output)}
+    for name in sorted(names - {""}):
+        make_dim_param_fixed(model.graph, name, 1)
+    fix_output_shapes(model)
+    onnx.save(model, path)
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """The converter prints and logs; what it prints is kept for the error message."""
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+            yield out
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _convert(scratch: Path, folder: Path) -> str:
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    with _quiet() as out:
+        try:
+            convert_onnx_models_to_ort(
+                scratch, folder, [OptimizationStyle.Fixed], target_platform="arm", enable_type_reduction=True
+            )
+        except Exception as error:
+            raise ExportError(f"onnxruntime's converter refused: {' '.join(str(error).split())[:300]}") from error
+    return out.getvalue()
+
+
+def _usability(path: Path) -> tuple[dict[str, str], str]:
+    """{accelerator: YES | MAYBE | NO}, and the checker's own words."""
+    from onnxruntime.tools.mobile_helpers.usability_checker import analyze_model
+
+    out = io.StringIO()
+    logger = logging.getLogger("clusir.ort_mobile")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler(out)
+    logger.addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            analyze_model(path, logger=logger)
+    finally:
+        logger.removeHandler(handler)
+    text = f"# {path.name}\n" + out.getvalue().replace(str(path), path.name)
+    found = re.findall(r"Model should perform well with (.+?) (?:as is|if modified.*?): (\w+)", text)
+    return dict(reversed(found)), text  # the first verdict on each accelerator is on the model as it is
+
+
+def _count_operators(config: Path) -> int:
+    """Operators named in the config: lines of ``domain;opset;Name{types},Name,...``."""
+    count = 0
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            names = re.sub(r"\{[^{}]*(\{[^{}]*\}[^{}]*)*\}", "", line.split(";", 2)[-1])
+            count += len([name for name in names.split(",") if name])
+    return count
+
+
+def _compare(source: Path, path: Path, spec: ModelSpec) -> float:
+    """Largest absolute difference of any output on a seeded input; refuses more than the tolerance."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    rng = np.random.default_rng(0)
+    sessions = [
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in (source, path)
+    ]
+    side = spec.size.static_px or spec.size.padded(64)
+    feeds = {}
+    for port in sessions[0].get_inputs():
+        shape = (1, spec.channels, side, side) if len(port.shape) == 4 else (1, port.shape[1])
+        values = rng.random(shape, dtype=np.float32)
+        feeds[port.name] = values if len(shape) == 4 else values / values.sum()
+    worst, noise, count = 0.0, 0.0, 0
+    for before, after in zip(sessions[0].run(None, feeds), sessions[1].run(None, feeds), strict=True):
+        difference = np.abs(np.asarray(before, np.float64) - after)
+        worst = max(worst, float(difference.max()))
+        noise, count = noise + float((difference**2).sum()), count + difference.size
+    bar = tolerance("fp32" if spec.graph == "router" else spec.precision)
+    psnr_db = 10 * np.log10(count / max(noise, 1e-30))
+    if (bar.max_abs is not None and worst > bar.max_abs) or psnr_db < bar.psnr_db:
+        raise ValidationError(
+            f"{path.name} differs from {source.name} by {worst:.3g} at most, {psnr_db:.1f} dB; "
+            f"allowed is {bar.max_abs or 'any'} and {bar.psnr_db} dB"
+        )
+    return worst

@@ -1,0 +1,1 @@
+"""FFTs and complex numbers become real products."""

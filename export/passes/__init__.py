@@ -1,0 +1,1 @@
+"""One file a pass, and ``order`` that lists them."""

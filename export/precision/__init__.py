@@ -1,0 +1,1 @@
+"""Decisions about fewer bits: budget, sensitivity, quality loss, advice."""

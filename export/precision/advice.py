@@ -1,0 +1,117 @@
+"""Which precision pays on this machine: variants timed in turn on each backend, next to what they cost in quality."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clusir.errors import BackendError, ClusirError
+from clusir.export.graph.session import Feeds
+from clusir.export.precision.loss import QualityLoss
+
+__all__ = ["Advice", "Timing", "advise", "available_backends", "time_variants"]
+
+# Below this gain a second artefact is not worth its quality.
+_WORTH = 1.1
+_LABELS = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds for one run of one variant on one backend: the median and the fastest of ``runs``."""
+
+    backend: str
+    variant: str
+    median_ms: float
+    best_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Advice:
+    """For one backend: the sentence, the variant to use there, its speed-up over fp32 (medians)."""
+
+    backend: str
+    variant: str
+    speedup: float
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def available_backends() -> list[str]:
+    """ort and openvino, those of them that can be imported here."""
+    from importlib.util import find_spec
+
+    return [backend for backend, module in (("ort", "onnxruntime"), ("openvino", "openvino")) if find_spec(module)]
+
+
+def time_variants(
+    variants: Mapping[str, Path], feeds: Mapping[str, Feeds], backends: Sequence[str], runs: int = 15, warm_up: int = 2
+) -> tuple[list[Timing], list[str]]:
+    """Time every variant (name to file) on every backend in this process, one run of each in turn.
+
+    Alternating lets a busy machine slow all variants alike, so the ratios hold. ``feeds``: variant to its inputs. Also
+    returned: a sentence for each backend or variant that could not run.
+    """
+    from clusir.runtimes import open_runner
+
+    timings: list[Timing] = []
+    problems: list[str] = []
+    for backend in backends:
+        with ExitStack() as stack:
+            steps: dict[str, Callable[[], object]] = {}
+            for name, path in variants.items():
+                try:
+                    runner = stack.enter_context(open_runner(path, backend=backend, device="cpu"))
+                    inputs = dict(feeds[name])
+                    for _ in range(warm_up):
+                        runner.run(inputs)
+                except ClusirError as error:
+                    problems.append(f"{name} does not run on {_LABELS.get(backend, backend)}: {error}")
+                    if isinstance(error, BackendError):
+                        break
+                    continue
+                steps[name] = lambda runner=runner, inputs=inputs: runner.run(inputs)  # type: ignore[misc]
+            taken: dict[str, list[float]] = {name: [] for name in steps}
+            for _ in range(runs):
+                for name, step in steps.items():
+                    start = time.perf_counter()
+                    step()
+                    taken[name].append(1000 * (time.perf_counter() - start))
+            timings += [Timing(backend, n, statistics.median(t), min(t), len(t)) for n, t in taken.items() if t]
+    return timings, problems
+
+
+def advise(timings: Sequence[Timing], losses: Mapping[tuple[str, str], QualityLoss]) -> list[Advice]:
+    """One piece of advice per backend that timed fp32: the fastest variant if it gains 10 % or more, else fp32.
+
+    ``losses``: (backend, variant) to the measured loss; a variant without one is not recommended.
+    """
+    advice = []
+    for backend in dict.fromkeys(timing.backend for timing in timings):
+        times = {timing.variant: timing.median_ms for timing in timings if timing.backend == backend}
+        if "fp32" not in times:
+            continue
+        label = _LABELS.get(backend, backend)
+        gains = {name: times["fp32"] / ms for name, ms in times.items() if (backend, name) in losses}
+        best = max(gains, key=lambda name: gains[name], default="fp32")
+        if gains.get(best, 1.0) < _WORTH:
+            told = (
+                "; ".join(f"{name.upper()} {gain:.2f}x" for name, gain in gains.items()) or "nothing else was measured"
+            )
+            advice.append(Advice(backend, "fp32", 1.0, f"{label} on this machine: no gain ({told}), use fp32"))
+            continue
+        loss = losses[backend, best]
+        sentence = (
+            f"{best.upper()} on {label}: {gains[best]:.2f}x faster, PSNR {-loss.mean_db:+.2f} dB on average, "
+            f"{-loss.worst_db:+.2f} dB on {loss.worst}"
+        )
+        advice.append(Advice(backend, best, gains[best], sentence))
+    return advice

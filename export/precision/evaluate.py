@@ -1,0 +1,73 @@
+"""Measuring variants of one graph on the same crops: in memory with ONNX Runtime, or as a file on any backend."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx import ModelProto
+
+from clusir.calibration.base import Sample
+from clusir.export.graph.session import Array, Feeds, Probe
+from clusir.export.precision.loss import Quality, QualityLoss, compare_quality, measure_quality
+from clusir.export.quantize.data import Reference, make_feeds
+
+__all__ = ["Evaluator"]
+
+
+@dataclass
+class Evaluator:
+    """Quality loss against the float32 whole graph on ``samples`` (each with truth).
+
+    ``graph`` is the float32 file whose variants are measured: the whole graph, or the tile graph, which is then given
+    the float32 routing of each picture.
+    """
+
+    reference: Reference
+    samples: Sequence[Sample]
+    graph: Path
+    feeds: list[Feeds] = field(init=False)
+    base: Quality = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.feeds = make_feeds(self.graph, self.samples, self.reference)
+
+        def run(number: int) -> tuple[Array, Array | None]:
+            outputs = self.reference.run(self.samples[number].image)
+            return outputs[self.reference.output_name], outputs.get("gate")
+
+        self.base = measure_quality(run, self.samples)
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the evaluation crops."""
+        return hashlib.sha256("".join(s.sha256 for s in self.samples).encode()).hexdigest()
+
+    def loss(self, model: ModelProto) -> QualityLoss:
+        """Of a model in memory, with ONNX Runtime on the CPU. Raises ExportError where it does not run."""
+        return self.loss_on(model, range(len(self.samples)))[0]
+
+    def loss_on(self, model: ModelProto, numbers: Sequence[int]) -> tuple[QualityLoss, tuple[float, ...]]:
+        """The loss on some of the samples, by number, and the model's PSNR (dB) on each of them."""
+        probe = Probe(model)
+
+        def run(position: int) -> tuple[Array, Array | None]:
+            outputs = probe.run(self.feeds[numbers[position]])
+            return outputs[self.reference.output_name], outputs.get("gate")
+
+        quality = measure_quality(run, [self.samples[number] for number in numbers])
+        return compare_quality(self.base.subset(numbers), quality), quality.psnr_db
+
+    def loss_of_file(self, path: Path, backend: str) -> QualityLoss:
+        """Of a file on a backend of this machine. Raises BackendError where that backend is not installed."""
+        from clusir.runtimes import open_runner
+
+        with open_runner(path, backend=backend, device="cpu") as runner:
+
+            def run(number: int) -> tuple[Array, Array | None]:
+                outputs = runner.run(self.feeds[number])
+                return outputs[self.reference.output_name], outputs.get("gate")
+
+            return compare_quality(self.base, measure_quality(run, self.samples))

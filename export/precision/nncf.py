@@ -1,0 +1,149 @@
+"""INT8 through NNCF on the ONNX graph: it also puts element-wise operators into integers, which OpenVINO rewards.
+
+What must stay float32 is the same as for the default engine. The overflow fix halves the range of all weights, not only
+of the first layer's (NNCF's default), so that the file is right on CPUs without VNNI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import ModelProto
+
+from clusir.errors import BackendError, ExportError
+from clusir.export.quantize.float16 import structural_float32
+from clusir.export.quantize.ranges import Calibration
+from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, stamp, write_atomically
+
+if TYPE_CHECKING:
+    from clusir.export.precision.evaluate import Evaluator
+
+__all__ = ["PUT_BACK", "quantize_nncf"]
+
+PUT_BACK = "put back by NNCF"
+
+# Products and sums over many values, and shape arithmetic: integers cost digits there and buy no time.
+_FLOAT_TYPES = (
+    "MatMul",
+    "Gemm",
+    "Softmax",
+    "Div",
+    "Sub",
+    "Resize",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Pow",
+    "Sqrt",
+    "ReduceMean",
+)
+
+
+def quantize_nncf(
+    model_path: Path,
+    out_path: Path,
+    calibration: Calibration,
+    config: QuantizeConfig | None = None,
+    under_served: Iterable[tuple[int, int]] = (),
+    evaluator: Evaluator | None = None,
+    max_drop_db: float | None = None,
+    float_layers: Iterable[str] = (),
+) -> QuantizeReport:
+    """Quantise the float32 graph at ``model_path`` with NNCF and write an ONNX file.
+
+    With ``evaluator`` and ``max_drop_db`` NNCF's accuracy control puts operators back to float until the worst
+    degradation loses no more than that. ``float_layers``: more layer names to leave in float. Raises BackendError
+    where NNCF is not installed, ExportError where it refuses the graph.
+    """
+    try:
+        import nncf
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    except ImportError as error:
+        raise BackendError(
+            f"engine nncf: nncf cannot be imported ({error}); install it with: pip install nncf, or use --engine ort"
+        ) from error
+    config = config or QuantizeConfig()
+    # The default engine's quantiser knows which layers stay float, and refuses activations that are not finite.
+    quantizer = Quantizer(model_path, calibration, replace(config, bias_correction=False), under_served)
+    graph = quantizer.graph
+    more = set(float_layers)
+    kept = {layer.node for layer in quantizer.layers if layer.keep or layer.name in more}
+    ignored = sorted(kept | structural_float32(graph).keys() | _named(graph.model, _FLOAT_TYPES))
+    advanced = AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE if config.reduce_range else OverflowFix.DISABLE
+    )
+    options: dict[str, Any] = {
+        "subset_size": len(calibration.feeds),
+        "ignored_scope": nncf.IgnoredScope(names=ignored, validate=False),
+    }
+    data = nncf.Dataset([dict(feeds) for feeds in calibration.feeds])
+    source = ModelProto()
+    source.CopyFrom(graph.model)
+    try:
+        with _quiet():
+            if evaluator is None or max_drop_db is None:
+                model = nncf.quantize(source, data, advanced_parameters=advanced, **options)
+            else:
+                model = nncf.quantize_with_accuracy_control(
+                    source,
+                    data,
+                    nncf.Dataset(list(range(len(evaluator.samples)))),
+                    lambda candidate, numbers: _score(evaluator, candidate, list(numbers)),
+                    max_drop=max_drop_db,
+                    advanced_quantization_parameters=advanced,
+                    **options,
+                )
+    except Exception as error:  # NNCF raises its own types and those of the runtime below it
+        raise ExportError(f"NNCF refuses the graph: {str(error).splitlines()[0]}; use --engine ort") from error
+    del model.graph.value_info[:]
+    if graph.spec is not None:
+        notes = json.dumps({"engine": "nncf", **asdict(config)}, sort_keys=True)
+        stamp(model, replace(graph.spec, precision="int8"), {"clusir.quantisation": notes})
+    onnx.checker.check_model(model)
+    write_atomically(model, out_path)
+    return _report(model, quantizer, config)
+
+
+def _score(evaluator: Evaluator, candidate: ModelProto, numbers: list[int]) -> tuple[float, list[float]]:
+    """100 less the drop in dB on the worst degradation (NNCF divides by it: no loss must not be 0), and each PSNR."""
+    loss, values = evaluator.loss_on(candidate, numbers)
+    return 100.0 - loss.worst_db, list(values)
+
+
+def _named(model: ModelProto, types: Iterable[str]) -> set[str]:
+    wanted = set(types)
+    return {node.name for node in model.graph.node if node.op_type in wanted}
+
+
+def _report(model: ModelProto, quantizer: Quantizer, config: QuantizeConfig) -> QuantizeReport:
+    producer = {name: node for node in model.graph.node for name in node.output}
+    integer = {
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Conv", "ConvTranspose")
+        and node.input[0] in producer
+        and producer[node.input[0]].op_type == "DequantizeLinear"
+    }
+    kept = {layer.name: layer.keep for layer in quantizer.layers if layer.keep}
+    quantised = tuple(layer.name for layer in quantizer.candidates if layer.node in integer)
+    kept |= {layer.name: PUT_BACK for layer in quantizer.candidates if layer.node not in integer}
+    return QuantizeReport("nncf", quantised, kept, quantizer.bytes_fp32, model.ByteSize(), asdict(config))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back NNCF's notes: what matters of them is in the report."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

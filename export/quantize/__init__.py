@@ -1,0 +1,1 @@
+"""The arithmetic of fewer bits: ranges, rounding, compensation, float16."""

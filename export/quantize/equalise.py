@@ -1,0 +1,119 @@
+"""Equalisation: the hidden channels between two convolutions are scaled to like ranges, which changes nothing in float.
+
+relu(s x) = s relu(x) for s > 0, so the first convolution's channel c may be divided by s_c and the second multiplied,
+with a gain per channel between them or not (Nagel et al., "Data-free quantization through weight equalization and bias
+correction", 2019). A hidden map has one scale for all its channels: without this the loudest channel sets it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from clusir.export.graph.session import Probe
+from clusir.export.quantize.layers import Graph, groups_of, load_graph
+from clusir.export.quantize.ranges import Calibration
+
+__all__ = ["channel_scale", "equalise"]
+
+# A channel that is nearly silent on the calibration crops must not be blown up: on another picture it may speak.
+_LARGEST_SPREAD = 100.0
+
+
+class _Pair(NamedTuple):
+    """expand -> ReLU (-> Mul by a gain) -> project; ``hidden`` is what project reads."""
+
+    expand: NodeProto
+    hidden: str
+    project: NodeProto
+
+
+def equalise(graph: Graph, calibration: Calibration) -> Graph:
+    """A graph that computes the same, its hidden channels scaled. ``graph`` itself is left as it is."""
+    pairs = _pairs(graph)
+    if not pairs:
+        return graph
+    loudest = _loudest(graph, [pair.hidden for pair in pairs], calibration)
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for pair in pairs:
+        expand, project = graph.weight(pair.expand.input[1]), graph.weight(pair.project.input[1])
+        scale = channel_scale(loudest[pair.hidden], np.abs(project).max(axis=(0, 2, 3)))
+        if scale is None:
+            continue
+        changed = {
+            pair.expand.input[1]: expand / scale[:, None, None, None],
+            pair.expand.input[2]: graph.weight(pair.expand.input[2]) / scale,
+            pair.project.input[1]: project * scale[None, :, None, None],
+        }
+        for name, value in changed.items():
+            tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+    return load_graph(model)
+
+
+def channel_scale(peak: NDArray[np.float64], columns: NDArray[np.floating]) -> NDArray[np.float64] | None:
+    """What to divide each hidden channel by, of geometric mean 1; None where the map is silent or not finite.
+
+    ``peak``: the largest absolute value of each channel; ``columns``: of the second weight's share of it.
+    """
+    if not np.isfinite(peak).all() or peak.max() <= 0:
+        return None
+    peak = np.maximum(peak, peak.max() / _LARGEST_SPREAD)
+    columns = np.maximum(columns, max(columns.max() / _LARGEST_SPREAD, 1e-12))
+    # Half of the spread goes to either side: the second weight's scale per output channel feels the rest.
+    scale = np.sqrt(peak / columns)
+    even: NDArray[np.float64] = scale / np.exp(np.log(scale).mean())
+    return even
+
+
+def _pairs(graph: Graph) -> list[_Pair]:
+    found = []
+    uses: dict[str, int] = {}
+    for node in graph.model.graph.node:
+        for name in node.input:
+            uses[name] = uses.get(name, 0) + 1
+    for node in graph.convolutions():
+        own = len(node.input) > 2 and node.input[2] in graph.initialisers and uses[node.input[2]] == 1
+        relu = _only_reader(graph, node.output[0])
+        if not own or not _plain(graph, node) or uses[node.input[1]] != 1 or relu is None or relu.op_type != "Relu":
+            continue
+        hidden, reader = relu.output[0], _only_reader(graph, relu.output[0])
+        if reader is not None and reader.op_type == "Mul" and _is_gain(graph, reader, hidden):
+            hidden, reader = reader.output[0], _only_reader(graph, reader.output[0])
+        if reader is not None and _plain(graph, reader) and uses[reader.input[1]] == 1 and reader.input[0] == hidden:
+            found.append(_Pair(node, hidden, reader))
+    return found
+
+
+def _plain(graph: Graph, node: NodeProto) -> bool:
+    """A convolution with constant weights in one group."""
+    groups = groups_of(node)
+    return node.op_type == "Conv" and groups == 1 and node.input[1] in graph.initialisers
+
+
+def _only_reader(graph: Graph, name: str) -> NodeProto | None:
+    readers = graph.consumers.get(name, [])
+    return readers[0] if len(readers) == 1 and name not in graph.outputs else None
+
+
+def _is_gain(graph: Graph, node: NodeProto, hidden: str) -> bool:
+    """Whether the other factor has one value a channel: B x C x 1 x 1."""
+    other = next((name for name in node.input if name != hidden), hidden)
+    shape = graph.shapes.get(other, ())
+    return other != hidden and len(shape) == 4 and shape[2:] == (1, 1)
+
+
+def _loudest(graph: Graph, tensors: list[str], calibration: Calibration) -> dict[str, NDArray[np.float64]]:
+    """The largest absolute value of each channel over the calibration crops."""
+    probe = Probe(graph.model, tensors)
+    found: dict[str, NDArray[np.float64]] = {}
+    for feeds in calibration.feeds:
+        values = probe.run(feeds)
+        for name in tensors:
+            peak = np.abs(values[name]).max(axis=(0, 2, 3)).astype(np.float64)
+            found[name] = np.maximum(found[name], peak) if name in found else peak
+    return found

@@ -1,0 +1,56 @@
+"""Where in the user's own code something happened: file and line, never a line of a library."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sysconfig
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from torch import fx
+
+__all__ = ["calling_user_line", "innermost_user_line", "is_users", "line_of_node"]
+
+_LIBRARIES = tuple(str(Path(sysconfig.get_path(p)).resolve()) for p in ("stdlib", "purelib", "platlib"))
+_OWN = str(Path(__file__).resolve().parents[1])
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file is neither Python's, a library's nor this package's."""
+    if filename.startswith("<"):
+        return False
+    path = str(Path(filename).resolve())
+    return not path.startswith((*_LIBRARIES, _OWN))
+
+
+def _show(filename: str, line: int) -> str:
+    source = linecache.getline(filename, line).strip()
+    return f"{filename}:{line}" + (f" `{source}`" if source else "")
+
+
+def innermost_user_line(trace: TracebackType | None) -> str:
+    """``file:line `source` `` of the deepest frame that belongs to neither Python, a library nor this package."""
+    return _innermost(traceback.extract_tb(trace))
+
+
+def calling_user_line() -> str:
+    """The same for the code that is running now."""
+    return _innermost(traceback.extract_stack())
+
+
+def _innermost(frames: traceback.StackSummary) -> str:
+    for frame in reversed(frames):
+        if frame.lineno is not None and is_users(frame.filename):
+            return _show(frame.filename, frame.lineno)
+    return "the model's code"
+
+
+def line_of_node(node: fx.Node) -> str:
+    """The same for a node of a traced graph, from the stack that the tracer recorded."""
+    for filename, line in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
+        if is_users(filename):
+            return _show(filename, int(line))
+    return f"node {node.name} of the traced model"

@@ -1,0 +1,1 @@
+"""Is it right? Comparison with PyTorch, tolerances, bisection."""

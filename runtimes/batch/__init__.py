@@ -1,0 +1,1 @@
+"""Many pictures: jobs, journal, memory gate, pipeline, watch, Ray Data."""

@@ -1,0 +1,210 @@
+"""``clusir-run --ray``: the same restoration on a Ray cluster, for folders that one machine is too slow for.
+
+Only paths travel: pictures and model must be readable, and the output folder writable, under the same absolute paths on
+every node (a network file system). The journal stays with the process that was called, which records a picture when
+the cluster reports it, so an interrupted run resumes there or without Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clusir.errors import BackendError, ClusirError, ImageError
+from clusir.runtimes.batch.jobs import Job
+from clusir.runtimes.batch.journal import Journal
+from clusir.runtimes.batch.memory import MemoryGate
+from clusir.runtimes.batch.pipeline import Outcome, Pipeline
+from clusir.runtimes.images.picture import Limits
+from clusir.runtimes.restore.restorer import Restorer
+
+__all__ = ["RestoreBatch", "connect", "restore_on_ray"]
+
+_BATCH = 8
+
+
+class RestoreBatch:
+    """A callable class for Ray Data's ``map_batches``: opens the model once, restores batches of file paths.
+
+    ``restorer`` are the keyword arguments of :class:`clusir.runtimes.restore.restorer.Restorer`. It keeps nothing
+    from one batch to the next, so any worker may take any batch, twice if need be. ``looks`` keeps before and after
+    in the outcomes.
+    """
+
+    def __init__(
+        self,
+        restorer: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        memory_bytes: int | None = None,
+        looks: bool = False,
+    ) -> None:
+        gate = MemoryGate(memory_bytes) if memory_bytes else None
+        self._pipeline = Pipeline(Restorer(**(restorer or {})), memory=gate, limits=limits, looks=looks)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """``batch``: equally long columns ``source`` and ``target`` (paths), optionally ``name`` and ``refusal``.
+
+        Returns ``index`` (as given, or the place in the batch), ``status`` (``restored`` or ``failed``), ``reason``
+        (empty where restored) and ``outcome`` (:class:`clusir.runtimes.batch.pipeline.Outcome`). A picture that
+        cannot be restored is a row like any other.
+        """
+        sources, targets = list(batch["source"]), list(batch["target"])
+        count = len(sources)
+        names = list(batch.get("name", sources))
+        refusals = list(batch.get("refusal", [""] * count))
+        jobs = [
+            Job(Path(s), Path(t), str(n), str(r) or None)
+            for s, t, n, r in zip(sources, targets, names, refusals, strict=True)
+        ]
+        done: dict[str, Outcome] = {}
+        self._pipeline.run(jobs, lambda outcome: done.update({str(outcome.job.target): outcome}))
+        outcomes = np.empty(count, dtype=object)
+        outcomes[:] = [done[str(job.target)] for job in jobs]
+        return {
+            "index": np.asarray(batch.get("index", np.arange(count))),
+            "status": np.array([o.status for o in outcomes]),
+            "reason": np.array([o.reason or "" for o in outcomes]),
+            "outcome": outcomes,
+        }
+
+
+def connect(address: str | None = None) -> Any:
+    """The ``ray`` module, connected: to ``address`` (``auto``, ``host:port``, ``ray://host:port``), or to a cluster of
+    this machine alone where it is None or ``local``. Raises BackendError where ray or the cluster is not there."""
+    # Ray reports usage to its makers unless told not to; a restoration of private photos has nothing to report.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise BackendError(f"ray cannot be imported ({error}); install it with: pip install 'clusir[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=False if address in (None, "local") else None,
+            )
+        except Exception as error:  # ray raises ConnectionError, ValueError, RuntimeError and its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BackendError(
+                f"ray at {address or 'local'}: cannot connect ({reason[:200]}); is it running?"
+            ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    return ray
+
+
+def restore_on_ray(
+    jobs: Sequence[Job],
+    restorer: Mapping[str, Any],
+    report: Callable[[Outcome], None],
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    journal: Journal | None = None,
+    skip_existing: bool = False,
+    limits: Limits | None = None,
+    memory_bytes: int | None = None,
+    looks: bool = False,
+) -> None:
+    """Restore ``jobs`` on a cluster; the counterpart of :meth:`clusir.runtimes.batch.pipeline.Pipeline.run`.
+
+    ``restorer``: keyword arguments of Restorer, ``model`` a path that every node can read or None for the shipped one.
+    ``workers``: how many models are open at a time (None: one per CPU of the cluster, or per card with ``device``
+    cuda); each has ``threads`` threads, by default 1. ``memory_bytes`` bounds the pictures of one worker. ``report`` is
+    called once per job, one call at a time, in the order in which they finish. Raises BackendError where ray is not
+    there, ClusirError where a worker cannot open the model.
+    """
+    ray = connect(address)
+    options = dict(restorer)
+    options["threads"] = options.get("threads") or 1
+    if options.get("model") is not None:
+        options["model"] = str(Path(options["model"]).absolute())
+    waiting = list(_waiting(jobs, report, journal, skip_existing))
+    if not waiting:
+        return
+    on_card = options.get("device") == "cuda"
+    if workers is None:
+        there = ray.cluster_resources()
+        workers = int(there.get("GPU", 0) if on_card else there.get("CPU", 1) // options["threads"])
+    workers = max(1, min(workers, -(-len(waiting) // _BATCH)))
+    rows = [
+        {
+            "index": index,
+            "source": str(job.source.absolute()),
+            "target": str(job.target.absolute()),
+            "name": job.name,
+            "refusal": job.refusal or "",
+        }
+        for index, job in enumerate(waiting)
+    ]
+    dataset = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // _BATCH)))
+    restored = dataset.map_batches(
+        RestoreBatch,
+        fn_constructor_kwargs={
+            "restorer": options,
+            "limits": limits,
+            "memory_bytes": memory_bytes,
+            "looks": looks,
+        },
+        batch_size=_BATCH,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=options["threads"],
+        **({"num_gpus": 1} if on_card else {}),
+    )
+    try:
+        for row in restored.iter_rows():
+            job = waiting[int(row["index"])]
+            outcome = replace(row["outcome"], job=job)
+            if journal is not None:
+                _record(journal, outcome)
+            report(outcome)
+    except ClusirError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _waiting(
+    jobs: Sequence[Job], report: Callable[[Outcome], None], journal: Journal | None, skip_existing: bool
+) -> Iterator[Job]:
+    """Jobs that are still to do; those done before are reported as skipped."""
+    for job in jobs:
+        try:
+            known = journal is not None and job.refusal is None and journal.is_done(job.source, job.target)
+            done = known or (skip_existing and job.target.exists())
+        except OSError:
+            done = False  # the worker says what is wrong with the file
+        if done:
+            report(Outcome(job, "skipped"))
+        else:
+            yield job
+
+
+def _record(journal: Journal, outcome: Outcome) -> None:
+    try:
+        journal.record(outcome.job.source, outcome.job.target, outcome.status, outcome.reason)
+    except OSError as error:
+        raise ImageError(f"journal {journal.path}: cannot be written ({error.strerror or error})") from error
+
+
+def _cause(error: BaseException) -> ClusirError:
+    """The error of ours inside one of Ray's, or Ray's last line."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ClusirError):
+            kind = next((k for k in type(inner).__mro__ if k.__module__ == "clusir.errors"), ClusirError)
+            words = [line for line in str(inner).strip().splitlines() if line.strip()]
+            message = words[-1].partition(": ")[2] if words and words[-1].startswith("clusir.errors.") else str(inner)
+            return kind(message)
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ClusirError(f"ray: {words[-1][:300] if words else type(error).__name__}")

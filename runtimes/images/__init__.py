@@ -1,0 +1,1 @@
+"""Pixels of files in and out, and what else a file says."""

@@ -1,0 +1,1 @@
+"""The HTML page and the comparison pictures of a run."""

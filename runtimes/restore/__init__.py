@@ -1,0 +1,1 @@
+"""Array to array around a runner: tiles, routing, canvas, Restorer."""

@@ -1,0 +1,106 @@
+"""The rows of one picture that are being restored: a window of input, an accumulator of the same height."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusir.runtimes.restore.pixels import from_unit, to_unit
+from clusir.runtimes.restore.tiling import Axis, Plan, pad_tile
+from clusir.runtimes.runners.base import Array
+
+__all__ = ["Canvas", "Pixels", "RowSource", "crop_tile"]
+
+Pixels = NDArray[Any]
+
+
+class RowSource(Protocol):
+    """A picture that hands out bands of rows. ``channels``: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+
+    height: int
+    width: int
+    channels: int
+
+    def rows(self, start: int, stop: int) -> Pixels:
+        """Rows ``start`` (included) to ``stop`` (excluded) as HxWxC, uint8, uint16 or float32 in 0..1."""
+        ...
+
+
+class Canvas:
+    """Tiles in, final rows out. ``infer`` restores a batch of HxWx3 tiles, at most ``batch`` at a time; ``alpha`` is
+    ``keep``, ``process`` or ``drop``; ``dtype`` is what rows are rounded to (None: the source's)."""
+
+    def __init__(
+        self,
+        source: RowSource,
+        plan: Plan,
+        infer: Callable[[list[Array]], Array],
+        *,
+        alpha: str = "keep",
+        batch: int = 1,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
+        self.source, self.plan, self.dtype = source, plan, dtype
+        self.infer, self.alpha, self.batch = infer, alpha, batch
+        self.has_alpha = source.channels in (2, 4)
+        self.layers = 2 if self.has_alpha and self.alpha == "process" else 1
+
+    def bands(self) -> Iterator[Pixels]:
+        plan, height = self.plan, self.source.height
+        rows = min(plan.y.tile, height)
+        window = self.source.rows(0, rows)
+        # One RGB accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
+        total = np.zeros((self.layers, rows, self.source.width, 3), np.float32)
+        for index, start in enumerate(plan.y.starts):
+            self._add_tiles(total, window, index)
+            last = index + 1 == len(plan.y.starts)
+            done = rows if last else plan.y.starts[index + 1] - start
+            yield self._finish(total[:, :done], window[:done])
+            if not last:
+                total[:, : rows - done] = total[:, done:].copy()
+                total[:, rows - done :] = 0
+                window = np.concatenate([window[done:], self.source.rows(start + rows, start + rows + done)])
+
+    def _add_tiles(self, total: Array, window: Pixels, index: int) -> None:
+        x, y = self.plan.x, self.plan.y
+        jobs = [(layer, column) for layer in range(self.layers) for column in range(len(x.starts))]
+        size = self.batch
+        for first in range(0, len(jobs), size):
+            group = jobs[first : first + size]
+            tiles = [crop_tile(window, x, x.starts[column], y.tile, alpha=layer == 1) for layer, column in group]
+            for (layer, column), tile in zip(group, self.infer(tiles), strict=True):
+                begin = x.starts[column]
+                part = total[layer, :, begin : begin + x.tile]
+                rows, columns = part.shape[:2]
+                weight = y.weights[index][:rows, None] * x.weights[column][None, :columns]
+                part += tile[:rows, :columns] * weight[:, :, None]
+
+    def _finish(self, total: Array, window: Pixels) -> Pixels:
+        """The one rounding: from the accumulators to the picture's own dtype and channels."""
+        colours = window.shape[2] - self.has_alpha
+        grey = colours == 1
+        dtype = self.dtype or window.dtype
+        picture = from_unit(total[0].mean(axis=2, keepdims=True) if grey else total[0], dtype)
+        if not self.has_alpha or self.alpha == "drop":
+            return picture
+        alpha = window[:, :, -1:]
+        if self.alpha == "process":
+            alpha = from_unit(total[1].mean(axis=2, keepdims=True), dtype)
+        elif alpha.dtype != dtype:
+            alpha = from_unit(to_unit(alpha), dtype)
+        return np.concatenate([picture, alpha], axis=2)
+
+
+def crop_tile(band: Pixels, x: Axis, start: int, height: int, alpha: bool = False) -> Array:
+    """One tile of a band of rows as HxWx3 float32 in 0..1, padded to the tile's size."""
+    part = band[:, start : start + x.tile]
+    channels = part.shape[2]
+    if alpha:
+        part = part[:, :, -1:]
+    elif channels in (2, 4):
+        part = part[:, :, :-1]
+    unit = pad_tile(to_unit(part), height, x.tile)
+    return np.repeat(unit, 3, axis=2) if unit.shape[2] == 1 else unit

@@ -1,0 +1,249 @@
+"""``Restorer``: a model, opened, as a function from picture to picture; any size, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
+from clusir.runtimes.restore.routing import Routing, combine
+from clusir.runtimes.restore.tiling import Plan, plan_picture
+from clusir.runtimes.runners.base import Array, Runner
+from clusir.runtimes.runners.files import ModelFiles, find_model
+from clusir.runtimes.runners.opening import open_runner
+from clusir.spec import ModelSpec
+
+__all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
+
+ROUTINGS = ("shared", "tile")
+_MAX_TILE_PX = 4096
+ALPHA_MODES = ("keep", "process", "drop")
+
+
+class ArraySource:
+    """A picture that is already an array: HxW or HxWxC."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
+            raise ImageError(
+                f"array of shape {pixels.shape}: a picture is HxW or HxWxC with 1 to 4 channels, not empty"
+            )
+        self.pixels = pixels
+        self.height, self.width, self.channels = pixels.shape
+
+    def rows(self, start: int, stop: int) -> Pixels:
+        return self.pixels[start:stop]
+
+
+@dataclass
+class Work:
+    """What one restoration did: filled in while its rows are produced."""
+
+    tiles: int = 0
+    infer_s: float = 0.0
+    routing: Routing | None = None
+    _posteriors: list[Array] = field(default_factory=list, repr=False)
+    _gates: list[Array] = field(default_factory=list, repr=False)
+
+
+class Restorer:
+    """Opens a model once and restores any number of pictures, one at a time.
+
+    ``model`` is a file, a bundle folder or zip, or None for the shipped one; ``backend``, ``device``, ``threads`` and
+    ``fallback`` are those of :func:`clusir.runtimes.open_runner`. ``routing``: ``shared`` computes the routing once per
+    picture for all its tiles, ``tile`` lets each tile route itself; None takes ``shared`` where the model has the two
+    graphs that it needs. ``alpha``: ``keep`` (bit-exact), ``process`` (restored like a grey picture) or ``drop``.
+    ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA).
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        fallback: bool = False,
+        routing: str | None = None,
+        precision: str | None = None,
+        alpha: str = "keep",
+        batch: int | None = None,
+    ) -> None:
+        if routing is not None and routing not in ROUTINGS:
+            raise UsageError(f"routing {routing!r} is not one of {', '.join(ROUTINGS)}")
+        if alpha not in ALPHA_MODES:
+            raise UsageError(f"alpha {alpha!r} is not one of {', '.join(ALPHA_MODES)}")
+        self.alpha = alpha
+        self.files: ModelFiles = find_model(model, precision, backend)
+        self._open_options: dict[str, Any] = {"backend": backend, "threads": threads}
+        self._sidecars: tuple[Runner, Runner] | None = None
+        self._runner = open_runner(
+            self.files.whole, device=device, fallback=fallback, graph="whole", **self._open_options
+        )
+        self.spec = self._runner.spec
+        self.name = self._runner.name
+        problem = _unfit(self.spec)
+        if problem:
+            self.close()
+            raise ModelFormatError(f"model {self.files.whole}: {problem}")
+        self._open_options["device"] = self.name.partition(":")[2]  # the sidecars run where the whole graph runs
+        can_share = self.files.tile is not None and self.files.router is not None and self.spec.routed
+        if routing == "shared" and not can_share:
+            self.close()
+            raise UsageError(
+                f"routing shared: {self.files.whole} has no .tile.onnx and .router.onnx beside it; "
+                "export it again with clusir-export, or use --routing tile"
+            )
+        self.routing = "shared" if can_share and routing != "tile" else "tile"
+        self.batch = batch or (8 if self.name.endswith("cuda") else 1)
+
+    def restore(self, pixels: Pixels) -> Pixels:
+        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4).
+
+        ``pixels``: HxW or HxWxC (1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha), uint8, uint16, or floating in 0..1.
+        Raises ImageError for another shape, dtype or range, and for NaN.
+        """
+        restored, _ = self.restore_and_tell(pixels)
+        return restored
+
+    def restore_and_tell(self, pixels: Pixels) -> tuple[Pixels, Work]:
+        """:meth:`restore`, and what it did: tiles, seconds of inference, routing."""
+        work = Work()
+        restored = np.concatenate(list(self.stream(ArraySource(pixels), work)))
+        return (restored[:, :, 0] if pixels.ndim == 2 else restored), work
+
+    def stream(
+        self, source: RowSource, work: Work | None = None, dtype: np.dtype[Any] | None = None
+    ) -> Iterator[Pixels]:
+        """Bands of restored rows, top to bottom, each final. Memory is bounded by the width, not by the height.
+
+        Reads ``source`` once in order, and before that at up to three heights where routing is shared. ``work`` is
+        filled in on the way. ``dtype``: what the rows are rounded to, once (None: what the source has).
+        """
+        work = Work() if work is None else work
+        plan = plan_picture(source.height, source.width, self.spec)
+        work.tiles = plan.count
+        if self.routing == "shared" and plan.count > 1:
+            work.routing = self.route(source, plan, work)
+        canvas = Canvas(
+            source, plan, lambda tiles: self.infer(tiles, work), alpha=self.alpha, batch=self.batch, dtype=dtype
+        )
+        yield from canvas.bands()
+        if work.routing is None and work._posteriors:
+            work.routing = Routing(_mean(work._posteriors), _mean(work._gates), shared=plan.count == 1)
+
+    def route(self, source: RowSource, plan: Plan | None = None, work: Work | None = None) -> Routing:
+        """The routing that all tiles of a picture share (see :mod:`clusir.runtimes.restore.routing`)."""
+        plan = plan or plan_picture(source.height, source.width, self.spec)
+        _, router = self._open_sidecars()
+        samples: list[Array] = []
+        for start in plan.y.sample():
+            band = source.rows(start, min(start + plan.y.tile, source.height))
+            samples += [crop_tile(band, plan.x, left, plan.y.tile) for left in plan.x.sample()]
+        # A router of the first exports looks at each sample alone; its file may fix the batch to 1.
+        batches = [samples] if router.spec.statistics else [[sample] for sample in samples]
+        outs = [self._timed(router, {"image": _nchw(batch)}, work or Work()) for batch in batches]
+        return combine({name: np.concatenate([out[name] for out in outs]) for name in outs[0]}, router.spec)
+
+    def warm_up(self) -> None:
+        """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
+        side = self.spec.tile_px
+        self.restore(np.full((side, side, 3), 128, np.uint8))
+        if self.routing == "shared":
+            self.restore(np.full((side, side + 1, 3), 128, np.uint8))
+            self.route(ArraySource(np.full((2 * side, 2 * side, 3), 128, np.uint8)))  # with the most samples
+
+    def placement(self) -> dict[str, int]:
+        """Nodes per execution provider of the whole graph."""
+        return self._runner.placement()
+
+    def infer(self, tiles: list[Array], work: Work) -> Array:
+        """Restore a batch of HxWx3 tiles (float32, 0..1): BxHxWx3, unclipped. Raises ClusirError on NaN or infinity."""
+        low, high = self.spec.value_range
+        image = _nchw(tiles) * np.float32(high - low) + np.float32(low)
+        if work.routing is not None and work.tiles > 1 and self.routing == "shared":
+            runner, _ = self._open_sidecars()
+            out = self._timed(runner, {"image": image} | work.routing.feeds(len(tiles)), work)
+        else:
+            out = self._timed(self._runner, {self.spec.input_name: image}, work)
+            if "posterior" in out and "gate" in out:
+                work._posteriors.append(out["posterior"])
+                work._gates.append(out["gate"])
+        restored = out[self.spec.output_name]
+        if restored.shape != image.shape:
+            raise ClusirError(
+                f"{self.files.whole.name} returned {restored.shape} for {image.shape}; it must keep the size"
+            )
+        if not np.isfinite(restored).all():
+            raise ClusirError(
+                f"{self.files.whole.name} returned NaN or infinity; the model file is damaged or overflowed"
+            )
+        return (restored.transpose(0, 2, 3, 1) - np.float32(low)) / np.float32(high - low)
+
+    def _timed(self, runner: Runner, feeds: dict[str, Array], work: Work) -> dict[str, Array]:
+        begin = time.perf_counter()
+        out = runner.run(feeds)
+        work.infer_s += time.perf_counter() - begin
+        return out
+
+    def _open_sidecars(self) -> tuple[Runner, Runner]:
+        """The tile and the router graph, opened when the first picture of more than one tile needs them."""
+        if self._sidecars is None:
+            if self.files.tile is None or self.files.router is None:
+                raise UsageError(f"{self.files.whole} has no .tile.onnx and .router.onnx beside it")
+            tile = open_runner(self.files.tile, graph="tile", **self._open_options)
+            router = open_runner(self.files.router, graph="router", **self._open_options)
+            for sidecar, path in ((tile, self.files.tile), (router, self.files.router)):
+                if sidecar.spec.checkpoint_sha256 != self.spec.checkpoint_sha256:
+                    raise ModelFormatError(f"model {path}: it was exported from another checkpoint than its model")
+            if tile.spec.statistics != router.spec.statistics:
+                raise ModelFormatError(
+                    f"model {self.files.tile}: it takes {tile.spec.statistics} pooled statistics, its router gives "
+                    f"{router.spec.statistics}; export both again with clusir-export"
+                )
+            self._sidecars = (tile, router)
+        return self._sidecars
+
+    def close(self) -> None:
+        self._runner.close()
+        for runner in self._sidecars or ():
+            runner.close()
+        self._sidecars = None
+
+    def __enter__(self) -> Restorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _unfit(spec: ModelSpec) -> str | None:
+    """Why pictures cannot be restored with a model whose metadata is well-formed."""
+    low, high = spec.value_range
+    if spec.channels != 3:
+        return f"it takes {spec.channels} channel, pictures are restored in RGB"
+    if not (np.isfinite(low) and np.isfinite(high) and 1e-3 < high - low < 1e6):
+        return f"its value range {low}..{high} is not one"
+    if spec.tile_px > _MAX_TILE_PX:
+        return (
+            f"its tile of {spec.tile_px} pixels is over the {_MAX_TILE_PX} that are run; export it with a smaller one"
+        )
+    return None
+
+
+def _mean(parts: list[Array]) -> Array:
+    return np.asarray(np.concatenate(parts).mean(axis=0, dtype=np.float64), dtype=np.float32)
+
+
+def _nchw(tiles: list[Array]) -> Array:
+    return np.ascontiguousarray(np.stack(tiles).transpose(0, 3, 1, 2))

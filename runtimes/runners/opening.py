@@ -1,0 +1,91 @@
+"""``open_runner``: which backend opens which file, and what happens when it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+from clusir.errors import BackendError, UsageError
+from clusir.runtimes.runners.base import Runner
+
+__all__ = ["BACKENDS", "DEVICES", "open_runner"]
+
+BACKENDS = ("auto", "ort", "openvino", "torch")
+DEVICES = ("auto", "cpu", "cuda")
+_READS = {".onnx": ("ort", "openvino"), ".ort": ("ort",), ".xml": ("openvino",), ".safetensors": ("torch",)}
+_MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+_INSTALLS = {"ort": "clusir[cpu]", "openvino": "clusir[openvino]", "torch": "clusir[export]"}
+
+
+def open_runner(
+    path: str | Path,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    fallback: bool = False,
+    *,
+    graph: str | None = None,
+) -> Runner:
+    """Open one model file.
+
+    ``backend`` auto takes the first installed one that reads the suffix (``.onnx``: ort, then openvino; ``.ort``: ort;
+    ``.xml``: openvino; ``.safetensors``: torch). ``device`` auto is CUDA where it works, else the CPU; a device that is
+    named and absent raises BackendError (exit code 3) that lists what there is, unless ``fallback``: then the CPU runs,
+    with one RuntimeWarning. ``graph`` (``whole``, ``tile``, ``router``) chooses which graph a checkpoint answers as; an
+    ONNX file is one graph and refuses another. Raises UsageError for an unknown option or a missing file.
+    """
+    path = Path(path)
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is not one of {', '.join(DEVICES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads} is not a positive number")
+    if path.suffix not in _READS:
+        raise UsageError(f"model {path}: the suffix is not one of {', '.join(_READS)}")
+    if not path.is_file():
+        raise UsageError(f"model {path}: no such file")
+    readers = _READS[path.suffix]
+    if backend == "auto":
+        backend = _first_installed(readers, path)
+    elif backend not in readers:
+        raise UsageError(
+            f"model {path}: backend {backend} does not read {path.suffix} (it needs {' or '.join(readers)})"
+        )
+    try:
+        runner = _open(path, backend, device, threads, graph)
+    except BackendError as error:
+        if not fallback or device in ("auto", "cpu"):
+            raise
+        warnings.warn(f"{error}; falling back to the CPU", RuntimeWarning, stacklevel=2)
+        runner = _open(path, backend, "cpu", threads, graph)
+    if graph is not None and runner.spec.graph != graph:
+        found = runner.spec.graph
+        runner.close()
+        raise UsageError(f"model {path}: it is a {found} graph, a {graph} graph is needed")
+    return runner
+
+
+def _open(path: Path, backend: str, device: str, threads: int | None, graph: str | None) -> Runner:
+    if backend == "ort":
+        from clusir.runtimes.runners.ort import OrtRunner
+
+        return OrtRunner(path, device, threads)
+    if backend == "openvino":
+        from clusir.runtimes.runners.openvino import OpenVinoRunner
+
+        return OpenVinoRunner(path, device, threads)
+    from clusir.runtimes.runners.torch import TorchRunner
+
+    return TorchRunner(path, device, threads, graph=graph or "whole")
+
+
+def _first_installed(readers: tuple[str, ...], path: Path) -> str:
+    for name in readers:
+        if importlib.util.find_spec(_MODULES[name]) is not None:
+            return name
+    raise BackendError(
+        f"model {path}: no backend that reads {path.suffix} is installed; "
+        f"install one with: pip install '{_INSTALLS[readers[0]]}'"
+    )

@@ -1,0 +1,140 @@
+"""ONNX Runtime: the CPU, and CUDA where it was asked for and is really there.
+
+The device that was asked for is the device that runs, or BackendError (exit code 3): ONNX Runtime itself only logs a
+warning and continues on the CPU when its CUDA libraries do not load.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from clusir.errors import BackendError, ClusirError, ModelFormatError
+from clusir.runtimes.runners.base import Array
+from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
+from clusir.runtimes.runners.feeds import check_feeds
+from clusir.spec import ModelSpec
+
+__all__ = ["OrtRunner"]
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_INSTALL_GPU = "pip uninstall -y onnxruntime && pip install 'clusir[gpu]'"
+
+
+class OrtRunner:
+    """A model opened with ONNX Runtime.
+
+    ``device`` is ``cpu``, ``cuda``, or ``auto`` (CUDA where it works, otherwise the CPU). ``threads`` is the number of
+    threads inside an operator (None: ONNX Runtime's own choice, one per core). ``allow_tf32`` lets CUDA convolutions
+    round their inputs to 10 bits of mantissa; it is off because parity is promised. Raises BackendError where the
+    device is not there, ModelFormatError where the file is not a model that ONNX Runtime accepts.
+    """
+
+    def __init__(
+        self, path: str | Path, device: str = "auto", threads: int | None = None, *, allow_tf32: bool = False
+    ) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise BackendError(
+                f"backend ort: onnxruntime cannot be imported ({error}); install it with: pip install 'clusir[cpu]'"
+            ) from error
+        self._path = Path(path)
+        spec = self._read_spec()
+        available = ort.get_available_providers()
+        wanted = device
+        if device == "auto":
+            wanted = "cuda" if _CUDA in available else "cpu"
+        if wanted == "cuda":
+            if _CUDA not in available:
+                raise BackendError(
+                    f"device cuda: this onnxruntime {ort.__version__} has only {', '.join(available)}; "
+                    f"install CUDA support with: {_INSTALL_GPU}, or use --device cpu or --fallback"
+                )
+            start_cuda(ort)
+        elif wanted != "cpu":
+            raise BackendError(f"device {device}: backend ort knows auto, cpu and cuda")
+
+        session = self._open(ort, wanted, threads, allow_tf32, static=spec is not None and spec.size.static_px > 0)
+        if wanted == "cuda" and _CUDA not in session.get_providers():
+            if device == "cuda":
+                raise BackendError(
+                    f"device cuda: onnxruntime {ort.__version__} could not start its CUDA provider (driver or CUDA "
+                    f"libraries missing), only {', '.join(session.get_providers())}; see clusir-doctor, "
+                    "or use --device cpu or --fallback"
+                )
+            wanted = "cpu"
+        if device == "cuda":
+            refuse_cpu_operators(session, self._path)
+        session.disable_fallback()
+        self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
+        self._session: Any = session
+        self.name = f"ort:{wanted}"
+        self._inputs = {i.name: i.shape for i in session.get_inputs()}
+        self._outputs = [o.name for o in session.get_outputs()]
+
+    def _read_spec(self) -> ModelSpec | None:
+        """The spec of an ``.onnx`` file, read before the runtime sees it; None for ``.ort`` (asked of the session)."""
+        if self._path.suffix == ".ort":
+            return None
+        from clusir.runtimes.runners.metadata import read_metadata
+
+        return ModelSpec.from_metadata(read_metadata(self._path))
+
+    def _open(self, ort: Any, device: str, threads: int | None, allow_tf32: bool, *, static: bool) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        # The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
+        options.enable_cpu_mem_arena = static
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        # Sleeping beats spinning here: decode and encode threads share the cores with inference.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        providers: list[Any] = [_CPU]
+        if device == "cuda":
+            providers.insert(0, (_CUDA, cuda_options(static, allow_tf32)))
+        try:
+            return ort.InferenceSession(str(self._path), options, providers=providers)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelFormatError(f"model {self._path}: onnxruntime refuses it ({_first_line(error)})") from error
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
+        ready = check_feeds(feeds, self._inputs, self.name)
+        try:
+            outputs = self._session.run(self._outputs, ready)
+        except Exception as error:
+            raise ClusirError(f"{self.name} failed on {self._path.name}: {_first_line(error)}") from error
+        return {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
+
+    def placement(self) -> dict[str, int]:
+        """Nodes per execution provider, as ONNX Runtime assigned them when it opened the session."""
+        counts: Counter[str] = Counter()
+        if hasattr(self._session, "get_provider_graph_assignment_info"):
+            for part in self._session.get_provider_graph_assignment_info():
+                counts[part.ep_name] += len(part.get_nodes())
+        if not counts:  # an onnxruntime that does not record the assignment: name the providers, claim no numbers
+            counts.update(dict.fromkeys(self._session.get_providers(), 0))
+        return dict(counts)
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> OrtRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,123 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from clusir.errors import BudgetError, CalibrationError
+from clusir.export.graph.session import Probe
+from clusir.export.quantize.float16 import Fp16Config, convert_fp16
+from clusir.export.quantize.layers import load_graph, metadata_of
+from clusir.spec import ModelSpec
+
+
+def scaled(path: Path, factor: float, weight: str, back: str) -> onnx.ModelProto:
+    """The same function with one weight times ``factor`` and a later one divided by it (ReLU lies between)."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name in (weight, back):
+            by = factor if tensor.name == weight else 1 / factor
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(by), tensor.name))
+    return model
+
+
+def test_fp16_of_both_graphs_agrees_and_keeps_float32_ports(routed: Any, tmp_path: Path) -> None:
+    for graph in (routed.whole, routed.tile):
+        feeds = routed.calibration(graph).feeds[:4]
+        out = tmp_path / graph.name
+        report = convert_fp16(graph, out, feeds)
+        model = onnx.load(out)
+        assert ModelSpec.from_metadata(metadata_of(model)).precision == "fp16"
+        assert all(v.type.tensor_type.elem_type == TensorProto.FLOAT for v in (*model.graph.input, *model.graph.output))
+        halves = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
+        assert {"encoder.0.block.expand.weight", "head.weight"} <= halves
+        assert "stem.weight" not in halves, "rounded, it would shift the brightness"
+        assert not any("chooser" in name for name in halves)
+        assert report.agreement_db is not None
+        assert report.agreement_db > 60
+        assert report.size_ratio < 0.75
+        fp32, fp16 = Probe(onnx.load(graph)), Probe(model)
+        for f in feeds:
+            want, got = fp32.run(f), fp16.run(f)
+            assert -10 * np.log10(np.mean((want["restored"] - got["restored"]) ** 2)) > 60
+            if "gate" in want:
+                assert np.array_equal(want["gate"], got["gate"]), "the router is untouched"
+
+
+def test_no_float32_value_is_rounded_on_its_way_to_a_float32_reader(routed: Any, tmp_path: Path) -> None:
+    convert_fp16(routed.whole, tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    to = {n.output[0]: n.attribute[0].i for n in model.graph.node if n.op_type == "Cast"}
+    source = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+    pairs = [
+        name
+        for name, target in to.items()
+        if target == TensorProto.FLOAT
+        and to.get(source[name]) == TensorProto.FLOAT16
+        and name != "restored"
+        and source[name].endswith("_cast_to_fp16")
+    ]
+    assert pairs == []
+
+
+def test_a_tensor_near_the_largest_float16_stays_in_float32(routed: Any, tmp_path: Path) -> None:
+    big = scaled(routed.whole, 2e5, "encoder.0.block.expand.weight", "encoder.0.block.project.weight")
+    onnx.save(big, tmp_path / "big.onnx")
+    feeds = routed.calibration().feeds[:4]
+    report = convert_fp16(tmp_path / "big.onnx", tmp_path / "out.onnx", feeds)
+    assert report.reasons["comes near float16's largest value"] >= 2
+    assert "float16's largest value" in report.to_markdown()
+    assert report.agreement_db is not None
+    assert report.agreement_db > 60
+    # Without data nobody knows, and the infinity shows.
+    convert_fp16(tmp_path / "big.onnx", tmp_path / "blind.onnx")
+    blind = Probe(onnx.load(tmp_path / "blind.onnx")).run(feeds[0])["restored"]
+    want = Probe(onnx.load(routed.whole)).run(feeds[0])["restored"]
+    assert not np.allclose(blind, want, atol=1e-2), "float16 overflows to infinity"
+
+
+def test_what_changes_the_picture_before_the_first_convolution_stays_in_float32(routed: Any, tmp_path: Path) -> None:
+    # Deblurring in front: filters that sharpen tenfold, in float16, cost 28 dB of agreement on blurred pictures.
+    model = onnx.load(routed.whole)
+    stem = next(node for node in model.graph.node if "stem.weight" in node.input)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([0.1]), "strength"))
+    front = [
+        onnx.helper.make_node("Mul", [stem.input[0], "strength"], ["added"], name="sharpen"),
+        onnx.helper.make_node("Add", [stem.input[0], "added"], ["sharpened"], name="add"),
+    ]
+    at = list(model.graph.node).index(stem)
+    stem.input[0] = "sharpened"
+    for node in reversed(front):
+        model.graph.node.insert(at, node)
+    onnx.save(model, tmp_path / "front.onnx")
+    report = convert_fp16(tmp_path / "front.onnx", tmp_path / "out.onnx")
+    assert report.reasons["what the picture passes before the first convolution"] >= 2
+    kept = {t.name: t.data_type for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    assert kept["strength"] == TensorProto.FLOAT
+
+
+def test_blocks_go_back_to_float32_until_the_agreement_holds(routed: Any, tmp_path: Path) -> None:
+    feeds = routed.calibration().feeds[:2]
+    plain = convert_fp16(routed.whole, tmp_path / "a.onnx", feeds)
+    assert plain.agreement_db is not None
+    asked = plain.agreement_db + 2
+    better = convert_fp16(routed.whole, tmp_path / "b.onnx", feeds, Fp16Config(agreement_db=asked))
+    assert better.added_blocks
+    assert better.agreement_db is not None
+    assert better.agreement_db >= asked
+    assert sum(better.kept.values()) > sum(plain.kept.values())
+
+
+def test_an_agreement_out_of_reach_writes_the_best_and_fails(routed: Any, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    with pytest.raises(BudgetError, match=r"300\.0 dB are asked for; the best that was reached is in"):
+        convert_fp16(routed.tile, out, routed.calibration(routed.tile).feeds[:1], Fp16Config(agreement_db=300.0))
+    load_graph(out)
+
+
+def test_a_model_that_is_not_finite_is_refused(routed: Any, tmp_path: Path) -> None:
+    onnx.save(scaled(routed.whole, np.inf, "encoder.0.block.expand.weight", ""), tmp_path / "m.onnx")
+    with pytest.raises(CalibrationError, match="not finite in the float32 model"):
+        convert_fp16(tmp_path / "m.onnx", tmp_path / "out.onnx", routed.calibration().feeds[:1])

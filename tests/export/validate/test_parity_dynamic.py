@@ -1,0 +1,66 @@
+"""Graphs of dynamic size against PyTorch, and the larger configurations, on ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from graphs_under_test import check_plain, shallow
+
+from clusir.export.formats.bundle import Validation, validate_files
+from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
+from clusir.export.validate.parity import check_rows, compare, parity_cases, reference_outputs
+from clusir.export.validate.tolerances import tolerance
+from clusir.network import checkpoint
+from clusir.network.model import CONFIGS, ClusIR, ModelConfig
+from clusir.runtimes import open_runner
+
+FULL = pytest.mark.skipif("CLUSIR_FULL" not in os.environ, reason="minutes of export; set CLUSIR_FULL=1")
+Export = tuple[ClusIR, dict[str, GraphRecord]]
+BACKENDS = ("ort", "openvino")
+THREADS = 1  # each runtime's own would spin on the core of the next test process
+
+
+def whole_rows(model: ClusIR, path: Path, sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...]) -> None:
+    """The whole graph at chosen sizes and batches, two kinds of damage, on both runtimes."""
+    rows = []
+    for backend in BACKENDS:
+        with open_runner(path, backend, "cpu", THREADS) as runner:
+            for case in parity_cases(sizes, batches, ("noise", "haze")):
+                feeds = {"image": case.image}
+                rows.append(compare(runner, feeds, reference_outputs(model, feeds), case, tolerance("fp32"), path.name))
+    check_rows(rows)
+
+
+def test_dynamic_graphs_agree_with_pytorch(dynamic_export: Export) -> None:
+    """Every kind of damage at two sizes, and a large one with two kinds; everything at all three with CLUSIR_FULL."""
+    model, records = dynamic_export
+    full = "CLUSIR_FULL" in os.environ
+    plan = Validation() if full else Validation(sizes=((64, 64), (96, 160)), batches=(1,), threads=THREADS)
+    rows = validate_files(model, [record.path for record in records.values()], plan)
+    check_rows(rows)
+    assert {row.size for row in rows} == {f"{h}x{w}" for h, w in plan.sizes}
+    assert len({row.degradation for row in rows}) >= 10
+    if not full:
+        whole_rows(model, records["whole"].path, ((272, 336),), (1,))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(shallow(CONFIGS["small"]), id="shallow small"),
+        pytest.param(CONFIGS["small"], id="small", marks=FULL),
+        pytest.param(CONFIGS["base"], id="base", marks=FULL),
+    ],
+)
+def test_larger_configurations_agree_with_pytorch(config: ModelConfig, tmp_path: Path) -> None:
+    """They take every option that tiny leaves out: LayerNorm, GDFN, depthwise attention, cross bands."""
+    model = checkpoint.random_model(config)
+    records = write_graphs(model, tmp_path, "model", ExportConfig(dynamic=True, graphs=("whole",)))
+    whole_rows(model, records[0].path, ((64, 64), (96, 160)), (1, 3))
+
+
+def test_the_dynamic_graphs_are_plain_onnx(dynamic_export: Export) -> None:
+    for record in dynamic_export[1].values():
+        check_plain(record.path)

@@ -1,0 +1,179 @@
+"""Golden cases: small pictures with the outputs that every runtime, in every language, has to give.
+
+``python -m tests.golden.make.cases tests/golden`` writes them with Python's tiling and routing over ONNX Runtime;
+Python, C++ and JavaScript check themselves against the files. A case is an entry of ``manifest.json``::
+
+    name, model (path of the .onnx, relative to the folder), width, height, channels, type (u8 | u16 | f32),
+    input     little-endian samples, rows of interleaved pixels without gaps; a fourth channel is alpha
+    restored  float32 rows of RGB, clipped to 0..1
+    posterior, gate   the routing that the tiles shared
+    tolerance         largest allowed difference of ``restored``, ``posterior`` and ``gate`` (fp32)
+
+After integers in, integers out may differ from the rounded ``restored`` by one level.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusir.errors import UsageError
+from clusir.runtimes.restore.restorer import Restorer
+from tests.golden.make.standin import write_standin
+
+__all__ = ["GoldenCase", "golden_picture", "load_golden", "restore_with_python", "write_golden"]
+
+FORMAT = 1
+TOLERANCE = 1e-4  # the fp32 parity bar of the project
+_TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
+
+# (model, image [H, W, 3] float32 in 0..1) -> restored [H, W, 3], posterior [P], gate [E]
+Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Restore = Callable[[Path, NDArray[np.float32]], Restored]
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One case: ``pixels`` [H, W, C] as stored (uint8, uint16 or float32), expected ``restored`` [H, W, 3] float32."""
+
+    name: str
+    model: Path
+    pixels: NDArray[Any]
+    restored: NDArray[np.float32]
+    posterior: NDArray[np.float32]
+    gate: NDArray[np.float32]
+    tolerance: float
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """The colours as the model takes them: [H, W, 3] float32 in 0..1."""
+        return to_unit(self.pixels[..., :3])
+
+
+def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Integer samples as float32 in 0..1 (a float32 division by 255 or 65535); float samples as they are."""
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float32)
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def golden_picture(width: int, height: int, channels: int = 3, *, kind: str = "u8", seed: int = 0) -> NDArray[Any]:
+    """A picture [H, W, channels] of slopes, edges, stripes and noise; nothing symmetric, so that a flip shows."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    planes = []
+    for c in range(channels):
+        slope = (x * (c + 1) / 97 + y / (61 + 10 * c)) % 1.0
+        stripes = 0.5 + 0.5 * np.sin((x * (0.2 + 0.05 * c) + y * 0.13) * (1 + x / 300))
+        block = ((x // 17 + 2 * (y // 23) + c) % 3) / 2
+        planes.append(0.4 * slope + 0.3 * stripes + 0.2 * block + rng.normal(0.05, 0.05, x.shape))
+    unit = np.clip(np.stack(planes, axis=-1), 0, 1)
+    if kind == "f32":
+        return np.asarray(unit, dtype=np.float32)
+    dtype = _TYPES[kind]
+    return np.asarray(np.rint(unit * np.iinfo(dtype).max), dtype=dtype)
+
+
+def _plan(standin: Path, standin_k2: Path, model: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
+    """What is tested: name, model, picture. The stand-in's tiles are 48 px with a halo of 8."""
+    plan = [
+        ("nine_tiles_u8", standin, golden_picture(100, 86)),
+        ("sampled_routing_u8", standin, golden_picture(200, 49, seed=1)),
+        ("alpha_u16", standin, golden_picture(61, 40, 4, kind="u16", seed=2)),
+        ("exact_tile_f32", standin, golden_picture(48, 48, kind="f32", seed=3)),
+        ("one_pixel_f32", standin, golden_picture(1, 1, kind="f32", seed=4)),
+        ("narrow_u8", standin, golden_picture(3, 70, seed=5)),
+        ("two_experts_alpha_u8", standin_k2, golden_picture(50, 97, 4, seed=6)),
+    ]
+    if model is not None:
+        plan += [
+            ("named_u8", model, golden_picture(90, 70, seed=7)),
+            ("named_tiles_u8", model, golden_picture(300, 26, seed=8)),
+        ]
+    return plan
+
+
+def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> list[str]:
+    """Writes the stand-in models, the pictures, what ``restore`` makes of them, and the manifest; returns the names.
+
+    ``named``: one more model, whose cases are as large as its tiles demand (kept out of the repository's folder: they
+    would go stale with every training).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    standin = write_standin(folder, "standin")
+    # Two experts a level, and the form of the first exports: without pooled statistics.
+    standin_k2 = write_standin(folder, "standin_k2", top_k=2, statistics=False)
+    cases = []
+    for name, model, pixels in _plan(standin, standin_k2, named):
+        restored, posterior, gate = restore(model, to_unit(pixels[..., :3]))
+        (folder / f"{name}.in.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
+        (folder / f"{name}.out.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
+        cases.append(
+            {
+                "name": name,
+                "model": Path(os.path.relpath(model, folder)).as_posix(),
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
+                "channels": pixels.shape[2],
+                "type": next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype),
+                "input": f"{name}.in.bin",
+                "restored": f"{name}.out.bin",
+                "posterior": [float(value) for value in posterior],
+                "gate": [float(value) for value in gate],
+                "tolerance": TOLERANCE,
+            }
+        )
+    manifest = {"format": FORMAT, "cases": cases}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return [str(case["name"]) for case in cases]
+
+
+def load_golden(folder: Path) -> list[GoldenCase]:
+    """The cases of a folder. Raises UsageError where it holds none or another format."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UsageError(f"{path} is not there; write the cases with: python -m tests.golden.make.cases {folder}")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise UsageError(f"{path}: format {manifest.get('format')!r} is not {FORMAT}; write the cases again")
+    cases = []
+    for entry in manifest["cases"]:
+        shape = (entry["height"], entry["width"], entry["channels"])
+        pixels = np.frombuffer((folder / entry["input"]).read_bytes(), _TYPES[entry["type"]]).reshape(shape)
+        restored = np.frombuffer((folder / entry["restored"]).read_bytes(), "<f4").reshape((*shape[:2], 3))
+        posterior, gate = (np.array(entry[key], np.float32) for key in ("posterior", "gate"))
+        model = (folder / entry["model"]).resolve()
+        cases.append(GoldenCase(entry["name"], model, pixels, restored, posterior, gate, entry["tolerance"]))
+    return cases
+
+
+def restore_with_python(model: Path, image: NDArray[np.float32]) -> Restored:
+    """What :class:`clusir.runtimes.restore.restorer.Restorer` makes of a picture over ONNX Runtime on the CPU."""
+    with Restorer(model, backend="ort", device="cpu") as restorer:
+        restored, work = restorer.restore_and_tell(image)
+    if work.routing is None:
+        raise UsageError(f"{model} has no routing; golden cases are of routed models")
+    return restored, work.routing.posterior, work.routing.gate
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m tests.golden.make.cases FOLDER [MODEL.onnx]``: writes the cases, with two more for MODEL."""
+    if len(arguments) not in (1, 2):
+        print("usage: python -m tests.golden.make.cases FOLDER [MODEL.onnx]", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    names = write_golden(folder, restore_with_python, Path(arguments[1]) if arguments[1:] else None)
+    print(f"{len(names)} golden cases in {folder}: {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

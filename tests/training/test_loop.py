@@ -1,0 +1,385 @@
+"""The training loop: bit-exact resumption, budgets, state files that lie, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+from clusir.cli.train import main, make_config, parse_budget
+from clusir.errors import BackendError, ModelFormatError, UsageError
+from clusir.network import checkpoint
+from clusir.network.model import CONFIGS, ClusIR
+from clusir.network.router import ClusterRouter
+from clusir.training import losses
+from clusir.training.data import BatchPlan, PhotoSet, draw_batch
+from clusir.training.loop import Stage, TrainConfig, learning_rate, resumed_config, train
+from clusir.training.losses import log_error
+from clusir.training.monitor import validate
+from clusir.training.precision import ARITHMETICS, half_convolutions
+from clusir.training.state import read_header
+
+# Two stages, a calibration in the middle, and batches of a quad: everything that a resumed run must not forget.
+SMALL = TrainConfig(
+    steps=6,
+    stages=(Stage(0.0, 4, 32, 1), Stage(0.6, 4, 48, 1)),
+    warmup_steps=2,
+    calibrate_at=(0, 4),
+    calibration_batches=2,
+    half_until=0.0,
+    arithmetic="float32",
+    deblur_batches=0,
+    validate_every_s=1e9,
+    validation_photos=1,
+    validation_crop_px=64,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, write_photos) -> Path:
+    return write_photos(tmp_path_factory.mktemp("train"), 45, size=64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(SMALL, folder, whole)
+    steps = []
+    train(SMALL, folder, parts, observe=lambda p: steps.append(p.step), stop=lambda: len(steps) >= 3)
+    assert steps == [1, 2, 3]
+    torch.manual_seed(12345)  # what happens between the parts must not matter
+    train(SMALL, folder, parts, resume=True, observe=lambda p: steps.append(p.step))
+    assert steps == [1, 2, 3, 4, 5, 6]
+    first, second = tensors(whole / "state.safetensors"), tensors(parts / "state.safetensors")
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []
+    assert any(name.startswith("first.") for name in first)
+
+
+def test_the_result_is_a_checkpoint_with_its_training_in_it(folder: Path, tmp_path: Path) -> None:
+    path = train(replace(SMALL, steps=2), folder, tmp_path / "run")
+    model = checkpoint.load(path)
+    assert model.config == CONFIGS["tiny"]
+    note = json.loads(checkpoint.read_metadata(path)["training"])
+    assert note["step"] == 2
+    assert note["config"]["seed"] == 0
+    with (tmp_path / "run" / "log.csv").open() as file:
+        names = {row["name"] for row in csv.DictReader(file)}
+    assert {"psnr/noise 25", "gain/haze", "gain"} <= names
+    assert "noise 25" in (tmp_path / "run" / "curve.svg").read_text()
+    labels = checkpoint.cluster_labels(str(path))
+    assert tuple(len(level) for level in labels) == model.config.clusters
+    assert json.loads((path.parent / "clusters.json").read_text())["levels"][0]["labels"] == list(labels[0])
+
+
+def test_training_gets_below_the_error_of_the_damage_itself(folder: Path, tmp_path: Path) -> None:
+    weights = {"noise": 1.0, "jpeg": 0.01}
+    config = replace(
+        SMALL, steps=50, stages=(Stage(0.0, 8, 32, 1),), weights=weights, warmup_steps=5, learning_rate=3e-3,
+        calibrate_at=(0,), validation_crop_px=32, bend_until=0.0,
+    )  # fmt: skip
+    values: list[float] = []
+    train(config, folder, tmp_path / "run", observe=lambda p: values.append(p.losses["loss/error"]))
+    photos = PhotoSet(folder, "train")
+    batches = [draw_batch(photos, BatchPlan(8, 32, 1), (config.seed, step, 0), weights) for step in range(50)]
+    untouched = [float(log_error(b.damaged, b.clean)) for b in batches]
+    assert values[0] == pytest.approx(untouched[0], rel=1e-4)  # an untrained network returns its input
+    assert sum(values[-15:]) < sum(untouched[-15:]) - 15 * 0.1  # 0.9 dB
+
+
+def test_the_error_bends_to_its_logarithm_over_its_share_of_the_budget(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    powers: list[float] = []
+
+    def spy(restored: torch.Tensor, clean: torch.Tensor, power: float = 1.0) -> torch.Tensor:
+        powers.append(power)
+        return log_error(restored, clean, power)
+
+    monkeypatch.setattr(losses, "log_error", spy)
+    config = replace(SMALL, steps=4, bend_until=0.5, calibrate_at=(), stages=(Stage(0.0, 4, 32, 1),))
+    train(config, folder, tmp_path / "run")
+    assert powers == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_router_noise_ends_at_its_share_of_the_budget(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    forward = ClusterRouter.forward
+
+    def spy(self: ClusterRouter, *arguments: object):
+        seen.append(self.training)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(ClusterRouter, "forward", spy)
+    config = replace(SMALL, steps=4, router_noise_until=0.5, calibrate_at=(), stages=(Stage(0.0, 4, 32, 1),))
+    steps: list[int] = []
+    train(config, folder, tmp_path / "run", observe=lambda p: steps.append(len(seen)), stop=lambda: len(steps) >= 3)
+    assert seen == [True] * 6 + [False] * 3
+
+
+def test_a_time_budget_ends_the_run(folder: Path, tmp_path: Path) -> None:
+    seconds: list[float] = []
+    config = replace(SMALL, steps=0, seconds=1.0)
+    train(config, folder, tmp_path / "run", observe=lambda p: seconds.append(p.seconds))
+    assert seconds[-1] >= 1.0
+
+
+def test_a_second_run_in_one_folder_is_refused_and_a_missing_state_too(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no training state"):
+        train(SMALL, folder, tmp_path / "none", resume=True)
+    train(replace(SMALL, steps=1), folder, tmp_path / "run")
+    with pytest.raises(UsageError, match="--resume"):
+        train(SMALL, folder, tmp_path / "run")
+
+
+def test_a_damaged_state_is_named(folder: Path, tmp_path: Path) -> None:
+    train(replace(SMALL, steps=1), folder, tmp_path / "run")
+    state = tmp_path / "run" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ModelFormatError, match="not a training state"):
+        train(SMALL, folder, tmp_path / "run", resume=True)
+    checkpoint.save(ClusIR(CONFIGS["tiny"]), state)
+    with pytest.raises(ModelFormatError, match="not a training state"):
+        train(SMALL, folder, tmp_path / "run", resume=True)
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is there")
+    with pytest.raises(BackendError, match="cuda"):
+        train(SMALL, folder, tmp_path / "run", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "one budget"),
+        ({"steps": 5, "seconds": 5.0}, "one budget"),
+        ({"steps": 5, "model": "huge"}, "huge"),
+        ({"steps": 5, "stages": [[0.0, 4, 30, 1]]}, "multiple of 16"),
+        ({"steps": 5, "stages": [[0.0, 3, 32, 1]]}, "4 x quads"),
+        ({"steps": 5, "stages": [[0.5, 4, 32, 1]]}, "begin at 0"),
+        ({"steps": 5, "stages": [[0.0, 4]]}, "training config"),
+        ({"steps": 5, "bend_until": 1.5}, "bend_until 1.5"),
+        ({"steps": 5, "counts": [0.5, 0.4]}, "sum to 1"),
+        ({"steps": 5, "severities": {"motion_blur": [0.5, 1.5]}}, "motion_blur from 0.5 to 1.5"),
+        ({"steps": 5, "severities": {"snow": [0, 1]}}, "snow"),
+        ({"steps": 5, "arithmetic": "float8"}, "float8"),
+        ({"steps": 5, "momentum": 0.9}, "unknown field 'momentum'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(values: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        TrainConfig.from_dict(values)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.01)
+    rates = [learning_rate(config, step, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == max(rates[8:12])
+    assert rates[-1] == pytest.approx(0.01)
+    assert learning_rate(config, 200, 1.7) == pytest.approx(0.01)
+
+
+def test_a_resumed_run_computes_as_it_began(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = replace(SMALL, steps=4, half_until=0.75, arithmetic="auto"), tmp_path / "run"
+    asked, halves, steps = [], [], []
+    monkeypatch.setattr("clusir.train.choose_arithmetic", lambda *a, **k: asked.append(k) or ARITHMETICS[3])
+    real = half_convolutions
+    monkeypatch.setattr("clusir.train.half_convolutions", lambda model: halves.append(len(steps)) or real(model))
+    train(config, folder, out, observe=lambda p: steps.append(p.step), stop=lambda: len(steps) >= 2)
+    train(config, folder, out, observe=lambda p: steps.append(p.step), resume=True)
+    assert asked == [{"half": True}]
+    assert read_header(out / "state.safetensors")["arithmetic"] == "bfloat16 channels_last"
+    assert halves == [0, 1, 2]  # of four steps: three quarters of the budget
+
+
+def test_a_run_fits_its_deblurring_once_and_only_where_the_weights_it_starts_from_have_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, fitted = replace(SMALL, steps=2, deblur_batches=2), []
+    monkeypatch.setattr("clusir.train.calibrate_deblur", lambda model, batches, seed: fitted.append(list(batches)))
+    first = train(config, folder, tmp_path / "first", stop=lambda: True)
+    train(config, folder, tmp_path / "first", resume=True)
+    assert len(fitted) == 1
+    assert [batch.damaged.shape for batch in fitted[0]] == [(16, 3, 96, 96)] * 2
+    same = [torch.equal(d, c) for batch in fitted[0] for d, c in zip(batch.damaged, batch.clean, strict=True)]
+    assert any(same)  # what is not blurred has nothing to aim at
+    train(config, folder, tmp_path / "second", start=first)
+    assert len(fitted) == 1
+    bare = ClusIR(replace(CONFIGS["tiny"], deblur=False))
+    checkpoint.save(bare, tmp_path / "bare.safetensors", {})
+    train(config, folder, tmp_path / "third", start=tmp_path / "bare.safetensors")
+    assert len(fitted) == 2
+
+
+def test_validation_reports_no_gain_for_a_network_that_returns_its_input(folder: Path) -> None:
+    torch.manual_seed(0)
+    figures = validate(ClusIR(CONFIGS["tiny"]).eval(), PhotoSet(folder, "validation"), 64, 1)
+    assert figures["gain"] == pytest.approx(0, abs=1e-4)
+    assert figures["psnr/clean"] == pytest.approx(60)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), ("1h30m", 5400)])
+def test_time_budgets_are_read(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["90", "m", "1h30", "-5m", "1 h"])
+def test_odd_time_budgets_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="1h30m"):
+        parse_budget(text)
+
+
+def test_the_command_trains_and_resumes_with_a_longer_budget(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clusir.training.deblur._STEPS", 10)
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [], "deblur_batches": 1, "validation_photos": 1})
+    )
+    base = ["--data", str(folder), "--out", str(tmp_path / "run"), "--threads", "1"]
+    first = CliRunner().invoke(main, [*base, "--config", str(config), "--steps", "1"])
+    assert first.exit_code == 0, first.output
+    assert "ema.safetensors" in first.output
+    assert "fitting the deblurring blend" in first.stderr
+    second = CliRunner().invoke(main, [*base, "--resume", "--steps", "2"])
+    assert second.exit_code == 0, second.output
+    assert "fitting" not in second.stderr
+    note = json.loads(checkpoint.read_metadata(tmp_path / "run" / "ema.safetensors")["training"])
+    assert (note["step"], note["config"]["stages"][0]["crop_px"]) == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--steps", "1", "--device", "cuda:99"], 3, "cuda:99"),
+        (["--steps", "1", "--time-budget", "soon"], 2, "soon"),
+        (["--steps", "1", "--threads", "0"], 2, "--threads 0"),
+        (["--steps", "1", "--workers", "-1"], 2, "--workers -1"),
+        (["--steps", "1", "--config", "missing.toml"], 2, "missing.toml"),
+        ([], 2, "one budget"),
+        (["--resume"], 2, "no training state"),
+        (["--resume", "--start-from", "x.safetensors"], 2, "give one"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    folder: Path, tmp_path: Path, options: list[str], code: int, says: str
+) -> None:
+    result = CliRunner().invoke(main, ["--data", str(folder), "--out", str(tmp_path / "run"), *options])
+    assert result.exit_code == code
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.slow
+def test_a_signal_saves_the_run_and_exits_130(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"stages": [[0.0, 4, 32, 1]], "calibrate_at": [], "deblur_batches": 0, "save_every_s": 0})
+    )
+    options = ["--data", str(folder), "--out", str(out), "--threads", "1", "--config", str(config), "--steps", "100000"]
+    process = subprocess.Popen([sys.executable, "-m", "clusir.cli.train", *options], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert not list(out.glob(".*.partial"))
+    assert checkpoint.load(out / "ema.safetensors").config == CONFIGS["tiny"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "config.json"
+    values = {"stages": [[0.0, 4, 32, 1]], "calibrate_at": [0], "calibration_batches": 1, "deblur_batches": 0}
+    config.write_text(json.dumps(values))
+    command = [
+        sys.executable, "-m", "clusir.cli.train", "--data", str(folder), "--out", str(tmp_path / "run"),
+        "--threads", "1", "--config", str(config), "--steps", "2",
+    ]  # fmt: skip
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
+        )
+        for r in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    assert json.loads(checkpoint.read_metadata(tmp_path / "run" / "ema.safetensors")["training"])["step"] == 2
+
+
+def test_a_run_starts_from_a_checkpoint_of_a_smaller_configuration(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    given = ClusIR(replace(CONFIGS["tiny"], tone=False, decoder_gains=False, damage_cue=0, deblur=False))
+    checkpoint.save(given, tmp_path / "given.safetensors", {})
+    config = replace(SMALL, steps=1, learning_rate=1e-9, final_learning_rate=1e-9, weight_decay=0.0)
+    result = checkpoint.load(train(config, folder, tmp_path / "run", start=tmp_path / "given.safetensors"))
+    assert result.config.tone
+    torch.testing.assert_close(result.stem.weight, given.stem.weight)
+
+
+def test_a_run_from_given_weights_keeps_their_routers_after_a_stop_too(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    checkpoint.save(ClusIR(CONFIGS["tiny"]), tmp_path / "given.safetensors", {})
+    seen: list[int] = []
+    config = replace(SMALL, steps=3, calibrate_at=(0, 2))
+    start = tmp_path / "given.safetensors"
+    train(config, folder, tmp_path / "run", start=start, observe=lambda p: seen.append(p.step), stop=lambda: bool(seen))
+    assert seen == [1]
+    assert resumed_config(tmp_path / "run").calibrate_at == ()
+    with pytest.raises(UsageError, match="has its own weights"):
+        train(config, folder, tmp_path / "run", start=start, resume=True)
+
+
+def test_given_weights_change_the_defaults_and_a_file_still_wins(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("bend_until = 0.25\n")
+    config = make_config(tmp_path, False, file, {"steps": 5}, start=True)
+    assert (config.bend_until, config.router_noise_until, config.calibrate_at) == (0.25, 0.0, ())
+    assert make_config(tmp_path, False, None, {"steps": 5}).calibrate_at != ()
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    checkpoint.save(ClusIR(replace(CONFIGS["tiny"], widths=(16, 32, 48))), tmp_path / "other.safetensors", {})
+    with pytest.raises(UsageError, match=r"does not fit.*stem.weight"):
+        train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")

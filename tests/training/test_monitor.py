@@ -1,0 +1,32 @@
+"""What a run shows of itself: the router's health, and the learning curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clusir.training.curve import curve_svg, read_curve
+from clusir.training.monitor import RouterMonitor
+
+
+def test_the_router_monitor_measures_purity_on_single_damage_only() -> None:
+    monitor = RouterMonitor()
+    posterior = torch.eye(2)[torch.tensor([0, 0, 1, 1, 0])]
+    gate = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2])]
+    monitor.add([posterior], [gate], ("noise", "poisson_gaussian", "jpeg", "jpeg", "noise+jpeg"))
+    figures = monitor.read()
+    assert figures["purity/1"] == pytest.approx(1)
+    assert figures["clusters/1"] == 2
+    assert figures["least_expert/1"] == 0
+    assert monitor.read() == {}
+
+
+def test_the_curve_takes_the_later_figure_of_a_repeated_step(tmp_path: Path) -> None:
+    rows = [(10, "gain/haze", 1), (20, "gain/haze", 2), (20, "psnr/haze", 30), (20, "gain/haze", -3)]
+    lines = ["step,seconds,name,value", *(f"{step},0,{name},{value}" for step, name, value in rows)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    curves = read_curve(tmp_path / "log.csv")
+    assert curves == {"haze": [(10, 1.0), (20, -3.0)]}
+    assert "-3.00 dB" in curve_svg(curves)
