@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test embed lint clean weights
+.PHONY: demo test embed lint dist clean weights
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m clusir.cli.demo demo-out
+	$(BIN)/python -m tests.demo demo-out
 
 test: lint
 	bash tests/embed/install.sh
@@ -32,5 +32,10 @@ lint: $(STAMP)
 weights: $(STAMP)
 	$(BIN)/clusir-export --onnx clusir/weights/tiny.onnx
 
+# Wheel and source distribution; tests/test_wheel.py says what is in them and installs the wheel.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info
+	rm -rf $(VENV) demo-out build dist site *.egg-info

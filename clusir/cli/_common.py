@@ -14,7 +14,9 @@ from clusir.errors import BackendError, ClusirError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["command", "console", "echo_error", "fail", "words"]
+__all__ = ["SETTINGS", "Group", "command", "console", "echo_error", "fail", "words"]
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 # Which extra brings a package that a command may find missing.
 _EXTRAS = {
@@ -56,6 +58,38 @@ def fail(error: BaseException, debug: bool) -> NoReturn:
     sys.exit(1)
 
 
+class _OneStyle:
+    """A mistyped command line ends like every other error: one line that starts with ``error:``, and exit code 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        run = super().main  # type: ignore[misc]  # a click.Command comes behind this in both classes below
+        if not standalone_mode:
+            return run(*args, standalone_mode=False, **extra)
+        try:
+            code = run(*args, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(error.exit_code)
+        except click.UsageError as error:
+            advice = f"; {error.ctx.command_path} --help lists the options" if error.ctx is not None else ""
+            echo_error(error.format_message().rstrip(".") + advice)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            echo_error(error.format_message())
+            sys.exit(error.exit_code)
+        except (click.Abort, EOFError):
+            fail(KeyboardInterrupt(), debug=False)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Command(_OneStyle, click.Command):
+    pass
+
+
+class Group(_OneStyle, click.Group):
+    """A click group whose usage errors are one line."""
+
+
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """A click command that ends in the documented exit codes and never in a traceback, except with ``--debug``."""
 
@@ -70,8 +104,7 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 fail(error, debug)
 
         debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-        return click.command(context_settings=settings, **attributes)(
+        return click.command(cls=_Command, context_settings=SETTINGS, **attributes)(
             click.version_option(package_name="clusir")(debug(run))
         )
 

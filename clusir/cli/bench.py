@@ -40,7 +40,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, text: str) -> tup
     return sizes
 
 
-@command(name="clusir-bench")
+@command(name="clusir-bench", short_help="Measure speed, memory and quality.")
 @click.option("--model", "models", multiple=True, help="ONNX file or bundle; repeatable.  [default: the shipped model]")
 @click.option("--backend", callback=_words(_BACKENDS), help="For example ort,openvino.  [default: all installed]")
 @click.option("--precision", callback=_words(_PRECISIONS), help="For example fp32,int8.  [default: all there are]")

@@ -9,7 +9,7 @@ import click
 from clusir.cli._common import command
 
 
-@command()
+@command(name="clusir-doctor", short_help="Show what runs here, and the command that fixes what does not.")
 @click.option("--backend", type=click.Choice(["auto", "ort", "openvino", "torch"]), default="auto", help="Needed.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Needed.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")

@@ -37,7 +37,7 @@ def _seconds(_context: click.Context, parameter: click.Parameter, text: str | No
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-@command(name="clusir-export")
+@command(name="clusir-export", short_help="Write a network as verified ONNX, also in fewer bits.")
 @click.option(
     "--onnx",
     "onnx_path",

@@ -20,7 +20,7 @@ Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
 
 
-@command(name="clusir-run", epilog=_EPILOG)
+@command(name="clusir-run", short_help="Restore pictures, folders and globs.", epilog=_EPILOG)
 @click.argument("inputs", nargs=-1, metavar="IMAGE...")
 @click.option("-o", "--output", help="A file for one picture, otherwise a folder.  [required]")
 @click.option("--model", help="ONNX file, checkpoint, bundle folder or zip.  [default: the shipped model]")

@@ -104,7 +104,7 @@ class _Display:
             )
 
 
-@command(name="clusir-train")
+@command(name="clusir-train", short_help="Train or fine-tune on your own photos.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of clean photos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: state, weights, log.")
 @click.option("--model", help="Configuration of the network: tiny, small or base. [default: tiny]")

@@ -32,7 +32,7 @@ def _batches(_context: click.Context, parameter: click.Parameter, text: str) -> 
     return batches
 
 
-@command(name="clusir-verify")
+@command(name="clusir-verify", short_help="Compare exported files with PyTorch on this machine.")
 @click.argument("model", required=False, metavar="[BUNDLE_OR_MODEL]")
 @click.option("--checkpoint", metavar="FILE", help="The reference: .safetensors, or random:tiny|small|base. [shipped]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of a random: reference.")

@@ -17,7 +17,7 @@ __all__ = ["main"]
 _GAIN_DB = 3.0
 
 
-@command(name="python -m clusir.cli.demo")
+@command(name="python -m tests.demo")
 @click.argument("out", type=click.Path(path_type=Path), default=Path("demo-out"))
 # Without int8: drawing its calibration crops, evaluating and timing it would more than double the demo's time.
 @click.option("--precision", default="fp32,fp16", show_default=True, help="Precisions to export.")
