@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 HOMES = {"clusir": "clusir", "clusir.export": "export", "clusir.runtimes": "runtimes",
          "clusir.calibration": "calibration"}  # fmt: skip
-NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.egg-info", ".*_cache", "__pycache__", 
+NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.egg-info", ".*_cache", "__pycache__",
               "demo-out", "site", ".hypothesis", ".state")  # fmt: skip
 # What the wheel holds beside modules: where, and which suffixes.
 DATA = {"clusir/weights": {".onnx", ".safetensors", ".md", ""}, "clusir/runtimes/report": {".css", ".js", ".html"},
