@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from measure_run import seam_ratio
 
 from clusir.quality.metrics import psnr
 from clusir.runtimes import Restorer
 from clusir.runtimes.restore.routing import Routing
 from clusir.runtimes.restore.tiling import Axis, plan_axis
+from tests.bench.run_command import seam_ratio
 
 torch = pytest.importorskip("torch")
 from clusir.network.checkpoint import load  # noqa: E402

@@ -60,6 +60,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+LOOP = "clusir.training.loop"
+
+
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(str(path), framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -212,9 +215,11 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:
 def test_a_resumed_run_computes_as_it_began(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = replace(SMALL, steps=4, half_until=0.75, arithmetic="auto"), tmp_path / "run"
     asked, halves, steps = [], [], []
-    monkeypatch.setattr("clusir.train.choose_arithmetic", lambda *a, **k: asked.append(k) or ARITHMETICS[3])
+    monkeypatch.setattr(f"{LOOP}.choose_arithmetic", lambda *a, **k: asked.append(k) or ARITHMETICS[3])
     real = half_convolutions
-    monkeypatch.setattr("clusir.train.half_convolutions", lambda model: halves.append(len(steps)) or real(model))
+    monkeypatch.setattr(
+        "clusir.training.loop.half_convolutions", lambda model: halves.append(len(steps)) or real(model)
+    )
     train(config, folder, out, observe=lambda p: steps.append(p.step), stop=lambda: len(steps) >= 2)
     train(config, folder, out, observe=lambda p: steps.append(p.step), resume=True)
     assert asked == [{"half": True}]
@@ -226,7 +231,9 @@ def test_a_run_fits_its_deblurring_once_and_only_where_the_weights_it_starts_fro
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, fitted = replace(SMALL, steps=2, deblur_batches=2), []
-    monkeypatch.setattr("clusir.train.calibrate_deblur", lambda model, batches, seed: fitted.append(list(batches)))
+    monkeypatch.setattr(
+        "clusir.training.loop.calibrate_deblur", lambda model, batches, seed: fitted.append(list(batches))
+    )
     first = train(config, folder, tmp_path / "first", stop=lambda: True)
     train(config, folder, tmp_path / "first", resume=True)
     assert len(fitted) == 1

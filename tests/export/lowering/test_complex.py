@@ -202,7 +202,9 @@ def test_operator_without_a_real_form_is_refused_with_its_line() -> None:
 
     sample = torch.rand(2, 3, 8, 8)
     program = torch.export.export(Inverse(), (sample,), strict=False)
-    with pytest.raises(UnsupportedModelError, match=r"lowering\.py:\d+ `.*complex inverse`: linalg_inv has") as caught:
+    with pytest.raises(
+        UnsupportedModelError, match=r"test_complex\.py:\d+ `.*complex inverse`: linalg_inv has"
+    ) as caught:
         lower_complex(program, sample, {})
     assert "\n" not in str(caught.value)
 

@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_quantize_channels import SIZE, network
 
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.layers import load_graph
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.rounding import input_moments, round_least_squares
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
+from tests.export.quantize.test_channels import SIZE, network
 
 
 @pytest.fixture(scope="module")
