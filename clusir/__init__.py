@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+# ONNX Runtime writes an identifier of the device into the home folder, and may send usage events, from the moment it
+# is imported. Who wants that can still say so: ORT_DISABLE_TELEMETRY=0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

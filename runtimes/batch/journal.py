@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from clusir.errors import ImageError
 
-__all__ = ["JOURNAL_NAME", "Journal", "file_sha256", "remove_stale_partials"]
+__all__ = ["JOURNAL_NAME", "Journal", "file_sha256"]
 
 JOURNAL_NAME = ".clusir-journal.jsonl"
-_PARTIAL = ".clusir-partial"
 
 
 def file_sha256(path: Path) -> str:
@@ -89,27 +87,3 @@ class Journal:
 
     def close(self) -> None:
         self._stream.close()
-
-
-def remove_stale_partials(folder: Path) -> None:
-    """Delete what killed runs left half-written in ``folder``: their names carry the process, which is no more."""
-    try:
-        names = [n for n in os.listdir(folder) if n.startswith(".") and n.endswith(_PARTIAL)]
-    except OSError:
-        return
-    for name in names:
-        number = name.removesuffix(_PARTIAL).rpartition(".")[2]
-        if number.isdigit() and int(number) != os.getpid() and not _may_be_running(int(number), folder / name):
-            (folder / name).unlink(missing_ok=True)
-
-
-def _may_be_running(process: int, path: Path) -> bool:
-    if os.name == "nt":  # there, signal 0 is not a question; a day without a word is an answer
-        return time.time() - path.stat().st_mtime < 86400
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

@@ -15,9 +15,10 @@ from typing import Any
 
 from clusir.errors import ClusirError, ImageError
 from clusir.runtimes.batch.jobs import Job
-from clusir.runtimes.batch.journal import Journal, remove_stale_partials
+from clusir.runtimes.batch.journal import Journal
 from clusir.runtimes.batch.memory import MemoryGate
 from clusir.runtimes.batch.parts import BANDS_UNDERWAY, Encoding, Interrupted, Look, LookTaker, Opened, Outcome
+from clusir.runtimes.images.atomic import remove_dead_partials
 from clusir.runtimes.images.files import output_info, probe_picture, save_picture
 from clusir.runtimes.images.picture import Limits, PictureInfo
 from clusir.runtimes.restore.restorer import Restorer
@@ -177,9 +178,9 @@ class Pipeline:
             folder = item.job.target.parent
             if folder not in self._cleaned:
                 _make_folder(folder)
-                remove_stale_partials(folder)
+                remove_dead_partials(folder)
                 self._cleaned.add(folder)
-            save_picture(item.job.target, sink.received(), item.info)
+            save_picture(item.job.target, sink.received(), item.info, item.job.source)
             outcome.encode_s = time.perf_counter() - begin - sink.waited_s
             outcome.look = sink.taker.look() if sink.taker is not None else None
         except ImageError as error:

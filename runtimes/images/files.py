@@ -5,8 +5,6 @@ What is not pixels (profile, EXIF, XMP, resolution) travels in a :class:`clusir.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusir.errors import ImageError
+from clusir.runtimes.images.atomic import whole_file
 from clusir.runtimes.images.open import Picture, Probe, open_picture, probe_picture
 from clusir.runtimes.images.picture import SUFFIX_FORMATS, WRITE_SUFFIXES, PictureInfo
 from clusir.runtimes.images.pillow_writer import PillowWriter
@@ -63,31 +62,21 @@ def output_info(info: PictureInfo, target: str | Path, alpha: str = "keep") -> P
     return replace(info, format=kind, channels=channels, dtype=dtype, icc=icc, png_chunks=chunks, lossless=lossless)
 
 
-def partial_name(target: Path) -> Path:
-    """The name beside ``target`` under which it is written until it is complete."""
-    name = target.name
-    if len(os.fsencode(name)) > 200:  # file systems end at 255 bytes
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return target.with_name(f".{name}.{os.getpid()}.clusir-partial")
-
-
-def save_picture(target: str | Path, bands: Iterable[NDArray[Any]], info: PictureInfo) -> None:
+def save_picture(
+    target: str | Path, bands: Iterable[NDArray[Any]], info: PictureInfo, like: Path | None = None
+) -> None:
     """Write bands of rows (HxWxC of ``info.dtype``) as ``info.format``; ``target`` appears complete or not at all.
 
-    Raises ImageError where the disk is full, the folder cannot be written, or the format refuses.
+    ``like`` is the file that the picture was made from: a new ``target`` is no more open than that (see
+    :func:`clusir.runtimes.images.atomic.whole_file`). Raises ImageError where the disk is full, the folder cannot be
+    written, or the format refuses.
     """
     target = Path(target)
-    partial = partial_name(target)
     try:
-        with partial.open("wb") as stream:
+        with whole_file(target, like) as stream:
             writer = _WRITERS[info.format](stream, info)
             for band in bands:
                 writer.write(band)
             writer.finish()
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise ImageError(f"{target}: it cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clusir.errors import ImageError
 from clusir.runtimes.images.atomic import write_whole
+from clusir.runtimes.images.names import as_text
 from clusir.runtimes.images.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
 from clusir.runtimes.restore.explain import Level, routing_levels
 from clusir.spec import ModelSpec
@@ -162,8 +163,5 @@ class ReportWriter:
         path = Path(path)
         with self._lock:
             text = render(self.title, self.facts, sorted(self.entries, key=lambda e: e.name), self.totals, self.footer)
-        return write_whole(path, lambda partial: _write(partial, text), "report")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        page = as_text(text).encode("utf-8")  # a file name may hold bytes that are no text
+        return write_whole(path, lambda stream: stream.write(page), "report")

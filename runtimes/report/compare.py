@@ -25,7 +25,9 @@ _FORMATS = {
 }
 
 
-def write_comparison(before: Picture, after: Picture, path: str | Path, limit_px: int = 8000) -> Path:
+def write_comparison(
+    before: Picture, after: Picture, path: str | Path, limit_px: int = 8000, like: Path | None = None
+) -> Path:
     """Write ``before | after`` to ``path`` and return it; the file appears whole or not at all.
 
     Both pictures are [H,W] or [H,W,1..4] of uint8, uint16 or float 0..1, and of one height and width. They stand side
@@ -47,4 +49,4 @@ def write_comparison(before: Picture, after: Picture, path: str | Path, limit_px
     gap = np.full((_GAP_PX, width, 3) if stacked else (height, _GAP_PX, 3), 255, np.uint8)
     sheet = Image.fromarray(np.concatenate([pair[0], gap, pair[1]], axis=0 if stacked else 1))
     kind = _FORMATS[path.suffix.lower()]
-    return write_whole(path, lambda partial: sheet.save(partial, kind, quality=95), "comparison")
+    return write_whole(path, lambda stream: sheet.save(stream, kind, quality=95), "comparison", like)

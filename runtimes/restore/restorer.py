@@ -82,6 +82,7 @@ class Restorer:
         if alpha not in ALPHA_MODES:
             raise UsageError(f"alpha {alpha!r} is not one of {', '.join(ALPHA_MODES)}")
         self.alpha = alpha
+        self._closed = False
         self.files: ModelFiles = find_model(model, precision, backend)
         self._open_options: dict[str, Any] = {"backend": backend, "threads": threads}
         self._sidecars: tuple[Runner, Runner] | None = None
@@ -128,6 +129,8 @@ class Restorer:
         Reads ``source`` once in order, and before that at up to three heights where routing is shared. ``work`` is
         filled in on the way. ``dtype``: what the rows are rounded to, once (None: what the source has).
         """
+        if self._closed:
+            raise UsageError(f"model {self.files.whole}: this restorer was closed; open it again")
         work = Work() if work is None else work
         plan = plan_picture(source.height, source.width, self.spec)
         work.tiles = plan.count
@@ -213,10 +216,13 @@ class Restorer:
         return self._sidecars
 
     def close(self) -> None:
+        """Give back the model, and the folder that a bundle was unpacked into. What follows raises UsageError."""
+        self._closed = True
         self._runner.close()
         for runner in self._sidecars or ():
             runner.close()
         self._sidecars = None
+        self.files.close()
 
     def __enter__(self) -> Restorer:
         return self

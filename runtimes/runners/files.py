@@ -37,6 +37,11 @@ class ModelFiles:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
+    def close(self) -> None:
+        """Remove what was unpacked from a zip; the files may not be opened any more."""
+        if self._unpacked is not None:
+            self._unpacked.cleanup()
+
 
 def find_model(model: str | Path | None = None, precision: str | None = None, backend: str = "auto") -> ModelFiles:
     """The files of ``model``: None (the shipped one), an ``.onnx``, ``.ort``, ``.xml`` or ``.safetensors`` file, or a
@@ -106,10 +111,13 @@ def _unzip(path: Path, folder: Path) -> Path:
             if sum(m.file_size for m in members) > _MAX_UNZIPPED_BYTES:
                 raise ModelFormatError(f"bundle {path}: it unpacks to more than 4 GB")
             for member in members:
+                # Old tools of Windows write backslashes into the names; zipfile makes separators of them there alone.
+                member.filename = member.filename.replace("\\", "/")
                 target = (folder / member.filename).resolve()
                 if not target.is_relative_to(folder.resolve()):
                     raise ModelFormatError(f"bundle {path}: the name {member.filename!r} leaves the bundle")
-            archive.extractall(folder)
+            for member in members:
+                archive.extract(member, folder)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
         raise ModelFormatError(f"bundle {path}: cannot be unpacked ({error})") from error
     found = sorted(folder.rglob("model.onnx"), key=lambda p: len(p.parts))

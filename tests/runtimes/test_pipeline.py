@@ -16,7 +16,7 @@ from PIL import Image
 
 from clusir.errors import ImageError, UsageError
 from clusir.runtimes.batch.jobs import plan_jobs
-from clusir.runtimes.batch.journal import JOURNAL_NAME, Journal, remove_stale_partials
+from clusir.runtimes.batch.journal import JOURNAL_NAME, Journal
 from clusir.runtimes.batch.memory import MemoryGate, parse_size
 from clusir.runtimes.batch.parts import Outcome
 from clusir.runtimes.batch.pipeline import Pipeline
@@ -274,18 +274,3 @@ def test_memory_gate_and_sizes(identity: Path, tmp_path: Path) -> None:
     failed = {Path(k).name: o.reason for k, o in done.items() if o.status == "failed"}
     assert set(failed) == {"large.jpg"}
     assert "--max-memory" in str(failed["large.jpg"])
-
-
-def test_stale_partials_are_removed_but_not_those_of_living_processes(tmp_path: Path) -> None:
-    import os
-    import subprocess
-
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    stale = tmp_path / f".a.png.{ended.pid}.clusir-partial"
-    living = tmp_path / f".a.png.{os.getppid()}.clusir-partial"
-    for path in (stale, living, tmp_path / ".clusir-partial", tmp_path / "photo.png"):
-        path.write_bytes(b"x")
-    remove_stale_partials(tmp_path)
-    assert not stale.exists()
-    assert len(list(tmp_path.iterdir())) == 3

@@ -9,9 +9,13 @@
 const WAITING = new Map();
 let last = 0;
 
+const kindOf = (value) => Object.prototype.toString.call(value).slice(8, -1);
+
 async function bytesOf(source) {
-  if (source instanceof Uint8Array) return source.slice(); // a copy: the caller's buffer must survive the transfer
-  if (source instanceof ArrayBuffer) return new Uint8Array(source.slice(0));
+  // A copy: the caller's buffer must survive the transfer. Kinds are told by name: another page has its own classes.
+  if (ArrayBuffer.isView(source))
+    return new Uint8Array(source.buffer, source.byteOffset, source.byteLength).slice();
+  if (kindOf(source) === "ArrayBuffer") return new Uint8Array(source.slice(0));
   const response = await fetch(source);
   if (!response.ok) throw new Error(`${source}: the server answered ${response.status}`);
   return new Uint8Array(await response.arrayBuffer());
@@ -52,7 +56,7 @@ export class Restorer {
     const chosen = await chooseBackend(backend);
     const most = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
     const count = Math.min(threads ?? most, most);
-    const named = typeof model === "string" || model instanceof URL;
+    const named = typeof model === "string" || kindOf(model) === "URL";
     const url = named ? new URL(model, globalThis.location?.href).href : "";
     const stem = url.replace(/(\.tile)?\.onnx$/, "");
     const files = named
@@ -88,7 +92,7 @@ export class Restorer {
   async restore(picture, { onProgress, signal } = {}) {
     signal?.throwIfAborted();
     const { width, height } = picture;
-    const bitmap = picture instanceof ImageBitmap;
+    const bitmap = kindOf(picture) === "ImageBitmap";
     const image = bitmap ? picture : { data: picture.data.slice(), width, height };
     const transfer = [bitmap ? picture : image.data.buffer];
     const { id, promise } = send(this.#worker, { action: "restore", image }, transfer, onProgress);
