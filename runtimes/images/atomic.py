@@ -25,10 +25,11 @@ from typing import Any, BinaryIO
 
 from clusir.errors import ImageError
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows, where an open file cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 __all__ = ["PARTIAL", "remove_dead_partials", "whole_file", "write_whole"]
 
