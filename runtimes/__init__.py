@@ -1,8 +1,14 @@
-"""Artefact to image: runners, tiling, picture files. Nothing here imports torch, except ``torch_runner``."""
+"""From a model file and a picture to a restored picture. C++, JavaScript and mobile code lie in ``cpp``, ``web`` and
+``mobile``.
+
+Belongs here: what runs where no torch is installed. Not here: making model files (``export``).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from clusir.lazy import lazy
 
 if TYPE_CHECKING:
     from clusir.runtimes.restore.restorer import Restorer
@@ -11,17 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Restorer", "Runner", "open_runner"]
 
-_HOMES = {
-    "Restorer": "clusir.runtimes.restore.restorer",
-    "Runner": "clusir.runtimes.runners.base",
-    "open_runner": "clusir.runtimes.runners.opening",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used, so that ``--help`` costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazy(
+    __name__, {"restore.restorer": "Restorer", "runners.base": "Runner", "runners.opening": "open_runner"}
+)
