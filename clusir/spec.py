@@ -2,12 +2,14 @@
 
 A :class:`ModelSpec` is written into the ONNX file's ``metadata_props`` (one ``clusir.<field>`` key per field, each
 value JSON) so that every runtime, in every language, tiles, pads and names tensors in the same way without a side file.
-Standard library only.
+``spec.schema.json`` beside this file is the same description for other languages; ``tests/golden/tables/specs.json``
+holds Python, C++ and JavaScript to it. Standard library only.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -20,6 +22,12 @@ SPEC_VERSION = 1
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
 _GRAPHS = ("whole", "tile", "router")
+_MAX_TILE_PX = 4096  # a tile is held in memory several times over
+_MAX_LEVELS = 64
+_MAX_CLUSTERS = 4096
+_MAX_TEXT = 1024  # characters
+_MAX_BOUND = 1e6
+_LEAST_WIDTH = 1e-3  # of a value range, and of its larger bound: less cannot be told apart in float32
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ class ModelSpec:
     restored: what is pooled over the picture is given, so that all its tiles share it) or ``router`` (image ->
     posterior, expert_probability, the probabilities before top-k, statistics). A model brought by the user has no
     routing: ``clusters`` and ``experts`` are empty. ``statistics`` is the length S of the pooled statistics [B, S]
-    (``clusir.network.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without (as in
-    files of the first exports), and in a whole graph.
+    (``clusir.network.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without, and in a
+    whole graph.
     """
 
     name: str = "clusir"
@@ -93,21 +101,39 @@ class ModelSpec:
             refuse(f"layout {self.layout!r}/{self.colour_order!r} is not NCHW/RGB")
         if self.channels not in (1, 3):
             refuse(f"channels {self.channels} is not 1 or 3")
+        texts = (self.name, self.checkpoint_sha256, self.input_name, self.output_name, self.precision)
+        for text in (
+            *texts,
+            self.router_form,
+            self.dft_form,
+            *(label for level in self.cluster_labels for label in level),
+        ):
+            if len(text) > _MAX_TEXT:
+                refuse(f"{text[:20]!r}... is longer than {_MAX_TEXT} characters")
+        low, high = self.value_range
+        width = max(1.0, abs(low), abs(high)) * _LEAST_WIDTH
+        if not (-_MAX_BOUND <= low < high <= _MAX_BOUND and high - low >= width):
+            refuse(f"value range {low}..{high} does not rise by at least {width:g}, or leaves -1e6..1e6")
         size = self.size
-        if not (1 <= size.multiple_of <= 4096 and 1 <= size.minimum <= 65536 and 0 <= size.static_px <= 65536):
+        if not (1 <= size.multiple_of <= 4096 and 1 <= size.minimum <= 65536 and 0 <= size.static_px <= _MAX_TILE_PX):
             refuse(f"size rule {size} is out of bounds")
-        if not (1 <= self.tile_px <= 65536 and self.halo_px >= 0 and 2 * self.halo_px < self.tile_px):
-            refuse(f"tile {self.tile_px} px with halo {self.halo_px} px leaves no core")
+        if not (1 <= self.tile_px <= _MAX_TILE_PX and 0 <= 2 * self.halo_px < self.tile_px):
+            refuse(f"tile {self.tile_px} px with halo {self.halo_px} px leaves no core, or is over {_MAX_TILE_PX} px")
         if size.padded(self.tile_px) != self.tile_px:
             refuse(f"tile {self.tile_px} px does not fit the size rule {size}")
-        if len(self.clusters) != len(self.experts) or any(n < 1 for n in (*self.clusters, *self.experts)):
-            refuse(f"clusters {self.clusters} and experts {self.experts} do not name the same levels")
-        if self.experts and not 1 <= self.top_k <= min(self.experts):
-            refuse(f"top_k {self.top_k} is not within 1..{min(self.experts)}")
+        if len(self.clusters) != len(self.experts) or len(self.clusters) > _MAX_LEVELS:
+            refuse(f"clusters {self.clusters} and experts {self.experts} do not name the same at most 64 levels")
+        if any(not 1 <= n <= _MAX_CLUSTERS for n in (*self.clusters, *self.experts)):
+            refuse(f"clusters {self.clusters} and experts {self.experts} are not within 1..{_MAX_CLUSTERS}")
+        most = min(self.experts, default=_MAX_CLUSTERS)
+        if not 1 <= self.top_k <= most:
+            refuse(f"top_k {self.top_k} is not within 1..{most}")
         if not 0 <= self.statistics <= MAX_STATISTICS:
             refuse(f"statistics {self.statistics} are not within 0..{MAX_STATISTICS}")
         if self.cluster_labels and tuple(map(len, self.cluster_labels)) != self.clusters:
             refuse("cluster labels do not match the clusters")
+        if any(not 0 <= bound < math.inf for bound in self.tolerances.values()):
+            refuse(f"tolerances {dict(self.tolerances)} are not finite numbers from 0 on")
 
     @property
     def routed(self) -> bool:
@@ -115,15 +141,15 @@ class ModelSpec:
         return bool(self.clusters)
 
     def to_metadata(self) -> dict[str, str]:
-        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none, as in
-        the first exports."""
+        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none."""
         values = {k: v for k, v in asdict(self).items() if k != "statistics" or v}
         return {_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in values.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
-        """The spec in ONNX ``metadata_props``. Raises ModelFormatError where it is absent, malformed or
-        contradictory."""
+        """The spec in ONNX ``metadata_props``. Numbers count by value (``4.0`` is an integer); fields that are not
+        known, also within ``size``, are left to newer readers. Raises ModelFormatError where it is absent, malformed
+        or contradictory."""
         known = {f.name: f for f in fields(cls)}
         found = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
         if "spec_version" not in found:
@@ -135,21 +161,34 @@ class ModelSpec:
             if key not in known:
                 continue  # a newer writer may add fields; the spec version says when they matter
             try:
-                values[key] = _coerce(key, json.loads(text))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                values[key] = _coerce(key, json.loads(text, parse_constant=_no_number, parse_float=_finite))
+            except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
                 raise ModelFormatError(f"model metadata: clusir.{key} cannot be read ({error})") from error
         return cls(**values)
 
 
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected an integer, got {type(value).__name__}")
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
     return value
+
+
+def _integer(value: Any) -> int:
+    whole = not isinstance(value, bool) and isinstance(value, (int, float)) and value == int(value)
+    if not whole or abs(value) > 1 << 53:
+        raise TypeError(f"expected an integer, got {str(value)[:40]}")
+    return int(value)
 
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a string, got {type(value).__name__}")
+    value.encode()  # half of a surrogate pair is no text; UnicodeEncodeError is a ValueError
     return value
 
 
@@ -159,18 +198,31 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {type(value).__name__}")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
 def _coerce(key: str, value: Any) -> Any:
     if key == "size":
-        return SizeRequirements(**{k: _integer(v) for k, v in value.items()})
+        known = [f.name for f in fields(SizeRequirements)]
+        return SizeRequirements(**{k: _integer(v) for k, v in _object(value).items() if k in known})
     if key == "value_range":
-        low, high = value
+        low, high = _list(value)
         return (_number(low), _number(high))
     if key in ("clusters", "experts"):
-        return tuple(_integer(v) for v in value)
+        return tuple(_integer(v) for v in _list(value))
     if key == "cluster_labels":
-        return tuple(tuple(_string(label) for label in level) for level in value)
+        return tuple(tuple(_string(label) for label in _list(level)) for level in _list(value))
     if key == "tolerances":
-        return {_string(k): _number(v) for k, v in value.items()}
+        return {_string(k): _number(v) for k, v in _object(value).items()}
     if key in ("spec_version", "channels", "tile_px", "halo_px", "top_k", "statistics"):
         return _integer(value)
     return _string(value)

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clusir.runtimes.restore.pixels import from_unit, to_unit
+from clusir.runtimes.restore.pixels import from_unit, to_unit, unscaled
 from clusir.runtimes.restore.tiling import Axis, Plan, pad_tile
 from clusir.runtimes.runners.base import Array
+from clusir.spec import ModelSpec
 
 __all__ = ["Canvas", "Pixels", "RowSource", "crop_tile"]
 
@@ -30,20 +31,25 @@ class RowSource(Protocol):
 
 
 class Canvas:
-    """Tiles in, final rows out. ``infer`` restores a batch of HxWx3 tiles, at most ``batch`` at a time; ``alpha`` is
-    ``keep``, ``process`` or ``drop``; ``dtype`` is what rows are rounded to (None: the source's)."""
+    """Tiles in, final rows out.
+
+    ``infer(tiles, layer)`` restores at most ``batch`` HxWxC tiles at a time, all of one layer (0: the colours, 1: an
+    alpha channel that is restored as a grey picture), into numbers of the value range of ``spec``. ``alpha`` is
+    ``keep``, ``process`` or ``drop``; ``dtype`` is what rows are rounded to (None: the source's).
+    """
 
     def __init__(
         self,
         source: RowSource,
         plan: Plan,
-        infer: Callable[[list[Array]], Array],
+        infer: Callable[[list[Array], int], Array],
+        spec: ModelSpec,
         *,
         alpha: str = "keep",
         batch: int = 1,
         dtype: np.dtype[Any] | None = None,
     ) -> None:
-        self.source, self.plan, self.dtype = source, plan, dtype
+        self.source, self.plan, self.dtype, self.spec = source, plan, dtype, spec
         self.infer, self.alpha, self.batch = infer, alpha, batch
         self.has_alpha = source.channels in (2, 4)
         self.layers = 2 if self.has_alpha and self.alpha == "process" else 1
@@ -52,8 +58,8 @@ class Canvas:
         plan, height = self.plan, self.source.height
         rows = min(plan.y.tile, height)
         window = self.source.rows(0, rows)
-        # One RGB accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
-        total = np.zeros((self.layers, rows, self.source.width, 3), np.float32)
+        # One accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
+        total = np.zeros((self.layers, rows, self.source.width, self.spec.channels), np.float32)
         for index, start in enumerate(plan.y.starts):
             self._add_tiles(total, window, index)
             last = index + 1 == len(plan.y.starts)
@@ -66,12 +72,15 @@ class Canvas:
 
     def _add_tiles(self, total: Array, window: Pixels, index: int) -> None:
         x, y = self.plan.x, self.plan.y
-        jobs = [(layer, column) for layer in range(self.layers) for column in range(len(x.starts))]
-        size = self.batch
-        for first in range(0, len(jobs), size):
-            group = jobs[first : first + size]
-            tiles = [crop_tile(window, x, x.starts[column], y.tile, alpha=layer == 1) for layer, column in group]
-            for (layer, column), tile in zip(group, self.infer(tiles), strict=True):
+        columns = range(len(x.starts))
+        groups = [
+            (layer, columns[i : i + self.batch])
+            for layer in range(self.layers)
+            for i in range(0, len(columns), self.batch)
+        ]
+        for layer, group in groups:
+            tiles = [crop_tile(window, x, x.starts[c], y.tile, self.spec, alpha=layer == 1) for c in group]
+            for column, tile in zip(group, self.infer(tiles, layer), strict=True):
                 begin = x.starts[column]
                 part = total[layer, :, begin : begin + x.tile]
                 rows, columns = part.shape[:2]
@@ -83,19 +92,21 @@ class Canvas:
         colours = window.shape[2] - self.has_alpha
         grey = colours == 1
         dtype = self.dtype or window.dtype
-        picture = from_unit(total[0].mean(axis=2, keepdims=True) if grey else total[0], dtype)
+        unit = unscaled(total, self.spec.value_range)
+        picture = from_unit(unit[0].mean(axis=2, keepdims=True) if grey else unit[0], dtype)
         if not self.has_alpha or self.alpha == "drop":
             return picture
         alpha = window[:, :, -1:]
         if self.alpha == "process":
-            alpha = from_unit(total[1].mean(axis=2, keepdims=True), dtype)
-        elif alpha.dtype != dtype:
-            alpha = from_unit(to_unit(alpha), dtype)
+            alpha = from_unit(unit[1].mean(axis=2, keepdims=True), dtype)
+        elif alpha.dtype != dtype or np.issubdtype(dtype, np.floating):
+            alpha = from_unit(to_unit(alpha), dtype)  # floats are held to 0..1, as colours are
         return np.concatenate([picture, alpha], axis=2)
 
 
-def crop_tile(band: Pixels, x: Axis, start: int, height: int, alpha: bool = False) -> Array:
-    """One tile of a band of rows as HxWx3 float32 in 0..1, padded to the tile's size."""
+def crop_tile(band: Pixels, x: Axis, start: int, height: int, spec: ModelSpec, *, alpha: bool = False) -> Array:
+    """One tile of a band of rows as HxWxC float32 in 0..1 with the model's channels, padded to the tile's size; of the
+    ``alpha`` channel instead of the colours where that is asked for."""
     part = band[:, start : start + x.tile]
     channels = part.shape[2]
     if alpha:
@@ -103,4 +114,4 @@ def crop_tile(band: Pixels, x: Axis, start: int, height: int, alpha: bool = Fals
     elif channels in (2, 4):
         part = part[:, :, :-1]
     unit = pad_tile(to_unit(part), height, x.tile)
-    return np.repeat(unit, 3, axis=2) if unit.shape[2] == 1 else unit
+    return np.repeat(unit, spec.channels, axis=2) if unit.shape[2] == 1 else unit

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusir.errors import ImageError
+from clusir.errors import ClusirError, ImageError
 from clusir.runtimes.runners.base import Array
 
-__all__ = ["from_unit", "to_unit"]
+__all__ = ["check_finite", "from_model", "from_unit", "scaled", "to_model", "to_unit", "unscaled"]
 
 
 def to_unit(pixels: NDArray[Any]) -> Array:
@@ -37,3 +37,32 @@ def from_unit(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
     # float32 holds 65535 levels with room for the rounding: 24 bits of mantissa.
     rounded: NDArray[Any] = np.rint(clipped * np.float32(np.iinfo(dtype).max)).astype(dtype)
     return rounded
+
+
+def scaled(unit: Array, value_range: tuple[float, float]) -> Array:
+    """0..1 as the numbers that the model takes (``ModelSpec.value_range``), float32."""
+    low, high = value_range
+    return unit * np.float32(high - low) + np.float32(low)
+
+
+def unscaled(values: Array, value_range: tuple[float, float]) -> Array:
+    """The inverse of :func:`scaled`; unclipped."""
+    low, high = value_range
+    return (values - np.float32(low)) / np.float32(high - low)
+
+
+def to_model(pixels: NDArray[Any], value_range: tuple[float, float]) -> Array:
+    """Stored samples as the model takes them. Raises ImageError as :func:`to_unit` does."""
+    return scaled(to_unit(pixels), value_range)
+
+
+def from_model(values: Array, value_range: tuple[float, float], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """What the model returned, as samples of ``dtype``. Raises ClusirError on NaN or infinity."""
+    check_finite(values, "the model")
+    return from_unit(unscaled(values, value_range), dtype)
+
+
+def check_finite(values: Array, what: str) -> None:
+    """Raises ClusirError where ``what`` returned NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise ClusirError(f"{what} returned NaN or infinity; the model file is damaged or overflowed")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from clusir.errors import ClusirError
+from clusir.runtimes.restore.pixels import check_finite
 from clusir.runtimes.runners.base import Array
 from clusir.spec import ModelSpec
 
@@ -45,7 +47,12 @@ def router_outputs(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def combine(sampled: Mapping[str, Array], spec: ModelSpec) -> Routing:
-    """The shared routing from the router's outputs, each [samples, ...] float32; ``spec`` is the router's."""
+    """The shared routing from the router's outputs, each [samples, ...] float32; ``spec`` is the router's.
+
+    Raises ClusirError where an output holds NaN or infinity, or a probability below 0.
+    """
+    for name in router_outputs(spec):
+        check_finite(sampled[name], f"the router's {name}")
     mean = {name: sampled[name].mean(axis=0, dtype=np.float64).astype(np.float32) for name in router_outputs(spec)}
     gates = [top_k_gate(p, spec.top_k) for p in split_levels(mean["expert_probability"], spec.experts)]
     routing = Routing(mean["posterior"], np.concatenate(gates), shared=True)
@@ -55,12 +62,16 @@ def combine(sampled: Mapping[str, Array], spec: ModelSpec) -> Routing:
 def top_k_gate(probability: Array, k: int) -> Array:
     """The gate of one level: the ``k`` largest of ``probability`` [E], ties to the lowest index, zero elsewhere.
 
-    k = 1 keeps the raw probability, k > 1 renormalises over the chosen, as in ``clusir.network.router``.
+    k = 1 keeps the raw probability, k > 1 renormalises over the chosen, as in ``clusir.network.router``; where all of
+    them are 0 the gate is 0. Raises ClusirError for NaN, infinity and numbers below 0.
     """
+    if not (np.isfinite(probability) & (probability >= 0)).all():
+        raise ClusirError("the router returned a probability that is NaN, infinite or negative; its file is damaged")
     chosen = np.argsort(-probability, kind="stable")[:k]
     gate = np.zeros_like(probability)
     gate[chosen] = probability[chosen]
-    return gate if k == 1 else gate / gate.sum()
+    total = gate.sum(dtype=np.float64)
+    return gate if k == 1 or total == 0 else (gate / total).astype(np.float32)
 
 
 def split_levels(values: Array, lengths: tuple[int, ...]) -> list[Array]:
