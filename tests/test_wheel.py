@@ -27,7 +27,7 @@ NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.eg
               "demo-out", "site", ".hypothesis", ".state")  # fmt: skip
 # What the wheel holds beside modules: where, and which suffixes.
 DATA = {"clusir/weights": {".onnx", ".safetensors", ".md", ""}, "clusir/runtimes/report": {".css", ".js", ".html"},
-        "clusir": {".typed"}}  # fmt: skip
+        "clusir": {".typed", ".json"}}  # fmt: skip
 
 
 def packages() -> dict[str, Path]:

@@ -32,7 +32,7 @@ def _save(path: Path, graph: onnx.GraphProto, model_spec: ModelSpec | None) -> P
 
 def _images(model_spec: ModelSpec, *names: str) -> list[onnx.ValueInfoProto]:
     side: list[int | str] = [model_spec.size.static_px or "height", model_spec.size.static_px or "width"]
-    return [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 3, *side]) for n in names]
+    return [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", model_spec.channels, *side]) for n in names]
 
 
 def _vectors(**lengths: int) -> list[onnx.ValueInfoProto]:
@@ -60,12 +60,12 @@ def _routing_nodes() -> list[onnx.NodeProto]:
     ]
 
 
-def _routing_constants() -> list[onnx.TensorProto]:
+def _routing_constants(channels: int = 3) -> list[onnx.TensorProto]:
     rng = np.random.default_rng(3)
     return _constants(
         axes=np.array([2, 3], np.int64),
-        to_posterior=rng.uniform(0.1, 1, (3, sum(CLUSTERS))).astype(np.float32),
-        to_expert=rng.uniform(0.1, 1, (3, sum(EXPERTS))).astype(np.float32),
+        to_posterior=rng.uniform(0.1, 1, (3, sum(CLUSTERS)))[:channels].astype(np.float32),
+        to_expert=rng.uniform(0.1, 1, (3, sum(EXPERTS)))[:channels].astype(np.float32),
     )
 
 
@@ -78,7 +78,7 @@ def save_identity(path: Path, scale: float = 1.0, model_spec: ModelSpec | None =
         helper.make_node("Identity", ["expert"], ["gate"]),
     ]
     outputs = _images(made, "restored") + _vectors(posterior=sum(CLUSTERS), gate=sum(EXPERTS))
-    constants = [*_routing_constants(), *_constants(scale=np.array(scale, np.float32))]
+    constants = [*_routing_constants(made.channels), *_constants(scale=np.array(scale, np.float32))]
     return _save(path, helper.make_graph(nodes, "identity", _images(made, "image"), outputs, constants), made)
 
 

@@ -23,7 +23,7 @@ __all__ = ["standin_spec", "write_standin"]
 _FEATURES = 8
 
 
-def standin_spec(tile_px: int = 48, halo_px: int = 8, top_k: int = 1) -> ModelSpec:
+def standin_spec(tile_px: int = 48, halo_px: int = 8, top_k: int = 1, **fields: Any) -> ModelSpec:
     """The spec of the stand-in: static square tiles, two levels of 4 and 3 clusters with 4 and 3 experts."""
     return ModelSpec(
         name="standin",
@@ -35,6 +35,7 @@ def standin_spec(tile_px: int = 48, halo_px: int = 8, top_k: int = 1) -> ModelSp
         experts=(4, 3),
         top_k=top_k,
         cluster_labels=(("noise", "jpeg", "rain", "haze"), ("noise", "gaussian_blur", "low_light")),
+        **fields,
     )
 
 
@@ -59,6 +60,16 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
+    def spoil(self, output: str) -> None:
+        """Make ``output`` NaN, where the graph computes it; what else reads it still gets the sound one."""
+        for node in self.nodes:
+            if output in node.output:
+                node.output[list(node.output).index(output)] = f"{output}_sound"
+                for reader in self.nodes:
+                    reader.input[:] = [f"{output}_sound" if name == output else name for name in reader.input]
+                self.op("Mul", f"{output}_sound", self.constant(np.array(np.nan, np.float32)), output=output)
+                return
+
     def slice(self, value: str, start: int, stop: int) -> str:
         ends = (self.constant(np.array([i], np.int64)) for i in (start, stop, 1))
         return self.op("Slice", value, *ends)
@@ -67,7 +78,7 @@ class _Graph:
 def _router(graph: _Graph, spec: ModelSpec, statistics: bool) -> None:
     """image -> posterior, expert_probability, from the means of random convolutions; with ``statistics`` also those,
     and the means are over the batch too where the graph is a router."""
-    features = graph.op("Conv", "image", graph.weight(_FEATURES, 3, 3, 3, scale=1.0), pads=[1, 1, 1, 1])
+    features = graph.op("Conv", spec.input_name, graph.weight(_FEATURES, 3, 3, 3, scale=1.0), pads=[1, 1, 1, 1])
     pooled = graph.op("Flatten", graph.op("GlobalAveragePool", graph.op("Abs", features)))
     if statistics and spec.graph == "router":
         pooled = graph.op("ReduceMean", pooled, graph.constant(np.array([0], np.int64)), keepdims=1)
@@ -102,7 +113,7 @@ def _top_k(graph: _Graph, spec: ModelSpec) -> None:
 def _restorer(graph: _Graph, spec: ModelSpec, statistics: bool) -> None:
     """image, posterior, gate -> restored: a residual of gated convolutions, modulated by the posterior and a mean: the
     given statistics, or the tile's own."""
-    value = graph.op("Conv", "image", graph.weight(_FEATURES, 3, 3, 3, scale=0.3), pads=[1, 1, 1, 1])
+    value = graph.op("Conv", spec.input_name, graph.weight(_FEATURES, 3, 3, 3, scale=0.3), pads=[1, 1, 1, 1])
     spread = graph.constant(np.array([0, _FEATURES, 1, 1], np.int64))
     film = graph.op("MatMul", "posterior", graph.weight(sum(spec.clusters), _FEATURES, scale=0.5))
     value = graph.op("Add", value, graph.op("Reshape", film, spread))
@@ -117,7 +128,7 @@ def _restorer(graph: _Graph, spec: ModelSpec, statistics: bool) -> None:
     # Features that keep their mean are larger: with the same residual a quarter of the samples were clipped.
     scale = 0.005 if statistics else 0.02
     residual = graph.op("Conv", value, graph.weight(3, _FEATURES, 3, 3, scale=scale), pads=[1, 1, 1, 1])
-    graph.op("Add", "image", residual, output="restored")
+    graph.op("Add", spec.input_name, residual, output=spec.output_name)
 
 
 def _save(
@@ -141,12 +152,16 @@ def write_standin(
     tile_px: int = 48,
     halo_px: int = 8,
     statistics: bool = True,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    names: tuple[str, str] = ("image", "restored"),
+    spoilt: str = "",
 ) -> Path:
     """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path.
 
-    Without ``statistics`` they have the form of the first exports, whose tiles share the routing alone."""
+    Without ``statistics`` tiles share the routing alone. ``names`` are those of the picture's tensors. The output
+    ``spoilt`` is NaN in every graph that has it, for any picture."""
     folder.mkdir(parents=True, exist_ok=True)
-    spec = standin_spec(tile_px, halo_px, top_k)
+    spec = standin_spec(tile_px, halo_px, top_k, value_range=value_range, input_name=names[0], output_name=names[1])
     sizes = {"statistics": _FEATURES} if statistics else {}
     tile_spec, router_spec = (replace(spec, graph=graph, **sizes) for graph in ("tile", "router"))  # type: ignore[arg-type]
     image: list[int | str] = ["batch", 3, tile_px, tile_px]
@@ -161,13 +176,16 @@ def write_standin(
     whole.rng = np.random.default_rng(2)
     _restorer(whole, spec, statistics)
 
+    for graph in (router, tile, whole):
+        graph.spoil(spoilt)
     path = folder / f"{name}.onnx"
-    routing = {"posterior": posterior, "gate": gate}
-    _save(path, whole, spec, {"image": image}, {"restored": image, **routing})
     given: dict[str, list[int | str]] = {"statistics": ["batch", _FEATURES]} if statistics else {}
-    _save(folder / f"{name}.tile.onnx", tile, tile_spec, {"image": image, **routing, **given}, {"restored": image})
+    routing = {"posterior": posterior, "gate": gate}
+    before, after = {names[0]: image}, {names[1]: image}
+    _save(path, whole, spec, before, after | routing)
+    _save(folder / f"{name}.tile.onnx", tile, tile_spec, before | routing | given, after)
     found = {"posterior": posterior, "expert_probability": gate} | given
     if statistics:
         found = {name: [1, *shape[1:]] for name, shape in found.items()}
-    _save(folder / f"{name}.router.onnx", router, router_spec, {"image": image}, found)
+    _save(folder / f"{name}.router.onnx", router, router_spec, before, found)
     return path
