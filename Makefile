@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test embed lint dist clean weights
+.PHONY: demo test full lint dist clean weights
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,13 +15,13 @@ demo: $(STAMP)
 	$(BIN)/python -m tests.demo demo-out
 
 test: lint
-	bash tests/embed/install.sh
+	bash tests/install.sh
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The C++, browser and Arm tests in full: minutes instead of seconds, and the Arm cross compiler is installed too.
-embed: $(STAMP)
-	bash tests/embed/install.sh --full
-	CLUSIR_EMBED=full $(BIN)/python -m pytest -q tests/embed
+# All tests, also those that take minutes (tests/needs.py); a JDK and the Arm cross compiler are installed for them.
+full: lint
+	bash tests/install.sh --full
+	CLUSIR_FULL=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

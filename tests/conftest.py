@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import needs
+
 # Several runtimes live in one test process; worker threads that spin while they wait slow each other down many times
 # over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _refuse_other_reasons(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """A skip whose reason is not in needs.py fails: what could run must not be skipped."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not needs.is_named(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}: a skip must give a reason of tests/needs.py"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_other_reasons(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_other_reasons(report)
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import needs
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 HOMES = {"clusir": "clusir", "clusir.export": "export", "clusir.runtimes": "runtimes",
@@ -150,3 +152,13 @@ def test_the_wheel_restores_a_photo_in_an_empty_environment(dist: tuple[Path, Pa
     assert home.startswith(str(tmp_path / "env"))
     absent = "import importlib.util as u; print([n for n in ('torch', 'onnx', 'pytest') if u.find_spec(n)])"
     assert run(tmp_path, bin_ / "python", "-c", absent).strip() == "[]"
+
+
+@needs.FULL
+def test_the_wheel_exports_in_an_empty_environment(dist: tuple[Path, Path], tmp_path: Path) -> None:
+    bin_ = install(dist[0], "cpu,export", tmp_path / "env")
+    run(tmp_path, bin_ / "clusir-export", "--onnx", "out", "--checkpoint", "random:tiny", "--backends", "ort")
+    assert {"model.onnx", "model.tile.onnx", "model.router.onnx", "manifest.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    run(tmp_path, bin_ / "clusir-verify", "out", "--checkpoint", "random:tiny", "--backend", "ort")

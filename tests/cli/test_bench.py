@@ -26,9 +26,9 @@ from clusir.runtimes.machine.measure import (
     write_photo,
 )
 from clusir.runtimes.machine.table import COLUMNS, rows, to_markdown
+from tests import needs
 
 MODEL = str(Path(__file__).parents[1] / "golden" / "standin.onnx")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,6 @@ def test_command_writes_markdown_and_json(tmp_path: Path) -> None:
 
 
 def test_quality_is_measured_beside_latency(tmp_path: Path) -> None:
-    pytest.importorskip("skimage", reason="scikit-image is not installed")
     write_photo(tmp_path / "a.png", 48)
     arguments = ["--model", MODEL, "--backend", "ort", "--size", "16", "--runs", "1", "--warmup", "0", "--no-memory"]
     done = CliRunner().invoke(main, [*arguments, "--quality", str(tmp_path), "--json"])
@@ -166,7 +165,7 @@ def test_a_named_device_that_is_absent_fails_its_rows() -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this machine has the CUDA provider")
+        needs.skip("no cuda")
     done = CliRunner().invoke(main, ["--model", MODEL, "--device", "cuda", "--size", "16", "--no-memory"])
     assert done.exit_code == 3
     assert "clusir[gpu]" in done.stderr

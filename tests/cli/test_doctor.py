@@ -14,6 +14,7 @@ from clusir.runtimes.machine import diagnose as module
 from clusir.runtimes.machine.diagnose import Diagnosis, cuda_advice, diagnose
 from clusir.runtimes.machine.fingerprint import describe, fingerprint
 from clusir.runtimes.machine.probe import PROBE_MODEL, Probe, expected_output, probe
+from tests import needs
 
 MACHINE = {**fingerprint(), "gpus": [], "packages": {"onnxruntime": "1.0"}, "cpu_features": ["AVX2", "VNNI"]}
 CARD = {"name": "Card", "driver": "1", "memory": "2 GiB"}
@@ -26,7 +27,8 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_probe_model_is_the_network_it_claims_to_be() -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    import onnx
+
     made = onnx.load_from_string(PROBE_MODEL)
     onnx.checker.check_model(made)
     assert [node.op_type for node in made.graph.node] == ["Conv", "Relu"]
@@ -35,16 +37,18 @@ def test_probe_model_is_the_network_it_claims_to_be() -> None:
 
 
 def test_expected_output_is_that_of_a_runtime() -> None:
-    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    import onnxruntime as ort
+
     session = ort.InferenceSession(PROBE_MODEL, providers=["CPUExecutionProvider"])
     image = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 1, 4, 4)
     np.testing.assert_allclose(expected_output(), session.run(None, {"x": image})[0], atol=1e-5)
 
 
 def test_a_provider_that_falls_back_does_not_count_as_running() -> None:
-    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    import onnxruntime as ort
+
     if "CUDAExecutionProvider" in ort.get_available_providers():
-        pytest.skip("this machine has the CUDA provider")
+        needs.skip("no cuda")
     assert probe("ort:CPUExecutionProvider").ok
     done = probe("ort:CUDAExecutionProvider")
     assert not done.ok

@@ -9,14 +9,15 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-from toolchain import BUILD, CPP, alone, build_cpp, need, run
+from toolchain import BUILD, CPP, alone, build_cpp, run
+
+from tests import needs
 
 
 def arm_command(program: str) -> list[str | Path]:
     """The command that runs an Arm program of the build folder, without its arguments: emulator and library folder."""
-    need("aarch64-linux-gnu-g++")
-    need("qemu-aarch64")
+    needs.program("aarch64-linux-gnu-g++", "arm")
+    needs.program("qemu-aarch64", "arm")
     build_cpp(
         "aarch64",
         "-DCMAKE_BUILD_TYPE=Release",
@@ -33,7 +34,8 @@ def arm_command(program: str) -> list[str | Path]:
 
 def arm_ort_library() -> Path:
     """libonnxruntime out of the Arm wheel of the installed version."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     folder = BUILD / "aarch64-wheel"
     found = sorted(folder.glob(f"onnxruntime/capi/libonnxruntime.so.{onnxruntime.__version__}"))
     if found:
@@ -43,7 +45,7 @@ def arm_ort_library() -> Path:
     out = run(*command, f"onnxruntime=={onnxruntime.__version__}", check=False)
     wheels = sorted(folder.glob(f"onnxruntime-{onnxruntime.__version__}-*.whl"))
     if not wheels:
-        pytest.skip(f"the Arm wheel of onnxruntime cannot be had here: {out[-200:]}")
+        needs.skip("arm", f"the wheel cannot be had: {out[-200:]}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         member = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
         return Path(wheel.extract(member, folder))

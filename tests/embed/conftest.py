@@ -10,15 +10,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bad_models import write_bad_models
-from toolchain import build_cpp, need, openvino_cmake
+from toolchain import build_cpp, openvino_cmake
+
+from tests import needs
 
 
 @pytest.fixture(scope="session")
 def cpp() -> Path:
     """The build folder of the C++ library with both back ends, its example and its test programs."""
-    need("g++")
+    needs.program("g++", "c++")
     if not Path("/usr/include/png.h").is_file():
-        pytest.skip("libpng-dev is not installed (tests/embed/install.sh installs it)")
+        needs.skip("c++", "libpng-dev is not installed")
     return build_cpp(
         "cpp",
         "-DCMAKE_BUILD_TYPE=Release",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from arm import arm_command, arm_ort_library
-from toolchain import FULL, GOLDEN, run, shipped_model
+from toolchain import GOLDEN, run, shipped_model
 
+from tests import needs
 from tests.golden.make.cases import golden_picture, load_golden, restore_with_python, to_unit, write_golden
 
 
@@ -51,7 +52,7 @@ def write_int8(folder: Path) -> None:
         quantize_int8(folder / f"standin{part}.onnx", folder / f"standin.int8{part}.onnx", calibration)
 
 
-@FULL
+@needs.FULL
 def test_int8_golden_cases_on_arm(arm: list[str | Path], arm_library: Path, tmp_path: Path) -> None:
     """Arm's integer kernels sum in another order and width than x86's: as near to float32 as INT8 is on x86."""
     import numpy as np
@@ -70,7 +71,7 @@ def test_int8_golden_cases_on_arm(arm: list[str | Path], arm_library: Path, tmp_
     assert out.splitlines()[-1].endswith(" passed, 0 failed")
 
 
-@FULL
+@needs.FULL
 def test_shipped_model_on_arm(arm: list[str | Path], arm_library: Path, tmp_path: Path) -> None:
     write_golden(tmp_path, restore_with_python, shipped_model())
     out = run(*arm, tmp_path, "ort", arm_library, timeout_s=3600)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toolchain import BACKENDS, CPP, GOLDEN, need, ort_library, run
+from toolchain import BACKENDS, CPP, GOLDEN, ort_library, run
 
 from clusir.runtimes.runners.metadata import read_metadata
+from tests import needs
 from tests.golden.make.cases import golden_picture, load_golden
 
 STANDIN = GOLDEN / "standin.onnx"
@@ -29,7 +30,8 @@ def test_hostile_input(cpp: Path, hostile_folder: Path, backend: str) -> None:
 
 
 def test_openvino_ir_is_opened_like_onnx(cpp: Path, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    import openvino
+
     for part in ("tile", "router"):
         source = GOLDEN / f"standin.{part}.onnx"
         model = openvino.Core().read_model(source)
@@ -115,7 +117,7 @@ def test_example_says_what_is_wrong(cpp: Path, tmp_path: Path) -> None:
 
 
 def test_a_program_outside_the_tree_uses_the_installed_package(cpp: Path, tmp_path: Path) -> None:
-    cmake = need("cmake")
+    cmake = needs.program("cmake", "c++")
     run(cmake, "--install", cpp, "--prefix", tmp_path / "installed")
     strict = ["-DCMAKE_C_FLAGS=-std=c11 -Wall -Wextra -pedantic -Werror", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
     settings = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}", *strict]

@@ -20,6 +20,7 @@ from clusir.export.trace.forms import GRAPHS
 from clusir.network import checkpoint
 from clusir.network.frequency import FourierSplit
 from clusir.network.model import ClusIR
+from tests import needs
 
 INSTALLED = importlib.util.find_spec("executorch") is not None
 
@@ -73,7 +74,7 @@ def test_wrong_requests_are_one_line(network: ClusIR, tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(INSTALLED, reason="ExecuTorch is installed here")
+@pytest.mark.skipif(INSTALLED, reason=needs.NEEDS["no executorch"])
 def test_without_executorch_it_says_how_to_get_it(network: ClusIR, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"pip install 'clusir\[executorch\]'"):
         write_executorch(network, tmp_path / "out", tile_px=64)
@@ -84,7 +85,7 @@ def test_programs_agree_with_pytorch(tmp_path: Path) -> None:
     """The command itself runs each program and compares it with PyTorch."""
     python = os.environ.get("CLUSIR_EXECUTORCH") or (sys.executable if INSTALLED else None)
     if python is None:
-        pytest.skip("ExecuTorch wants an environment of its own: name its python in CLUSIR_EXECUTORCH")
+        needs.skip("executorch")
     told = run(
         python, "-W", "ignore", "-m", "clusir.export.formats.executorch", tmp_path, "--tile", "64", "--graph", "tile"
     )

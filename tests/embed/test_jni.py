@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toolchain import GOLDEN, REPOSITORY, build_cpp, need, ort_library, run
+from toolchain import GOLDEN, REPOSITORY, build_cpp, ort_library, run
 
 from clusir.export.formats.ort_mobile import write_ort_mobile
+from tests import needs
 from tests.golden.make.cases import load_golden
 
 SOURCES = REPOSITORY / "runtimes" / "mobile" / "android" / "app" / "src" / "main" / "cpp"
@@ -17,11 +18,11 @@ CLASS = Path(__file__).parent / "jni" / "org" / "clusir" / "Clusir.java"
 
 @pytest.mark.slow
 def test_a_jvm_restores_a_golden_case_through_jni(tmp_path: Path) -> None:
-    javac, java = Path(need("javac")).resolve(), need("java")
-    need("g++")
+    javac, java = Path(needs.program("javac", "jdk")).resolve(), needs.program("java", "jdk")
+    needs.program("g++", "c++")
     home = javac.parents[1]
     if not (home / "include" / "jni.h").is_file():
-        pytest.skip(f"{home} holds no jni.h: a JRE, not a JDK")
+        needs.skip("jdk", f"{home} holds no jni.h")
     # Not optimised: the library is compiled a second time here, and what is asked of it is its border.
     build = build_cpp("jni", f"-DJAVA_HOME={home}", "-DCMAKE_CXX_FLAGS=-O0", source=SOURCES)
     run(javac, "-d", tmp_path, CLASS)

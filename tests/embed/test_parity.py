@@ -1,7 +1,7 @@
 """One photo, every language: Python, C++ on both back ends (and the browser: test_web) give the same picture.
 
 The 1900x1300 photo goes through the stand-in at the shipped model's tile size, a smaller one through the shipped model;
-with CLUSIR_EMBED=full the large one goes through the shipped model too.
+with CLUSIR_FULL=1 the large one goes through the shipped model too.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from toolchain import BACKENDS, FULL, ort_library, photo, run, shipped_model
+from toolchain import BACKENDS, ort_library, photo, run, shipped_model
 
 from clusir.runtimes.restore.restorer import Restorer
+from tests import needs
 from tests.golden.make.standin import write_standin
 
 TOLERANCE = 1e-4
-PHOTOS = [("standin", 1900, 1300), ("shipped", 420, 300), pytest.param(("shipped", 1900, 1300), marks=FULL)]
+PHOTOS = [("standin", 1900, 1300), ("shipped", 420, 300), pytest.param(("shipped", 1900, 1300), marks=needs.FULL)]
 
 
 @pytest.fixture(scope="module", params=PHOTOS, ids=lambda p: f"{p[0]}-{p[1]}x{p[2]}")
@@ -68,7 +69,7 @@ def test_python_agrees_with_itself_on_openvino(
     assert np.abs(restored - expected).max() <= TOLERANCE
 
 
-@FULL
+@needs.FULL
 def test_twelve_megapixels_in_bounded_memory(cpp: Path, tmp_path: Path) -> None:
     model = write_standin(tmp_path, tile_px=256, halo_px=16)
     np.tile(photo(500, 500), (6, 8, 1)).tofile(tmp_path / "in.rgb")

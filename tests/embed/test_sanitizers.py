@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toolchain import FULL, GOLDEN, build_cpp, openvino_cmake, ort_library, run
+from toolchain import GOLDEN, build_cpp, openvino_cmake, ort_library, run
+
+from tests import needs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["ort", pytest.param("openvino", marks=FULL)])
+@pytest.mark.parametrize("backend", ["ort", pytest.param("openvino", marks=needs.FULL)])
 def test_sanitizers_find_nothing(hostile_folder: Path, backend: str) -> None:
     settings = [f"-DOpenVINO_DIR={openvino_cmake()}", "-DCLUSIR_ORT=OFF"] if backend == "openvino" else []
     build = build_cpp(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toolchain import BUILD, FULL, GOLDEN, REPOSITORY, WEB, need, photo, run, shipped_model
+from toolchain import BUILD, GOLDEN, REPOSITORY, WEB, photo, run, shipped_model
 
 from clusir.runtimes.restore.restorer import Restorer
+from tests import needs
+from tests.browser import chromium
 from tests.golden.make.cases import load_golden
 from tests.golden.make.standin import write_standin
 
@@ -21,8 +22,8 @@ from tests.golden.make.standin import write_standin
 @pytest.fixture(scope="module")
 def node() -> str:
     if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
-        pytest.skip("the npm packages of runtimes/web are not installed (tests/embed/install.sh installs them)")
-    return need("node")
+        needs.skip("browser", "the npm packages are not installed")
+    return needs.program("node", "browser")
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,6 @@ def dist(node: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="clusir-web-") as out:
         run(node, WEB / "build.mjs", out)
         yield Path(out)
-
-
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("Chromium is not installed (tests/embed/install.sh installs it)")
 
 
 def test_golden_cases_in_node(node: str) -> None:
@@ -55,7 +49,7 @@ def test_the_bundle_is_small(dist: Path) -> None:
 
 def browse(dist: Path, model: Path, picture: Path, shots: Path) -> dict[str, dict[str, float]]:
     arguments = (dist, REPOSITORY, model.with_suffix(""), picture, shots, chromium())
-    lines = run(need("node"), WEB / "test" / "browser.mjs", *arguments).splitlines()
+    lines = run(needs.program("node", "browser"), WEB / "test" / "browser.mjs", *arguments).splitlines()
     assert lines[-2].endswith(" passed, 0 failed")
     told: dict[str, dict[str, float]] = json.loads(lines[-1])
     return told
@@ -83,7 +77,7 @@ def test_chromium_agrees_with_python_on_a_large_photo(dist: Path, tmp_path: Path
     compare(model, tmp_path / "photo.png", tmp_path / "shots")
 
 
-@FULL
+@needs.FULL
 def test_chromium_restores_a_megapixel_with_the_shipped_model(dist: Path, tmp_path: Path) -> None:
     Image.fromarray(photo(1200, 834)).save(tmp_path / "photo.png")
     print(json.dumps(browse(dist, shipped_model(), tmp_path / "photo.png", BUILD / "screenshots")))

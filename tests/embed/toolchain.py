@@ -1,4 +1,4 @@
-"""Finds the tools of the other languages, and builds with them. What is missing skips the test, with the reason."""
+"""Builds with the tools of the other languages. What is missing skips the test, with a reason of needs.py."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests import needs
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPP = REPOSITORY / "runtimes" / "cpp"
 WEB = REPOSITORY / "runtimes" / "web"
 GOLDEN = REPOSITORY / "tests" / "golden"
 BUILD = REPOSITORY / "build" / "embed"  # kept between runs: a second run compiles only what changed
 BACKENDS = ("ort", "openvino")
-
-
-def need(tool: str) -> str:
-    """The path of a program; skips where it is not there."""
-    path = shutil.which(tool)
-    if path is None:
-        pytest.skip(f"{tool} is not installed (tests/embed/install.sh installs what it can)")
-    return path
 
 
 def run(*command: str | Path, timeout_s: float = 600, check: bool = True, **options: object) -> str:
@@ -58,16 +52,18 @@ def alone(folder: str) -> Iterator[Path]:
 
 def ort_library() -> Path:
     """libonnxruntime out of the installed wheel."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     found = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
     if not found:
-        pytest.skip("the installed onnxruntime wheel holds no libonnxruntime.so")
+        pytest.fail("the installed onnxruntime wheel holds no libonnxruntime.so")
     return found[-1]
 
 
 def openvino_cmake() -> Path:
     """The folder of OpenVINOConfig.cmake in the installed wheel."""
-    openvino = pytest.importorskip("openvino")
+    import openvino
+
     return Path(openvino.__file__).parent / "cmake"
 
 
@@ -77,15 +73,15 @@ def ort_header() -> Path:
     with alone("ort-header") as out:
         result = subprocess.run([script, out], capture_output=True, text=True, check=False, timeout=120)
     if result.returncode != 0:
-        pytest.skip(f"ONNX Runtime's C header cannot be had here: {result.stderr.strip()[-300:]}")
+        needs.skip("c++", f"the header cannot be had: {result.stderr.strip()[-300:]}")
     return Path(result.stdout.strip().splitlines()[-1])
 
 
 def build_cpp(folder: str, *settings: str, source: Path = CPP, targets: tuple[str, ...] = ()) -> Path:
     """Configures and builds ``source`` into BUILD/folder; returns that folder."""
-    cmake = need("cmake")
+    cmake = needs.program("cmake", "c++")
     if not Path("/usr/include/nlohmann/json.hpp").is_file():
-        pytest.skip("nlohmann-json3-dev is not installed (tests/embed/install.sh installs it)")
+        needs.skip("c++", "nlohmann-json3-dev is not installed")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     wanted = ["--target", *targets] if targets else []
     header = ort_header()
@@ -95,22 +91,15 @@ def build_cpp(folder: str, *settings: str, source: Path = CPP, targets: tuple[st
     return out
 
 
-FULL = pytest.mark.skipif(
-    os.environ.get("CLUSIR_EMBED") != "full", reason="minutes long: set CLUSIR_EMBED=full (make embed)"
-)
-
-
 def shipped_model() -> Path:
-    """The shipped model with its tile and router graphs; skips in a checkout without weights."""
-    model = REPOSITORY / "clusir" / "weights" / "tiny.onnx"
-    if not model.with_name("tiny.tile.onnx").is_file():
-        pytest.skip("the shipped ONNX files are not in this checkout")
-    return model
+    """The shipped model; its tile and router graphs lie beside it."""
+    return REPOSITORY / "clusir" / "weights" / "tiny.onnx"
 
 
 def photo(width: int, height: int) -> NDArray[np.uint8]:
     """A real photo with sensor-like noise, [height, width, 3]."""
-    skimage_data = pytest.importorskip("skimage.data")
-    picture = Image.fromarray(skimage_data.astronaut()).resize((width, height), Image.Resampling.BICUBIC)
+    import skimage.data
+
+    picture = Image.fromarray(skimage.data.astronaut()).resize((width, height), Image.Resampling.BICUBIC)
     noisy = np.asarray(picture, np.float64) + np.random.default_rng(0).normal(0, 12, (height, width, 3))
     return np.asarray(np.clip(np.rint(noisy), 0, 255), dtype=np.uint8)

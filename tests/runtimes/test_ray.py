@@ -20,13 +20,12 @@ from clusir.runtimes.restore.restorer import Restorer
 
 MODEL = Path(__file__).parents[1] / "golden" / "standin.onnx"
 OPTIONS: dict[str, Any] = {"model": str(MODEL), "backend": "ort", "device": "cpu", "threads": 1}
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray", reason="ray is not installed; install clusir[ray]")
-    pytest.importorskip("ray.data", reason="ray is installed without its data part; install clusir[ray]")
+    import ray
+
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
     yield ray
     ray.shutdown()
@@ -65,9 +64,6 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_an_absent_cluster_is_a_backend_error() -> None:
-    ray = pytest.importorskip("ray", reason="ray is not installed; install clusir[ray]")
-    if ray.is_initialized():
-        pytest.skip("this process is connected to the test cluster already")
     with pytest.raises(BackendError, match="cannot connect"):
         connect("nonsense://127.0.0.1:1")
 

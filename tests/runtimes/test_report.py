@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +17,7 @@ from PIL import Image
 from clusir.errors import ImageError
 from clusir.runtimes.report.collect import ReportWriter
 from clusir.spec import ModelSpec
+from tests.browser import Browser
 
 LABELS = ("noise", "jpeg", "blur", "<i>rain</i>")
 SPEC = ModelSpec(clusters=(4, 4), experts=(4, 4), cluster_labels=(LABELS, LABELS))
@@ -153,89 +148,29 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         ReportWriter().write(tmp_path / "file" / "r.html")
 
 
-class _Browser:
-    """Headless Chromium through chromedriver, spoken to with nothing but urllib."""
-
-    def __init__(self, driver: str, chromium: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self._process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
-        self._base = f"http://127.0.0.1:{port}"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,900"]
-        options = {"binary": chromium, "args": arguments}
-        for _ in range(300):
-            try:
-                if self._call("GET", "/status")["ready"]:
-                    break
-            except OSError:
-                time.sleep(0.1)
-        capabilities = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
-        session = self._call("POST", "/session", {"capabilities": capabilities})["sessionId"]
-        self._base += f"/session/{session}"
-
-    def _call(self, method: str, path: str, data: dict[str, Any] | None = None) -> Any:
-        body = json.dumps(data or {}).encode() if method == "POST" else None
-        request = urllib.request.Request(self._base + path, body, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, page: Path) -> None:
-        self._call("POST", "/url", {"url": page.as_uri()})
-
-    def run(self, script: str) -> Any:
-        return self._call("POST", "/execute/sync", {"script": script, "args": []})
-
-    def scheme(self, name: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": name}]
-        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
-        self._call("POST", "/goog/cdp/execute", command)
-
-    def press(self, *keys: str) -> None:
-        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
-
-    def screenshot(self) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(self._call("GET", "/screenshot")))).convert("RGB"))
-
-    def close(self) -> None:
-        self._call("DELETE", "")
-        self._process.terminate()
-        self._process.wait(20)
-
-
 @pytest.fixture(scope="module")
-def browser() -> Iterator[_Browser]:
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("chromium or chromedriver is not installed (Debian: apt-get install chromium chromium-driver)")
-    opened = _Browser(driver, chromium)
+def browser() -> Iterator[Browser]:
+    opened = Browser()
     yield opened
     opened.close()
 
 
-_RIGHT, _HOME = "\ue014", "\ue011"
-
-
-def test_keyboard_moves_the_slider_and_the_picture_follows(browser: _Browser, report: Path) -> None:
+def test_keyboard_moves_the_slider_and_the_picture_follows(browser: Browser, report: Path) -> None:
     browser.open(report)
     browser.run("document.querySelector('.slider input').focus()")
-    browser.press(*[_RIGHT] * 5)
+    browser.press(*["ArrowRight"] * 5)
     state = "const s = document.querySelector('.slider'); const i = s.querySelector('input');"
     clip = "getComputedStyle(s.querySelector('.before')).clipPath"
     assert browser.run(f"{state} return [i.value, s.style.getPropertyValue('--x')]") == ["55", "55%"]
     assert "55 % before" in browser.run(f"{state} return i.getAttribute('aria-valuetext')")
     assert browser.run(f"{state} return getComputedStyle(s).outlineStyle") == "solid"
     before = browser.run(f"{state} return {clip}")
-    browser.press(_HOME)
+    browser.press("Home")
     assert browser.run(f"{state} return i.value") == "0"
     assert browser.run(f"{state} return {clip}") != before
 
 
-def test_page_is_quiet_fits_and_loads_nothing(browser: _Browser, report: Path) -> None:
+def test_page_is_quiet_fits_and_loads_nothing(browser: Browser, report: Path) -> None:
     browser.open(report)
     assert browser.complaints() == []
     assert browser.run("return document.title") == "Restored <pictures>"
@@ -245,7 +180,7 @@ def test_page_is_quiet_fits_and_loads_nothing(browser: _Browser, report: Path) -
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_table_sorts_both_ways(browser: _Browser, report: Path) -> None:
+def test_table_sorts_both_ways(browser: Browser, report: Path) -> None:
     browser.open(report)
     press = "document.querySelectorAll('thead button')[4].click();"
     names = "return [...document.querySelectorAll('.card > table tbody tr td:last-child')].map(c => +c.dataset.value)"
@@ -256,7 +191,7 @@ def test_table_sorts_both_ways(browser: _Browser, report: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_readable_in_both_schemes(browser: _Browser, report: Path, scheme: str) -> None:
+def test_text_is_readable_in_both_schemes(browser: Browser, report: Path, scheme: str) -> None:
     browser.scheme(scheme)
     browser.open(report)
     script = """

@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 
+from clusir.network.checkpoint import load
+from clusir.network.pooled import PooledStatistics
 from clusir.quality.metrics import psnr
 from clusir.runtimes import Restorer
 from clusir.runtimes.restore.routing import Routing
 from clusir.runtimes.restore.tiling import Axis, plan_axis
 from tests.bench.run_command import seam_ratio
-
-torch = pytest.importorskip("torch")
-from clusir.network.checkpoint import load  # noqa: E402
-from clusir.network.pooled import PooledStatistics  # noqa: E402
 
 WEIGHTS = Path(str(files("clusir.weights")))
 SIZE = (256, 592)  # three tiles in a row

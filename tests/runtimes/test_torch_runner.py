@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clusir.errors import BackendError, UsageError
 from clusir.runtimes import open_runner
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")

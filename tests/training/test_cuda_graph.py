@@ -15,8 +15,9 @@ from clusir.network.router import ClusterRouter
 from clusir.training.cuda_graph import GraphedForward
 from clusir.training.loop import Stage, TrainConfig, train
 from clusir.training.state import read_header
+from tests import needs
 
-needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason=needs.NEEDS["cuda"])
 
 
 @pytest.mark.parametrize("chosen", [1, 2])

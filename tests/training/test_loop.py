@@ -30,6 +30,7 @@ from clusir.training.losses import log_error
 from clusir.training.monitor import validate
 from clusir.training.precision import ARITHMETICS, half_convolutions
 from clusir.training.state import read_header
+from tests import needs
 
 # Two stages, a calibration in the middle, and batches of a quad: everything that a resumed run must not forget.
 SMALL = TrainConfig(
@@ -175,7 +176,7 @@ def test_a_damaged_state_is_named(folder: Path, tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("a CUDA device is there")
+        needs.skip("no cuda")
     with pytest.raises(BackendError, match="cuda"):
         train(SMALL, folder, tmp_path / "run", device="cuda")
 

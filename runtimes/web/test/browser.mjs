@@ -5,7 +5,7 @@
 // the end.
 import { mkdirSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
-import { chromium } from "playwright-core";
+import { launch } from "./chromium.mjs";
 import { serve } from "./server.mjs";
 
 const [dist, repository, model, photo, shots] = process.argv.slice(2, 7).map((path) => resolve(path));
@@ -19,15 +19,6 @@ const PIXEL = Buffer.from(
   "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
   "base64",
 );
-const flags = [
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
 mkdirSync(shots, { recursive: true });
 
 let passed = 0;
@@ -163,7 +154,7 @@ async function demo(page, origin) {
   };
 }
 
-const browser = await chromium.launch({ executablePath, args: flags });
+const browser = await launch(executablePath);
 const result = {};
 try {
   for (const isolated of [true, false]) {

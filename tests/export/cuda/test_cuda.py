@@ -25,8 +25,8 @@ from clusir.runtimes.runners.cuda import (
     read_profile,
     refuse_cpu_operators,
 )
+from tests import needs
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 MODEL = Path(__file__).parents[2] / "golden" / "standin.onnx"
 
 
@@ -158,7 +158,6 @@ def test_tf32_and_graphs_are_off_unless_asked_for() -> None:
 def test_matrix_without_a_card_ends_with_3_and_the_line_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxscript", reason="the export extra is not installed")
     from clusir.cli.bench import main
 
     monkeypatch.setattr(
@@ -173,7 +172,6 @@ def test_matrix_without_a_card_ends_with_3_and_the_line_to_install(
 @pytest.fixture
 def micro(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A function that runs the matrix on the CPU with a network of a few thousand weights."""
-    pytest.importorskip("onnxscript", reason="the export extra is not installed")
     from clusir.export.cuda.matrix import run_matrix
     from clusir.export.cuda.plan import QUICK
     from clusir.network.model import CONFIGS
@@ -240,7 +238,6 @@ def test_matrix_runs_resumes_and_sees_a_wrong_artefact(
 
 
 def test_a_started_row_that_never_finished_is_noted(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="the export extra is not installed")
     from clusir.export.cuda.matrix import _Log
     from clusir.export.cuda.plan import MatrixRow
 
@@ -257,7 +254,6 @@ def test_a_started_row_that_never_finished_is_noted(tmp_path: Path) -> None:
 
 
 def test_bars_say_met_missed_and_not_measured() -> None:
-    pytest.importorskip("onnxscript", reason="the export extra is not installed")
     from clusir.export.cuda.plan import FULL, MatrixRow
     from clusir.export.cuda.report import MatrixReport
     from clusir.runtimes.machine.fingerprint import fingerprint
@@ -298,7 +294,7 @@ def test_bars_say_met_missed_and_not_measured() -> None:
 def card() -> None:
     done = probe("ort:CUDAExecutionProvider")
     if not done.ok:
-        pytest.skip(f"no CUDA device that ONNX Runtime runs on: {done.reason}")
+        needs.skip("cuda", done.reason)
 
 
 def test_shipped_model_on_the_card(card: None) -> None:

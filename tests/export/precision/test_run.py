@@ -107,7 +107,6 @@ def test_fp32_alone_needs_no_photos_and_wrong_words_are_refused(folder: Path) ->
 
 
 def test_nncf_keeps_the_same_things_in_float(routed: Any, folder: Path) -> None:
-    pytest.importorskip("nncf", reason="the alternative engine is optional")
     config = config_for(routed, precisions=("int8",), engine="nncf", budget=BudgetConfig(max_drop_db=0.5))
     report = make_precisions(folder, "model", config)
     made = report.int8["tile"]

@@ -15,8 +15,8 @@ from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint
 from clusir.network.model import CONFIGS, ClusIR, ModelConfig
 from clusir.runtimes import open_runner
+from tests import needs
 
-FULL = pytest.mark.skipif("CLUSIR_FULL" not in os.environ, reason="minutes of export; set CLUSIR_FULL=1")
 Export = tuple[ClusIR, dict[str, GraphRecord]]
 BACKENDS = ("ort", "openvino")
 THREADS = 1  # each runtime's own would spin on the core of the next test process
@@ -50,8 +50,8 @@ def test_dynamic_graphs_agree_with_pytorch(dynamic_export: Export) -> None:
     "config",
     [
         pytest.param(shallow(CONFIGS["small"]), id="shallow small"),
-        pytest.param(CONFIGS["small"], id="small", marks=FULL),
-        pytest.param(CONFIGS["base"], id="base", marks=FULL),
+        pytest.param(CONFIGS["small"], id="small", marks=needs.FULL),
+        pytest.param(CONFIGS["base"], id="base", marks=needs.FULL),
     ],
 )
 def test_larger_configurations_agree_with_pytorch(config: ModelConfig, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Every reason why a test may be skipped. A skip with any other reason fails (see conftest.py).
+
+hardware: nothing can be installed for it.
+minutes:  the test takes minutes, or its tools are large; ``make full`` installs the tools and runs it.
+tools:    ``make test`` installs them with ``tests/install.sh``, as root on Debian; elsewhere the line names them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+__all__ = ["FULL", "NEEDS", "is_named", "program", "skip"]
+
+NEEDS = {
+    "cuda": "hardware: a CUDA device",
+    "no cuda": "hardware: a machine without a CUDA device",
+    "pixel-major": "hardware: a CPU on which OpenVINO keeps the maps of convolutions pixel by pixel",
+    "full": "minutes: CLUSIR_FULL=1 (make full)",
+    "jdk": "minutes: a JDK, default-jdk-headless (make full)",
+    "arm": "minutes: g++-aarch64-linux-gnu, qemu-user and the Arm wheel of onnxruntime (make full)",
+    "executorch": "minutes: a Python with clusir[executorch], named in CLUSIR_EXECUTORCH",
+    "no executorch": "minutes: an environment without ExecuTorch",
+    "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",
+    "browser": "tools: node, the npm packages of runtimes/web, and chromium",
+}
+FULL = pytest.mark.skipif(not os.environ.get("CLUSIR_FULL"), reason=NEEDS["full"])
+
+
+def skip(need: str, detail: str = "") -> NoReturn:
+    """Skip the test for want of ``need``, a key of NEEDS."""
+    pytest.skip(NEEDS[need] + (f" ({detail})" if detail else ""))
+
+
+def program(name: str, need: str) -> str:
+    """The path of a program; skips for want of ``need`` where it is not there."""
+    path = shutil.which(name)
+    if path is None:
+        skip(need, f"{name} is not installed")
+    return path
+
+
+def is_named(reason: str) -> bool:
+    return reason.removeprefix("Skipped: ").startswith(tuple(NEEDS.values()))
