@@ -42,11 +42,30 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(__file__).parents[1] / "training" / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The fields of a recipe of the package. Raises UsageError."""
+    known = recipes()
+    if name not in known:
+        raise UsageError(f"no recipe named {name!r}; there are {', '.join(known)}")
+    return read_config(known[name])
+
+
 def make_config(
-    out: Path, resume: bool, file: Path | None, given: dict[str, Any], start: bool = False, qat: bool = False
+    out: Path,
+    resume: bool,
+    file: dict[str, Any],
+    given: dict[str, Any],
+    start: bool = False,
+    qat: bool = False,
 ) -> TrainConfig:
-    """Options over the file over the run that is resumed over the defaults, which ``start`` (given weights) and
-    ``qat`` change."""
+    """Options (``given``) over the fields of recipe and file over the run that is resumed over the defaults, which
+    ``start`` (given weights) and ``qat`` change."""
     from dataclasses import asdict
 
     from clusir.training.loop import FINE_TUNE_DEFAULTS, TrainConfig, resumed_config
@@ -58,7 +77,7 @@ def make_config(
         from clusir.export.quantize.finetune import QAT_DEFAULTS
 
         values |= QAT_DEFAULTS | {"qat": True}
-    values |= read_config(file) if file else {}
+    values |= file
     chosen = {name: value for name, value in given.items() if value is not None}
     if "steps" in chosen or "seconds" in chosen:
         values |= {"steps": 0, "seconds": 0.0}
@@ -108,6 +127,7 @@ class _Display:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of clean photos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: state, weights, log.")
 @click.option("--model", help="Configuration of the network: tiny, small or base. [default: tiny]")
+@click.option("--recipe", help="A recipe of the package; --config and options go over it. tiny: the shipped weights.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML or JSON: TrainConfig's fields.")
 @click.option("--steps", type=int, help="Budget in steps.")
 @click.option("--time-budget", help="Budget in time, for example 90s, 45m, 1h30m.")
@@ -125,6 +145,7 @@ def main(
     data: Path,
     out: Path,
     model: str | None,
+    recipe: str | None,
     config_file: Path | None,
     steps: int | None,
     time_budget: str | None,
@@ -164,7 +185,8 @@ def main(
 
     if threads:
         torch.set_num_threads(threads)
-    config = make_config(out, resume, config_file, given, start_from is not None, qat)
+    fields = (read_recipe(recipe) if recipe else {}) | (read_config(config_file) if config_file else {})
+    config = make_config(out, resume, fields, given, start_from is not None, qat)
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:
