@@ -145,7 +145,8 @@ def develop(image: Array, how: Development, rng: np.random.Generator, *, noisy: 
     if how.denoise > 0:
         stored = _smooth_colour(_sigma_filter(stored, how), how.denoise)
     if how.shrink > 1:
-        stored = stored.reshape(height, how.shrink, width, how.shrink, 3).mean(axis=(1, 3))
+        blocks = stored.reshape(height, how.shrink, width, how.shrink, 3)
+        stored = np.asarray(blocks.mean(axis=(1, 3)), np.float32)
     if how.sharpen > 0:
         stored = stored + np.float32(how.sharpen) * (stored - _box(stored))
     return bend_tone(stored, how.contrast)
@@ -181,6 +182,5 @@ def _sigma_filter(image: Array, how: Development) -> Array:
 def _smooth_colour(image: Array, amount: float) -> Array:
     """Colour differences averaged over 3x3 twice, brightness kept: cameras smooth colour noise harder."""
     grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
-    colour = image - grey[..., None]
-    done: Array = image + np.float32(amount) * (_box(_box(colour)) - colour)
-    return done
+    colour: Array = image - grey[..., None]
+    return np.asarray(image + np.float32(amount) * (_box(_box(colour)) - colour), np.float32)

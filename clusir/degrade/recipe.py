@@ -117,9 +117,8 @@ def draw_recipe(
     """A random recipe: ``count`` kinds out of ``kinds`` (default: two or three of KINDS), severities uniform in 0..1.
 
     ``weights`` (one per kind, not negative) bias the choice; ``severities`` narrows the range (lowest, highest) of the
-    kinds that it names. At most one kind of each family is taken, and the steps
-    come in the order in which light meets them: air, lens, exposure, sensor, file. Raises UsageError where ``kinds`` has fewer families than
-    ``count``.
+    kinds that it names. At most one kind of each family is taken, and the steps come in the order in which light meets
+    them: air, lens, exposure, sensor, file. Raises UsageError where ``kinds`` has fewer families than ``count``.
     """
     pool = list(KINDS if kinds is None else kinds)
     unknown = [kind for kind in pool if kind not in REGISTRY]

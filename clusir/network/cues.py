@@ -90,8 +90,9 @@ class DamageCue(nn.Module):
             if self.allow is None or permissions is None:
                 out: Tensor = self.read(statistics())
                 return out
-            hidden = self.read[0](statistics()) + _GAIN_PACE * self.allow(permissions - 1)
-            for layer in self.read[1:]:
+            enter, *rest = self.read
+            hidden: Tensor = enter(statistics()) + _GAIN_PACE * self.allow(permissions - 1)
+            for layer in rest:
                 hidden = layer(hidden)
             return hidden
 

@@ -232,7 +232,9 @@ class Prefetcher:
         self._pool: Executor
         if workers:
             # Not forked: a process that holds a GPU and threads must not be.
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _read_photos, (photos.folder, photos.split, photos.drawn))
+            self._pool = ProcessPoolExecutor(
+                workers, get_context("spawn"), _read_photos, (photos.folder, photos.split, photos.drawn)
+            )
         else:
             self._pool = ThreadPoolExecutor(1, "clusir-data")
 

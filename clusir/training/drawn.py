@@ -13,7 +13,7 @@ _LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01
 
 
 def draw_pictures(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
-    """``count`` pictures of 384 px square, uint8 HxWx3, the same for the same ``seed``: pages and flat walls in turn."""
+    """``count`` pictures of 384 px square, uint8 HxWx3, the same for the same ``seed``: a page, a flat wall, a page."""
     rng = np.random.default_rng(seed)
     return [(_page if index % 2 == 0 else _wall)(rng) for index in range(count)]
 
