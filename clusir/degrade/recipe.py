@@ -200,10 +200,9 @@ PRESETS: dict[str, Callable[[np.random.Generator], Recipe]] = {
 
 
 def _iso(a: float, b: float) -> Callable[[np.random.Generator], Recipe]:
-    """A camera of full resolution at a given noise, gradient-corrected demosaicking, JPEG 92."""
+    """A camera of full resolution at a given noise, gradient-corrected demosaicking, nothing mended, no file."""
     plain = {"red_gain": 2.2, "blue_gain": 1.9, "contrast": 0.0, "demosaic": 2.0, "denoise": 0.0, "sharpen": 0.0}
-    file = {"quality": 92.0, "subsampling": 2.0, "times": 1.0}
-    return _preset(("camera_noise", {"a": a, "b": b, "shrink": 1.0, **plain}), ("camera_jpeg", file))
+    return _preset(("camera_noise", {"a": a, "b": b, "shrink": 1.0, **plain}))
 
 
 CAMERA_PRESETS: dict[str, Callable[[np.random.Generator], Recipe]] = {
