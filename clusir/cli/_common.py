@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from clusir.errors import BackendError, ClusirError
+from clusir.names import install_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["SETTINGS", "Group", "command", "console", "echo_error", "fail", "words"]
+__all__ = ["SETTINGS", "Group", "command", "console", "echo_error", "fail"]
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-# Which extra brings a package that a command may find missing.
-_EXTRAS = {
-    "torch": "export", "safetensors": "export", "onnx": "export", "onnxscript": "export", "skimage": "export",
-    "nncf": "export", "onnxruntime": "cpu", "openvino": "openvino", "ray": "ray",
-}  # fmt: skip
 
 
 def console() -> Console:
@@ -47,8 +42,8 @@ def fail(error: BaseException, debug: bool) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         echo_error("interrupted; what was finished is kept")
         sys.exit(130)
-    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").split(".")[0]) in _EXTRAS:
-        echo_error(f"{name} is not installed; install it with: pip install 'clusir[{_EXTRAS[name]}]'")
+    if isinstance(error, ModuleNotFoundError) and (line := install_line(error.name or "")):
+        echo_error(f"{error.name} is not installed; install it with: {line}")
         sys.exit(BackendError.exit_code)
     if isinstance(error, MemoryError):
         echo_error("out of memory; use smaller tiles, or clusir-run --max-memory")
@@ -104,23 +99,10 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 fail(error, debug)
 
         debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-        return click.command(cls=_Command, context_settings=SETTINGS, **attributes)(
+        made = click.command(cls=_Command, context_settings=SETTINGS, **attributes)(
             click.version_option(package_name="clusir")(debug(run))
         )
+        made.params.sort(key=lambda option: option.name in ("debug", "version"))  # last in --help
+        return made
 
     return wrap
-
-
-def words(allowed: tuple[str, ...]) -> Any:
-    """A click callback: a comma-separated list of words out of ``allowed``, duplicates dropped."""
-
-    def parse(_context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-        words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-        wrong = [word for word in words if word not in allowed]
-        if wrong or not words:
-            raise click.BadParameter(
-                f"{', '.join(wrong) or 'nothing'} is not among {', '.join(allowed)}", param=parameter
-            )
-        return words
-
-    return parse

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import BackendError, ClusirError, ImageError
+from clusir.names import install_line
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.batch.journal import Journal
 from clusir.runtimes.batch.memory import MemoryGate
@@ -83,7 +84,7 @@ def connect(address: str | None = None) -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise BackendError(f"ray cannot be imported ({error}); install it with: pip install 'clusir[ray]'") from error
+        raise BackendError(f"ray cannot be imported ({error}); install it with: {install_line('ray')}") from error
     if not ray.is_initialized():
         try:
             ray.init(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import clusir.weights
 from clusir.errors import ModelFormatError, UsageError
+from clusir.names import PRECISIONS
 
 __all__ = ["PRECISIONS", "ModelFiles", "find_model"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
 _SHIPPED = "tiny"
 _MAX_UNZIPPED_BYTES = 4 << 30
 
@@ -66,12 +66,15 @@ def find_model(model: str | Path | None = None, precision: str | None = None, ba
         if whole.is_dir():
             whole = whole / "model.onnx"
             if not whole.is_file():
-                raise UsageError(f"bundle {model}: it holds no model.onnx; make one with clusir-export")
+                raise UsageError(f"bundle {model}: it holds no model.onnx; make one with clusir-export --onnx OUT")
         elif not whole.is_file():
             raise UsageError(f"model {model}: no such file or folder")
     if whole.suffix == ".safetensors":
         if precision not in (None, "fp32"):
-            raise UsageError(f"model {whole}: a checkpoint runs in fp32, not {precision}; export it with clusir-export")
+            raise UsageError(
+                f"model {whole}: a checkpoint runs in fp32, not {precision}; export it: "
+                f"clusir-export --onnx OUT --checkpoint {whole} --precision fp32,{precision}"
+            )
         return ModelFiles(whole, whole, whole, unpacked)  # torch answers as all three graphs
     return _with_sidecars(_variant(whole, precision), unpacked)
 
@@ -83,7 +86,8 @@ def _variant(whole: Path, precision: str | None) -> Path:
     path = whole.with_name(base + ("" if precision == "fp32" else f".{precision}") + whole.suffix)
     if not path.is_file():
         raise UsageError(
-            f"model {whole}: there is no {path.name} beside it; clusir-export --precision {precision} makes it"
+            f"model {whole}: there is no {path.name} beside it; make a bundle that has it with "
+            f"clusir-export --onnx OUT --precision fp32,{precision}, and name it with --model OUT"
         )
     return path
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import BackendError, ClusirError, ModelFormatError
+from clusir.names import INSTALL_GPU, install_line
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
@@ -23,7 +24,6 @@ from clusir.spec import ModelSpec
 __all__ = ["OrtRunner"]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_INSTALL_GPU = "pip uninstall -y onnxruntime && pip install 'clusir[gpu]'"
 
 
 class OrtRunner:
@@ -42,7 +42,7 @@ class OrtRunner:
             import onnxruntime as ort
         except ImportError as error:
             raise BackendError(
-                f"backend ort: onnxruntime cannot be imported ({error}); install it with: pip install 'clusir[cpu]'"
+                f"backend ort: onnxruntime cannot be imported ({error}); install it with: {install_line('onnxruntime')}"
             ) from error
         self._path = Path(path)
         spec = self._read_spec()
@@ -54,7 +54,7 @@ class OrtRunner:
             if _CUDA not in available:
                 raise BackendError(
                     f"device cuda: this onnxruntime {ort.__version__} has only {', '.join(available)}; "
-                    f"install CUDA support with: {_INSTALL_GPU}, or use --device cpu or --fallback"
+                    f"install CUDA support with: {INSTALL_GPU}, or use --device cpu or --fallback"
                 )
             start_cuda(ort)
         elif wanted != "cpu":

@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
-from clusir.cli.train import main, make_config, parse_budget, read_config, read_recipe, recipes
+from clusir.cli.train import main, make_config, read_config, read_recipe, recipes
 from clusir.errors import BackendError, ModelFormatError, UsageError
 from clusir.network import checkpoint
 from clusir.network.model import CONFIGS, ClusIR
@@ -265,17 +265,6 @@ def test_validation_reports_no_gain_for_a_network_that_returns_its_input(folder:
     figures = validate(ClusIR(CONFIGS["tiny"]).eval(), PhotoSet(folder, "validation"), 64, 1)
     assert figures["gain"] == pytest.approx(0, abs=1e-4)
     assert figures["psnr/clean"] == pytest.approx(60)
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), ("1h30m", 5400)])
-def test_time_budgets_are_read(text: str, seconds: float) -> None:
-    assert parse_budget(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["90", "m", "1h30", "-5m", "1 h"])
-def test_odd_time_budgets_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="1h30m"):
-        parse_budget(text)
 
 
 def test_the_command_trains_and_resumes_with_a_longer_budget(
