@@ -98,7 +98,7 @@ def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -
     from clusir.errors import UsageError
     from clusir.runtimes.batch.jobs import is_glob, plan_jobs
     from clusir.runtimes.batch.memory import parse_size
-    from clusir.runtimes.images.picture import READ_SUFFIXES
+    from clusir.runtimes.images.formats import READ_SUFFIXES
 
     if not output:
         named = inputs[0] if inputs else "PICTURE"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clusir.errors import UsageError
-from clusir.runtimes.images.picture import READ_SUFFIXES, WRITE_SUFFIXES
+from clusir.runtimes.images.formats import READ_SUFFIXES, WRITE_SUFFIXES
 
 __all__ = ["Job", "is_file_output", "is_glob", "plan_jobs"]
 
