@@ -21,7 +21,7 @@ from clusir.runtimes.images.formats import ALL_SUFFIXES, install_hint, looks_lik
 from clusir.runtimes.images.metadata.orientation import upright
 from clusir.runtimes.images.metadata.truth import orientation_of, turned, upright_info
 from clusir.runtimes.images.picture import Limits, PictureInfo
-from clusir.runtimes.images.pillow_reader import WholeRows, opened, probe_with_pillow
+from clusir.runtimes.images.pillow_reader import WholeRows, probe_with_pillow
 from clusir.runtimes.images.png_header import PngHeader, read_header
 from clusir.runtimes.images.png_reader import PngRows, read_interlaced
 
@@ -215,11 +215,11 @@ def _probe_tiff(path: Path, limits: Limits) -> Probe:
 
 
 def _probe_with_pillow(path: Path, kind: str, limits: Limits) -> Probe:
-    with opened(path, kind) as image:  # sizes first: what follows reads further
-        _check_size(
-            path, image.width, image.height, 1 / 8 if image.mode in ("1", "P") else len(image.getbands()), limits, kind
-        )
-    info, orientation, decode = probe_with_pillow(path, kind, limits)
+    def check(image: Any) -> None:  # sizes first: what follows reads further
+        pixel_bytes = 1 / 8 if image.mode in ("1", "P") else len(image.getbands())
+        _check_size(path, image.width, image.height, pixel_bytes, limits, kind)
+
+    info, orientation, decode = probe_with_pillow(path, kind, limits, check)
     # Pillow takes 4 bytes a pixel for colour; a turned copy comes on top.
     needed = info.width * info.height * (4 if info.channels > 1 else info.dtype.itemsize)
     needed *= 2 if kind in ("WEBP", "AVIF", "HEIF", "JXL") else 1  # their libraries keep a canvas of their own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,11 @@ def rgb_of(image: Image.Image) -> tuple[str, str]:
     return target or image.mode, note
 
 
-def probe_with_pillow(path: Path, kind: str, limits: Limits) -> tuple[PictureInfo, int, Any]:
-    """(facts, orientation, a function that decodes to rows) of an opened, not yet decoded file.
+def probe_with_pillow(
+    path: Path, kind: str, limits: Limits, check: Callable[[Image.Image], None]
+) -> tuple[PictureInfo, int, Any]:
+    """(facts, orientation, a function that decodes to rows) of an opened, not yet decoded file; ``check`` may
+    refuse it.
 
     Raises ImageError for several frames, and for a mode that is not restored.
     """
@@ -104,6 +107,7 @@ def probe_with_pillow(path: Path, kind: str, limits: Limits) -> tuple[PictureInf
         data = path.read_bytes()
         parts = parse_jpeg(data)
     with opened(path, kind, data) as image:
+        check(image)
         if getattr(image, "n_frames", 1) > 1 and kind not in ("JPEG", "HEIF"):
             raise ImageError(f"it has {getattr(image, 'n_frames', 1)} frames; extract the one to restore")
         mode, note = rgb_of(image)

@@ -42,9 +42,9 @@ def write_tiff(stream: BinaryIO, info: PictureInfo, bands: Iterable[NDArray[Any]
     elif info.aspect is not None:
         options |= {"resolution": tuple((n, 1) for n in whole_ratio(info.aspect, 2**31)), "resolutionunit": 1}
     grey = info.channels <= 2
-    with tifffile.TiffWriter(
-        stream, byteorder="<" if order == "<" else ">", bigtiff=info.bytes_decoded > _BIG
-    ) as writer:
+    named: Any = _Named(stream)
+    big = info.bytes_decoded > _BIG
+    with tifffile.TiffWriter(named, byteorder="<" if order == "<" else ">", bigtiff=big) as writer:
         writer.write(
             _strips(bands, info, rows, order, predicts),
             shape=(info.height, info.width) if info.channels == 1 else (info.height, info.width, info.channels),
@@ -62,6 +62,18 @@ def write_tiff(stream: BinaryIO, info: PictureInfo, bands: Iterable[NDArray[Any]
         )
     if info.exif is not None:
         _append_sub_ifds(stream, info.exif, order, tags)
+
+
+class _Named:
+    """A stream that was opened by a number, with a name, which tifffile wants for its messages."""
+
+    name = "picture.tif"
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._stream, attribute)
 
 
 def _rational(value: float) -> tuple[int, int]:
