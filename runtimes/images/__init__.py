@@ -12,8 +12,7 @@ from clusir.lazy import lazy
 
 if TYPE_CHECKING:
     from clusir.runtimes.images.files import Picture, open_picture, probe_picture, save_picture
-    from clusir.runtimes.images.formats import READ_SUFFIXES, WRITE_SUFFIXES
-    from clusir.runtimes.images.picture import Limits, PictureInfo
+    from clusir.runtimes.images.picture import READ_SUFFIXES, WRITE_SUFFIXES, Limits, PictureInfo
 
 __all__ = [
     "READ_SUFFIXES",
@@ -30,7 +29,6 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "files": "Picture open_picture probe_picture save_picture",
-        "formats": "READ_SUFFIXES WRITE_SUFFIXES",
-        "picture": "Limits PictureInfo",
+        "picture": "READ_SUFFIXES WRITE_SUFFIXES Limits PictureInfo",
     },
 )

@@ -1,1 +1,0 @@
-"""TIFF: directories by tifffile, samples of any layout."""
