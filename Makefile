@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test full lint dist clean weights
+.PHONY: demo test full lint docs dist clean weights
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ lint: $(STAMP)
 # Exports the shipped checkpoint into the package; run it after clusir/weights/tiny.safetensors changed.
 weights: $(STAMP)
 	$(BIN)/clusir-export --onnx clusir/weights/tiny.onnx
+
+# The site, from docs/ and the docstrings of the public names, into build/site. It loads nothing from elsewhere; to search it: python -m http.server -d build/site
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
+	$(BIN)/python .ci/docs.py build/site
 
 # Wheel and source distribution; tests/test_wheel.py says what is in them and installs the wheel.
 dist: $(STAMP)

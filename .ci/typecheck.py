@@ -1,4 +1,4 @@
-"""Runs mypy over the packages as they are installed: the folders of the checkout linked into one tree."""
+"""Runs mypy over the packages as they are installed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("export", "runtimes", "calibration")
+from tree import ROOT, link_packages
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "clusir"
-        package.mkdir()
-        for entry in (ROOT / "clusir").iterdir():
-            (package / entry.name).symlink_to(entry)
-        for part in PARTS:
-            (package / part).symlink_to(ROOT / part)
+        link_packages(Path(folder))
         command = [
             sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"),
             "--cache-dir", str(ROOT / ".mypy_cache"), "clusir",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clusir.errors import CalibrationError
+from clusir.names import install_line
 
 __all__ = ["BUILT_IN", "Photo", "PhotoSet", "built_in_photos", "folder_photos"]
 
@@ -123,7 +124,7 @@ def built_in_photos(crop_px: int) -> PhotoSet:
     except ModuleNotFoundError as error:
         raise CalibrationError(
             "no calibration folder was given and scikit-image, whose photos would serve, is not installed; "
-            "give a folder of photos or run: pip install 'clusir[export]'"
+            f"give a folder of photos or run: {install_line('skimage')}"
         ) from error
     found = [(Path(str(place / name)), name) for name in BUILT_IN]
     return collect(((path, name) for path, name in found if path.is_file()), crop_px, "scikit-image's data")

@@ -31,7 +31,8 @@ from clusir.export.subjects.factory import UNUSED, declare_unused, load_factory,
 from clusir.export.trace.program import TracedModel, trace_module
 from clusir.export.trace.sizes import size_rule, validation_sizes
 from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
-from clusir.export.validate.foreign import Agreement, installed_backends, probes, validate
+from clusir.export.validate.foreign import Agreement, probes, validate
+from clusir.names import ONNX_BACKENDS, install_line, installed_backends
 from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["ModuleExport", "declare_unused", "export_module", "load_factory", "parse_input"]
@@ -103,11 +104,9 @@ def export_module(
     notes += [f"{r.name}: {'; '.join(r.notes)}" for r in steps.records]
     sizes = validation_sizes(spec.size, height, width) if traced.dynamic_size else [(height, width)]
     model = AttachMetadata(spec).apply(model).model
-    backends = [b for b in installed_backends() if b == "ort" or dft != "op"]
+    backends = [b for b in installed_backends(ONNX_BACKENDS) if b == "ort" or dft != "op"]
     if not backends:
-        raise ExportError(
-            "no runtime is installed to validate with; install one with: pip install 'clusir[cpu,openvino]'"
-        )
+        raise ExportError(f"no runtime is installed to compare with; install one with: {install_line('onnxruntime')}")
     left = {"ort", "openvino"} - set(backends)
     if left:
         why = "OpenVINO misreads DFT" if dft == "op" else "not installed"

@@ -19,13 +19,15 @@ COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
 
 # The floors, lowest first: a folder may import what stands on a lower line, never a higher one or a neighbour's.
 FLOORS = (
-    ("clusir.lazy",),
+    ("clusir.lazy", "clusir.names"),
     ("clusir", "clusir.errors", "clusir.weights"),
     ("clusir.spec",),
     ("clusir.degrade",),
     ("clusir.network", "clusir.calibration"),
     ("clusir.quality",),
-    ("clusir.runtimes.machine.allowed",),
+    ("clusir.runtimes.images.picture", "clusir.runtimes.images.formats", "clusir.runtimes.images.pillow_open"),
+    ("clusir.runtimes.images.metadata",),
+    ("clusir.runtimes.images.tiff",),
     ("clusir.runtimes.runners", "clusir.runtimes.images"),
     ("clusir.runtimes",),
     ("clusir.runtimes.restore",),
@@ -170,4 +172,4 @@ def test_a_missing_package_is_one_line_with_the_extra_that_brings_it(tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 3
-    assert done.stderr == "error: torch is not installed; install it with: pip install 'clusir[export]'\n"
+    assert done.stderr == 'error: torch is not installed; install it with: pip install "clusir[export]"\n'

@@ -28,8 +28,8 @@ HOMES = {"clusir": "clusir", "clusir.export": "export", "clusir.runtimes": "runt
 NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.egg-info", ".*_cache", "__pycache__",
               "demo-out", "site", ".hypothesis", ".state")  # fmt: skip
 # What the wheel holds beside modules: where, and which suffixes.
-DATA = {"clusir/weights": {".onnx", ".safetensors", ".md", ""}, "clusir/runtimes/report": {".css", ".js", ".html"},
-        "clusir": {".typed", ".json"}}  # fmt: skip
+DATA = {"clusir": {".typed", ".json"}, "clusir/weights": {".onnx", ".safetensors", ".md", ""},
+        "clusir/runtimes/report": {".css", ".js", ".html"}, "clusir/training/recipes": {".toml"}}  # fmt: skip
 
 
 def packages() -> dict[str, Path]:
@@ -41,6 +41,12 @@ def packages() -> dict[str, Path]:
             if not {"cpp", "web", "mobile"} & set(parts):
                 found[".".join([name, *parts])] = init.parent
     return found
+
+
+def home(folder: str) -> Path:
+    """The folder of the checkout that is installed as ``folder``."""
+    top = max((name for name in HOMES if folder.startswith(name.replace(".", "/"))), key=len)
+    return ROOT / HOMES[top] / folder.removeprefix(top.replace(".", "/")).lstrip("/")
 
 
 def build(source: Path, out: Path) -> tuple[Path, Path]:
@@ -87,8 +93,8 @@ def test_the_wheel_holds_every_module_and_nothing_stray(dist: tuple[Path, Path])
     wanted = {f"{name.replace('.', '/')}/{path.name}" for name, at in packages().items() for path in at.glob("*.py")}
     assert {n for n in held if n.endswith(".py")} == wanted
     data = held - wanted
-    stray = {n for n in data if Path(n).suffix not in DATA.get(str(Path(n).parent), ())}
-    assert stray == set()
+    assert data == {f"{folder}/{path.name}" for folder, suffixes in DATA.items() for path in home(folder).iterdir()
+                    if path.is_file() and path.suffix in suffixes}  # fmt: skip
     assert {"clusir/py.typed", "clusir/weights/MODEL_CARD.md", "clusir/weights/LICENSE"} <= data
     assert {f"clusir/weights/tiny{kind}" for kind in (".onnx", ".tile.onnx", ".router.onnx", ".safetensors")} <= data
     assert {f"{info}licenses/LICENSE", f"{info}licenses/clusir/weights/LICENSE"} <= names

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,19 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from clusir.errors import BackendError, ClusirError
+from clusir.names import install_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["SETTINGS", "Group", "command", "console", "echo_error", "fail", "words"]
+__all__ = ["SETTINGS", "Group", "command", "console", "echo_error", "fail"]
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-# Which extra brings a package that a command may find missing.
-_EXTRAS = {
-    "torch": "export", "safetensors": "export", "onnx": "export", "onnxscript": "export", "skimage": "export",
-    "nncf": "export", "onnxruntime": "cpu", "openvino": "openvino", "ray": "ray",
-}  # fmt: skip
 
 
 def console() -> Console:
@@ -37,61 +29,7 @@ def console() -> Console:
 
 def echo_error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    Printer(err=True).line(f"error: {' '.join(str(message).split())}")
-
-
-def show_everything() -> None:
-    """Let both output streams escape what their encoding cannot say, instead of raising."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-class Printer:
-    """Writes lines to standard output or error, and never raises: nobody may read any more, the disk behind it may be
-    full, its encoding may be narrow. ``problem`` is what went wrong, other than that the reader has left."""
-
-    def __init__(self, err: bool = False) -> None:
-        self._err = err
-        self.problem: str | None = None
-        self._silent = False
-
-    def stream(self) -> Any:
-        return sys.stderr if self._err else sys.stdout
-
-    def is_narrow(self) -> bool:
-        """Whether block characters cannot be written."""
-        try:
-            "\u2588\u258f".encode(getattr(self.stream(), "encoding", None) or "ascii")
-        except (UnicodeError, LookupError):
-            return True
-        return False
-
-    def line(self, text: str) -> None:
-        self.guarded(lambda: click.echo(text, err=self._err))
-
-    def guarded(self, write: Callable[[], Any]) -> None:
-        if self._silent:
-            return
-        try:
-            write()
-        except BrokenPipeError:
-            self._silence()
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            self.problem = getattr(error, "strerror", None) or str(error)
-            self._silence()
-
-    def _silence(self) -> None:
-        self._silent = True
-        drop_output(self.stream())
-
-
-def drop_output(stream: Any) -> None:
-    """Send what is still to come, and what waits in the buffer, nowhere: Python would complain about it at its end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+    click.echo(f"error: {' '.join(str(message).split())}", err=True)
 
 
 def fail(error: BaseException, debug: bool) -> NoReturn:
@@ -101,14 +39,11 @@ def fail(error: BaseException, debug: bool) -> NoReturn:
     if isinstance(error, ClusirError):
         echo_error(str(error))
         sys.exit(error.exit_code)
-    if isinstance(error, BrokenPipeError):  # whoever read has seen enough
-        drop_output(sys.stdout)
-        sys.exit(141)  # as a shell names SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         echo_error("interrupted; what was finished is kept")
         sys.exit(130)
-    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").split(".")[0]) in _EXTRAS:
-        echo_error(f"{name} is not installed; install it with: pip install 'clusir[{_EXTRAS[name]}]'")
+    if isinstance(error, ModuleNotFoundError) and (line := install_line(error.name or "")):
+        echo_error(f"{error.name} is not installed; install it with: {line}")
         sys.exit(BackendError.exit_code)
     if isinstance(error, MemoryError):
         echo_error("out of memory; use smaller tiles, or clusir-run --max-memory")
@@ -156,7 +91,6 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
     def wrap(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def run(*args: Any, debug: bool, **kwargs: Any) -> Any:
-            show_everything()
             try:
                 return function(*args, **kwargs)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -165,23 +99,10 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 fail(error, debug)
 
         debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-        return click.command(cls=_Command, context_settings=SETTINGS, **attributes)(
+        made = click.command(cls=_Command, context_settings=SETTINGS, **attributes)(
             click.version_option(package_name="clusir")(debug(run))
         )
+        made.params.sort(key=lambda option: option.name in ("debug", "version"))  # last in --help
+        return made
 
     return wrap
-
-
-def words(allowed: tuple[str, ...]) -> Any:
-    """A click callback: a comma-separated list of words out of ``allowed``, duplicates dropped."""
-
-    def parse(_context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-        words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-        wrong = [word for word in words if word not in allowed]
-        if wrong or not words:
-            raise click.BadParameter(
-                f"{', '.join(wrong) or 'nothing'} is not among {', '.join(allowed)}", param=parameter
-            )
-        return words
-
-    return parse

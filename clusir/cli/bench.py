@@ -1,4 +1,4 @@
-"""``clusir-bench``: how fast, how much memory, how good: backend x precision x size in one table."""
+"""``clusir-bench``: speed, memory and quality in one table over backend, precision and size."""
 
 from __future__ import annotations
 
@@ -8,69 +8,47 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clusir.cli._common import command
+from clusir.cli._values import Integers, Words
+from clusir.names import DEVICES, MODULES, PRECISIONS, install_line, installed_backends
 
 if TYPE_CHECKING:
     from clusir.runtimes.machine.measure import Case, Measurement
 
-_BACKENDS = ("ort", "openvino", "torch")
-_MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-_PRECISIONS = ("fp32", "fp16", "int8")
-
-
-def _words(allowed: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...] | None]:
-    def split(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-        if text is None:
-            return None
-        words = tuple(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
-        for word in words:
-            if word not in allowed:
-                raise click.BadParameter(f"{word!r} is not one of {', '.join(allowed)}")
-        return words or None
-
-    return split
-
-
-def _sizes(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 256,1024") from error
-    if not sizes or not all(1 <= size <= 20000 for size in sizes):
-        raise click.BadParameter(f"{text!r}: every size must be within 1..20000 pixels")
-    return sizes
-
 
 @command(name="clusir-bench", short_help="Measure speed, memory and quality.")
 @click.option("--model", "models", multiple=True, help="ONNX file or bundle; repeatable.  [default: the shipped model]")
-@click.option("--backend", callback=_words(_BACKENDS), help="For example ort,openvino.  [default: all installed]")
-@click.option("--precision", callback=_words(_PRECISIONS), help="For example fp32,int8.  [default: all there are]")
-@click.option("--size", callback=_sizes, default="256,1024", show_default=True, help="Sides of the pictures, pixels.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: its own choice]")
-@click.option("--batch", type=click.IntRange(1, 256), help="Tiles run at a time.  [default: 1, on CUDA 8]")
-@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Pictures per row.")
-@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Pictures before, not counted.")
-@click.option("--memory/--no-memory", default=True, help="Peak memory, in a process per row.  [default: memory]")
-@click.option("--quality", metavar="FOLDER", help="Also measure quality on damaged copies of the photos in FOLDER.")
-@click.option("--baselines", is_flag=True, help="With --quality: classical filters on the same pixels.")
-@click.option("--clusters", metavar="FOLDER", help="Instead report what the clusters mean, on photos in FOLDER.")
+@click.option("--backend", type=Words(tuple(MODULES)), help="For example ort,openvino.  [default: all installed]")
+@click.option("--precision", type=Words(PRECISIONS), help="For example fp32,int8.  [default: all that the model has]")
 @click.option(
-    "--limit", type=click.IntRange(1), help="Photos to take, at even distances.  [default: all; clusters: 16]"
+    "--size",
+    type=Integers(1, 20000),
+    default="256,1024",
+    show_default=True,
+    help="Sides of square pictures, pixels.",
 )
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="auto: CUDA if it works.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: the runtime decides]")
+@click.option("--batch", type=click.IntRange(1, 256), help="Tiles in one call.  [default: 1; on CUDA 8]")
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs for each row.")
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Warm-up runs for each row.")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory, in a process for each row.")
+@click.option("--quality", metavar="FOLDER", help="Also measure PSNR and SSIM on degraded copies of these photos.")
+@click.option("--baselines", is_flag=True, help="With --quality: classical filters on the same pixels.")
+@click.option("--clusters", metavar="FOLDER", help="Instead measure how well clusters tell degradations apart.")
+@click.option("--limit", type=click.IntRange(1), help="Number of photos to take.  [default: all; with --clusters 16]")
 @click.option("-o", "--output", metavar="FOLDER", help="Also write bench.md and bench.json there.")
-@click.option("--cuda-matrix", metavar="FOLDER", help="Instead run the whole CUDA validation and write its report.")
-@click.option("--quick", is_flag=True, help="With --cuda-matrix: the smallest subset, to try the script.")
+@click.option("--cuda-matrix", metavar="FOLDER", help="Instead validate and time everything on an NVIDIA card.")
+@click.option("--quick", is_flag=True, help="With --cuda-matrix: the smallest subset.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def main(**options: Any) -> None:
-    """Measure restoration from file to file: percentiles, throughput, memory, and where the time goes.
+    """Measure speed, memory and quality of restoration, from file to file.
 
-    Rows of one size take turns in one process, so that their ratios hold on a busy machine. --cuda-matrix FOLDER
-    exports, validates and times every configuration on an NVIDIA card (with --device cpu it runs on the CPU).
-    --clusters FOLDER tells how well each level's clusters follow the kind of damage, and what to call them.
+    One row for each backend, precision and size. Rows of one size take turns in one process, so that their ratios
+    hold on a busy machine too.
 
     \b
-    Exit codes: 0 done; 1 some rows failed; 2 usage; 3 a named backend or device is not here; 4 the matrix found a
-    configuration outside its tolerance.
+    Exit codes: 0 done; 1 some rows failed; 2 usage; 3 a backend or device that was named is not
+    available; 4 --cuda-matrix found a configuration outside its bounds.
     """
     if options["cuda_matrix"]:
         from clusir.export.cuda.matrix import run_matrix
@@ -153,24 +131,22 @@ def _bench(options: dict[str, Any]) -> None:
 
 def _cases(options: dict[str, Any], size_px: int) -> list[Case]:
     """Every combination that exists. What was named and is not there is an error; what was not named is left out."""
-    import importlib.util
-
     from clusir.errors import BackendError, UsageError
     from clusir.runtimes.machine.measure import Case
     from clusir.runtimes.runners.files import find_model
 
-    installed = [b for b in _BACKENDS if importlib.util.find_spec(_MODULES[b])]
+    installed = installed_backends()
     for backend in options["backend"] or ():
         if backend not in installed:
-            raise BackendError(f"backend {backend} is not installed; clusir-doctor says how to install it")
+            raise BackendError(f"backend {backend} is not installed; install it with: {install_line(MODULES[backend])}")
     if not installed:
-        raise BackendError("no backend is installed; install one with: pip install 'clusir[cpu]'")
+        raise BackendError(f"no backend is installed; install one with: {install_line('onnxruntime')}")
     cases = []
     for model in options["models"] or (None,):
         for backend in options["backend"] or installed:
             if options["device"] == "cuda" and backend == "openvino" and not options["backend"]:
                 continue
-            for precision in options["precision"] or _PRECISIONS:
+            for precision in options["precision"] or PRECISIONS:
                 try:
                     files = find_model(model, precision, backend)
                 except UsageError:

@@ -1,4 +1,4 @@
-"""``clusir-doctor``: what is installed, what really runs, and the line that mends what does not."""
+"""``clusir-doctor``: what is installed, what runs, and the command that fixes what does not."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import sys
 import click
 
 from clusir.cli._common import command
+from clusir.names import BACKENDS, DEVICES
 
 
 @command(name="clusir-doctor", short_help="Show what runs here, and the command that fixes what does not.")
-@click.option("--backend", type=click.Choice(["auto", "ort", "openvino", "torch"]), default="auto", help="Needed.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Needed.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Exit 3 unless this backend works.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", help="Exit 3 unless this device works.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def main(backend: str, device: str, as_json: bool) -> None:
-    """Run a tiny network on every device of every installed backend and say what is wrong.
+    """Run a tiny network on every device of every installed backend, and print the command that fixes what fails.
 
     \b
-    Exit codes: 0 all is well; 1 something that is installed is broken;
-    3 no backend runs, or the one named with --backend and --device does not.
+    Exit codes: 0 everything that is installed works; 1 something that is installed is broken; 2 usage;
+    3 no backend works, or the one named with --backend and --device does not.
     """
     import json
     from pathlib import Path

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from clusir.cli._common import command, words
+from clusir.cli._common import command
+from clusir.cli._values import Decibels, Seconds, Words
 from clusir.errors import UsageError
+from clusir.names import ONNX_BACKENDS, PRECISIONS
 
 __all__ = ["main"]
-
-_PRECISIONS = ("fp32", "fp16", "int8")
-_BACKENDS = ("ort", "openvino")
-
-
-def _decibels(_context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """``0.1dB`` or ``0.1``: decibels, at least 0."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:dB)?\s*", text, re.IGNORECASE)
-    if not found:
-        raise click.BadParameter(f"{text!r} is not a number of decibels, for example 0.1dB", param=parameter)
-    return float(found[1])
-
-
-def _seconds(_context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """``90``, ``90s``, ``10m`` or ``1h``."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if not found:
-        raise click.BadParameter(f"{text!r} is not a time, for example 90s, 10m or 1h", param=parameter)
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @command(name="clusir-export", short_help="Write a network as verified ONNX, also in fewer bits.")
@@ -45,41 +23,46 @@ def _seconds(_context: click.Context, parameter: click.Parameter, text: str | No
     is_flag=False,
     flag_value="clusir-bundle",
     default=None,
-    help="Write ONNX: a folder (a bundle) or a file name ending in .onnx. Without PATH: ./clusir-bundle.",
+    help="Write ONNX to PATH: a folder, or a file name that ends in .onnx.  [without PATH: clusir-bundle]",
 )
 @click.option("--openvino", is_flag=True, help="Also write OpenVINO IR (.xml, .bin) of every graph.")
-@click.option("--ort-mobile", is_flag=True, help="Also write .ort files, their operators and a usability report.")
-@click.option("--checkpoint", metavar="FILE", help="A .safetensors file, or random:tiny|small|base. [shipped]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of a random: checkpoint and of calibration.")
+@click.option("--ort-mobile", is_flag=True, help="Also write .ort files for mobile ONNX Runtime, and their operators.")
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    help="A .safetensors file, or random:tiny, random:small, random:base.  [default: the shipped one]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and of calibration.")
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
-    callback=words(_PRECISIONS),
-    help="fp32, fp16, int8; commas between.",
+    type=Words(PRECISIONS),
+    help="One or more of fp32, fp16, int8, with commas between.",
 )
 @click.option(
     "--router",
     type=click.Choice(["dense", "conditional"]),
     default="dense",
     show_default=True,
-    help="All experts, masked by their gates, or an If around each.",
+    help="dense: compute all experts; conditional: an ONNX If around each, so that unused ones are skipped.",
 )
 @click.option(
     "--dft",
     type=click.Choice(["auto", "matmul", "op"]),
     default="auto",
     show_default=True,
-    help="How an FFT is written.",
+    help="FFTs as the fastest matrix products, as one product for each axis, or as the ONNX DFT operator (op), "
+    "which OpenVINO cannot read.",
 )
-@click.option("--dynamic", is_flag=True, help="Any height and width that fit the size rule, not one static tile.")
+@click.option("--dynamic", is_flag=True, help="Leave height and width open instead of fixed to --tile.")
 @click.option(
     "--tile",
     "tile_px",
     type=click.IntRange(32, 4096),
     default=256,
     show_default=True,
-    help="Side of a tile in pixels, halo included.",
+    help="Side of a tile in pixels, overlap included.",
 )
 @click.option(
     "--halo",
@@ -87,49 +70,68 @@ def _seconds(_context: click.Context, parameter: click.Parameter, text: str | No
     type=click.IntRange(0, 512),
     default=16,
     show_default=True,
-    help="Halo on each side of a tile in pixels.",
+    help="Overlap on each side of a tile in pixels.",
 )
 @click.option(
-    "--backends", default="ort,openvino", show_default=True, callback=words(_BACKENDS), help="Runtimes to validate on."
+    "--backends",
+    default="ort,openvino",
+    show_default=True,
+    type=Words(ONNX_BACKENDS),
+    help="Runtimes on which the files are compared with PyTorch.",
 )
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="Where ONNX Runtime validates.",
+    help="Device of that comparison; cuda needs --backends ort.",
 )
 @click.option(
-    "--engine", type=click.Choice(["ort", "nncf"]), default="ort", show_default=True, help="Who quantises to int8."
+    "--engine",
+    type=click.Choice(["ort", "nncf"]),
+    default="ort",
+    show_default=True,
+    help="What quantises to INT8: this package on ONNX Runtime's quantiser, or NNCF.",
 )
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), help="Photos to calibrate on. [free photos of scikit-image]"
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder of photos to calibrate on.  [default: free photos of scikit-image]",
 )
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A calibration.json to draw from again.",
+    help="Calibrate on the images that this calibration.json lists.",
 )
 @click.option(
-    "--max-drop", metavar="dB", callback=_decibels, help="What int8 may cost the worst degradation, e.g. 0.1dB."
+    "--max-drop",
+    metavar="dB",
+    type=Decibels(),
+    help="Largest PSNR loss of INT8 on any degradation, for example 0.1dB; layers stay float until it holds.",
 )
-@click.option("--time-limit", metavar="TIME", callback=_seconds, help="Bound on the search for --max-drop, e.g. 10m.")
-@click.option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Export your own model: a function that returns it.")
+@click.option(
+    "--time-limit", metavar="TIME", type=Seconds(), help="End the search for --max-drop after this time, e.g. 10m."
+)
+@click.option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Export your own network: a function that returns it.")
 @click.option(
     "--input",
     "input_shape",
     metavar="BxCxHxW",
     default="1x3x128x128",
     show_default=True,
-    help="The input to trace --module with.",
+    help="Shape of the input with which --module is traced.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(**options: Any) -> None:
-    """Export a checkpoint, validate it against PyTorch, and only then put the files in place.
+    """Export a network to ONNX. Files are written only if they match PyTorch.
 
     Three graphs are written: NAME.onnx answers alone; NAME.tile.onnx and NAME.router.onnx let all tiles of a large
-    picture share one routing. Exit codes: 0 done, 2 usage, 3 backend or device not available, 4 refused by a pass, by
-    validation or by the quality budget (nothing but the report is written; of a budget, the best).
+    picture share one routing.
+
+    \b
+    Exit codes: 0 done; 2 usage; 3 a backend or device is not available;
+    4 refused by a pass, by the comparison or by --max-drop: only the report is
+    written (if --max-drop is missed, the best INT8 file that was found is kept).
 
     \b
     Examples:
@@ -138,7 +140,7 @@ def main(**options: Any) -> None:
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x128x128
     """
     if options["onnx_path"] is None:
-        raise UsageError("nothing to do: say --onnx [PATH]")
+        raise UsageError("--onnx is missing: it says where to write, for example clusir-export --onnx out/")
     from clusir.cli._export_session import ExportRequest, run, run_module
 
     path = Path(options.pop("onnx_path"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clusir.cli._common import command
+from clusir.cli._values import Seconds
 from clusir.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from clusir.training.loop import Progress, TrainConfig
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_budget(text: str) -> float:
-    """``90s``, ``45m``, ``1.5h`` or ``1h30m`` in seconds. Raises UsageError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise UsageError(f"time budget {text!r} is not understood; write for example 90s, 45m or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -42,11 +32,30 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(__file__).parents[1] / "training" / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The fields of a recipe of the package. Raises UsageError."""
+    known = recipes()
+    if name not in known:
+        raise UsageError(f"no recipe named {name!r}; there are {', '.join(known)}")
+    return read_config(known[name])
+
+
 def make_config(
-    out: Path, resume: bool, file: Path | None, given: dict[str, Any], start: bool = False, qat: bool = False
+    out: Path,
+    resume: bool,
+    file: dict[str, Any],
+    given: dict[str, Any],
+    start: bool = False,
+    qat: bool = False,
 ) -> TrainConfig:
-    """Options over the file over the run that is resumed over the defaults, which ``start`` (given weights) and
-    ``qat`` change."""
+    """Options (``given``) over the fields of recipe and file over the run that is resumed over the defaults, which
+    ``start`` (given weights) and ``qat`` change."""
     from dataclasses import asdict
 
     from clusir.training.loop import FINE_TUNE_DEFAULTS, TrainConfig, resumed_config
@@ -58,7 +67,7 @@ def make_config(
         from clusir.export.quantize.finetune import QAT_DEFAULTS
 
         values |= QAT_DEFAULTS | {"qat": True}
-    values |= read_config(file) if file else {}
+    values |= file
     chosen = {name: value for name, value in given.items() if value is not None}
     if "steps" in chosen or "seconds" in chosen:
         values |= {"steps": 0, "seconds": 0.0}
@@ -106,28 +115,32 @@ class _Display:
 
 @command(name="clusir-train", short_help="Train or fine-tune on your own photos.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of clean photos.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: state, weights, log.")
-@click.option("--model", help="Configuration of the network: tiny, small or base. [default: tiny]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML or JSON: TrainConfig's fields.")
-@click.option("--steps", type=int, help="Budget in steps.")
-@click.option("--time-budget", help="Budget in time, for example 90s, 45m, 1h30m.")
-@click.option("--learning-rate", type=float, help="Peak learning rate.")
-@click.option("--seed", type=int, help="Seed of weights and batches. [default: 0]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=int, help="CPU threads for the network. [default: all]")
-@click.option("--workers", type=int, help="Processes that draw batches; 0: a thread. [default: 0, or on CUDA up to 8]")
-@click.option("--start-from", type=click.Path(path_type=Path), help="Checkpoint whose weights a new run starts with.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for state, weights and log.")
+@click.option("--model", help="Configuration of the network: tiny, small or base.  [default: tiny]")
 @click.option(
-    "--qat", is_flag=True, help="Fine-tune weights (--start-from) for INT8: some hundred steps with rounding."
+    "--recipe", help="Settings of the package, which --config and options override. tiny: the shipped weights."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML or JSON: fields of TrainConfig.")
+@click.option("--steps", type=int, help="Length of the run in steps.")
+@click.option("--time-budget", metavar="TIME", type=Seconds(), help="Length of the run in time, e.g. 45m or 1h30m.")
+@click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option("--seed", type=int, help="Seed of weights and batches.  [default: 0]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", type=int, help="CPU threads.  [default: all]")
+@click.option(
+    "--workers", type=int, help="Processes that prepare batches; 0: one thread.  [default: 0; on CUDA up to 8]"
+)
+@click.option("--start-from", type=click.Path(path_type=Path), help="Fine-tune: start with this checkpoint's weights.")
+@click.option("--qat", is_flag=True, help="With --start-from: fine-tune for INT8, rounding in the forward pass.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
 def main(
     data: Path,
     out: Path,
     model: str | None,
+    recipe: str | None,
     config_file: Path | None,
     steps: int | None,
-    time_budget: str | None,
+    time_budget: float | None,
     learning_rate: float | None,
     seed: int | None,
     device: str,
@@ -137,11 +150,14 @@ def main(
     qat: bool,
     resume: bool,
 ) -> None:
-    """Train the network on clean photos, which are damaged on the fly.
+    """Train or fine-tune the network on clean photos, which are degraded on the fly.
 
-    A run that is stopped (Ctrl-C, or SIGTERM) saves its state and goes on with --resume. Several GPUs or machines:
-    torchrun --nproc-per-node N -m clusir.cli.train ... The result, OUT/ema.safetensors, is a checkpoint for every other
-    command. Exit codes: 0 done, 2 usage, 3 device not there, 130 interrupted.
+    The result, OUT/ema.safetensors, is a checkpoint for every other command. Give exactly one of --steps and
+    --time-budget. Ctrl-C or SIGTERM saves the state; --resume continues. Several GPUs:
+    torchrun --nproc-per-node N -m clusir.cli.train ...
+
+    \b
+    Exit codes: 0 done; 2 usage; 3 the device is not available; 130 interrupted, --resume continues.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads} is not at least 1")
@@ -152,7 +168,7 @@ def main(
     if start_from is not None and resume:
         raise UsageError("--resume goes on with the run's own weights and --start-from begins a new run; give one")
     given = {
-        "model": model, "steps": steps, "seconds": parse_budget(time_budget) if time_budget else None,
+        "model": model, "steps": steps, "seconds": time_budget,
         "learning_rate": learning_rate, "seed": seed,
     }  # fmt: skip
     import signal
@@ -164,7 +180,8 @@ def main(
 
     if threads:
         torch.set_num_threads(threads)
-    config = make_config(out, resume, config_file, given, start_from is not None, qat)
+    fields = (read_recipe(recipe) if recipe else {}) | (read_config(config_file) if config_file else {})
+    config = make_config(out, resume, fields, given, start_from is not None, qat)
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -1,5 +1,5 @@
 """Synthetic degradations of clean photos, numpy only: one file for each place where light or data is degraded
-(optics, sensor, weather), and ``recipe``, which chains them.
+(optics, sensor, camera, weather), and ``recipe``, which chains them.
 
 Belongs here: what a photo may suffer. Not here: where photos come from (``calibration``, ``training``), how a restored
 one is judged (``quality``).
@@ -13,7 +13,10 @@ from clusir.lazy import lazy
 
 if TYPE_CHECKING:
     from clusir.degrade.recipe import (
+        ALL_KINDS,
+        CAMERA_PRESETS,
         FAMILIES,
+        FAMILY_NAMES,
         KINDS,
         PRESETS,
         Recipe,
@@ -24,8 +27,25 @@ if TYPE_CHECKING:
         draw_step,
     )
 
-__all__ = ["FAMILIES", "KINDS", "PRESETS", "Recipe", "Step", "degrade", "degrade_mixture", "draw_recipe", "draw_step"]
+__all__ = [
+    "ALL_KINDS",
+    "CAMERA_PRESETS",
+    "FAMILIES",
+    "FAMILY_NAMES",
+    "KINDS",
+    "PRESETS",
+    "Recipe",
+    "Step",
+    "degrade",
+    "degrade_mixture",
+    "draw_recipe",
+    "draw_step",
+]
 
 __getattr__, __dir__ = lazy(
-    __name__, {"recipe": "FAMILIES KINDS PRESETS Recipe Step degrade degrade_mixture draw_recipe draw_step"}
+    __name__,
+    {
+        "recipe": "ALL_KINDS CAMERA_PRESETS FAMILIES FAMILY_NAMES KINDS PRESETS Recipe Step degrade degrade_mixture "
+        "draw_recipe draw_step"
+    },
 )

@@ -1,8 +1,8 @@
-"""Damage on demand: the degradations that training, calibration, tests and evaluation share.
+"""Degradations on demand, which training, calibration, tests and evaluation share.
 
-Three layers. The functions of ``degrade_optics``, ``degrade_weather`` and ``degrade_sensor`` take physical parameters.
-A *kind* names one of them and maps a severity in 0..1 to parameters. A :class:`Recipe` is a list of kinds with their
-parameters drawn, and a seed: it does the same damage to any photo, and can be written to JSON.
+Three layers. The functions of this folder take physical parameters. A *kind* (:mod:`clusir.degrade.kinds`) names one
+of them and maps a severity in 0..1 to parameters. A :class:`Recipe` is a list of kinds with their parameters drawn, and
+a seed: it does the same to any photo, can leave families of kinds out of it, and can be written to JSON.
 
 Pictures are HxWx3 float32 arrays in 0..1; results are clipped and hold only the 256 values of an 8-bit file. numpy and
 Pillow only: no torch, no scipy.
@@ -10,104 +10,33 @@ Pillow only: no torch, no scipy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusir.degrade.optics import disk_kernel, filter_image, gaussian_kernel, line_kernel
-from clusir.degrade.sensor import add_gaussian_noise, add_poisson_gaussian_noise, compress_jpeg, darken, quantise
-from clusir.degrade.weather import add_haze, add_rain
+from clusir.degrade.kinds import ALL_KINDS, FAMILIES, FAMILY_NAMES, KINDS, REGISTRY
+from clusir.degrade.sensor import quantise
 from clusir.errors import UsageError
 
-__all__ = ["FAMILIES", "KINDS", "PRESETS", "Recipe", "Step", "degrade", "degrade_mixture", "draw_recipe", "draw_step"]
+__all__ = [
+    "ALL_KINDS",
+    "CAMERA_PRESETS",
+    "FAMILIES",
+    "FAMILY_NAMES",
+    "KINDS",
+    "PRESETS",
+    "Recipe",
+    "Step",
+    "degrade",
+    "degrade_mixture",
+    "draw_recipe",
+    "draw_step",
+]
 
 Array = NDArray[np.float32]
-Parameters = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How one kind is drawn and done. Kinds of one ``family`` exclude each other in a mixture; ``order``: physical."""
-
-    family: str
-    order: int
-    draw: Callable[[float, np.random.Generator], dict[str, float]]
-    apply: Callable[[Array, Parameters, np.random.Generator], Array]
-
-
-def _draw_haze(severity: float, rng: np.random.Generator) -> dict[str, float]:
-    grey = rng.uniform(0.75, 0.98)
-    tint = rng.uniform(-0.03, 0.03, 2)
-    return {"beta": 0.35 + 1.3 * severity, "red": grey + tint[0], "green": grey, "blue": grey + tint[1]}
-
-
-def _draw_rain(severity: float, rng: np.random.Generator) -> dict[str, float]:
-    return {
-        "density": 0.002 + 0.014 * severity,
-        "length_px": 9.0 + 16.0 * severity + rng.uniform(0.0, 8.0),
-        "angle_deg": rng.uniform(-35.0, 35.0),
-        "strength": 0.35 + 0.4 * severity + rng.uniform(0.0, 0.15),
-    }
-
-
-def _draw_motion(severity: float, rng: np.random.Generator) -> dict[str, float]:
-    return {"length_px": 3.0 + 16.0 * severity, "angle_deg": rng.uniform(0.0, 180.0), "bend": rng.uniform(-0.3, 0.3)}
-
-
-_REGISTRY: dict[str, _Kind] = {
-    "noise": _Kind(
-        "noise", 4,
-        # The exponent puts sigma 25 in the middle of 5..55.
-        lambda s, rng: {"sigma": 5.0 + 50.0 * s**1.3219},
-        lambda x, p, rng: add_gaussian_noise(x, p["sigma"], rng),
-    ),
-    "poisson_gaussian": _Kind(
-        "noise", 4,
-        lambda s, rng: {"peak": 1000.0 * 0.03**s, "read_sigma": 1.0 + 9.0 * s},
-        lambda x, p, rng: add_poisson_gaussian_noise(x, p["peak"], p["read_sigma"], rng),
-    ),
-    "jpeg": _Kind(
-        "jpeg", 5,
-        lambda s, rng: {"quality": float(round(60.0 - 55.0 * s)), "subsampling": float(rng.choice((2, 2, 2, 0)))},
-        lambda x, p, rng: compress_jpeg(x, int(p["quality"]), int(p["subsampling"])),
-    ),
-    "gaussian_blur": _Kind(
-        "blur", 0,
-        lambda s, rng: {"sigma_px": 0.5 + 2.5 * s},
-        lambda x, p, rng: filter_image(x, gaussian_kernel(p["sigma_px"])),
-    ),
-    "motion_blur": _Kind(
-        "blur", 0, _draw_motion,
-        lambda x, p, rng: filter_image(x, line_kernel(p["length_px"], p["angle_deg"], p["bend"])),
-    ),
-    "defocus_blur": _Kind(
-        "blur", 0,
-        lambda s, rng: {"radius_px": 0.8 + 3.7 * s},
-        lambda x, p, rng: filter_image(x, disk_kernel(p["radius_px"])),
-    ),
-    "rain": _Kind(
-        "rain", 2, _draw_rain,
-        lambda x, p, rng: add_rain(x, p["density"], p["length_px"], p["angle_deg"], p["strength"], rng),
-    ),
-    "haze": _Kind(
-        "haze", 1, _draw_haze,
-        lambda x, p, rng: add_haze(x, p["beta"], (p["red"], p["green"], p["blue"]), rng),
-    ),
-    "low_light": _Kind(
-        "low_light", 3,
-        lambda s, rng: {"gain": 0.75 - 0.55 * s, "gamma": 1.0 + 0.8 * s, "noise_sigma": 0.5 + 3.0 * s},
-        lambda x, p, rng: darken(x, p["gain"], p["gamma"], p["noise_sigma"], rng),
-    ),
-}  # fmt: skip
-
-KINDS: tuple[str, ...] = tuple(_REGISTRY)
-"""The names of all degradations."""
-
-FAMILIES: dict[str, str] = {name: kind.family for name, kind in _REGISTRY.items()}
-"""Kind -> what a person would call it: noise, jpeg, blur, rain, haze or low_light."""
 
 
 @dataclass(frozen=True)
@@ -139,17 +68,22 @@ class Recipe:
         """For tables: kinds joined by ``+``, or ``clean``."""
         return "+".join(self.kinds) or "clean"
 
-    def without(self, family: str) -> Recipe:
-        """The same damage less one family of kinds. What is left draws the same random fields if that family draws
-        none (blur does not)."""
-        return Recipe(tuple(step for step in self.steps if FAMILIES[step.kind] != family), self.seed)
+    @property
+    def families(self) -> frozenset[str]:
+        """The families that :meth:`apply` brings into a picture; a short exposure brings noise too."""
+        return frozenset(family for step in self.steps for family in REGISTRY[step.kind].brings)
 
-    def apply(self, image: Array) -> Array:
-        """The damaged HxWx3 picture, clipped and quantised to 8 bit; the argument is left as it is."""
+    def apply(self, image: Array, kept: Collection[str] = FAMILY_NAMES) -> Array:
+        """The degraded HxWx3 picture, clipped and quantised to 8 bit; the argument is left as it is.
+
+        Only the families in ``kept`` degrade it: all others are as if mended perfectly, and the random fields of what
+        is kept are the same as without that. A camera's picture without its noise is as soft as the camera's.
+        """
         _check_image(image)
         rng = np.random.default_rng(self.seed)
+        keep = frozenset(kept)
         for step in self.steps:
-            image = np.clip(_REGISTRY[step.kind].apply(image, step.parameters, rng), 0.0, 1.0)
+            image = np.clip(REGISTRY[step.kind].apply(image, step.parameters, rng, keep), 0.0, 1.0)
         return quantise(image).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,11 +100,11 @@ def draw_step(kind: str, severity: float, rng: np.random.Generator) -> Step:
 
     Raises UsageError for an unknown kind or a severity outside 0..1.
     """
-    if kind not in _REGISTRY:
-        raise UsageError(f"unknown degradation {kind!r}; choose one of {', '.join(KINDS)}")
+    if kind not in REGISTRY:
+        raise UsageError(f"unknown degradation {kind!r}; choose one of {', '.join(ALL_KINDS)}")
     if not 0.0 <= severity <= 1.0:
         raise UsageError(f"severity {severity} is not within 0..1")
-    return Step(kind, _REGISTRY[kind].draw(float(severity), rng), float(severity))
+    return Step(kind, REGISTRY[kind].draw(float(severity), rng), float(severity))
 
 
 def draw_recipe(
@@ -180,17 +114,16 @@ def draw_recipe(
     weights: Sequence[float] | None = None,
     severities: Mapping[str, tuple[float, float]] | None = None,
 ) -> Recipe:
-    """A random recipe: ``count`` kinds out of ``kinds`` (default: two or three of all), severities uniform in 0..1.
+    """A random recipe: ``count`` kinds out of ``kinds`` (default: two or three of KINDS), severities uniform in 0..1.
 
     ``weights`` (one per kind, not negative) bias the choice; ``severities`` narrows the range (lowest, highest) of the
-    kinds that it names. At most one kind of each family is taken, and the steps
-    come in physical order: lens, air, exposure, sensor, file. Raises UsageError where ``kinds`` has fewer families than
-    ``count``.
+    kinds that it names. At most one kind of each family is taken, and the steps come in the order in which light meets
+    them: air, lens, exposure, sensor, file. Raises UsageError where ``kinds`` has fewer families than ``count``.
     """
     pool = list(KINDS if kinds is None else kinds)
-    unknown = [kind for kind in pool if kind not in _REGISTRY]
+    unknown = [kind for kind in pool if kind not in REGISTRY]
     if unknown:
-        raise UsageError(f"unknown degradation {unknown[0]!r}; choose from {', '.join(KINDS)}")
+        raise UsageError(f"unknown degradation {unknown[0]!r}; choose from {', '.join(ALL_KINDS)}")
     share = dict(zip(pool, np.ones(len(pool)) if weights is None else weights, strict=True))
     families = len({FAMILIES[kind] for kind in pool})
     wanted = min(int(rng.integers(2, 4)), families) if count is None else count
@@ -202,7 +135,7 @@ def draw_recipe(
         odds = np.array([share[kind] for kind in rest], np.float64)
         odds = odds / odds.sum() if odds.sum() > 0 else np.full(len(rest), 1.0 / len(rest))
         chosen.append(rest[int(rng.choice(len(rest), p=odds))])
-    chosen.sort(key=lambda kind: _REGISTRY[kind].order)
+    chosen.sort(key=lambda kind: REGISTRY[kind].order)
     ranges = severities or {}
     steps = tuple(draw_step(kind, float(rng.uniform(*ranges.get(kind, (0.0, 1.0)))), rng) for kind in chosen)
     return Recipe(steps, int(rng.integers(2**63)))
@@ -264,3 +197,18 @@ PRESETS: dict[str, Callable[[np.random.Generator], Recipe]] = {
     "clean": lambda rng: Recipe((), int(rng.integers(2**63))),
 }
 """The rows of the quality table: name -> a function that draws the recipe of one picture."""
+
+
+def _iso(a: float, b: float) -> Callable[[np.random.Generator], Recipe]:
+    """A camera of full resolution at a given noise, gradient-corrected demosaicking, nothing mended, no file."""
+    plain = {"red_gain": 2.2, "blue_gain": 1.9, "contrast": 0.0, "demosaic": 2.0, "denoise": 0.0, "sharpen": 0.0}
+    return _preset(("camera_noise", {"a": a, "b": b, "shrink": 1.0, **plain}))
+
+
+CAMERA_PRESETS: dict[str, Callable[[np.random.Generator], Recipe]] = {
+    "camera ISO 6400": _iso(1.2e-4, 5e-7),
+    "camera ISO 25600": _iso(3.4e-4, 1.6e-6),
+    "camera sigma 5": _iso(5e-4, 2e-6),
+    "camera sigma 10": _iso(2.4e-3, 1e-5),
+}
+"""Noise through a camera: medians of published profiles at two ISOs, and two strengths of about 5 and 10 levels."""

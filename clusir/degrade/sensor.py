@@ -26,10 +26,11 @@ def add_gaussian_noise(image: Array, sigma: float, rng: np.random.Generator) -> 
 
 
 def add_poisson_gaussian_noise(image: Array, peak: float, read_sigma: float, rng: np.random.Generator) -> Array:
-    """Photon noise for ``peak`` photons at white, plus read noise of ``read_sigma`` in units of 1/255; unclipped.
+    """Noise whose variance grows with the stored value, x / peak, plus ``read_sigma`` in units of 1/255; unclipped.
 
-    The Poisson law is replaced by a Gaussian of the same mean and variance, x / peak: at the 30 photons and more used
-    here the difference is far below the 8-bit step, and it is ten times faster than drawing Poisson numbers.
+    The Poisson-Gaussian noise of denoising papers, which is added to stored values. Photons obey that law in light:
+    seen through the tone curve their noise falls from dark to bright (:func:`clusir.degrade.camera.add_sensor_noise`).
+    A Gaussian of the same mean and variance stands for the Poisson law; at ``peak`` 30 its upper tail is shorter.
     """
     variance = np.clip(image, 0.0, 1.0) / np.float32(peak) + np.float32((read_sigma / 255.0) ** 2)
     noisy: Array = image + np.sqrt(variance) * rng.standard_normal(image.shape, dtype=np.float32)

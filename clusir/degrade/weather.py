@@ -1,7 +1,7 @@
 """Weather: rain streaks and haze over HxWx3 float32 pictures in 0..1. numpy only.
 
-Fields have a scale in pixels, not in fractions of the picture: a crop of a training photo then sees what the same area
-of a whole photo would see.
+Streaks, and depth in pictures of up to 481 px, have a scale in pixels, not in fractions of the picture: a crop of a
+training photo then sees what the same area of a whole photo would see. In larger pictures depth grows with them.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.degrade.light import to_light, to_stored
 from clusir.degrade.optics import filter_image, line_kernel
 
-__all__ = ["add_haze", "add_rain", "depth_map"]
+__all__ = ["add_haze", "add_haze_in_light", "add_rain", "depth_map"]
 
 Array = NDArray[np.float32]
 
 DEPTH_SCALE_PX = 320
-"""Over this many pixels a synthetic scene goes from near to far."""
-_GRID_PX = 64
+"""Over this many pixels a synthetic scene goes from near to far, in pictures of up to ``_SMALL_PX``."""
+_SMALL_PX = 481
+_GRID = 5  # hills of relief over that distance
 _RAIN_BRIGHTNESS = 0.92
 
 
@@ -28,7 +30,8 @@ def add_rain(
 
     ``density`` is the fraction of pixels at which a far streak begins, ``length_px`` the length of the near streaks,
     ``angle_deg`` their tilt from vertical, ``strength`` in 0..1 the opacity of the brightest streak. A streak is an
-    almost white, partly transparent veil, so bright regions hide it: the screen blend of Rain100's synthesis.
+    almost white, partly transparent veil (an alpha blend towards 0.92 of stored values), so bright regions hide it,
+    and what is brighter than that gets a little darker.
     """
     height, width = image.shape[:2]
     veil = np.zeros((height, width, 1), np.float32)
@@ -44,38 +47,53 @@ def add_rain(
     return rainy
 
 
+def depth_scale(height: int, width: int) -> float:
+    """Pixels from near to far in a picture of that size: 320 up to 481 px, then in proportion to the longer side."""
+    return DEPTH_SCALE_PX * max(1.0, max(height, width) / _SMALL_PX)
+
+
 def depth_map(height: int, width: int, rng: np.random.Generator) -> Array:
     """A synthetic HxW depth in about 0.1..1.6 (1 = the middle of the scene): far at the top, with smooth relief."""
+    scale = depth_scale(height, width)
     tilt = rng.uniform(-0.5, 0.5)
-    top = rng.uniform(0.0, max(DEPTH_SCALE_PX - height, 1)) / DEPTH_SCALE_PX
-    y = top + np.arange(height, dtype=np.float32)[:, None] / DEPTH_SCALE_PX
-    x = np.arange(width, dtype=np.float32)[None, :] / DEPTH_SCALE_PX - 0.5
+    top = rng.uniform(0.0, max(scale - height, 1)) / scale
+    y = top + np.arange(height, dtype=np.float32)[:, None] / np.float32(scale)
+    x = np.arange(width, dtype=np.float32)[None, :] / np.float32(scale) - 0.5
     slope = rng.uniform(0.3, 1.0)
-    relief = _smooth_field(height, width, rng) * np.float32(rng.uniform(0.1, 0.4))
+    relief = _smooth_field(height, width, scale / _GRID, rng) * np.float32(rng.uniform(0.1, 0.4))
     return np.clip(1.0 + slope * (0.5 - y) + tilt * slope * x + relief, 0.1, 1.6).astype(np.float32)
 
 
 def add_haze(image: Array, beta: float, airlight: tuple[float, float, float], rng: np.random.Generator) -> Array:
-    """Koschmieder's law, I = J t + A (1 - t) with t = exp(-beta depth), over a synthetic depth map."""
+    """Koschmieder's law, I = J t + A (1 - t) with t = exp(-beta depth), over a synthetic depth map, in stored values:
+    what the published dehazing sets do (RESIDE, Li et al., IEEE TIP 2019)."""
     depth = depth_map(image.shape[0], image.shape[1], rng)
     transmission = np.exp(-np.float32(beta) * depth)[..., None]
     hazy: Array = image * transmission + np.asarray(airlight, np.float32) * (1 - transmission)
     return hazy
 
 
-def _smooth_field(height: int, width: int, rng: np.random.Generator) -> Array:
-    """Smooth noise in -1..1 with hills of about 64 px: a random grid, interpolated with a smoothstep."""
-    grid = rng.uniform(-1.0, 1.0, (height // _GRID_PX + 2, width // _GRID_PX + 2)).astype(np.float32)
-    rows, wy = _lattice(height)
-    columns, wx = _lattice(width)
+def add_haze_in_light(
+    image: Array, beta: float, airlight: tuple[float, float, float], rng: np.random.Generator
+) -> Array:
+    """The same law in linear light, where light is added; ``airlight`` in stored values."""
+    return to_stored(add_haze(to_light(image), beta, tuple(to_light(np.asarray(airlight, np.float32))), rng))
+
+
+def _smooth_field(height: int, width: int, grid_px: float, rng: np.random.Generator) -> Array:
+    """Smooth noise in -1..1 with hills of ``grid_px``: a random grid, interpolated with a smoothstep."""
+    size = (int(height // grid_px) + 2, int(width // grid_px) + 2)
+    grid = rng.uniform(-1.0, 1.0, size).astype(np.float32)
+    rows, wy = _lattice(height, grid_px)
+    columns, wx = _lattice(width, grid_px)
     upper = grid[rows][:, columns] * (1 - wx) + grid[rows][:, columns + 1] * wx
     lower = grid[rows + 1][:, columns] * (1 - wx) + grid[rows + 1][:, columns + 1] * wx
     return (upper * (1 - wy[:, None]) + lower * wy[:, None]).astype(np.float32)
 
 
-def _lattice(length: int) -> tuple[NDArray[np.intp], Array]:
+def _lattice(length: int, grid_px: float) -> tuple[NDArray[np.intp], Array]:
     """For each pixel the grid cell to its left, and the smoothstep weight of the one to its right."""
-    position = np.arange(length) / _GRID_PX
+    position = np.arange(length) / grid_px
     cell = position.astype(np.intp)
     fraction = (position - cell).astype(np.float32)
     return cell, fraction * fraction * (3 - 2 * fraction)

@@ -65,6 +65,9 @@ class ModelConfig:
     damage_cue: int = 0
     # [ours] A sharpening filter blended for each picture stands before the network (clusir.network.deblur).
     deblur: bool = False
+    # [ours] A vector of permissions, one for each family of degradations, steers everything that mends, and the
+    # picture's own evidence for each family is judged (clusir.network.evidence).
+    permissions: bool = False
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
@@ -92,6 +95,8 @@ class ModelConfig:
             raise UsageError('model config: deblur needs damage_cue, whose statistics it reads, and stem "haar"')
         if self.damage_cue and not (self.decoder_gains and self.traces):
             raise UsageError("model config: damage_cue needs decoder_gains and traces")
+        if self.permissions and not (self.damage_cue and self.deblur and self.tone):
+            raise UsageError("model config: permissions steer damage_cue, deblur and tone; all three are needed")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"model config: {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")

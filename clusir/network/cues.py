@@ -20,6 +20,16 @@ __all__ = ["ClusterGain", "DamageCue", "ToneMap"]
 _GAIN_PACE = 10.0
 
 
+_TONAL = slice(4, 6)  # haze and low light among the families
+
+
+def _silent(inputs: int, outputs: int) -> nn.Linear:
+    """A layer without bias that starts as nothing."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 class ClusterGain(nn.Module):
     """1 + 10 (W pi + V c): gains of ``width`` hidden channels from the posteriors pi of all levels, BxL, and, where
     there is one, the damage cue c, Bx ``cue``. Gives Bx width x1x1.
@@ -55,21 +65,38 @@ class DamageCue(nn.Module):
     statistic: tiles share it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, permissions: int = 0) -> None:
         super().__init__()
         self.width = width
         self.oriented = OrientedEnergies()
         self.read = nn.Sequential(
             nn.Linear(TRACES + BANDS, 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.Tanh()
         )
+        self.allow = _silent(permissions, 2 * width) if permissions else None
 
     def statistics(self, image: Tensor, traces: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         """Traces BxTRACES and oriented energies of the picture, BxTRACES+BANDS."""
         return torch.cat((traces, self.oriented(image, pooled)), dim=1)
 
-    def forward(self, statistics: Callable[[], Tensor], pooled: PooledStatistics | None = None) -> Tensor:
+    def forward(
+        self,
+        statistics: Callable[[], Tensor],
+        pooled: PooledStatistics | None = None,
+        permissions: Tensor | None = None,
+    ) -> Tensor:
         """``statistics`` gives what :meth:`statistics` does; it is not asked where the cue is given."""
-        return pooled_value(pooled, (self.width,), lambda: self.read(statistics()))
+
+        def read() -> Tensor:
+            if self.allow is None or permissions is None:
+                out: Tensor = self.read(statistics())
+                return out
+            enter, *rest = self.read
+            hidden: Tensor = enter(statistics()) + _GAIN_PACE * self.allow(permissions - 1)
+            for layer in rest:
+                hidden = layer(hidden)
+            return hidden
+
+        return pooled_value(pooled, (self.width,), read)
 
 
 class ToneMap(nn.Module):
@@ -80,12 +107,34 @@ class ToneMap(nn.Module):
     features: Bx width xhxw of the deepest level; image: Bx3xHxW; returns Bx3xHxW. Starts as the identity.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, permissions: int = 0) -> None:
         super().__init__()
+        self.width = width
         self.coefficients = scale_init(nn.Conv2d(width, 6, 3, padding=1), 0.0)
+        self.allow = _silent(permissions, width) if permissions else None
 
-    def forward(self, features: Tensor, image: Tensor) -> Tensor:
-        coefficients = self.coefficients(features)
+    def forward(
+        self,
+        features: Tensor,
+        image: Tensor,
+        pooled: PooledStatistics | None = None,
+        permissions: Tensor | None = None,
+    ) -> Tensor:
+        """With ``permissions`` Bx6 (not asked where ``pooled`` replays) a gain of each feature follows them, and the
+        map is the identity where neither haze nor darkness may be mended: nothing else may shift a picture's tones."""
+        if self.allow is None:
+            return self._map(self.coefficients(features), image)
+
+        def steer() -> Tensor:
+            assert permissions is not None
+            gains = 1 + _GAIN_PACE * self.allow(permissions - 1)  # type: ignore[misc]
+            return torch.cat((gains, permissions[:, _TONAL].amax(dim=1, keepdim=True)), dim=1)
+
+        steered = pooled_value(pooled, (self.width + 1,), steer)[:, :, None, None]
+        return self._map(self.coefficients(features * steered[:, :-1]) * steered[:, -1:], image)
+
+    @staticmethod
+    def _map(coefficients: Tensor, image: Tensor) -> Tensor:
         coefficients = F.interpolate(coefficients, size=image.shape[-2:], mode="bilinear", align_corners=False)
         gain, shift = coefficients.chunk(2, dim=1)
         return image + gain * image + shift

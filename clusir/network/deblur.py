@@ -97,10 +97,20 @@ class SteeredDeblur(nn.Module):
         return weights
 
     def forward(
-        self, image: Tensor, statistics: Callable[[], Tensor], pooled: PooledStatistics | None = None
+        self,
+        image: Tensor,
+        statistics: Callable[[], Tensor],
+        pooled: PooledStatistics | None = None,
+        permission: Tensor | None = None,
     ) -> Tensor:
-        """``statistics`` gives traces and oriented energies, BxTRACES+BANDS; not asked where the blend is given."""
-        blend = pooled_value(pooled, (FILTERS,), lambda: self.blend(statistics()))
+        """``statistics`` gives traces and oriented energies, BxTRACES+BANDS; not asked where the blend is given.
+        ``permission`` Bx1 in 0..1, of blur, weighs the whole blend."""
+
+        def choose() -> Tensor:
+            blend = self.blend(statistics())
+            return blend if permission is None else blend * permission
+
+        blend = pooled_value(pooled, (FILTERS,), choose)
         side = 2 * REACH_PX + 1
         kernel = (blend @ self.bank.reshape(FILTERS, -1)).reshape(-1, 1, side, side)
         grey = F.pad(image.mean(dim=1, keepdim=True), (REACH_PX,) * 4, mode="reflect")

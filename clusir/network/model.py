@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clusir.network.config import CONFIGS, ModelConfig
 from clusir.network.cues import ClusterGain, DamageCue, ToneMap
 from clusir.network.deblur import SteeredDeblur
+from clusir.network.evidence import FAMILY_COUNT, EvidenceHead
 from clusir.network.experts import MoEBlock
 from clusir.network.frequency import DegradationPrompt, FrequencyModulation
 from clusir.network.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
@@ -28,16 +29,28 @@ __all__ = ["CONFIGS", "ClusIR", "ModelConfig", "Restoration"]
 # The stem starts with the weak Haar high bands lifted. Relative L1 against the damaged input in steps 161 to 200 of
 # denoising (one seed, equal settings): -0.25 with a gain of 4, -0.16 without. Other gains were not compared.
 _HIGH_BAND_GAIN = 4.0
+_BLUR = slice(2, 3)  # among the families
 
 
 class Restoration(NamedTuple):
     """What the network returns: restored BxCxHxW (unclipped), and per routed level (finest first) the cluster posterior
-    BxL, the gate BxE after top-k, and the experts' probability BxE before it."""
+    BxL, the gate BxE after top-k, and the experts' probability BxE before it. ``evidence`` Bx6 in 0..1: how likely each
+    family is in the picture (None where the configuration has no permissions, or the statistics were given)."""
 
     restored: Tensor
     posteriors: tuple[Tensor, ...]
     gates: tuple[Tensor, ...]
     expert_probabilities: tuple[Tensor, ...]
+    evidence: Tensor | None = None
+
+
+class _Seen(NamedTuple):
+    """What was found before any feature: the cue, what deblurring adds to the grey picture, evidence, permissions."""
+
+    cue: Tensor | None = None
+    added: Tensor | None = None
+    evidence: Tensor | None = None
+    permissions: Tensor | None = None
 
 
 class EncoderLevel(nn.Module):
@@ -54,6 +67,7 @@ class EncoderLevel(nn.Module):
             config.experts,
             config.top_k,
             TRACES if config.traces else 0,
+            FAMILY_COUNT if config.permissions else 0,
         )
         self.moe = MoEBlock(
             width,
@@ -72,11 +86,14 @@ class EncoderLevel(nn.Module):
         traces: Tensor | None,
         given: tuple[Tensor, Tensor] | None,
         pooled: PooledStatistics | None = None,
+        permissions: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         for block in self.blocks:
             x = block(x, pooled)
         routing = (
-            self.router(x, traces, pooled) if given is None else self.router.complete(given[0], given[1], given[1])
+            self.router(x, traces, pooled, permissions)
+            if given is None
+            else self.router.complete(given[0], given[1], given[1])
         )
         together = pooled is not None and pooled.together
         gate = routing.gate.expand(x.shape[0], -1) if together else routing.gate
@@ -153,17 +170,26 @@ class ClusIR(nn.Module):
             nn.ModuleList(ClusterGain(sum(config.clusters), hidden[level], config.damage_cue) for _ in range(count))
             for level, count in zip((*range(last), 0), counts, strict=True)
         ) if config.decoder_gains else None  # fmt: skip
-        self.tone = ToneMap(widths[last]) if config.tone else None
+        families = FAMILY_COUNT if config.permissions else 0
+        self.tone = ToneMap(widths[last], families) if config.tone else None
         self.traces = DamageTraces() if config.traces else None
-        self.cue = DamageCue(config.damage_cue) if config.damage_cue else None
+        self.cue = DamageCue(config.damage_cue, families) if config.damage_cue else None
         self.deblur = SteeredDeblur() if config.deblur else None
+        self.evidence = EvidenceHead() if config.permissions else None
 
     def forward(
         self,
         image: Tensor,
         routing: tuple[tuple[Tensor, Tensor], ...] | None = None,
         pooled: PooledStatistics | None = None,
+        permissions: Tensor | None = None,
+        thresholds: Tensor | None = None,
     ) -> Restoration:
+        """``routing`` (posterior and gate of each level) and ``pooled`` that replays: what the tiles of a picture
+        share. ``permissions`` Bx6 in 0..1 (None: all 1) says which families may be mended, and how far;
+        ``thresholds`` Bx6 (None: all 0) takes the permission of each family with less evidence than that. Both are
+        for configurations with ``permissions`` and are not read where ``pooled`` replays. Where ``pooled`` takes the
+        batch together their batch is 1."""
         """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the
         routers' own, so that all tiles of a picture can share one routing; ``pooled`` records, or gives, the other
         numbers that are pooled over the picture. Raises ValueError on sizes that do not fit."""
@@ -174,20 +200,22 @@ class ClusIR(nn.Module):
                 "pad it, or use clusir.Restorer, which tiles and pads"
             )
         traces = None if self.traces is None or routing is not None else self.traces(image, pooled)
-        cue, added = self.look(image, traces, pooled)
-        image = image if added is None else image + added
+        seen = self.look(image, traces, pooled, self.allowed(image, permissions, thresholds, pooled))
+        cue = seen.cue
+        image = image if seen.added is None else image + seen.added
         x = self.embed(image)
         skips: list[Tensor] = []
         routings: list[Routing] = []
         for level, encode in enumerate(self.encoder):
             if level:
                 x = self.down[level - 1](x)  # B x C_l x H/2^l x W/2^l
-            x, found = encode(x, traces, None if routing is None else routing[level], pooled)
+            given = None if routing is None else routing[level]
+            x, found = encode(x, traces, given, pooled, seen.permissions)
             key = str(level + 1)
             skips.append(self.modulation[key](x, found, pooled) if key in self.modulation else x)
             routings.append(found)
         x = skips.pop()
-        base = image if self.tone is None else self.tone(x, image)
+        base = image if self.tone is None else self.tone(x, image, pooled, seen.permissions)
         posterior = torch.cat([r.posterior for r in routings], dim=1)
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
@@ -199,15 +227,37 @@ class ClusIR(nn.Module):
             tuple(r.posterior for r in routings),
             tuple(r.gate for r in routings),
             tuple(r.expert_probability for r in routings),
+            seen.evidence,
         )
 
+    def allowed(
+        self,
+        image: Tensor,
+        permissions: Tensor | None,
+        thresholds: Tensor | None,
+        pooled: PooledStatistics | None,
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """The permissions asked for and the thresholds, or None: where there are none, or where ``pooled`` replays
+        what followed from them."""
+        if self.evidence is None or (pooled is not None and pooled.replays):
+            return None
+        if permissions is None:
+            batch = 1 if pooled is not None and pooled.together else image.shape[0]
+            permissions = image.new_ones(batch, FAMILY_COUNT)
+        return permissions, thresholds
+
     def look(
-        self, image: Tensor, traces: Tensor | None, pooled: PooledStatistics | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What the picture's own statistics say before any feature: the damage cue, and what deblurring adds to the
-        grey picture, Bx1xHxW. ``traces`` where they are known already."""
+        self,
+        image: Tensor,
+        traces: Tensor | None,
+        pooled: PooledStatistics | None,
+        asked: tuple[Tensor, Tensor | None] | None = None,
+    ) -> _Seen:
+        """What the picture's own statistics say before any feature: the damage cue, what deblurring adds to the grey
+        picture, Bx1xHxW, the evidence Bx6 and the permissions that it leaves. ``traces`` where they are known
+        already; ``asked``: permissions and thresholds."""
         if self.cue is None or self.traces is None:
-            return None, None
+            return _Seen()
         measure, cue = self.traces, self.cue
 
         @lru_cache(maxsize=1)
@@ -215,8 +265,17 @@ class ClusIR(nn.Module):
             known = measure(image, pooled) if traces is None else traces
             return cue.statistics(image, known, pooled)
 
-        found = cue(statistics, pooled)
-        return found, None if self.deblur is None else self.deblur(image, statistics, pooled)
+        evidence = permissions = None
+        if self.evidence is not None and asked is not None:
+            permissions, thresholds = asked
+            evidence = self.evidence(image, statistics(), pooled)
+            if thresholds is not None:
+                permissions = permissions * (evidence >= thresholds).to(evidence.dtype)
+        found = cue(statistics, pooled, permissions)
+        if self.deblur is None:
+            return _Seen(found, None, evidence, permissions)
+        may = None if permissions is None else permissions[:, _BLUR]
+        return _Seen(found, self.deblur(image, statistics, pooled, may), evidence, permissions)
 
     def embed(self, image: Tensor) -> Tensor:
         """Shallow features: Bx3xHxW to BxC_1xHxW, or half that size behind a Haar stem.

@@ -54,7 +54,9 @@ class ClusterRouter(nn.Module):
     the mean colour, which noise, blur and JPEG leave alone, while the average of a rectified one carries their energy.
     """
 
-    def __init__(self, width: int, clusters: int, dim: int, experts: int, top_k: int, traces: int = 0) -> None:
+    def __init__(
+        self, width: int, clusters: int, dim: int, experts: int, top_k: int, traces: int = 0, permissions: int = 0
+    ) -> None:
         super().__init__()
         self.top_k = top_k
         self.describe = nn.Conv2d(width, dim, 3, stride=2, padding=1)
@@ -69,6 +71,10 @@ class ClusterRouter(nn.Module):
         self.transition = nn.Parameter(0.1 * torch.randn(clusters, experts))
         self.expert_image = nn.Parameter(0.1 * torch.randn(experts, dim))
         self.expert_joint = nn.Parameter(0.1 * torch.randn(experts, dim))
+        # What a family that is not permitted takes from each cluster's log posterior; nothing where all are permitted.
+        self.allow = nn.Linear(permissions, clusters, bias=False) if permissions else None
+        if self.allow is not None:
+            nn.init.zeros_(self.allow.weight)
 
     def unit_prototypes(self) -> Tensor:
         """The prototype bank LxD with unit rows."""
@@ -84,12 +90,20 @@ class ClusterRouter(nn.Module):
         return F.normalize(described, dim=-1, eps=1e-6)
 
     def forward(
-        self, features: Tensor, traces: Tensor | None = None, pooled: PooledStatistics | None = None
+        self,
+        features: Tensor,
+        traces: Tensor | None = None,
+        pooled: PooledStatistics | None = None,
+        permissions: Tensor | None = None,
     ) -> Routing:
+        """``permissions`` BxF in 0..1 where the router was made for them."""
         descriptor = self.describe_picture(features, traces, pooled)
         prototypes = self.unit_prototypes()
         tau = self.log_tau_cluster.exp().clamp(_TAU_MIN, _TAU_MAX)
-        posterior = torch.softmax(descriptor @ prototypes.t() / tau, dim=-1)
+        likeness = descriptor @ prototypes.t() / tau
+        if self.allow is not None and permissions is not None:
+            likeness = likeness + TRACE_PACE * self.allow(permissions - 1)
+        posterior = torch.softmax(likeness, dim=-1)
 
         # logit[b, c, e] = T[c, e] + <a_e, v_b> + <b_e, P_c * v_b>
         joint = (descriptor.unsqueeze(1) * prototypes) @ self.expert_joint.t()

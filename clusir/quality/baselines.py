@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusir.errors import BackendError
+from clusir.names import install_line
 
 __all__ = ["BASELINES", "dehaze_dark_channel"]
 
@@ -157,4 +158,4 @@ def require_skimage() -> None:
     try:
         import skimage  # noqa: F401
     except ImportError as error:
-        raise BackendError("the baselines need scikit-image: pip install scikit-image, or leave them out") from error
+        raise BackendError(f"the baselines need scikit-image; install it with: {install_line('skimage')}") from error

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusir.errors import BackendError, UsageError
+from clusir.names import install_line
 
 __all__ = ["psnr", "ssim"]
 
@@ -33,7 +34,7 @@ def ssim(a: Array, b: Array) -> float:
     try:
         from skimage.metrics import structural_similarity
     except ImportError as error:
-        raise BackendError("SSIM needs scikit-image, which is not installed: pip install scikit-image") from error
+        raise BackendError(f"SSIM needs scikit-image; install it with: {install_line('skimage')}") from error
     return float(structural_similarity(a, b, channel_axis=2, data_range=1.0))
 
 

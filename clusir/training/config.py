@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clusir.degrade.recipe import KINDS
+from clusir.degrade.recipe import ALL_KINDS
 from clusir.errors import UsageError
-from clusir.network.model import CONFIGS
+from clusir.network.model import CONFIGS, ModelConfig
 from clusir.training.data import DEFAULT_COUNTS, DEFAULT_SEVERITIES, DEFAULT_WEIGHTS
 from clusir.training.precision import ARITHMETICS
 
@@ -35,6 +35,14 @@ class TrainConfig:
     """A run. Exactly one of ``steps`` and ``seconds`` is the budget; figures not explained were chosen by trial."""
 
     model: str = "tiny"
+    # Whether the network takes permissions, one for each family of degradations (see ModelConfig.permissions).
+    permissions: bool = False
+    # The share of crops outside quads that come with permissions of their own.
+    restricted: float = 0.5
+    # The share of undamaged crops that are as soft and noisy as a camera's pixels, and are to be kept so.
+    as_taken: float = 0.0
+    # Pictures of text and flat walls that join the photos (see clusir.training.drawn).
+    drawn_pictures: int = 0
     seed: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -105,14 +113,13 @@ class TrainConfig:
         if not self.counts or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
             raise UsageError(f"counts {list(self.counts)} are not shares that sum to 1")
         for kind, (low, high) in self.severities.items():
-            if kind not in KINDS or not 0.0 <= low <= high <= 1.0:
+            if kind not in ALL_KINDS or not 0.0 <= low <= high <= 1.0:
                 raise UsageError(
-                    f"severities: {kind} from {low} to {high} is no range within 0..1 of one of {', '.join(KINDS)}"
+                    f"severities: {kind} from {low} to {high} is no range within 0..1 of one of {', '.join(ALL_KINDS)}"
                 )
+        self._check_numbers()
         if self.arithmetic not in ("auto", *ARITHMETICS):
             raise UsageError(f"arithmetic {self.arithmetic!r} is not one of auto, {', '.join(ARITHMETICS)}")
-        if not 0.0 <= self.bend_until <= 1.0:
-            raise UsageError(f"bend_until {self.bend_until} is not a share of the budget, 0..1")
         if not self.stages or self.stages[0].start != 0 or list(self.stages) != sorted(self.stages, key=_start):
             raise UsageError("stages must begin at 0 and follow each other")
         for stage in self.stages:
@@ -121,6 +128,39 @@ class TrainConfig:
                     f"stage {stage}: crop_px must be a multiple of {CONFIGS[self.model].size_multiple} "
                     "and batch at least 4 x quads"
                 )
+
+    def _check_numbers(self) -> None:
+        for kind, weight in self.weights.items():
+            if kind not in ALL_KINDS:
+                raise UsageError(f"weights: {kind!r} is no kind of degradation; there are {', '.join(ALL_KINDS)}")
+            if not 0.0 <= weight < math.inf:
+                raise UsageError(f"weights: {kind} {weight} is not a number from 0 up")
+        if not sum(self.weights.values()) > 0:
+            raise UsageError("weights: no kind of degradation has a weight over 0; there is nothing to train on")
+        for name in ("bend_until", "router_noise_until", "half_until", "restricted", "as_taken"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UsageError(f"{name} {getattr(self, name)} is not within 0..1")
+        for name in ("learning_rate", "clip_norm", "validate_every_s", "save_every_s"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} {getattr(self, name)} is not a number over 0")
+        losses = ("spectrum", "orthogonality", "balance", "cluster", "agreement")
+        for name in (*losses, "final_learning_rate", "weight_decay", "warmup_steps", "deblur_batches"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} {getattr(self, name)} is not a number from 0 up")
+        for name, least in (("drawn_pictures", 0), ("calibration_batches", 1), ("validation_photos", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)} is not at least {least}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UsageError(f"ema_decay {self.ema_decay} is not within 0..1, 1 left out")
+        if any(step < 0 for step in self.calibrate_at):
+            raise UsageError(f"calibrate_at {list(self.calibrate_at)} names a step before the first, 0")
+        multiple = self.network().size_multiple
+        if self.validation_crop_px < multiple or self.validation_crop_px % multiple:
+            raise UsageError(f"validation_crop_px {self.validation_crop_px} must be a multiple of {multiple}")
+
+    def network(self) -> ModelConfig:
+        """The configuration of the network that this run trains."""
+        return replace(CONFIGS[self.model], permissions=self.permissions)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

@@ -1,28 +1,28 @@
 """Training data: clean photos in memory, and batches damaged on the fly.
 
 A batch is a pure function of (seed, step, rank): nothing but the step number has to be saved to resume bit-exactly,
-and any number of loader threads gives the same stream. Half of each batch is laid out in quads, two photos times two
-recipes, so that losses can ask the router to tell damage from content without a class label.
+and any number of loader threads gives the same stream. Part of each batch is laid out in quads, two photos times two
+recipes, so that losses can ask the router to tell damage from content without a class label. The rest may come with
+permissions: what is not permitted to be mended stays in the target.
 """
 
 from __future__ import annotations
 
-import hashlib
 import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from clusir.degrade.recipe import FAMILIES, KINDS, Recipe, draw_recipe
-from clusir.errors import ImageError, UsageError
+from clusir.degrade.recipe import ALL_KINDS, FAMILIES, FAMILY_NAMES, Recipe, Step, draw_recipe, draw_step
+from clusir.training.photos import PhotoSet
 
 __all__ = [
     "DEFAULT_COUNTS",
@@ -36,7 +36,7 @@ __all__ = [
     "draw_training_recipe",
 ]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+_FILED = 0.6  # of the camera's noisy pictures come as its JPEG files
 _MARGIN_PX = 8  # crops are cut this much larger, damaged, then trimmed: JPEG's 8-px grid lands anywhere
 
 DEFAULT_WEIGHTS: dict[str, float] = {
@@ -56,87 +56,31 @@ DEFAULT_SEVERITIES: dict[str, tuple[float, float]] = {"motion_blur": (0.0, 0.6)}
 @dataclass(frozen=True)
 class Batch:
     """``damaged`` and ``clean``: Bx3xHxW float32 in 0..1. ``recipe`` and ``photo``: B integers, equal where samples
-    share their damage or their picture; ``names``: the recipes' names, for measuring only, never for a loss."""
+    share their damage or their picture; ``names``: the recipes' names, for measuring only, never for a loss.
+    ``permissions`` BxF in 0..1: what may be mended; ``clean`` still has the rest of the damage."""
 
     damaged: Tensor
     clean: Tensor
     recipe: Tensor
     photo: Tensor
     names: tuple[str, ...]
+    permissions: Tensor
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """``size`` crops of ``crop_px`` pixels square, of which ``quads`` x 4 are two photos x two recipes; ``counts``: how
     often a recipe has no kind of damage, one, two, ... (shares that sum to 1); ``severities``: the range of each kind
-    whose severity is not drawn from all of 0..1."""
+    whose severity is not drawn from all of 0..1. ``restricted``: the share of crops outside quads with permissions of
+    their own; ``as_taken``: the share of undamaged ones that are as soft and noisy as a camera's pixels, and stay."""
 
     size: int
     crop_px: int
     quads: int
     counts: tuple[float, ...] = DEFAULT_COUNTS
     severities: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(DEFAULT_SEVERITIES))
-
-
-class PhotoSet:
-    """Clean photos, decoded once and kept as uint8 HxWx3 arrays.
-
-    ``split`` is ``train``, ``validation`` or ``all``. A photo belongs to validation by the hash of its file's
-    content, so that renaming, moving or adding photos never lets one change sides.
-    """
-
-    def __init__(self, folder: Path, split: str = "all", minimum_px: int = 64, validation_share: float = 0.05) -> None:
-        if split not in ("all", "train", "validation"):
-            raise UsageError(f"unknown split {split!r}; choose all, train or validation")
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder; name a folder of clean photos")
-        self.folder, self.split = folder, split
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        with ThreadPoolExecutor(2) as pool:
-            read = list(pool.map(lambda p: _read(p, split, validation_share), files))
-        kept = [(p, a) for p, a in zip(files, read, strict=True) if a is not None and min(a.shape[:2]) >= minimum_px]
-        if not kept:
-            raise UsageError(f"{folder} holds no photo of at least {minimum_px} px for the {split} split; add photos")
-        self.paths = [path for path, _ in kept]
-        self.photos: list[NDArray[np.uint8]] = [array for _, array in kept]
-        # The square root of the area: large photos hold more to learn from, but they must not drown the rest.
-        weight = np.sqrt([a.shape[0] * a.shape[1] for a in self.photos])
-        self._cumulative = np.cumsum(weight / weight.sum())
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def draw_index(self, rng: np.random.Generator) -> int:
-        return min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self) - 1)
-
-    def draw_crop(self, index: int, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """A random ``size`` x ``size`` crop of photo ``index``, flipped and turned at random; float32 in 0..1.
-
-        Photos smaller than that are mirrored at their borders.
-        """
-        photo = self.photos[index]
-        height, width = photo.shape[:2]
-        if min(height, width) < size:
-            pad = ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0))
-            photo = np.pad(photo, pad, mode="symmetric")
-            height, width = photo.shape[:2]
-        y, x = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
-        crop = np.rot90(photo[y : y + size, x : x + size], int(rng.integers(4)))
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        return np.ascontiguousarray(crop, np.float32) / np.float32(255.0)
-
-
-def _read(path: Path, split: str, share: float) -> NDArray[np.uint8] | None:
-    try:
-        content = path.read_bytes()
-        validation = int(hashlib.sha256(content).hexdigest()[:8], 16) < share * 2**32
-        if split != "all" and validation != (split == "validation"):
-            return None
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be read as a photo ({error}); remove it from the training folder") from error
+    restricted: float = 0.0
+    as_taken: float = 0.0
 
 
 def draw_training_recipe(
@@ -149,12 +93,59 @@ def draw_training_recipe(
     """Damage for one training sample; with ``avoid``, none that shares a family of kinds with that recipe."""
     shares = DEFAULT_WEIGHTS if weights is None else weights
     taken = {FAMILIES[kind] for kind in avoid.kinds} if avoid is not None else set()
-    kinds = [kind for kind in KINDS if shares.get(kind, 0.0) > 0 and FAMILIES[kind] not in taken]
+    kinds = [kind for kind in ALL_KINDS if shares.get(kind, 0.0) > 0 and FAMILIES[kind] not in taken]
     count = int(rng.choice(len(counts), p=counts))
     if avoid is not None and not avoid.kinds:
         count = max(count, 1)
     count = min(count, len({FAMILIES[kind] for kind in kinds}))
-    return draw_recipe(rng, kinds, count, [shares[kind] for kind in kinds], severities)
+    recipe = draw_recipe(rng, kinds, count, [shares[kind] for kind in kinds], severities)
+    families = {FAMILIES[kind] for kind in recipe.kinds}
+    if "camera_noise" in recipe.kinds and "camera_jpeg" in kinds and "jpeg" not in families and rng.random() < _FILED:
+        recipe = replace(recipe, steps=(*recipe.steps, draw_step("camera_jpeg", float(rng.uniform()), rng)))
+    return recipe
+
+
+def draw_permissions(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.float32]:
+    """Permissions, F in 0..1, for a picture that ``recipe`` degraded: mostly some of what is in it is left out."""
+    count = len(FAMILY_NAMES)
+    present = [k for k, family in enumerate(FAMILY_NAMES) if family in recipe.families]
+    way = rng.random()
+    if way < 0.3:  # one family alone, as a hand that asks for denoising does
+        permissions = np.zeros(count, np.float32)
+        permissions[rng.integers(count)] = 1.0
+    elif way < 0.6 and present:  # all but one that is there
+        permissions = np.ones(count, np.float32)
+        permissions[rng.choice(present)] = 0.0
+    else:
+        permissions = (rng.random(count) < 0.5).astype(np.float32)
+    if present and rng.random() < 0.15:  # in part
+        permissions[rng.choice(present)] = rng.uniform()
+    return permissions
+
+
+def permitted(recipe: Recipe, crop: NDArray[np.float32], permissions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a hand with these permissions asks for: ``crop`` with all degradations that may not be mended. A permission
+    between 0 and 1 blends what both ends ask for (of one family; of several, all at the same time)."""
+    kept = frozenset(family for family, p in zip(FAMILY_NAMES, permissions, strict=True) if p == 0)
+    part = float(max((p for p in permissions if 0 < p < 1), default=0.0))
+    mended = recipe.apply(crop, kept)
+    if part == 0.0:
+        return mended
+    partly = kept | {family for family, p in zip(FAMILY_NAMES, permissions, strict=True) if 0 < p < 1}
+    blend: NDArray[np.float32] = np.float32(part) * mended + np.float32(1 - part) * recipe.apply(crop, partly)
+    return blend
+
+
+def as_taken(crop: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """``crop`` as soft as the pixels of a camera's full resolution: a part of it enlarged 1.2 to 1.7 times, in half of
+    the cases with the noise of ISO 100 to 400. The same shape, 8-bit values."""
+    side = round(crop.shape[0] / rng.uniform(1.2, 1.7))
+    part = Image.fromarray(np.rint(crop[:side, :side] * 255).astype(np.uint8))
+    soft = np.asarray(part.resize(crop.shape[1::-1], Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+    if rng.random() < 0.5:
+        return soft
+    step: Step = draw_step("camera_noise", float(rng.uniform(0.0, 0.2)), rng)
+    return Recipe((step,), int(rng.integers(2**63))).apply(soft)
 
 
 def draw_batch(
@@ -169,21 +160,20 @@ def draw_batch(
     ``undone`` names a family of kinds: ``clean`` then keeps all damage but that of this family.
     """
     rng = np.random.default_rng(list(seed))
-    clean: list[NDArray[np.float32]] = []
-    damaged: list[NDArray[np.float32]] = []
-    recipe_of: list[int] = []
-    photo_of: list[int] = []
-    names: list[str] = []
+    drawn = _Drawn()
+    everything = np.ones(len(FAMILY_NAMES), np.float32)
+    if undone is not None:
+        everything = np.array([family == undone for family in FAMILY_NAMES], np.float32)
     recipes = 0
 
-    def add(crop: NDArray[np.float32], recipe: Recipe, recipe_index: int, photo_index: int) -> None:
+    def add(crop: NDArray[np.float32], recipe: Recipe, indices: tuple[int, int], may: NDArray[np.float32]) -> None:
         oy, ox = (int(o) for o in rng.integers(_MARGIN_PX + 1, size=2))
         window = (slice(oy, oy + plan.crop_px), slice(ox, ox + plan.crop_px))
-        clean.append((crop if undone is None else recipe.without(undone).apply(crop))[window])
-        damaged.append(recipe.apply(crop)[window])
-        recipe_of.append(recipe_index)
-        photo_of.append(photo_index)
-        names.append(recipe.name)
+        drawn.clean.append(permitted(recipe, crop, may)[window])
+        drawn.damaged.append(recipe.apply(crop)[window])
+        drawn.indices.append(indices)
+        drawn.names.append(recipe.name)
+        drawn.permissions.append(may)
 
     def draw(avoid: Recipe | None = None) -> Recipe:
         return draw_training_recipe(rng, weights, avoid, plan.counts, plan.severities)
@@ -194,13 +184,30 @@ def draw_batch(
         first = draw()
         for recipe in (first, draw(first)):
             for which, crop in enumerate(pair):
-                add(crop, recipe, recipes, 2 * quad + which)
+                add(crop, recipe, (recipes, 2 * quad + which), everything)
             recipes += 1
-    while len(clean) < plan.size:
-        crop = photos.draw_crop(photos.draw_index(rng), size, rng)
-        add(crop, draw(), recipes, 2 * plan.quads + recipes)
+    while len(drawn.clean) < plan.size:
+        crop, recipe, may = photos.draw_crop(photos.draw_index(rng), size, rng), draw(), everything
+        if plan.as_taken and not recipe.steps and rng.random() < plan.as_taken:
+            crop = as_taken(crop, rng)
+        if plan.restricted and rng.random() < plan.restricted:
+            may = draw_permissions(rng, recipe)
+        add(crop, recipe, (recipes, 2 * plan.quads + recipes), may)
         recipes += 1
-    return Batch(_to_nchw(damaged), _to_nchw(clean), torch.tensor(recipe_of), torch.tensor(photo_of), tuple(names))
+    recipe_of, photo_of = torch.tensor(drawn.indices).unbind(1)
+    permissions = torch.from_numpy(np.stack(drawn.permissions))
+    return Batch(_to_nchw(drawn.damaged), _to_nchw(drawn.clean), recipe_of, photo_of, tuple(drawn.names), permissions)
+
+
+@dataclass
+class _Drawn:
+    """A batch in the making."""
+
+    clean: list[NDArray[np.float32]] = field(default_factory=list)
+    damaged: list[NDArray[np.float32]] = field(default_factory=list)
+    indices: list[tuple[int, int]] = field(default_factory=list)  # recipe, photo
+    names: list[str] = field(default_factory=list)
+    permissions: list[NDArray[np.float32]] = field(default_factory=list)
 
 
 def _to_nchw(pictures: list[NDArray[np.float32]]) -> Tensor:
@@ -225,7 +232,9 @@ class Prefetcher:
         self._pool: Executor
         if workers:
             # Not forked: a process that holds a GPU and threads must not be.
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _read_photos, (photos.folder, photos.split))
+            self._pool = ProcessPoolExecutor(
+                workers, get_context("spawn"), _read_photos, (photos.folder, photos.split, photos.drawn)
+            )
         else:
             self._pool = ThreadPoolExecutor(1, "clusir-data")
 
@@ -249,26 +258,27 @@ class Prefetcher:
         self.close()
 
 
-_Packed = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]
+_Packed = tuple[NDArray[np.uint8], NDArray[np.uint8], Batch]
 _held: list[PhotoSet] = []  # a worker process's photos
 
 
-def _read_photos(folder: Path, split: str) -> None:
+def _read_photos(folder: Path, split: str, drawn: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the training one says what happens
     torch.set_num_threads(1)
-    _held.append(PhotoSet(folder, split))
+    _held.append(PhotoSet(folder, split, drawn=drawn))
 
 
 def _draw_packed(
     photos: PhotoSet | None, plan: BatchPlan, seed: Sequence[int], weights: dict[str, float] | None
 ) -> _Packed:
-    """A batch with its pictures as uint8, which is all they hold, to pass between processes: a quarter of the bytes.
-    ``photos`` None: those that this worker process has read."""
+    """A batch with its pictures as uint8, which is all they hold (to half a level, where a permission is in part), to
+    pass between processes: a quarter of the bytes. ``photos`` None: those that this worker process has read."""
     batch = draw_batch(_held[0] if photos is None else photos, plan, seed, weights)
     damaged, clean = ((x * 255).round().to(torch.uint8).numpy() for x in (batch.damaged, batch.clean))
-    return damaged, clean, batch.recipe.numpy(), batch.photo.numpy(), batch.names
+    nothing = torch.empty(0)
+    return damaged, clean, replace(batch, damaged=nothing, clean=nothing)
 
 
 def _unpack(packed: _Packed) -> Batch:
     damaged, clean = (torch.from_numpy(x.astype(np.float32) / np.float32(255.0)) for x in packed[:2])
-    return Batch(damaged, clean, torch.from_numpy(packed[2]), torch.from_numpy(packed[3]), packed[4])
+    return replace(packed[2], damaged=damaged, clean=clean)

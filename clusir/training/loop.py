@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from clusir.errors import BackendError, UsageError
 from clusir.network import checkpoint
-from clusir.network.model import CONFIGS, ClusIR, Restoration
+from clusir.network.model import ClusIR, Restoration
 from clusir.network.router import ClusterRouter
 from clusir.training import losses
 from clusir.training.config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning_rate
@@ -36,7 +36,7 @@ from clusir.training.deblur import DEBLUR_WEIGHTS, calibrate_deblur
 from clusir.training.labels import label_weights
 from clusir.training.monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.training.precision import choose_arithmetic, half_convolutions, is_half, layout_of
-from clusir.training.routing import calibrate_routers
+from clusir.training.routing import CALIBRATED, calibrate_routers
 from clusir.training.state import Average, read_header, read_state, restore_optimizer, write_state
 
 if TYPE_CHECKING:
@@ -76,11 +76,10 @@ class _Run:
         self.config, self.out = config, out
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.device = torch.device(device)
-        torch.manual_seed(config.seed + 1000 * self.rank)
-        self.photos = PhotoSet(data, "train")
+        self.photos = PhotoSet(data, "train", drawn=config.drawn_pictures)
         self.validation = PhotoSet(data, "validation") if self.rank == 0 else None
-        torch.manual_seed(config.seed)
-        model = ClusIR(CONFIGS[config.model])
+        torch.manual_seed(config.seed)  # the same weights on every rank
+        model = ClusIR(config.network())
         fresh = [name for name, _ in model.named_parameters()] if start is None else start_from(model, start)
         model = model.to(self.device)
         self.arithmetic = self._arithmetic(model, resume)
@@ -113,9 +112,12 @@ class _Run:
             self.wrapped = nn.parallel.DistributedDataParallel(
                 self.wrapped, device_ids=ids, find_unused_parameters=True
             )
+        if self.rank:  # of its own noise; also where rank 0's random state was read
+            torch.manual_seed(config.seed + 1000 * self.rank + self.step)
         self.routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
         self.graphed: GraphedForward | None = None
-        if self.wrapped is model and self.device.type == "cuda" and config.cuda_graphs:
+        graphs = config.cuda_graphs and not config.permissions  # captured with one input
+        if self.wrapped is model and self.device.type == "cuda" and graphs:
             self.graphed = GraphedForward(model)
 
     def used(self) -> float:
@@ -129,8 +131,11 @@ class _Run:
         return share
 
     def plan(self, used: float) -> BatchPlan:
-        stage = [s for s in self.config.stages if s.start <= used or s.start == 0][-1]
-        return BatchPlan(stage.batch, stage.crop_px, stage.quads, self.config.counts, self.config.severities)
+        config = self.config
+        stage = [s for s in config.stages if s.start <= used or s.start == 0][-1]
+        restricted = config.restricted if config.permissions and not config.qat else 0.0
+        shape = (stage.batch, stage.crop_px, stage.quads)
+        return BatchPlan(*shape, config.counts, config.severities, restricted, config.as_taken)
 
     def advance(self, batch: Batch, used: float, monitor: RouterMonitor) -> dict[str, float]:
         """One optimizer step; returns the losses as numbers."""
@@ -148,7 +153,10 @@ class _Run:
             output = self.graphed(damaged, half=half)
         else:
             with half_convolutions(self.model) if half else nullcontext():
-                output = self.wrapped(damaged)
+                if config.permissions and not config.qat:
+                    output = self.wrapped(damaged, permissions=batch.permissions.to(self.device))
+                else:
+                    output = self.wrapped(damaged)
         if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
             clean = torch.cat((clean, clean))
         power = min(1.0, used / config.bend_until) if config.bend_until else 1.0
@@ -170,7 +178,9 @@ class _Run:
                     if joint is not None:
                         past.lerp_(joint, 0.05)
         self.step += 1
-        monitor.add([p.detach() for p in output.posteriors], [g.detach() for g in output.gates], batch.names)
+        free = (batch.permissions == 1).all(dim=1).tolist()  # others go where they may, not where they belong
+        names = [name if may else "" for name, may in zip(batch.names, free, strict=True)]
+        monitor.add([p.detach() for p in output.posteriors], [g.detach() for g in output.gates], names)
         figures = {f"loss/{name}": value for name, value in zip(terms, values, strict=True)}
         return figures | {"grad_norm": length, "learning_rate": rate, "skipped": float(not finite)}
 
@@ -208,7 +218,14 @@ class _Run:
             draw_batch(self.photos, plan, (config.seed, self.step, 0, index + 1), config.weights)
             for index in range(config.calibration_batches)
         )
-        calibrate_routers(self.model, batches)
+        for parameter in calibrate_routers(self.model, batches):
+            self.optimizer.state.pop(parameter, None)  # moments of weights that are gone
+        # The averaged weights, which are validated and shipped, take them too: half of the old would last 350 steps.
+        theirs = dict(self.average.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if any(name.endswith(f"router.{part}") for part in CALIBRATED):
+                    theirs[name].copy_(parameter)
         for past in self.running:
             past.fill_(1.0 / len(past) ** 2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusir.degrade.recipe import FAMILIES, PRESETS
+from clusir.degrade.recipe import CAMERA_PRESETS, FAMILIES, FAMILY_NAMES, PRESETS, Recipe, Step, draw_step
 from clusir.network.model import ClusIR
 from clusir.quality.metrics import psnr
 from clusir.training.data import PhotoSet
@@ -94,32 +94,61 @@ class RouterMonitor:
         return figures
 
 
+Row = tuple[Callable[[np.random.Generator], Recipe], tuple[str, ...]]
+"""A row of the validation: what draws the recipe, and the families that may be mended."""
+
+
+def _rows(model: ClusIR) -> dict[str, Row]:
+    rows: dict[str, Row] = {name: (make, FAMILY_NAMES) for name, make in PRESETS.items()}
+    if not model.config.permissions:
+        return rows
+    rows |= {name: (make, FAMILY_NAMES) for name, make in CAMERA_PRESETS.items()}
+    # A hand on the wheel: what it leaves out must stay.
+    rows["noise only, of haze + noise"] = (_haze_and_noise, ("noise",))
+    rows["noise only, of low light"] = (PRESETS["low light"], ("noise",))
+    rows["jpeg only, of rain + haze"] = (PRESETS["rain + haze"], ("jpeg",))
+    rows["nothing, of noise 25"] = (PRESETS["noise 25"], ())
+    return rows
+
+
+def _haze_and_noise(rng: np.random.Generator) -> Recipe:
+    steps = (draw_step("haze", 0.5, rng), Step("noise", {"sigma": 15.0}))
+    return Recipe(steps, int(rng.integers(2**63)))
+
+
 @torch.no_grad()
 def validate(model: ClusIR, photos: PhotoSet, crop_px: int, limit: int, seed: int = 0) -> dict[str, float]:
     """Mean PSNR in dB per preset over the centre crops of at most ``limit`` photos, 8-bit quantised, and their mean.
 
-    The damage of each photo is fixed by ``seed``: figures of different steps compare. ``gain/<preset>`` is the figure
-    minus that of the damaged input; the mean over presets, ``gain``, leaves out ``clean``, whose input is perfect.
+    The degradation of each photo is fixed by ``seed``: figures of different steps compare. ``gain/<preset>`` is the
+    figure minus that of the degraded input; the mean over ``PRESETS``, ``gain``, leaves out ``clean``, whose input is
+    perfect. Networks with permissions have more rows: camera noise, against the camera's picture without it, and
+    pictures of which only some degradations may be mended, against what should remain; ``shift/<row>`` is the largest
+    distance of a channel's mean from that, in levels of 255.
     """
     multiple = model.config.size_multiple
     device = next(model.parameters()).device
     chosen = np.linspace(0, len(photos) - 1, min(limit, len(photos))).astype(int)
     after: dict[str, list[float]] = defaultdict(list)
     before: dict[str, list[float]] = defaultdict(list)
+    shift: dict[str, float] = defaultdict(float)
     for index in chosen:
         photo = photos.photos[index]
         height, width = (min(crop_px, side // multiple * multiple) for side in photo.shape[:2])
         y, x = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
         clean = photo[y : y + height, x : x + width].astype(np.float32) / np.float32(255.0)
-        names = list(PRESETS)
-        damaged = [
-            PRESETS[name](np.random.default_rng([seed, int(index), k])).apply(clean) for k, name in enumerate(names)
-        ]
-        for name, picture in zip(names, damaged, strict=True):
-            batch = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))[None]).to(device)
-            out = model(batch).restored[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
-            after[name].append(min(psnr(np.rint(out * 255) / 255, clean), 60.0))
-            before[name].append(min(psnr(picture, clean), 60.0))
+        for k, (name, (make, may)) in enumerate(_rows(model).items()):
+            recipe = make(np.random.default_rng([seed, int(index), k]))
+            damaged = recipe.apply(clean)
+            aim = recipe.apply(clean, [family for family in FAMILY_NAMES if family not in may])
+            batch = torch.from_numpy(np.ascontiguousarray(damaged.transpose(2, 0, 1))[None]).to(device)
+            permissions = torch.tensor([[float(family in may) for family in FAMILY_NAMES]], device=device)
+            out = model(batch, permissions=permissions).restored[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+            after[name].append(min(psnr(np.rint(out * 255) / 255, aim), 60.0))
+            before[name].append(min(psnr(damaged, aim), 60.0))
+            if name not in PRESETS:
+                shift[name] = max(shift[name], float(np.abs((out - aim).mean(axis=(0, 1))).max()) * 255)
     figures = {f"psnr/{name}": float(np.mean(values)) for name, values in after.items()}
     gains = {f"gain/{name}": float(np.mean(after[name]) - np.mean(before[name])) for name in after if name != "clean"}
-    return figures | gains | {"gain": float(np.mean(list(gains.values())))}
+    mean = float(np.mean([gains[f"gain/{name}"] for name in PRESETS if name != "clean"]))
+    return figures | gains | {f"shift/{name}": value for name, value in shift.items()} | {"gain": mean}

@@ -18,7 +18,10 @@ from clusir.network.model import ClusIR
 from clusir.network.router import TRACE_PACE, ClusterRouter
 from clusir.training.data import Batch
 
-__all__ = ["calibrate_routers", "discriminant"]
+__all__ = ["CALIBRATED", "calibrate_routers", "discriminant"]
+
+CALIBRATED = ("project.weight", "project.bias", "see.weight")
+"""The parameters of a router that :func:`calibrate_routers` sets."""
 
 _RIDGE = 1e-3
 
@@ -44,11 +47,11 @@ def discriminant(pooled: Tensor, recipe: Tensor, photo: Tensor, count: int) -> t
 
 
 @torch.no_grad()
-def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> None:
+def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> list[nn.Parameter]:
     """Set every router's projections so that its descriptor spans the best directions, one per prototype.
 
     ``batches`` must hold pairs that share a recipe (quads); some 300 samples are enough. Only ``project`` and, where
-    the network has :class:`clusir.network.traces.DamageTraces`, ``see`` change.
+    the network has :class:`clusir.network.traces.DamageTraces`, ``see`` change. Returns the parameters that changed.
     """
     routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
     watched: list[nn.Module] = [part for r in routers for part in (r.project, r.see) if part is not None]
@@ -83,3 +86,4 @@ def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> None:
         router.project.bias.copy_(-(weight @ mean.to(device)))
         if router.see is not None:
             router.see.weight.copy_(weight[:, width:] / TRACE_PACE)
+    return [p for router in routers for name, p in router.named_parameters() if name in CALIBRATED]

@@ -1,6 +1,6 @@
 """ExecuTorch programs (``.pte``) of a network, for tiles of one size: ``python -m clusir.export.formats.executorch``.
 
-An optional extra with an environment of its own (``pip install 'clusir[executorch]'``: each ExecuTorch release wants
+An optional extra with an environment of its own (``pip install "clusir[executorch]"``: each ExecuTorch release wants
 one release of torch). The network is the one that is exported to ONNX, experts dense, with its Fourier transforms as
 products with constant matrices (``clusir.export.formats.static_fft``). A program carries its ModelSpec as the method
 ``clusir_spec``, which returns the JSON text. Every program is run through ExecuTorch's own runtime and compared with
@@ -28,6 +28,7 @@ from clusir.export.experts.dense import DensifyExperts
 from clusir.export.formats.static_fft import SplitByMatrices
 from clusir.export.trace.forms import GRAPHS, GraphForm, RouterGraph
 from clusir.export.validate.tolerances import tolerance
+from clusir.names import install_line
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
 from clusir.network.router import top_k_gate
@@ -140,7 +141,7 @@ def _need_executorch() -> None:
         import executorch.exir  # noqa: F401
     except ImportError as error:
         raise BackendError(
-            f"ExecuTorch is not installed ({error}); in an environment of its own: pip install 'clusir[executorch]'"
+            f"ExecuTorch is not installed ({error}); in an environment of its own: {install_line('executorch')}"
         ) from error
 
 

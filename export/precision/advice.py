@@ -14,7 +14,7 @@ from clusir.errors import BackendError, ClusirError
 from clusir.export.graph.session import Feeds
 from clusir.export.precision.loss import QualityLoss
 
-__all__ = ["Advice", "Timing", "advise", "available_backends", "time_variants"]
+__all__ = ["Advice", "Timing", "advise", "time_variants"]
 
 # Below this gain a second artefact is not worth its quality.
 _WORTH = 1.1
@@ -43,13 +43,6 @@ class Advice:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def available_backends() -> list[str]:
-    """ort and openvino, those of them that can be imported here."""
-    from importlib.util import find_spec
-
-    return [backend for backend, module in (("ort", "onnxruntime"), ("openvino", "openvino")) if find_spec(module)]
 
 
 def time_variants(

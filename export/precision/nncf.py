@@ -21,6 +21,7 @@ from clusir.errors import BackendError, ExportError
 from clusir.export.quantize.float16 import structural_float32
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, stamp, write_atomically
+from clusir.names import install_line
 
 if TYPE_CHECKING:
     from clusir.export.precision.evaluate import Evaluator
@@ -67,7 +68,8 @@ def quantize_nncf(
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     except ImportError as error:
         raise BackendError(
-            f"engine nncf: nncf cannot be imported ({error}); install it with: pip install nncf, or use --engine ort"
+            f"engine nncf: nncf cannot be imported ({error}); "
+            f"install it with: {install_line('nncf')}, or use --engine ort"
         ) from error
     config = config or QuantizeConfig()
     # The default engine's quantiser knows which layers stay float, and refuses activations that are not finite.

@@ -14,7 +14,7 @@ from clusir.calibration.coverage import Coverage
 from clusir.calibration.manifest import Manifest, write_manifest
 from clusir.calibration.sources import open_source
 from clusir.errors import BackendError, BudgetError, ClusirError, ExportError, UsageError
-from clusir.export.precision.advice import Advice, Timing, advise, available_backends, time_variants
+from clusir.export.precision.advice import Advice, Timing, advise, time_variants
 from clusir.export.precision.evaluate import Evaluator
 from clusir.export.precision.frontier import BudgetConfig, Frontier, search_budget
 from clusir.export.precision.frontier_plot import frontier_svg
@@ -23,10 +23,10 @@ from clusir.export.precision.sensitivity import Journal
 from clusir.export.quantize.data import Reference, calibrate, crop_px_of, draw_calibration, draw_evaluation
 from clusir.export.quantize.float16 import Fp16Config, Fp16Report, convert_fp16
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, write_atomically
+from clusir.names import ONNX_BACKENDS, PRECISIONS, installed_backends
 
-__all__ = ["PRECISIONS", "PrecisionConfig", "PrecisionReport", "make_precisions"]
+__all__ = ["PrecisionConfig", "PrecisionReport", "make_precisions"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
 ENGINES = ("ort", "nncf")
 _FP16_CROPS = 8
 
@@ -262,7 +262,7 @@ def _measure_and_advise(
     progress: Callable[[str], None],
 ) -> None:
     first = next(iter(graphs))
-    for backend in available_backends():
+    for backend in installed_backends(ONNX_BACKENDS):
         for (precision, graph), path in report.files.items():
             variant = precision if graph == first else f"{precision} {graph}"
             progress(f"quality of {variant} on {backend}")
@@ -275,6 +275,6 @@ def _measure_and_advise(
     progress("timing")
     variants = {"fp32": graphs[first]} | {p: path for (p, graph), path in report.files.items() if graph == first}
     feeds = dict.fromkeys(variants, evaluators[first].feeds[0])
-    timings, problems = time_variants(variants, feeds, available_backends(), config.timing_runs)
+    timings, problems = time_variants(variants, feeds, installed_backends(ONNX_BACKENDS), config.timing_runs)
     report.timings, report.notes = timings, report.notes + problems
     report.advice = advise(timings, report.losses)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from clusir.export.subjects.checks import first_tensor, reference
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 
-__all__ = ["Agreement", "forced_copy", "installed_backends", "probes", "validate"]
+__all__ = ["Agreement", "forced_copy", "probes", "validate"]
 
 
 # Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
@@ -91,12 +90,6 @@ def forced_copy(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto
     del forced.graph.output[:]
     forced.graph.output.extend(kept)
     return forced
-
-
-def installed_backends() -> list[str]:
-    """The runtimes that read ONNX and are installed here."""
-    known = (("ort", "onnxruntime"), ("openvino", "openvino"))
-    return [backend for backend, module in known if importlib.util.find_spec(module)]
 
 
 def _compare(

@@ -12,7 +12,8 @@ from clusir.lazy import lazy
 
 if TYPE_CHECKING:
     from clusir.runtimes.images.files import Picture, open_picture, probe_picture, save_picture
-    from clusir.runtimes.images.picture import READ_SUFFIXES, WRITE_SUFFIXES, Limits, PictureInfo
+    from clusir.runtimes.images.formats import READ_SUFFIXES, WRITE_SUFFIXES
+    from clusir.runtimes.images.picture import Limits, PictureInfo
 
 __all__ = [
     "READ_SUFFIXES",
@@ -29,6 +30,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "files": "Picture open_picture probe_picture save_picture",
-        "picture": "READ_SUFFIXES WRITE_SUFFIXES Limits PictureInfo",
+        "formats": "READ_SUFFIXES WRITE_SUFFIXES",
+        "picture": "Limits PictureInfo",
     },
 )

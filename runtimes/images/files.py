@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from clusir.errors import ImageError
 from clusir.runtimes.images.atomic import whole_file
+from clusir.runtimes.images.formats import ALL_SUFFIXES, MAX_SIDES, WRITE_SUFFIXES, install_hint, readable
+from clusir.runtimes.images.metadata.keeping import settle
 from clusir.runtimes.images.open import Picture, Probe, open_picture, probe_picture
-from clusir.runtimes.images.picture import SUFFIX_FORMATS, WRITE_SUFFIXES, PictureInfo
+from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.images.pillow_writer import PillowWriter
 from clusir.runtimes.images.png_writer import PngWriter
-from clusir.runtimes.images.tiff_writer import TiffWriter
 
 __all__ = ["Picture", "Probe", "open_picture", "output_info", "probe_picture", "save_picture"]
+
+Bands = Iterable[NDArray[Any]]
 
 
 class _Writer(Protocol):
@@ -29,37 +32,58 @@ class _Writer(Protocol):
     def finish(self) -> None: ...
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, PictureInfo], _Writer]] = {
-    "PNG": PngWriter,
-    "TIFF": TiffWriter,
-    "JPEG": PillowWriter,
-    "WEBP": PillowWriter,
-    "BMP": PillowWriter,
+def _pushed(make: Callable[[BinaryIO, PictureInfo], _Writer]) -> Callable[[BinaryIO, PictureInfo, Bands], None]:
+    def write(stream: BinaryIO, info: PictureInfo, bands: Bands) -> None:
+        writer = make(stream, info)
+        for band in bands:
+            writer.write(band)
+        writer.finish()
+
+    return write
+
+
+def _write_tiff(stream: BinaryIO, info: PictureInfo, bands: Bands) -> None:
+    from clusir.runtimes.images.tiff.writer import write_tiff
+
+    write_tiff(stream, info, bands)
+
+
+_WRITERS: dict[str, Callable[[BinaryIO, PictureInfo, Bands], None]] = {
+    "PNG": _pushed(PngWriter),
+    "TIFF": _write_tiff,
+    **dict.fromkeys(("JPEG", "WEBP", "BMP", "AVIF", "HEIF", "JXL"), _pushed(PillowWriter)),
 }
 
 
 def output_info(info: PictureInfo, target: str | Path, alpha: str = "keep") -> PictureInfo:
-    """What a restored picture is as file ``target``: format by its suffix, channels and depth that it can hold.
+    """What a restored picture is as file ``target``: format by its suffix, channels, depth and all else that it can
+    hold, with a note for what it cannot (see :mod:`clusir.runtimes.images.metadata.keeping`).
 
-    Raises ImageError where the suffix is unknown or cannot hold alpha.
+    Raises ImageError where the suffix is unknown, or the format cannot hold alpha or the size.
     """
     target = Path(target)
     suffix = target.suffix.lower()
-    if suffix not in WRITE_SUFFIXES:
+    kind = ALL_SUFFIXES.get(suffix)
+    if kind is not None and not readable(kind):
+        raise ImageError(f"{target}: {kind} is not written by this installation; {install_hint(kind)}")
+    if kind is None or suffix not in WRITE_SUFFIXES:
         raise ImageError(f"{target}: {suffix or 'no suffix'} cannot be written; use one of {', '.join(WRITE_SUFFIXES)}")
-    kind = SUFFIX_FORMATS[suffix]
     channels = info.channels - 1 if info.has_alpha and alpha == "drop" else info.channels
     if kind in ("JPEG", "BMP") and channels in (2, 4):
         raise ImageError(f"{target}: {kind} holds no alpha; use another suffix or --alpha drop")
-    dtype = info.dtype
-    if kind in ("JPEG", "WEBP", "BMP"):
-        dtype = np.dtype(np.uint8)
-    elif kind == "PNG" and dtype == np.float32:
-        dtype = np.dtype(np.uint16)
-    icc = info.icc if kind != "BMP" else None
-    chunks = info.png_chunks if kind == "PNG" else ()
-    lossless = info.lossless or info.format != kind
-    return replace(info, format=kind, channels=channels, dtype=dtype, icc=icc, png_chunks=chunks, lossless=lossless)
+    if kind == "TIFF" and info.dtype == np.float32 and channels > 1:
+        raise ImageError(
+            f"{target}: floating-point TIFF of several channels is not written, as Pillow and others do not open it; "
+            "use .png, which holds 16 bit, or save the input as 16-bit integers"
+        )
+    largest = MAX_SIDES.get(kind)
+    if largest is not None and max(info.width, info.height) > largest:
+        raise ImageError(
+            f"{target}: {kind} holds at most {largest} pixels a side, the picture has {info.width}x{info.height}; use "
+            "another suffix, such as .png or .tif"
+        )
+    settled = settle(replace(info, channels=channels), kind)
+    return replace(settled, lossless=info.lossless or info.format != kind)
 
 
 def save_picture(
@@ -74,9 +98,6 @@ def save_picture(
     target = Path(target)
     try:
         with whole_file(target, like) as stream:
-            writer = _WRITERS[info.format](stream, info)
-            for band in bands:
-                writer.write(band)
-            writer.finish()
+            _WRITERS[info.format](stream, info, bands)
     except OSError as error:
         raise ImageError(f"{target}: it cannot be written ({error.strerror or error})") from error

@@ -1,4 +1,4 @@
-"""Opening a picture file: PNG, JPEG, TIFF, WebP, BMP and still GIF, 8 and 16 bit.
+"""Opening a picture file: PNG, JPEG, TIFF, WebP, BMP, AVIF and still GIF; HEIF and JPEG XL where their plug-ins are.
 
 A file is hostile until proven otherwise: sizes are compared with :class:`clusir.runtimes.images.picture.Limits` and
 with the file's own length before anything is allocated, and whatever a decoder throws becomes one ImageError line.
@@ -7,7 +7,6 @@ with the file's own length before anything is allocated, and whatever a decoder 
 from __future__ import annotations
 
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,25 +15,22 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from clusir.errors import ClusirError, ImageError
-from clusir.runtimes.images.picture import SUFFIX_FORMATS, Limits, PictureInfo
-from clusir.runtimes.images.pillow_reader import PillowRows, describe, upright
-from clusir.runtimes.images.png_reader import SIGNATURE, PngHeader, PngRows, read_header
-from clusir.runtimes.images.tiff_tags import read_orientation, reset_orientation, reset_xmp_orientation
+from clusir.runtimes.images.formats import ALL_SUFFIXES, install_hint, looks_like, readable
+from clusir.runtimes.images.metadata.orientation import upright
+from clusir.runtimes.images.metadata.truth import orientation_of, turned, upright_info
+from clusir.runtimes.images.picture import Limits, PictureInfo
+from clusir.runtimes.images.pillow_reader import WholeRows, probe_with_pillow
+from clusir.runtimes.images.png_header import PngHeader, read_header
+from clusir.runtimes.images.png_reader import PngRows, read_interlaced
 
 __all__ = ["Picture", "Probe", "open_picture", "probe_picture"]
 
-_FORMATS = ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF"]
-# Pillow registers these two only when they are imported; the others it knows at once.
-_REGISTERED = (TiffImagePlugin, WebPImagePlugin)
 # Deflate packs at most 1032:1, and a flat JPEG about 1000:1; more is a header that lies.
 _MAX_RATIO = 1200
-_pillow_limit = threading.Lock()
 _WHOLE_BYTES = 32 << 20
-# Bytes of a pixel as the file can pack it, where that is less than one per channel.
-_MODE_BYTES = {"1": 1 / 8, "P": 1 / 8, "L": 1, "RGB": 3, "YCbCr": 3, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2}
+_READ = "PNG, JPEG, TIFF, WebP, BMP, GIF, AVIF, HEIF, JPEG XL"
 
 
 class _Rows(Protocol):
@@ -48,20 +44,12 @@ class Picture:
         self.path, self.info, self._source = path, info, source
         self.height, self.width, self.channels = info.height, info.width, info.channels
         if info.bytes_decoded <= _WHOLE_BYTES:
-            self._source = _Whole(source.rows(0, info.height))
+            self._source = WholeRows(source.rows(0, info.height))
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` to ``stop``, HxWxC of ``info.dtype``. Raises ImageError where the file is damaged there."""
         with _as_image_error(self.path):
             return self._source.rows(start, stop)
-
-
-class _Whole:
-    def __init__(self, pixels: NDArray[Any]) -> None:
-        self.pixels = pixels
-
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        return self.pixels[start:stop]
 
 
 @contextmanager
@@ -113,20 +101,18 @@ def probe_picture(path: str | Path, limits: Limits | None = None) -> Probe:
     """The first half of :func:`open_picture`: all that can be known, and refused, without decoding."""
     path, limits = Path(path), limits or Limits()
     with _as_image_error(path):
-        head = _first_bytes(path)
-        if head.startswith(SIGNATURE):
-            _check_suffix(path, "PNG")
-            header = read_header(path, limits)
-            _check_size(path, header.width, header.height, header.channels * header.depth / 8, limits, "PNG")
-            if header.frames > 1:
-                raise ImageError(f"animated: it has {header.frames} frames; extract the one to restore")
-            if header.streams:
-                return _probe_png(path, header)
-            if header.depth == 16 and (header.channels == 2 or header.transparency is not None):
-                raise ImageError(
-                    "16-bit PNG with a transparent colour, or interlaced grey + alpha, is not read; re-save it"
-                )
-        return _probe_with_pillow(path, limits)
+        kind = looks_like(_first_bytes(path))
+        if kind is None:
+            raise ImageError(f"not a picture that is read here ({_READ})")
+        if kind not in ALL_SUFFIXES.values():
+            develop = "; develop it to TIFF, PNG or JPEG first" if kind.startswith("a raw") else ""
+            raise ImageError(f"it is {kind}, which is not read here{develop or f'; {_READ} are'}")
+        _check_suffix(path, kind)
+        if not readable(kind):
+            raise ImageError(f"{kind} is not read by this installation; {install_hint(kind)}")
+        if kind == "PNG":
+            return _probe_png(path, read_header(path, limits), limits)
+        return _probe_tiff(path, limits) if kind == "TIFF" else _probe_with_pillow(path, kind, limits)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -148,7 +134,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _check_suffix(path: Path, found: str) -> None:
-    named = SUFFIX_FORMATS.get(path.suffix.lower())
+    named = ALL_SUFFIXES.get(path.suffix.lower())
     if named is not None and named != found:
         raise ImageError(f"the name says {named}, the content is {found}; rename it")
 
@@ -161,77 +147,82 @@ def _check_size(path: Path, width: int, height: int, pixel_bytes: float, limits:
         raise ImageError(f"its header claims {width}x{height} pixels, more than its {stored} bytes can hold")
 
 
-def _probe_png(path: Path, header: PngHeader) -> Probe:
-    orientation = read_orientation(header.exif)
-    turned = orientation >= 5
+def _check_memory(info: PictureInfo, needed: int, limits: Limits) -> None:
+    if needed > limits.decoded_bytes:
+        raise ImageError(
+            f"decoding its {info.width}x{info.height} pixels takes {needed >> 20} MB and {limits.decoded_bytes >> 20} "
+            f"MB "
+            "are allowed; raise --max-memory, or make it a PNG, which is streamed"
+        )
+
+
+def _probe_png(path: Path, header: PngHeader, limits: Limits) -> Probe:
+    _check_size(path, header.width, header.height, header.stored_channels * header.depth / 8, limits, "PNG")
+    if header.frames > 1:
+        raise ImageError(f"animated: it has {header.frames} frames; extract the one to restore")
+    orientation = orientation_of(header.exif, header.xmp)
+    width, height = turned(header.width, header.height, orientation)
+    notes = []
+    if header.colour_type == 3:
+        notes.append("the palette becomes RGB" + "A" * (header.channels == 4))
+    elif header.depth < 8:
+        notes.append(f"{header.depth} bit becomes 8 bit grey")
     info = PictureInfo(
         format="PNG",
-        width=header.height if turned else header.width,
-        height=header.width if turned else header.height,
+        width=width,
+        height=height,
         channels=header.channels,
         dtype=np.dtype(np.uint16 if header.depth == 16 else np.uint8),
         icc=header.icc,
-        exif=reset_orientation(header.exif) if header.exif else None,
-        xmp=reset_xmp_orientation(header.xmp) if header.xmp else None,
-        png_chunks=header.kept,
+        exif=header.exif,
+        xmp=header.xmp,
+        extras=tuple(header.extras),
+        notes=tuple(notes),
+        **_physical(header),
     )
-    if orientation == 1:
+    info = upright_info(info, orientation)
+    if orientation == 1 and not header.interlaced:
         return Probe(path, info, min(info.bytes_decoded, _WHOLE_BYTES), lambda: PngRows(path, header))
+    needed = 2 * info.bytes_decoded
+    _check_memory(info, needed, limits)
 
     def decode() -> _Rows:
-        return _Whole(upright(PngRows(path, header).rows(0, header.height), orientation))
-
-    return Probe(path, info, info.bytes_decoded, decode)
-
-
-def _probe_with_pillow(path: Path, limits: Limits) -> Probe:
-    with _opened(path) as image:
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
-        _check_suffix(path, kind)
-        _check_size(path, image.width, image.height, _MODE_BYTES.get(image.mode, 4), limits, kind)
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":
-            what = "pages" if kind == "TIFF" else "frames"
-            raise ImageError(f"it has {frames} {what}; extract the one to restore")
-        exif = image.info.get("exif")
-        if isinstance(exif, bytes) and len(exif) > limits.exif_bytes:
-            raise ImageError(f"its EXIF block of {len(exif)} bytes is over the {limits.exif_bytes} allowed; strip it")
-        orientation = _orientation(image)
-        info = describe(image, path, orientation)
-    # Pillow takes 4 bytes a pixel for colour; both halves of 16 bit, or a turned copy, come on top.
-    pixels = info.width * info.height
-    needed = pixels * (4 if info.channels > 1 else info.dtype.itemsize)
-    needed *= 2 if info.format == "WEBP" else 1  # libwebp keeps a canvas of its own
-    needed += info.bytes_decoded if info.dtype == np.uint16 or orientation != 1 else 0
-    if needed > limits.decoded_bytes:
-        raise ImageError(
-            f"{path}: decoding its {info.width}x{info.height} pixels takes {needed >> 20} MB and "
-            f"{limits.decoded_bytes >> 20} MB are allowed; raise --max-memory, or make it a PNG, which is streamed"
-        )
-
-    def decode() -> _Rows:
-        with _opened(path) as image:
-            return PillowRows(image, info, path, orientation)
+        whole = read_interlaced(path, header) if header.interlaced else PngRows(path, header).rows(0, header.height)
+        return WholeRows(upright(whole, orientation))
 
     return Probe(path, info, needed, decode)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    with _pillow_limit:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Limits decide, with a message of their own
-        try:
-            image = Image.open(path, formats=_FORMATS)
-        except UnidentifiedImageError as error:
-            raise ImageError("not a picture that is read here (PNG, JPEG, TIFF, WebP, BMP, GIF)") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-    with image:
-        yield image
+def _physical(header: PngHeader) -> dict[str, Any]:
+    if header.physical is None or not (header.physical[0] and header.physical[1]):
+        return {}
+    x, y, unit = header.physical
+    if unit == 1:
+        return {"dpi": (x * 0.0254, y * 0.0254)}
+    return {"aspect": (float(x), float(y))} if x != y else {}
 
 
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":
-        return 1  # Pillow turns TIFF by itself when it decodes, and has swapped width and height already
-    exif = image.info.get("exif")
-    return read_orientation(exif.removeprefix(b"Exif\0\0")) if isinstance(exif, bytes) else 1
+def _probe_tiff(path: Path, limits: Limits) -> Probe:
+    from clusir.runtimes.images.tiff.reader import TiffRows, probe_tiff
+
+    info, page = probe_tiff(path, limits)
+    _check_size(path, info.width, info.height, 0, limits, "TIFF")
+    segment = page.segment[0] * max(page.width, page.segment[1]) * page.channels * page.layout.dtype.itemsize
+    needed = min(info.bytes_decoded, _WHOLE_BYTES) + 4 * segment
+    needed += info.bytes_decoded if page.orientation != 1 else 0
+    _check_memory(info, needed, limits)
+    return Probe(path, info, needed, lambda: TiffRows(path, info, page))
+
+
+def _probe_with_pillow(path: Path, kind: str, limits: Limits) -> Probe:
+    def check(image: Any) -> None:  # sizes first: what follows reads further
+        pixel_bytes = 1 / 8 if image.mode in ("1", "P") else len(image.getbands())
+        _check_size(path, image.width, image.height, pixel_bytes, limits, kind)
+
+    info, orientation, decode = probe_with_pillow(path, kind, limits, check)
+    # Pillow takes 4 bytes a pixel for colour; a turned copy comes on top.
+    needed = info.width * info.height * (4 if info.channels > 1 else info.dtype.itemsize)
+    needed *= 2 if kind in ("WEBP", "AVIF", "HEIF", "JXL") else 1  # their libraries keep a canvas of their own
+    needed += info.bytes_decoded if orientation != 1 or info.dtype == np.uint16 else 0
+    _check_memory(info, needed, limits)
+    return Probe(path, info, needed, decode)

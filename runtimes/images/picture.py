@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-__all__ = ["READ_SUFFIXES", "SUFFIX_FORMATS", "WRITE_SUFFIXES", "Limits", "PictureInfo"]
+__all__ = ["Extra", "Limits", "PictureInfo", "whole_ratio"]
 
-SUFFIX_FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-}
-READ_SUFFIXES = tuple(SUFFIX_FORMATS)
-# GIF holds 256 colours, too few for a restored picture.
-WRITE_SUFFIXES = tuple(s for s in READ_SUFFIXES if s != ".gif")
+
+@dataclass(frozen=True)
+class Extra:
+    """A piece of a file that is neither pixels nor one of :class:`PictureInfo`'s own fields.
+
+    ``kind`` is a row of :data:`clusir.runtimes.images.metadata.keeping.ROWS`; ``data`` its bytes, ``name`` the chunk or
+    segment that held it.
+    """
+
+    kind: str
+    data: bytes
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class PictureInfo:
     """One picture file. ``channels``: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; ``dtype`` uint8, uint16, float32.
 
-    ``width`` and ``height`` are upright, orientation applied. ``exif`` is the TIFF structure that EXIF is, without the
-    ``Exif\\0\\0`` that JPEG puts before it, its orientation reset; ``xmp`` likewise. ``png_chunks`` are chunks of a PNG
-    that say how its numbers are meant (gAMA, cHRM, sRGB, cICP, pHYs). ``notes`` say what could not be kept.
+    ``width`` and ``height`` are upright, orientation applied, and ``dpi`` and ``aspect`` (the ratio of pixels a unit
+    where the unit is not known) are of these axes. ``exif`` is the TIFF structure that EXIF is, without the
+    ``Exif\\0\\0`` that JPEG puts before it; ``exif`` and ``xmp`` are true of the upright picture. ``lossless``:
+    whether the file's coding is. ``notes`` say what could not be kept.
     """
 
     format: str
@@ -42,7 +43,8 @@ class PictureInfo:
     exif: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
-    png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    aspect: tuple[float, float] | None = None
+    extras: tuple[Extra, ...] = ()
     jpeg_tables: tuple[tuple[int, ...], ...] = ()
     jpeg_subsampling: int = -1
     lossless: bool = True
@@ -67,3 +69,10 @@ class Limits:
     decoded_bytes: int = 4 << 30
     exif_bytes: int = 1 << 20
     icc_bytes: int = 16 << 20
+
+
+def whole_ratio(pair: tuple[float, float], largest: int) -> tuple[int, int]:
+    """Two positive numbers as whole ones of the same ratio, or as near as ``largest`` allows."""
+    ratio = Fraction(pair[0] / pair[1]).limit_denominator(min(largest, 10_000))
+    above, below = max(1, ratio.numerator), ratio.denominator
+    return (above, below) if above <= largest else (largest, 1)

@@ -1,28 +1,33 @@
-"""Every other picture file, decoded whole by Pillow: JPEG, WebP, BMP, TIFF, GIF, and the PNGs that do not stream.
-
-Pillow reads 16-bit RGB TIFF as 8 bit by taking one byte of each sample. Its raw modes ``RGB;16L`` and ``RGB;16B`` take
-the second and the first, so decoding twice keeps both (see :mod:`clusir.runtimes.images.png_reader`).
-"""
+"""Pictures that Pillow, or a plug-in of it, decodes whole: JPEG, WebP, BMP, GIF, AVIF, HEIF, JPEG XL."""
 
 from __future__ import annotations
 
 import io
-import mmap
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from clusir.errors import ImageError
-from clusir.runtimes.images.picture import PictureInfo
-from clusir.runtimes.images.tiff_tags import build_block, read_ifd, reset_orientation, reset_xmp_orientation
-from clusir.runtimes.images.tiff_writer import DESCRIPTIVE_TAGS
+from clusir.runtimes.images.bmp_reader import read_fields, read_profile
+from clusir.runtimes.images.jpeg_reader import coding_of, complete_jpeg, jpeg_facts
+from clusir.runtimes.images.metadata.colour import cmyk_to_srgb
+from clusir.runtimes.images.metadata.exif import plain_exif
+from clusir.runtimes.images.metadata.jpeg_segments import parse_jpeg
+from clusir.runtimes.images.metadata.orientation import upright
+from clusir.runtimes.images.metadata.truth import orientation_of, turned, upright_info
+from clusir.runtimes.images.metadata.xmp import plain_xmp
+from clusir.runtimes.images.picture import Extra, Limits, PictureInfo
+from clusir.runtimes.images.pillow_open import opened_by_pillow
 
-__all__ = ["PillowRows", "describe", "upright"]
+__all__ = ["PillowRows", "WholeRows", "opened", "probe_with_pillow", "rgb_of"]
 
+_REGISTERED = (WebPImagePlugin,)  # Pillow registers it only when it is imported; the others it knows at once
 # Pillow's mode: the mode it is converted to (None: as it is), and what that loses.
 _MODES: dict[str, tuple[str | None, str]] = {
     "L": (None, ""),
@@ -42,72 +47,145 @@ _MODES: dict[str, tuple[str | None, str]] = {
     "CMYK": ("RGB", "CMYK becomes sRGB"),
 }
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1, "I;16B": 1, "F": 1}
+_DTYPES = {"I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}
+# Formats whose decoder turns the picture itself, so that EXIF's orientation is not to be applied again.
+_TURNED_BY_DECODER = ("HEIF", "JXL")
 
 
-def describe(image: Image.Image, path: Path, orientation: int) -> PictureInfo:
-    """The facts of an opened, not yet decoded file whose pixels are to be turned by ``orientation``.
+@contextmanager
+def opened(path: Path, kind: str, data: bytes | None = None) -> Iterator[Image.Image]:
+    """A file of format ``kind`` in Pillow, from ``data`` where that is given. Raises ImageError where its header is
+    damaged."""
+    if kind == "HEIF":
+        import pillow_heif
 
-    Raises ImageError for a mode that is not restored.
-    """
+        pillow_heif.register_heif_opener(thumbnails=False)
+    elif kind == "JXL":
+        import pillow_jxl  # noqa: F401
+    source = path if data is None else io.BytesIO(data)
+    try:
+        with opened_by_pillow(source, [kind]) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise ImageError(f"damaged: its {kind} header cannot be read") from error
+
+
+class WholeRows:
+    """The rows of pixels that are all there, HxWxC."""
+
+    def __init__(self, pixels: NDArray[Any]) -> None:
+        self.pixels = pixels
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        return self.pixels[start:stop]
+
+
+def rgb_of(image: Image.Image) -> tuple[str, str]:
+    """(the mode whose pixels are restored, what becoming it loses). Raises ImageError for modes that are not
+    restored."""
     if image.mode not in _MODES:
         raise ImageError(f"its {image.mode} pixels are not restored; convert it to 8 or 16 bit grey or RGB")
     target, note = _MODES[image.mode]
-    transparent = "transparency" in image.info and image.mode in ("P", "L", "RGB")
-    if transparent:
+    if "transparency" in image.info and image.mode in ("P", "L", "RGB"):
         target = "LA" if image.mode == "L" else "RGBA"
-    mode = target or image.mode
+        note = "the palette becomes RGBA" if image.mode == "P" else ""
     if image.mode == "CMYK" and not image.info.get("icc_profile"):
         raise ImageError("CMYK without an ICC profile: its colours are unknown; attach a profile or convert it to RGB")
-    dtype: np.dtype[Any] = np.dtype(np.uint8)
-    if mode.startswith("I;16") or _sixteen_bit(image):
-        dtype = np.dtype(np.uint16)
-    elif mode == "F":
-        dtype = np.dtype(np.float32)
-    exif, xmp = _exif(image, path), image.info.get("xmp")
-    turned = orientation >= 5
-    jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
-    tables, sampling = _jpeg_facts(image) if jpeg else ((), -1)
-    icc = None if image.mode == "CMYK" else image.info.get("icc_profile")
+    return target or image.mode, note
+
+
+def probe_with_pillow(
+    path: Path, kind: str, limits: Limits, check: Callable[[Image.Image], None]
+) -> tuple[PictureInfo, int, Any]:
+    """(facts, orientation, a function that decodes to rows) of an opened, not yet decoded file; ``check`` may
+    refuse it.
+
+    Raises ImageError for several frames, and for a mode that is not restored.
+    """
+    data, parts = None, None
+    if kind == "JPEG":
+        data = path.read_bytes()
+        parts = parse_jpeg(data)
+    with opened(path, kind, data) as image:
+        check(image)
+        if getattr(image, "n_frames", 1) > 1 and kind not in ("JPEG", "HEIF"):
+            raise ImageError(f"it has {getattr(image, 'n_frames', 1)} frames; extract the one to restore")
+        mode, note = rgb_of(image)
+        info = _described(image, path, kind, mode, [note] * bool(note))
+        if parts is not None and data is not None:
+            facts = jpeg_facts(data, parts, limits)
+            tables, sampling = coding_of(image)
+            info = _with(info, exif=facts.exif, xmp=facts.xmp, dpi=facts.dpi, aspect=facts.aspect,
+                         extras=tuple(facts.extras), notes=(*info.notes, *facts.notes), lossless=False,
+                         jpeg_tables=tables, jpeg_subsampling=sampling)  # fmt: skip
+            if not parts.ended:
+                complete_jpeg(data, parts)
+    if info.exif is not None and len(info.exif) > limits.exif_bytes:
+        raise ImageError(f"its EXIF block of {len(info.exif)} bytes is over the {limits.exif_bytes} allowed; strip it")
+    orientation = 1 if kind in _TURNED_BY_DECODER else orientation_of(info.exif, info.xmp)
+    width, height = turned(info.width, info.height, orientation)
+    info = upright_info(_with(info, width=width, height=height), orientation)
+    fields = read_fields(path) if kind == "BMP" else None
+    if fields is not None:
+        info = _with(info, dtype=fields.dtype, channels=len(fields.fields))
+
+    def decode() -> Any:
+        if fields is not None:
+            return WholeRows(fields.read(path))
+        ended = None if kind != "JPEG" else path.read_bytes()
+        if ended is not None:
+            ended = complete_jpeg(ended, parse_jpeg(ended))
+        with opened(path, kind, ended) as image:
+            return PillowRows(image, info, orientation)
+
+    return info, orientation, decode
+
+
+def _with(info: PictureInfo, **changes: Any) -> PictureInfo:
+    from dataclasses import replace
+
+    return replace(info, **changes)
+
+
+def _described(image: Image.Image, path: Path, kind: str, mode: str, notes: list[str]) -> PictureInfo:
+    icc, extras = image.info.get("icc_profile") or None, []
+    if kind == "BMP":
+        icc, note = read_profile(path)
+        notes += [note] * bool(note)
+    comment = image.info.get("comment")
+    if kind == "GIF" and isinstance(comment, bytes):
+        extras.append(Extra("comment", comment))
+    depth = _coded_bits(image, path, kind)
+    if depth > 8 and not mode.startswith("I;16"):
+        notes.append(f"{depth} bit become 8")
+    if kind == "HEIF" and getattr(image, "n_frames", 1) > 1:
+        notes.append(f"{getattr(image, 'n_frames', 1) - 1} further pictures of the file are left out")
     return PictureInfo(
-        format="JPEG" if image.format == "MPO" else str(image.format),
-        width=image.height if turned else image.width,
-        height=image.width if turned else image.height,
+        format=kind,
+        width=image.width,
+        height=image.height,
         channels=_CHANNELS[mode],
-        dtype=dtype,
-        icc=icc or None,
-        exif=reset_orientation(exif) if exif else None,
-        xmp=reset_xmp_orientation(xmp) if isinstance(xmp, bytes) else None,
-        dpi=_dpi(image),
-        jpeg_tables=tables,
-        jpeg_subsampling=sampling,
-        lossless=not jpeg and not (image.format == "WEBP" and _webp_is_lossy(path)),
-        notes=(note,) if note else (),
+        dtype=np.dtype(_DTYPES.get(mode, np.uint8)),
+        icc=None if image.mode == "CMYK" else icc,
+        exif=plain_exif(image.info.get("exif")),
+        xmp=plain_xmp(image.info.get("xmp")),
+        dpi=_dpi(image) if kind in ("BMP", "GIF") else None,
+        extras=tuple(extras),
+        lossless=kind not in ("AVIF", "HEIF", "JXL") and not (kind == "WEBP" and _webp_is_lossy(path)),
+        notes=tuple(notes),
     )
 
 
-def _jpeg_facts(image: Any) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Quantisation tables in Pillow's order, and chroma subsampling (0 = 4:4:4, 1 = 4:2:2, 2 = 4:2:0, -1 = another)."""
-    tables = tuple(tuple(table) for _, table in sorted(image.quantization.items()))
-    return tables, JpegImagePlugin.get_sampling(image) if image.layers in (1, 3) else -1
-
-
-def _sixteen_bit(image: Any) -> bool:
-    """Whether Pillow would halve the samples: 16-bit RGB(A) TIFF, and interlaced 16-bit RGB(A) PNG."""
-    return image.mode in ("RGB", "RGBA") and bool(image.tile) and all(";16" in _raw_mode(t.args) for t in image.tile)
-
-
-def _raw_mode(args: Any) -> str:
-    return str(args if isinstance(args, str) else args[0])
-
-
-def _exif(image: Image.Image, path: Path) -> bytes | None:
-    if image.format == "TIFF":  # BigTIFF, whose directories are laid out otherwise, gives none
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as block:
-            return build_block(block, DESCRIPTIVE_TAGS) if read_ifd(block)[1] else None
-    exif = image.info.get("exif")
-    if not isinstance(exif, bytes) or not exif:
-        return None
-    return exif.removeprefix(b"Exif\0\0")
+def _coded_bits(image: Image.Image, path: Path, kind: str) -> int:
+    """Bits a sample that AVIF and HEIF say in their pixi box; 8 for others."""
+    if kind == "HEIF":
+        return int(image.info.get("bit_depth", 8))
+    if kind != "AVIF":
+        return 8
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+    at = head.find(b"pixi")
+    return head[at + 9] if 0 <= at < len(head) - 9 and head[at + 8] else 8
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
@@ -135,15 +213,13 @@ def _webp_is_lossy(path: Path) -> bool:
 
 
 class PillowRows:
-    """The rows of a picture that Pillow has decoded. ``info`` is :func:`describe`'s, ``orientation`` the file's."""
+    """The rows of a picture that Pillow has decoded. ``info`` is :func:`probe_with_pillow`'s, ``orientation`` the
+    file's."""
 
-    def __init__(self, image: Image.Image, info: PictureInfo, path: Path, orientation: int) -> None:
+    def __init__(self, image: Image.Image, info: PictureInfo, orientation: int) -> None:
         self.height, self.width, self.channels = info.height, info.width, info.channels
         self._image: Image.Image | None = None
         self._pixels: NDArray[Any] | None = None
-        if info.dtype == np.uint16 and image.mode in ("RGB", "RGBA"):
-            self._pixels = upright(_both_bytes(image, path), orientation)
-            return
         converted = _convert(image)
         converted.load()
         if orientation == 1:
@@ -159,24 +235,11 @@ class PillowRows:
 
 
 def _convert(image: Image.Image) -> Image.Image:
+    mode, _ = rgb_of(image)
     if image.mode == "CMYK":
-        return _from_cmyk(image)
-    target, _ = _MODES[image.mode]
-    if "transparency" in image.info and image.mode in ("P", "L", "RGB"):
-        target = "LA" if image.mode == "L" else "RGBA"
-    return image.convert(target) if target else image
-
-
-def _from_cmyk(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        raise ImageError(f"its CMYK profile cannot be used ({error}); convert it to RGB") from error
-    assert converted is not None
-    return converted
+        image.load()
+        return Image.fromarray(cmyk_to_srgb(image.info["icc_profile"])(np.asarray(image)))
+    return image.convert(mode) if mode != image.mode else image
 
 
 def _array(image: Image.Image) -> NDArray[Any]:
@@ -184,34 +247,3 @@ def _array(image: Image.Image) -> NDArray[Any]:
     if pixels.dtype.byteorder == ">":
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _both_bytes(image: Image.Image, path: Path) -> NDArray[np.uint16]:
-    """Decode twice: 16B and 16L name the byte order of the file, 16N this machine's; Pillow keeps the upper byte."""
-    high = np.asarray(image).astype(np.uint16)
-    high <<= 8
-    again: Any
-    with Image.open(path, formats=[str(image.format)]) as again:
-        again.tile = [t._replace(args=_other_byte(t.args)) for t in again.tile]
-        high |= np.asarray(again)
-    return high
-
-
-def _other_byte(args: Any) -> Any:
-    raw = _raw_mode(args)
-    native = "16B" if np.little_endian else "16L"
-    other = {"16L": "16B", "16B": "16L", "16N": native}[raw.rpartition(";")[2]]
-    changed = f"{raw.partition(';')[0]};{other}"
-    return changed if isinstance(args, str) else (changed, *args[1:])
-
-
-def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """HxWxC turned as EXIF orientation 1..8 asks (views, no copies)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    # Now mirrored along x for 2, 3, 6, 7 and along y for 3, 4, 7, 8.
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels

@@ -1,7 +1,8 @@
-"""JPEG, WebP and BMP: formats that Pillow encodes in one piece."""
+"""JPEG, WebP, BMP, AVIF, HEIF and JPEG XL: formats that Pillow, or a plug-in of it, encodes in one piece."""
 
 from __future__ import annotations
 
+import io
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -9,7 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clusir.errors import ImageError
-from clusir.runtimes.images.picture import PictureInfo
+from clusir.runtimes.images.metadata.exif import PREFIX
+from clusir.runtimes.images.metadata.jpeg_segments import segment, split_icc, split_xmp
+from clusir.runtimes.images.metadata.photoshop import HEADER, with_iptc
+from clusir.runtimes.images.picture import PictureInfo, whole_ratio
 
 __all__ = ["PillowWriter"]
 
@@ -31,26 +35,73 @@ class PillowWriter:
         self._row += band.shape[0]
 
     def finish(self) -> None:
-        info = self._info
-        image = self._image
-        options: dict[str, Any] = {"icc_profile": info.icc} if info.icc else {}
-        if info.dpi is not None and info.format in ("JPEG", "BMP"):
-            options["dpi"] = tuple(round(d) for d in info.dpi)
-        if info.exif is not None and info.format in ("JPEG", "WEBP"):
-            options["exif"] = b"Exif\0\0" + info.exif
-        if info.xmp is not None and info.format in ("JPEG", "WEBP"):
-            options["xmp"] = info.xmp
+        info, image = self._info, self._image
         if info.format == "JPEG":
-            options |= _jpeg_quality(info, image.mode == "L")
-        elif info.format == "WEBP":
-            # exact keeps the colours under full transparency; alpha is lossless in either kind.
-            options |= {"lossless": info.lossless, "quality": 100 if info.lossless else 95, "exact": True, "method": 4}
-            if image.mode in ("L", "LA"):
-                image = image.convert("RGB" if image.mode == "L" else "RGBA")  # WebP has no grey
-        try:
-            image.save(self._stream, info.format, **options)
-        except (OSError, ValueError) as error:
-            raise ImageError(f"it cannot be written as {info.format} ({error})") from error
+            self._stream.write(_jpeg(image, info))
+            return
+        options: dict[str, Any] = {}
+        if info.format == "BMP":
+            if info.dpi is not None:
+                options["dpi"] = tuple(round(d) for d in info.dpi)
+        else:
+            options = {"icc_profile": info.icc} if info.icc else {}
+            # WebP has no grey, and its cousins take RGB alike.
+            image = image.convert("RGB" if image.mode == "L" else "RGBA") if image.mode in ("L", "LA") else image
+            if info.exif is not None:
+                options["exif"] = info.exif if info.format == "JXL" else PREFIX + info.exif
+            if info.xmp is not None:
+                options["xmp"] = info.xmp
+            options |= _coding(info)
+        _save(image, self._stream, info.format, options)
+
+
+def _save(image: Image.Image, stream: BinaryIO, kind: str, options: dict[str, Any]) -> None:
+    if kind == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+    elif kind == "JXL":
+        import pillow_jxl  # noqa: F401
+    try:
+        image.save(stream, kind, **options)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"it cannot be written as {kind} ({error})") from error
+
+
+def _coding(info: PictureInfo) -> dict[str, Any]:
+    """Lossless where the input was or is of another format; otherwise near it."""
+    if info.format == "WEBP":
+        # exact keeps the colours under full transparency; alpha is lossless in either kind.
+        return {"lossless": info.lossless, "quality": 100 if info.lossless else 95, "exact": True, "method": 4}
+    if info.format == "JXL":
+        return {"lossless": info.lossless, "quality": 100 if info.lossless else 95}
+    return {"quality": 95, "subsampling": "4:4:4"} if info.format == "AVIF" else {"quality": 95, "chroma": 444}
+
+
+def _jpeg(image: Image.Image, info: PictureInfo) -> bytes:
+    """Pillow's scan behind segments of our own, in the order that EXIF and JFIF readers expect."""
+    options = _jpeg_quality(info, image.mode == "L")
+    if info.dpi is not None:
+        options["dpi"] = tuple(min(65535, max(1, round(d))) for d in info.dpi)
+    buffer = io.BytesIO()
+    _save(image, buffer, "JPEG", options)
+    data = buffer.getvalue()
+    head = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
+    jfif = bytearray(data[:head])
+    if info.dpi is None and info.aspect is not None:
+        x, y = whole_ratio(info.aspect, 65535)
+        jfif[13:18] = bytes((0,)) + x.to_bytes(2, "big") + y.to_bytes(2, "big")
+    blocks = [(0xE1, PREFIX + info.exif)] if info.exif is not None else []
+    blocks += [(0xE1, payload) for payload in split_xmp(info.xmp)] if info.xmp is not None else []
+    blocks += [(0xE2, payload) for payload in split_icc(info.icc)] if info.icc is not None else []
+    extras = {e.kind: e.data for e in info.extras}
+    photoshop = extras.get("photoshop", b"")
+    if "iptc" in extras:
+        photoshop = with_iptc(photoshop, extras["iptc"])
+    # Readers join what is split.
+    blocks += [(0xED, HEADER + photoshop[i : i + 65000]) for i in range(0, len(photoshop), 65000)]
+    blocks += [(0xFE, e.data) for e in info.extras if e.kind == "comment"]
+    return bytes(jfif) + b"".join(segment(marker, payload) for marker, payload in blocks) + data[head:]
 
 
 def _jpeg_quality(info: PictureInfo, grey: bool) -> dict[str, Any]:

@@ -12,122 +12,20 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from clusir.errors import ImageError
-from clusir.runtimes.images.picture import Limits
+from clusir.runtimes.images.png_header import SIGNATURE, PngHeader, png_chunks
 
-__all__ = ["SIGNATURE", "PngHeader", "PngRows", "read_header"]
+__all__ = ["PngRows", "read_interlaced"]
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_KEPT_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs")
-_XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 _PIECE = 1 << 18
 _BAND_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class PngHeader:
-    """What stands before and around the pixels. ``streams``: whether :class:`PngRows` can decode it."""
-
-    width: int
-    height: int
-    depth: int
-    colour_type: int
-    interlaced: bool
-    frames: int
-    transparency: bytes | None
-    icc: bytes | None
-    exif: bytes | None
-    xmp: bytes | None
-    kept: tuple[tuple[bytes, bytes], ...]
-
-    @property
-    def channels(self) -> int:
-        return _CHANNELS[self.colour_type]
-
-    @property
-    def streams(self) -> bool:
-        return self.depth >= 8 and self.colour_type != 3 and not self.interlaced and self.transparency is None
-
-
-def _chunks(stream: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """(type, length) of every chunk, the stream at its data; the caller may read the data or not."""
-    stream.seek(len(SIGNATURE))
-    while True:
-        start = stream.tell()
-        head = stream.read(8)
-        if len(head) < 8:
-            return
-        length, kind = struct.unpack(">I4s", head)
-        if length > size - start - 8:
-            if kind != b"IDAT":
-                raise ImageError(f"truncated: the chunk {kind.decode('latin1')!r} ends behind the file")
-            length = size - start - 8
-        yield kind, length
-        stream.seek(start + 12 + length)
-        if kind == b"IEND":
-            return
-
-
-def read_header(path: Path, limits: Limits) -> PngHeader:
-    """Everything but the pixels. Raises ImageError where the file is damaged or a block is absurdly large."""
-    values: dict[bytes, bytes] = {}
-    kept = []
-    header, frames = None, 1
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        for kind, length in _chunks(stream, size):
-            if header is None and kind != b"IHDR":
-                raise ImageError("not a PNG: it does not begin with its header chunk")
-            bounds = {b"eXIf": limits.exif_bytes, b"iTXt": limits.exif_bytes, b"iCCP": limits.icc_bytes}
-            if kind in (b"eXIf", b"iCCP") and length > bounds[kind]:
-                name = {b"eXIf": "EXIF", b"iCCP": "ICC"}[kind]
-                raise ImageError(f"its {name} block of {length} bytes is over the {bounds[kind]} allowed; strip it")
-            if kind == b"IHDR":
-                header = _header(stream.read(length), stream.read(4))
-            elif kind == b"acTL" and length >= 4:
-                frames = struct.unpack(">I", stream.read(4))[0]
-            elif kind == b"iTXt" and length <= bounds[kind]:
-                text = stream.read(length)
-                if text.startswith(_XMP_KEYWORD) and text[18:20] == b"\0\0":
-                    values[b"XMP"] = text[20:].split(b"\0", 2)[-1]
-            elif kind in _KEPT_CHUNKS and length <= 256:
-                kept.append((kind, stream.read(length)))
-            elif kind in (b"eXIf", b"iCCP", b"tRNS") and length <= limits.icc_bytes:
-                values[kind] = stream.read(length)
-    if header is None:
-        raise ImageError("truncated: it ends before its header")
-    icc = _inflate_icc(values[b"iCCP"], limits) if b"iCCP" in values else None
-    return PngHeader(*header, frames, values.get(b"tRNS"), icc, values.get(b"eXIf"), values.get(b"XMP"), tuple(kept))
-
-
-def _header(data: bytes, crc: bytes) -> tuple[int, int, int, int, bool]:
-    if len(data) != 13 or len(crc) < 4 or struct.unpack(">I", crc)[0] != zlib.crc32(b"IHDR" + data):
-        raise ImageError("damaged: the checksum of its header is wrong")
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data)
-    depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-    if not width or not height or depth not in depths.get(colour, ()):
-        raise ImageError(f"damaged: a header of {width}x{height} pixels, {depth} bit, colour type {colour} is not PNG")
-    return width, height, depth, colour, bool(interlace)
-
-
-def _inflate_icc(data: bytes, limits: Limits) -> bytes | None:
-    _, _, packed = data.partition(b"\0")
-    try:
-        icc = zlib.decompressobj().decompress(packed[1:], limits.icc_bytes + 1)
-    except zlib.error:
-        return None  # a broken profile is no reason to refuse the pixels; readers ignore it too
-    if len(icc) > limits.icc_bytes:
-        raise ImageError(f"its ICC profile inflates to more than the {limits.icc_bytes} bytes allowed; strip it")
-    return icc
 
 
 class PngRows:
@@ -136,7 +34,7 @@ class PngRows:
     def __init__(self, path: Path, header: PngHeader) -> None:
         self._path, self._header = path, header
         self.height, self.width, self.channels = header.height, header.width, header.channels
-        self._stride = header.width * header.channels * header.depth // 8
+        self._stride = header.stride
         self._bytes: Iterator[bytes] = iter(())
         self._restart()
 
@@ -171,15 +69,16 @@ class PngRows:
 
     def _decode(self, count: int) -> NDArray[Any]:
         need = count * (self._stride + 1)
-        filtered = self._inflate(need)
+        filtered = self.inflate(need)
         if len(filtered) < need:
             row = self._next + len(filtered) // (self._stride + 1)
             raise ImageError(f"truncated: its pixels end in row {row} of {self.height}")
-        raw = _unfilter(b"\0" + self._previous + filtered, count + 1, self._header)[1:]
-        self._previous = raw[-1].astype(raw.dtype.newbyteorder(">")).tobytes()
-        return raw
+        rows = _unfilter(b"\0" + self._previous + filtered, self._header.width, count + 1, self._header)[1:]
+        self._previous = rows[-1].tobytes()
+        return _meant(rows, self._header.width, self._header)
 
-    def _inflate(self, need: int) -> bytes:
+    def inflate(self, need: int) -> bytes:
+        """The next ``need`` bytes of filtered rows, fewer where the data ends."""
         parts, have = [], 0
         data = self._inflater.unconsumed_tail
         try:
@@ -203,7 +102,7 @@ def _image_data(path: Path) -> Iterator[bytes]:
     """The contents of all IDAT chunks in pieces; raises ImageError where a checksum is wrong."""
     size = path.stat().st_size
     with path.open("rb") as stream:
-        for kind, length in _chunks(stream, size):
+        for kind, length in png_chunks(stream, size):
             if kind != b"IDAT":
                 continue
             crc = zlib.crc32(b"IDAT")
@@ -220,20 +119,77 @@ def _image_data(path: Path) -> Iterator[bytes]:
                 yield piece
 
 
-def _unfilter(filtered: bytes, rows: int, header: PngHeader) -> NDArray[Any]:
-    """``rows`` filtered rows to HxWxC. The filters work on bytes at the distance of one pixel, so a 16-bit grey row is
-    undone as 8-bit grey + alpha, and 16-bit grey + alpha as 8-bit RGBA."""
-    width, channels = header.width, header.channels
-    if header.depth == 8:
-        return _small_png(filtered, width, rows, 8, header.colour_type).reshape(rows, width, channels)
-    if header.colour_type in (0, 4):
-        halves = _small_png(filtered, width, rows, 8, {0: 4, 4: 6}[header.colour_type])
-        return np.ascontiguousarray(halves).view(">u2").reshape(rows, width, channels).astype(np.uint16)
-    high = _small_png(filtered, width, rows, 16, header.colour_type, "16B").astype(np.uint16)
-    low = _small_png(filtered, width, rows, 16, header.colour_type, "16L")
-    high <<= 8
-    high |= low
-    return high
+def _unfilter(filtered: bytes, width: int, rows: int, header: PngHeader) -> NDArray[np.uint8]:
+    """``rows`` filtered rows to [rows, bytes of a row] as they were before filtering. The filters work on bytes at the
+    distance of one pixel, so rows are undone as 8-bit pixels of as many bytes: packed samples as grey, 16-bit grey as
+    grey and alpha, 16-bit grey and alpha as RGBA."""
+    stride = header.row_bytes(width)
+    if header.depth < 16 or header.colour_type in (0, 4):
+        step = header.stored_channels * header.depth // 8 or 1
+        colour = {1: 0, 2: 4, 3: 2, 4: 6}[step]
+        return _small_png(filtered, stride // step, rows, 8, colour).reshape(rows, stride)
+    both = np.empty((rows, stride), np.uint8)
+    for i, half in enumerate(("16B", "16L")):
+        both[:, i::2] = _small_png(filtered, width, rows, 16, header.colour_type, half).reshape(rows, stride // 2)
+    return both
+
+
+def _meant(rows: NDArray[np.uint8], width: int, header: PngHeader) -> NDArray[Any]:
+    """From bytes to HxWxC of the picture: samples of any depth, palette and transparent colour applied."""
+    depth, stored = header.depth, header.stored_channels
+    samples: NDArray[Any]
+    if depth == 16:
+        samples = np.ascontiguousarray(rows).view(">u2").astype(np.uint16).reshape(len(rows), width, stored)
+    elif depth == 8:
+        samples = rows.reshape(len(rows), width, stored)
+    else:
+        shifts = np.arange(8 - depth, -1, -depth, dtype=np.uint8)
+        packed = (rows[:, :, None] >> shifts) & np.uint8((1 << depth) - 1)
+        samples = packed.reshape(len(rows), -1)[:, :width, None]
+    if header.colour_type == 3:
+        return _palette(header)[samples[:, :, 0]]
+    alpha = None
+    if header.transparency is not None and header.colour_type in (0, 2):
+        key = np.frombuffer(header.transparency[: 2 * stored], ">u2") & ((1 << depth) - 1)
+        clear = (samples == key.astype(samples.dtype)).all(axis=2, keepdims=True)
+        top = 65535 if depth == 16 else 255
+        alpha = np.where(clear, 0, top).astype(samples.dtype)
+    if depth < 8:
+        samples = samples * np.uint8(255 // ((1 << depth) - 1))
+    return samples if alpha is None else np.concatenate([samples, alpha], axis=2)
+
+
+def _palette(header: PngHeader) -> NDArray[np.uint8]:
+    """[256, 3 or 4]; what an index beyond the palette shows is black."""
+    table = np.zeros((256, header.channels), np.uint8)
+    colours = np.frombuffer(header.palette[: len(header.palette) // 3 * 3], np.uint8).reshape(-1, 3)
+    table[: len(colours), :3] = colours
+    if header.transparency is not None:
+        opacity = np.frombuffer(header.transparency[:256], np.uint8)
+        table[:, 3] = 255
+        table[: len(opacity), 3] = opacity
+    return table
+
+
+# Adam7: first column and row, and steps, of each pass (PNG, section 8.2).
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def read_interlaced(path: Path, header: PngHeader) -> NDArray[Any]:
+    """All rows of an interlaced PNG, HxWxC. Raises ImageError where the data ends or is damaged."""
+    result = np.empty((header.height, header.width, header.channels), np.uint16 if header.depth == 16 else np.uint8)
+    source = PngRows(path, header)
+    for number, (left, top, step_x, step_y) in enumerate(_PASSES):
+        width, height = -(-(header.width - left) // step_x), -(-(header.height - top) // step_y)
+        if width <= 0 or height <= 0:
+            continue
+        need = height * (header.row_bytes(width) + 1)
+        filtered = source.inflate(need)
+        if len(filtered) < need:
+            raise ImageError(f"truncated: its pixels end in pass {number + 1} of 7")
+        rows = _unfilter(filtered, width, height, header)
+        result[top::step_y, left::step_x] = _meant(rows, width, header)
+    return result
 
 
 def _small_png(filtered: bytes, width: int, rows: int, depth: int, colour: int, half: str = "") -> NDArray[np.uint8]:

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from clusir.runtimes.images.picture import PictureInfo
-from clusir.runtimes.images.png_reader import SIGNATURE
+from clusir.runtimes.images.picture import PictureInfo, whole_ratio
+from clusir.runtimes.images.png_header import SIGNATURE
 
 __all__ = ["PngWriter"]
 
@@ -30,15 +30,22 @@ class PngWriter:
         stream.write(SIGNATURE)
         head = (info.width, info.height, depth, _COLOUR_TYPES[info.channels], 0, 0, 0)
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", *head))
-        for kind, data in info.png_chunks:
-            # An embedded profile outranks these; both at once is what the standard forbids for sRGB.
-            if info.icc is None or kind not in (b"sRGB", b"gAMA", b"cHRM", b"cICP"):
-                self._chunk(kind, data)
+        for extra in info.extras:
+            # sRGB beside a profile is what the standard forbids; the profile outranks it anyway.
+            if extra.kind in ("png_colour", "srgb") and not (info.icc is not None and extra.name == "sRGB"):
+                self._chunk(extra.name.encode("latin1"), extra.data)
         if info.icc is not None:
             self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(info.icc))
-        if info.dpi is not None and not any(kind == b"pHYs" for kind, _ in info.png_chunks):
+        if info.dpi is not None:
             per_metre = [min(round(d / 0.0254), 2**31 - 1) for d in info.dpi]
             self._chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+        elif info.aspect is not None:
+            self._chunk(b"pHYs", struct.pack(">IIB", *whole_ratio(info.aspect, 2**31 - 1), 0))
+        for extra in info.extras:
+            if extra.kind == "comment":
+                self._chunk(*_comment(extra.data))
+            elif extra.kind in ("text", "png_other"):
+                self._chunk(extra.name[:4].encode("latin1"), extra.data)
         if info.exif is not None:
             self._chunk(b"eXIf", info.exif)
         if info.xmp is not None:
@@ -58,6 +65,17 @@ class PngWriter:
 
     def _chunk(self, kind: bytes, data: bytes) -> None:
         self._stream.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def _comment(data: bytes) -> tuple[bytes, bytes]:
+    """A comment as a text chunk: Latin-1 where it is, else UTF-8."""
+    text = data.rstrip(b"\0").replace(b"\0", b" ")
+    try:
+        return b"tEXt", b"Comment\0" + text.decode("utf-8").encode("latin1")
+    except UnicodeEncodeError:
+        return b"iTXt", b"Comment\0\0\0\0\0" + text
+    except UnicodeDecodeError:
+        return b"tEXt", b"Comment\0" + text
 
 
 def _filtered(raw: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> bytes:

@@ -11,17 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clusir.names import INSTALL_GPU, MODULES, install_line
 from clusir.runtimes.machine.fingerprint import fingerprint
 from clusir.runtimes.machine.probe import Probe, list_devices, probe
 
 __all__ = ["Diagnosis", "Finding", "cuda_advice", "diagnose"]
 
-_BACKENDS = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-_INSTALL = {
-    "ort": 'pip install "clusir[cpu]"',
-    "openvino": 'pip install "clusir[openvino]"',
-    "torch": "pip install torch",
-}
 # Providers that only forward to a remote service: they run no operator of a restoration network.
 _NOT_LOCAL = ("AzureExecutionProvider",)
 
@@ -90,7 +85,7 @@ def _check_ort_packages() -> list[Finding]:
 
 
 def cuda_advice(machine: dict[str, Any], backend: str = "ort") -> Finding:
-    """Why CUDA does not run here and the line that mends it: the first obstacle only."""
+    """Why CUDA does not run here, and the command that fixes it: the first obstacle only."""
     packages = machine["packages"]
     if not machine["gpus"]:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -99,7 +94,7 @@ def cuda_advice(machine: dict[str, Any], backend: str = "ort") -> Finding:
         return Finding(
             "note",
             "no NVIDIA card answers (nvidia-smi lists none)",
-            'on a machine with a card and its driver: pip uninstall -y onnxruntime && pip install "clusir[gpu]"',
+            f"on a machine with a card and its driver: {INSTALL_GPU}",
         )
     if backend == "torch":
         return Finding("error", "this torch is not built for CUDA or does not fit the driver", "pip install -U torch")
@@ -107,7 +102,7 @@ def cuda_advice(machine: dict[str, Any], backend: str = "ort") -> Finding:
         return Finding(
             "warning",
             "there is a card, but onnxruntime is the CPU build",
-            'pip uninstall -y onnxruntime && pip install "clusir[gpu]"',
+            INSTALL_GPU,
         )
     return Finding(
         "error",
@@ -164,15 +159,17 @@ def _failure(done: Probe) -> Finding:
         missing = f" ({library.group(0)} is missing)" if library else ""
         level = "warning" if "Tensorrt" in done.name else "error"
         return Finding(level, f"{done.name} does not run: {done.reason or 'no reason given'}{missing}", fix)
-    package = _BACKENDS[backend]
+    package = MODULES[backend]
     return Finding("error", f"{done.name} does not run: {done.reason}", f"pip install --force-reinstall {package}")
 
 
 def _backend_devices(backend: str) -> tuple[list[str], list[Finding]]:
     devices, reason = list_devices(backend)
     if reason and not devices:
-        package = _BACKENDS[backend]
-        return [], [Finding("error", f"{package} is installed but cannot be loaded: {reason}", _INSTALL[backend])]
+        package = MODULES[backend]
+        return [], [
+            Finding("error", f"{package} is installed but cannot be loaded: {reason}", install_line(MODULES[backend]))
+        ]
     return [f"{backend}:{d}" for d in devices if d not in _NOT_LOCAL], []
 
 
@@ -185,7 +182,7 @@ def diagnose(models: Path, probe_device: Callable[[str], Probe] = probe) -> Diag
     machine = fingerprint()
     result = Diagnosis(machine)
     result.findings += _check_ort_packages()
-    present = [b for b, package in _BACKENDS.items() if _installed(package)]
+    present = [b for b, package in MODULES.items() if _installed(package)]
     # Two at a time: each is a process of its own that mostly loads libraries.
     with ThreadPoolExecutor(2) as pool:
         for names, problems in pool.map(_backend_devices, present):
@@ -193,10 +190,10 @@ def diagnose(models: Path, probe_device: Callable[[str], Probe] = probe) -> Diag
             result.probes += pool.map(probe_device, names)
     result.findings += [_failure(p) for p in result.probes if not p.ok]
     if not any(p.ok for p in result.probes):
-        result.findings.append(Finding("error", "no backend runs on this machine", _INSTALL["ort"]))
+        result.findings.append(Finding("error", "no backend runs on this machine", install_line(MODULES["ort"])))
     elif "ort" not in present:
         result.findings.append(
-            Finding("warning", "onnxruntime, the default backend, is not installed", _INSTALL["ort"])
+            Finding("warning", "onnxruntime, the default backend, is not installed", install_line(MODULES["ort"]))
         )
     if machine["gpus"] and not any(p.name.startswith("ort:CUDA") for p in result.probes):
         result.findings.append(cuda_advice(machine))

@@ -93,15 +93,20 @@ class Canvas:
         grey = colours == 1
         dtype = self.dtype or window.dtype
         unit = unscaled(total, self.spec.value_range)
-        picture = from_unit(unit[0].mean(axis=2, keepdims=True) if grey else unit[0], dtype)
+        picture = from_unit(_grey(unit[0]) if grey else unit[0], dtype)
         if not self.has_alpha or self.alpha == "drop":
             return picture
         alpha = window[:, :, -1:]
         if self.alpha == "process":
-            alpha = from_unit(unit[1].mean(axis=2, keepdims=True), dtype)
+            alpha = from_unit(_grey(unit[1]), dtype)
         elif alpha.dtype != dtype or np.issubdtype(dtype, np.floating):
             alpha = from_unit(to_unit(alpha), dtype)  # floats are held to 0..1, as colours are
         return np.concatenate([picture, alpha], axis=2)
+
+
+def _grey(values: Array) -> Array:
+    """The mean of the channels; in double precision, so that of three equal numbers it is that number."""
+    return values.mean(axis=2, keepdims=True, dtype=np.float64).astype(np.float32)
 
 
 def crop_tile(band: Pixels, x: Axis, start: int, height: int, spec: ModelSpec, *, alpha: bool = False) -> Array:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 
 from clusir.errors import BackendError, UsageError
+from clusir.names import BACKENDS, DEVICES, MODULES, install_line, installed_backends
 from clusir.runtimes.runners.base import Runner
 
 __all__ = ["BACKENDS", "DEVICES", "open_runner"]
 
-BACKENDS = ("auto", "ort", "openvino", "torch")
-DEVICES = ("auto", "cpu", "cuda")
 _READS = {".onnx": ("ort", "openvino"), ".ort": ("ort",), ".xml": ("openvino",), ".safetensors": ("torch",)}
-_MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-_INSTALLS = {"ort": "clusir[cpu]", "openvino": "clusir[openvino]", "torch": "clusir[export]"}
 
 
 def open_runner(
@@ -82,10 +78,9 @@ def _open(path: Path, backend: str, device: str, threads: int | None, graph: str
 
 
 def _first_installed(readers: tuple[str, ...], path: Path) -> str:
-    for name in readers:
-        if importlib.util.find_spec(_MODULES[name]) is not None:
-            return name
+    if installed := installed_backends(readers):
+        return installed[0]
     raise BackendError(
         f"model {path}: no backend that reads {path.suffix} is installed; "
-        f"install one with: pip install '{_INSTALLS[readers[0]]}'"
+        f"install one with: {install_line(MODULES[readers[0]])}"
     )

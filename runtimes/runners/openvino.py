@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import BackendError, ClusirError, ModelFormatError
-from clusir.runtimes.machine.allowed import thread_limit
+from clusir.names import INPUTS, OUTPUTS, install_line
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.feeds import check_feeds
 from clusir.spec import ModelSpec
@@ -56,8 +56,7 @@ class OpenVinoRunner:
             import openvino as ov
         except ImportError as error:
             raise BackendError(
-                f"backend openvino: openvino cannot be imported ({error}); "
-                "install it with: pip install 'clusir[openvino]'"
+                f"backend openvino: openvino cannot be imported ({error}); install it with: {install_line('openvino')}"
             ) from error
         if device not in ("auto", "cpu"):
             raise BackendError(
@@ -70,7 +69,6 @@ class OpenVinoRunner:
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        threads = threads or thread_limit()
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         cache = cache_dir()
@@ -164,14 +162,14 @@ def _close_batch(model: Any) -> None:
 def _input_name(port: Any, spec: ModelSpec) -> str:
     """An input's name in the ONNX file: a float16 graph's cast behind it lends it a second one."""
     names = port.get_names()
-    known = (name for name in (spec.input_name, "posterior", "gate", "statistics") if name in names)
+    known = (name for name in (spec.input_name, *INPUTS[1:]) if name in names)
     return next(known, str(port.any_name))
 
 
 def _output_name(port: Any, spec: ModelSpec) -> str:
     """An output's name in the ONNX file: fusing an Identity leaves a tensor with the names of both its ends."""
     names = port.get_names()
-    for known in (spec.output_name, "restored", "posterior", "gate", "expert_probability", "statistics"):
+    for known in (spec.output_name, *OUTPUTS):
         if known in names:
             return known
     return str(port.get_node().get_friendly_name().removesuffix("/sink_port_0"))

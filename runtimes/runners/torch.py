@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clusir.errors import BackendError, UsageError
+from clusir.names import install_line
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.feeds import check_feeds
 from clusir.spec import ModelSpec, SizeRequirements
@@ -39,7 +40,7 @@ class TorchRunner:
             import torch
         except ImportError as error:
             raise BackendError(
-                f"backend torch: torch cannot be imported ({error}); install it with: pip install 'clusir[export]', "
+                f"backend torch: torch cannot be imported ({error}); install it with: {install_line('torch')}, "
                 "or use --backend ort"
             ) from error
         from clusir.network import checkpoint

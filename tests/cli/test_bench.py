@@ -149,9 +149,13 @@ def test_quality_is_measured_beside_latency(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--backend", "tpu"], 2, "ort, openvino, torch"),
-        (["--size", "0"], 2, "1..20000"),
-        (["--size", "big"], 2, "256,1024"),
-        (["--model", MODEL, "--precision", "int8", "--backend", "ort"], 2, "clusir-export --precision int8"),
+        (["--size", "0"], 2, "from 1 to 20000"),
+        (["--size", "big"], 2, "'big' is not allowed"),
+        (
+            ["--model", MODEL, "--precision", "int8", "--backend", "ort"],
+            2,
+            "clusir-export --onnx OUT --precision fp32,int8",
+        ),
         (["--model", "/nowhere.onnx"], 2, "no model file fits"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_mixture_returns_the_recipe_that_made_it() -> None:
 
 
 def test_mixtures_are_in_physical_order_and_take_one_kind_of_a_family() -> None:
-    order = ["blur", "haze", "rain", "low_light", "noise", "jpeg"]
+    order = ["haze", "rain", "blur", "low_light", "noise", "jpeg"]
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(300):

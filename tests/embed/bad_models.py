@@ -28,6 +28,7 @@ LIES: dict[str, dict[str, object]] = {
     "top_k": {"top_k": 4},
     "labels": {"cluster_labels": [["a"]]},
     "value_range": {"value_range": [1, 0]},
+    "value_range_other": {"value_range": [0, 2]},
     "value_range_nan": {"value_range": [0, 1e308]},
     "layout": {"layout": "NHWC"},
     "graph": {"graph": "router"},
@@ -68,6 +69,10 @@ def write_bad_models(folder: Path) -> Path:
         write(name, {"clusir.tile_px": text})
     write("another_checkpoint", {"clusir.checkpoint_sha256": json.dumps("1" * 64)})
 
+    # NaN of any output that is used is an error.
+    for output in ("restored", "posterior", "expert_probability", "statistics"):
+        write_standin(bad, f"nan_{output}", spoilt=output)
+        (bad / f"nan_{output}.onnx").unlink()  # opened by the name of its tile graph
     plain = onnx.load(tile)
     del plain.metadata_props[:]
     onnx.save(plain, bad / "no_metadata.onnx")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from toolchain import BACKENDS, CPP, GOLDEN, ort_library, run
+from toolchain import BACKENDS, CPP, GOLDEN, REPOSITORY, ort_library, run
 
 from clusir.runtimes.runners.metadata import read_metadata
 from tests import needs
@@ -21,6 +23,15 @@ def test_golden_cases(cpp: Path, backend: str) -> None:
     out = run(cpp / "clusir-golden", GOLDEN, backend, ort_library())
     assert out.count("max abs difference") == len(load_golden(GOLDEN))
     assert out.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+def test_tables(cpp: Path) -> None:
+    """Specs, gates, rounding and tiles are answered as in Python; the field list is that of the schema."""
+    out = run(cpp / "clusir-tables", GOLDEN / "tables")
+    assert out.splitlines()[-1].endswith(" passed, 0 failed")
+    schema = json.loads((REPOSITORY / "clusir" / "spec.schema.json").read_text(encoding="utf-8"))
+    fields = [line.removeprefix("field ") for line in out.splitlines() if line.startswith("field ")]
+    assert fields == list(schema["properties"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -48,9 +59,8 @@ def test_openvino_ir_is_opened_like_onnx(cpp: Path, tmp_path: Path) -> None:
 
 
 def test_golden_check_can_fail(cpp: Path, tmp_path: Path) -> None:
-    for path in GOLDEN.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    broken = tmp_path / "nine_tiles_u8.out.bin"
+    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    broken = tmp_path / "out" / "nine_tiles_u8.bin"
     values = np.frombuffer(broken.read_bytes(), "<f4").copy()
     values[len(values) // 2] += 0.01
     broken.write_bytes(values.tobytes())

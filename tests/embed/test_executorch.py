@@ -76,7 +76,7 @@ def test_wrong_requests_are_one_line(network: ClusIR, tmp_path: Path, capsys: py
 
 @pytest.mark.skipif(INSTALLED, reason=needs.NEEDS["no executorch"])
 def test_without_executorch_it_says_how_to_get_it(network: ClusIR, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"pip install 'clusir\[executorch\]'"):
+    with pytest.raises(BackendError, match=r'pip install "clusir\[executorch\]"'):
         write_executorch(network, tmp_path / "out", tile_px=64)
 
 

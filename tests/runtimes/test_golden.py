@@ -1,38 +1,91 @@
-"""The golden cases that C++ and JavaScript answer to hold Python's Restorer as well: pixels, posterior, gates."""
+"""Python holds itself to the golden cases that C++ and JavaScript answer too."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clusir.runtimes import Restorer
-from tests.golden.make.cases import GoldenCase, load_golden
+from clusir.errors import ClusirError, UsageError
+from clusir.runtimes.restore.pixels import from_unit, to_unit
+from clusir.runtimes.restore.restorer import ArraySource, Restorer
+from tests.golden.make.cases import GoldenCase, colours, load_golden
+from tests.golden.make.standin import write_standin
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-CASES = [case for case in load_golden(GOLDEN) if case.model.is_file()]
+CASES = load_golden(GOLDEN)
+REFUSED = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))["refused"]
+BACKENDS = ("ort", "openvino")
 
 
-def test_there_are_cases() -> None:
-    assert len(CASES) >= 7
-
-
-ON_OPENVINO = [case for case in CASES if case.name in ("nine_tiles_u8", "two_experts_alpha_u8")]
-PAIRS = [(case, "ort") for case in CASES] + [(case, "openvino") for case in ON_OPENVINO]
-
-
-@pytest.mark.parametrize(("case", "backend"), PAIRS, ids=lambda value: getattr(value, "name", value))
-def test_golden_case(case: GoldenCase, backend: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_python_gives_the_golden_pictures(case: GoldenCase, backend: str) -> None:
     with Restorer(case.model, backend=backend, device="cpu") as restorer:
-        restored, work = restorer.restore_and_tell(case.pixels)
+        restored, work = restorer.restore_and_tell(case.image)
+        stored = {
+            dtype: np.concatenate(list(restorer.stream(ArraySource(case.pixels), dtype=np.dtype(dtype))))
+            for dtype in ("u1", "u2", "f4")
+        }
+    assert restored.shape == case.restored.shape
+    assert np.abs(restored - case.restored).max() <= case.tolerance
     assert work.routing is not None
-    np.testing.assert_allclose(work.routing.posterior, case.posterior, atol=case.tolerance)
-    np.testing.assert_allclose(work.routing.gate, case.gate, atol=case.tolerance)
-    top = 1.0 if case.pixels.dtype.kind == "f" else float(np.iinfo(case.pixels.dtype).max)
-    colours = restored[..., :3].astype(np.float64)
-    # One level of an integer picture for the rounding, the fp32 tolerance for a float one.
-    allowed = case.tolerance if top == 1.0 else max(1.0, case.tolerance * top)
-    assert np.abs(colours - np.clip(case.restored, 0, 1) * top).max() <= allowed
-    if case.pixels.shape[2] == 4:
-        np.testing.assert_array_equal(restored[..., 3], case.pixels[..., 3])
+    assert np.abs(work.routing.posterior - case.posterior).max() <= case.tolerance
+    assert np.abs(work.routing.gate - case.gate).max() <= case.tolerance
+    for dtype, made in stored.items():
+        top = 1 if dtype == "f4" else np.iinfo(dtype).max
+        expected = case.restored * np.float64(top)
+        slack = case.tolerance if dtype == "f4" else 0.5 + case.tolerance * top
+        assert np.abs(colours(made) - expected).max() <= slack
+        alpha = case.pixels[..., case.restored.shape[2] :]
+        same = alpha.dtype == np.dtype(dtype) or not alpha.size
+        kept = alpha if same else from_unit(to_unit(alpha), np.dtype(dtype))
+        np.testing.assert_array_equal(made[..., case.restored.shape[2] :], kept)
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=lambda entry: entry["name"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_an_error_everywhere(entry: dict[str, object], backend: str) -> None:
+    pixels = np.zeros((entry["height"], entry["width"], 3), np.uint8)
+    with (
+        Restorer(GOLDEN / str(entry["model"]), backend=backend, device="cpu") as restorer,
+        pytest.raises(ClusirError, match=str(entry["says"])),
+    ):
+        restorer.restore(pixels)
+
+
+def test_the_cases_reach_what_can_go_wrong() -> None:
+    assert {case.pixels.dtype.kind + str(case.pixels.dtype.itemsize) for case in CASES} >= {"u1", "u2", "f4"}
+    assert {case.pixels.shape[2] for case in CASES} == {1, 2, 3, 4}
+    assert any(case.pixels.shape[:2] == (1, 1) for case in CASES)
+    assert any(min(case.pixels.shape[:2]) > 48 + 32 for case in CASES)  # three tiles each way, in the stand-in's 48 px
+    assert any(case.model.name == "standin_range.onnx" for case in CASES)
+    assert len(REFUSED) >= 2
+    # A gate that chooses two experts of four, and pictures that the model visibly changes.
+    assert any(np.count_nonzero(case.gate[:4]) == 2 for case in CASES)
+    assert all(np.abs(case.restored - case.image).max() > 0.02 for case in CASES)
+
+
+STANDINS: dict[str, dict[str, object]] = {
+    "standin": {},
+    "standin_k2": {"top_k": 2, "statistics": False},
+    "standin_range": {"value_range": (-1.0, 3.0), "names": ("pixels", "better")},
+    "standin_nan": {"spoilt": "restored"},
+}
+
+
+@pytest.mark.parametrize("name", STANDINS)
+def test_the_stand_in_is_what_its_generator_writes(tmp_path: Path, name: str) -> None:
+    write_standin(tmp_path, name, **STANDINS[name])  # type: ignore[arg-type]
+    for part in ("", ".tile", ".router"):
+        assert (tmp_path / f"{name}{part}.onnx").read_bytes() == (GOLDEN / f"{name}{part}.onnx").read_bytes()
+
+
+def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="write the cases with"):
+        load_golden(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 9, "cases": []}')
+    with pytest.raises(UsageError, match="format 9 is not 2"):
+        load_golden(tmp_path)

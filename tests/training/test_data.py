@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from clusir.degrade.recipe import FAMILIES
+from clusir.degrade.recipe import FAMILIES, FAMILY_NAMES, Recipe, Step, draw_step
 from clusir.errors import ImageError, UsageError
 from clusir.quality.metrics import psnr
-from clusir.training.data import BatchPlan, PhotoSet, Prefetcher, draw_batch, draw_training_recipe
+from clusir.training.data import BatchPlan, PhotoSet, Prefetcher, draw_batch, draw_training_recipe, permitted
+from clusir.training.drawn import draw_pictures
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,56 @@ def test_bad_folders_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(ImageError, match=r"broken\.png"):
         PhotoSet(tmp_path / "empty")
+
+
+def test_what_may_not_be_mended_stays_in_the_target(photos: PhotoSet) -> None:
+    crop = photos.draw_crop(0, 64, np.random.default_rng(0))
+    recipe = Recipe((draw_step("haze", 0.5, np.random.default_rng(0)), Step("noise", {"sigma": 20.0})), 3)
+    damaged = recipe.apply(crop)
+
+    def may(**families: float) -> np.ndarray:
+        return np.array([families.get(family, 0.0) for family in FAMILY_NAMES], np.float32)
+
+    assert np.array_equal(permitted(recipe, crop, may()), damaged)
+    assert np.array_equal(permitted(recipe, crop, may(noise=1.0, haze=1.0)), crop)
+    assert np.array_equal(permitted(recipe, crop, may(noise=1.0)), recipe.apply(crop, ["haze"]))
+    half = permitted(recipe, crop, may(noise=0.5))
+    assert np.allclose(half, (damaged + recipe.apply(crop, ["haze"])) / 2, atol=1e-6)
+
+
+def test_permissions_are_drawn_outside_quads_alone(photos: PhotoSet) -> None:
+    batch = draw_batch(photos, BatchPlan(12, 32, 1, restricted=1.0), (0, 0, 0))
+    assert batch.permissions.shape == (12, len(FAMILY_NAMES))
+    assert (batch.permissions[:4] == 1).all()
+    assert (batch.permissions[4:] != 1).any(dim=1).float().mean() > 0.7
+    assert ((batch.permissions >= 0) & (batch.permissions <= 1)).all()
+    free = draw_batch(photos, BatchPlan(12, 32, 1), (0, 0, 0))
+    assert (free.permissions == 1).all()
+
+
+def test_soft_and_slightly_noisy_pictures_are_their_own_target(photos: PhotoSet) -> None:
+    batch = draw_batch(photos, BatchPlan(8, 48, 0, (1.0,), as_taken=1.0), (0, 0, 0))
+    assert set(batch.names) == {"clean"}
+    assert torch.equal(batch.damaged, batch.clean)
+
+
+def test_drawn_pictures_are_the_same_each_time_and_join_the_photos(tmp_path: Path, write_photos) -> None:
+    first, again = draw_pictures(4), draw_pictures(4)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    page, wall = (picture.std(axis=(0, 1)).max() for picture in first[:2])
+    assert page > 25 > wall
+    folder = write_photos(tmp_path, 3, size=64)
+    assert len(PhotoSet(folder, drawn=2)) == len(PhotoSet(folder)) + 2
+
+
+def test_photos_are_read_as_every_command_reads_them(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 96, dtype=np.uint16).reshape(64, 96)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    turned = Image.fromarray(np.zeros((64, 96, 3), np.uint8))
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    read = PhotoSet(tmp_path)
+    photos = {path.stem: photo for path, photo in zip(read.paths, read.photos, strict=True)}
+    assert 100 < photos["deep"].mean() < 155  # not white
+    assert photos["turned"].shape == (96, 64, 3)

@@ -18,16 +18,16 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
-from clusir.cli.train import main, make_config, parse_budget
+from clusir.cli.train import main, make_config, read_config, read_recipe, recipes
 from clusir.errors import BackendError, ModelFormatError, UsageError
 from clusir.network import checkpoint
 from clusir.network.model import CONFIGS, ClusIR
 from clusir.network.router import ClusterRouter
 from clusir.training import losses
 from clusir.training.data import BatchPlan, PhotoSet, draw_batch
-from clusir.training.loop import Stage, TrainConfig, learning_rate, resumed_config, train
+from clusir.training.loop import Stage, TrainConfig, _Run, learning_rate, resumed_config, train
 from clusir.training.losses import log_error
-from clusir.training.monitor import validate
+from clusir.training.monitor import RouterMonitor, validate
 from clusir.training.precision import ARITHMETICS, half_convolutions
 from clusir.training.state import read_header
 from tests import needs
@@ -197,6 +197,21 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> 
         ({"steps": 5, "severities": {"snow": [0, 1]}}, "snow"),
         ({"steps": 5, "arithmetic": "float8"}, "float8"),
         ({"steps": 5, "momentum": 0.9}, "unknown field 'momentum'"),
+        ({"steps": 5, "weights": {"nosie": 1.0}}, "nosie"),
+        ({"steps": 5, "weights": {"noise": -1.0}}, "noise -1"),
+        ({"steps": 5, "weights": {"noise": float("nan")}}, "noise nan"),
+        ({"steps": 5, "weights": {}}, "nothing to train on"),
+        ({"steps": 5, "learning_rate": -1.0}, "learning_rate"),
+        ({"steps": 5, "learning_rate": float("nan")}, "learning_rate"),
+        ({"steps": 5, "clip_norm": 0.0}, "clip_norm"),
+        ({"steps": 5, "ema_decay": 2.0}, "ema_decay"),
+        ({"steps": 5, "half_until": 9.0}, "half_until"),
+        ({"steps": 5, "restricted": -0.1}, "restricted"),
+        ({"steps": 5, "warmup_steps": -5}, "warmup_steps"),
+        ({"steps": 5, "calibrate_at": [-3]}, "calibrate_at"),
+        ({"steps": 5, "validation_crop_px": 100}, "validation_crop_px 100"),
+        ({"steps": 5, "validation_photos": 0}, "validation_photos"),
+        ({"steps": 5, "model": "small", "permissions": True}, "permissions"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(values: dict, says: str) -> None:
@@ -218,9 +233,7 @@ def test_a_resumed_run_computes_as_it_began(folder: Path, tmp_path: Path, monkey
     asked, halves, steps = [], [], []
     monkeypatch.setattr(f"{LOOP}.choose_arithmetic", lambda *a, **k: asked.append(k) or ARITHMETICS[3])
     real = half_convolutions
-    monkeypatch.setattr(
-        "clusir.training.loop.half_convolutions", lambda model: halves.append(len(steps)) or real(model)
-    )
+    monkeypatch.setattr(f"{LOOP}.half_convolutions", lambda model: halves.append(len(steps)) or real(model))
     train(config, folder, out, observe=lambda p: steps.append(p.step), stop=lambda: len(steps) >= 2)
     train(config, folder, out, observe=lambda p: steps.append(p.step), resume=True)
     assert asked == [{"half": True}]
@@ -232,9 +245,7 @@ def test_a_run_fits_its_deblurring_once_and_only_where_the_weights_it_starts_fro
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, fitted = replace(SMALL, steps=2, deblur_batches=2), []
-    monkeypatch.setattr(
-        "clusir.training.loop.calibrate_deblur", lambda model, batches, seed: fitted.append(list(batches))
-    )
+    monkeypatch.setattr(f"{LOOP}.calibrate_deblur", lambda model, batches, seed: fitted.append(list(batches)))
     first = train(config, folder, tmp_path / "first", stop=lambda: True)
     train(config, folder, tmp_path / "first", resume=True)
     assert len(fitted) == 1
@@ -254,17 +265,6 @@ def test_validation_reports_no_gain_for_a_network_that_returns_its_input(folder:
     figures = validate(ClusIR(CONFIGS["tiny"]).eval(), PhotoSet(folder, "validation"), 64, 1)
     assert figures["gain"] == pytest.approx(0, abs=1e-4)
     assert figures["psnr/clean"] == pytest.approx(60)
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), ("1h30m", 5400)])
-def test_time_budgets_are_read(text: str, seconds: float) -> None:
-    assert parse_budget(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["90", "m", "1h30", "-5m", "1 h"])
-def test_odd_time_budgets_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="1h30m"):
-        parse_budget(text)
 
 
 def test_the_command_trains_and_resumes_with_a_longer_budget(
@@ -382,12 +382,65 @@ def test_a_run_from_given_weights_keeps_their_routers_after_a_stop_too(folder: P
 def test_given_weights_change_the_defaults_and_a_file_still_wins(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("bend_until = 0.25\n")
-    config = make_config(tmp_path, False, file, {"steps": 5}, start=True)
+    config = make_config(tmp_path, False, read_config(file), {"steps": 5}, start=True)
     assert (config.bend_until, config.router_noise_until, config.calibrate_at) == (0.25, 0.0, ())
-    assert make_config(tmp_path, False, None, {"steps": 5}).calibrate_at != ()
+    assert make_config(tmp_path, False, {}, {"steps": 5}).calibrate_at != ()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     checkpoint.save(ClusIR(replace(CONFIGS["tiny"], widths=(16, 32, 48))), tmp_path / "other.safetensors", {})
     with pytest.raises(UsageError, match=r"does not fit.*stem.weight"):
         train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")
+
+
+PERMITTED = replace(SMALL, permissions=True, restricted=1.0, as_taken=0.5, drawn_pictures=2, steps=3)
+
+
+def test_a_network_with_permissions_trains_and_its_obedience_is_validated(folder: Path, tmp_path: Path) -> None:
+    seen = []
+    path = train(PERMITTED, folder, tmp_path / "run", observe=lambda p: seen.append(p))
+    assert checkpoint.load(path).config.permissions
+    assert not any(p.losses["skipped"] for p in seen)
+    figures = seen[-1].validation
+    assert figures is not None
+    assert {"psnr/camera ISO 6400", "shift/noise only, of low light", "psnr/nothing, of noise 25"} <= set(figures)
+
+
+def test_the_averaged_weights_take_a_calibration_and_stale_moments_go(folder: Path, tmp_path: Path) -> None:
+    run = _Run(replace(SMALL, steps=5), folder, tmp_path, "cpu", False, None, lambda text: None)
+    monitor = RouterMonitor()
+    for step in range(2):
+        run.advance(draw_batch(run.photos, run.plan(0.1), (0, step, 0)), 0.1, monitor)
+    project = run.routers[0].project.weight
+    assert run.optimizer.state[project]
+    run.calibrate()
+    mine, theirs = dict(run.model.named_parameters()), dict(run.average.model.named_parameters())
+    for name, tensor in mine.items():
+        calibrated = name.endswith(("router.project.weight", "router.project.bias", "router.see.weight"))
+        assert torch.equal(tensor, theirs[name]) or not calibrated, name
+    assert not run.optimizer.state.get(project)
+    assert run.optimizer.state[mine["stem.weight"]]
+
+
+def test_ranks_draw_noise_of_their_own_and_start_from_the_same_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr("clusir.training.loop.dist.is_initialized", lambda: True)
+        monkeypatch.setattr("clusir.training.loop.dist.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", lambda module, **options: module)
+        run = _Run(replace(SMALL, steps=5), folder, tmp_path, "cpu", False, None, lambda text: None)
+        found.append((run.model.stem.weight.detach().clone(), torch.rand(4)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.equal(found[0][1], found[1][1])
+
+
+def test_the_recipes_of_the_package_are_configurations_and_options_go_over_them(tmp_path: Path) -> None:
+    assert "tiny" in recipes()
+    for name in recipes():
+        config = make_config(tmp_path, False, read_recipe(name), {"steps": 7})
+        assert (config.steps, config.seconds) == (7, 0.0)
+    assert make_config(tmp_path, False, read_recipe("tiny"), {}).permissions
+    with pytest.raises(UsageError, match="no recipe named 'huge'; there are tiny"):
+        read_recipe("huge")

@@ -146,7 +146,7 @@ def test_calibration_spreads_an_untrained_router_and_touches_nothing_else() -> N
     clean = torch.rand(16, 3, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     noise = torch.rand(8).repeat_interleave(2).view(16, 1, 1, 1) * torch.randn(16, 3, 32, 32)
     recipe, photo = torch.arange(8).repeat_interleave(2), torch.arange(16)
-    batch = Batch((clean + 0.3 * noise).clamp(0, 1), clean, recipe, photo, ("noise",) * 16)
+    batch = Batch((clean + 0.3 * noise).clamp(0, 1), clean, recipe, photo, ("noise",) * 16, torch.ones(16, 6))
     model.eval()
 
     def spread() -> float:
@@ -154,7 +154,10 @@ def test_calibration_spreads_an_untrained_router_and_touches_nothing_else() -> N
             return min(float(posterior.std(0).mean()) for posterior in model(batch.damaged).posteriors)
 
     spread_before = spread()
-    calibrate_routers(model, [batch])
+    changed = calibrate_routers(model, [batch])
+    assert {id(p) for p in changed} == {
+        id(p) for name, p in model.named_parameters() if ".router.project." in name or ".router.see." in name
+    }
     assert spread() > 3 * spread_before
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) != (".router.project." in name or ".router.see." in name), name

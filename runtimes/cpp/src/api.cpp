@@ -1,7 +1,9 @@
 // The C interface: every entry catches everything, so that no exception crosses the border.
 #include <clusir/clusir.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cstring>
 #include <new>
 
@@ -57,13 +59,22 @@ void require(bool condition, const char* what) {
     if (!condition) throw Failure(CLUSIR_INVALID_ARGUMENT, what);
 }
 
-// Options grow at their end: a caller built against an older header gives a smaller struct, and the rest stays zero.
-template <typename Options>
-Options copied(const Options* given) {
+// Structs grow at their end, and only the sizes that some header declared are taken: any other would cut a field in two.
+// One list per struct, oldest first; a caller built against an older header leaves the rest zero.
+constexpr std::size_t kOpenOptionsSizes[] = {sizeof(clusir_open_options)};
+constexpr std::size_t kRunOptionsSizes[] = {sizeof(clusir_run_options)};
+constexpr std::size_t kSpecSizes[] = {sizeof(clusir_spec)};
+
+template <std::size_t N>
+void require_size(std::size_t size, const std::size_t (&known)[N]) {
+    require(std::find(known, known + N, size) != known + N, "struct_size is not the size of the struct; set it to sizeof");
+}
+
+template <typename Options, std::size_t N>
+Options copied(const Options* given, const std::size_t (&known)[N]) {
     Options options{};
     if (given == nullptr) return options;
-    require(given->struct_size >= sizeof(std::size_t) && given->struct_size <= sizeof options,
-            "options: struct_size is not the size of the struct; set it to sizeof");
+    require_size(given->struct_size, known);
     std::memcpy(&options, given, given->struct_size);
     return options;
 }
@@ -71,6 +82,7 @@ Options copied(const Options* given) {
 BackendOptions backend_options(const clusir_open_options& options) {
     BackendOptions result;
     if (options.device != nullptr && *options.device != '\0') result.device = options.device;
+    for (char& c : result.device) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     require(options.threads >= 0 && options.threads <= 1024, "options: threads is not within 0..1024");
     result.threads = options.threads;
     if (options.ort_library != nullptr) result.ort_library = options.ort_library;
@@ -91,7 +103,7 @@ clusir_status clusir_open(const char* path, const clusir_open_options* given, cl
         require(model != nullptr, "model is null");
         *model = nullptr;
         require(path != nullptr && *path != '\0', "path is null or empty");
-        const auto options = copied(given);
+        const auto options = copied(given, kOpenOptionsSizes);
         auto opened = Model::from_file(path, backend_name(options), backend_options(options));
         *model = new clusir_model{std::move(opened)};
     });
@@ -104,7 +116,7 @@ clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const vo
         *model = nullptr;
         require(graph != nullptr && graph_bytes > 0, "graph is null or empty");
         require((router == nullptr) == (router_bytes == 0), "router is null with a size, or has no bytes");
-        const auto options = copied(given);
+        const auto options = copied(given, kOpenOptionsSizes);
         const Source first{"graph in memory", graph, graph_bytes}, second{"router in memory", router, router_bytes};
         auto opened =
             std::make_unique<Model>(backend_name(options), first, router ? &second : nullptr, backend_options(options));
@@ -117,8 +129,10 @@ void clusir_close(clusir_model* model) { delete model; }
 clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
     return guarded([&] {
         require(model != nullptr && spec != nullptr, "model or spec is null");
+        require_size(spec->struct_size, kSpecSizes);
         const auto& from = model->model->spec();
-        *spec = {from.name.c_str(),
+        const clusir_spec full{spec->struct_size,
+                 from.name.c_str(),
                  from.precision.c_str(),
                  model->model->backend().c_str(),
                  static_cast<uint32_t>(from.channels),
@@ -127,7 +141,15 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
                  static_cast<uint32_t>(from.clusters.size()),
                  static_cast<uint32_t>(from.posterior_size()),
                  static_cast<uint32_t>(from.gate_size()),
-                 static_cast<uint32_t>(from.top_k)};
+                 static_cast<uint32_t>(from.top_k),
+                 static_cast<uint32_t>(from.statistics),
+                 static_cast<uint32_t>(from.static_px),
+                 static_cast<uint32_t>(from.multiple_of),
+                 static_cast<uint32_t>(from.minimum),
+                 from.low,
+                 from.high,
+                 from.checkpoint_sha256.c_str()};
+        std::memcpy(spec, &full, spec->struct_size);
     });
 }
 
@@ -162,11 +184,12 @@ clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const 
                              const clusir_run_options* given) {
     return guarded([&] {
         require(model != nullptr, "model is null");
-        const auto options = copied(given);
+        const auto options = copied(given, kRunOptionsSizes);
         const auto& spec = model->model->spec();
         const clusir_image from = clusir::detail::check_image(in, "in", spec),
                            to = clusir::detail::check_image(out, "out", spec);
         clusir::detail::check_pair(from, to);
+        clusir::detail::check_samples(from);
         const auto routing = model->model->restore(from, to, [&](uint32_t done, uint32_t total) {
             if (options.cancel != nullptr && options.cancel->now.load(std::memory_order_relaxed)) return false;
             return options.progress == nullptr || options.progress(options.user, done, total) == 0;

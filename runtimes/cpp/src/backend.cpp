@@ -10,41 +10,6 @@ std::string to_string(const Shape& shape) {
     return text + "]";
 }
 
-bool looks_like_onnx(const void* bytes, std::size_t size) {
-    const auto* at = static_cast<const unsigned char*>(bytes);
-    const auto* const end = at + size;
-    const auto varint = [&](std::uint64_t& value) {
-        value = 0;
-        for (int shift = 0; shift < 64 && at < end; shift += 7) {
-            value |= static_cast<std::uint64_t>(*at & 0x7FU) << shift;
-            if ((*at++ & 0x80U) == 0) return true;
-        }
-        return false;
-    };
-    constexpr std::uint64_t kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5, kGraph = 7;
-    bool graph = false;
-    while (at < end) {
-        std::uint64_t key = 0, length = 0;
-        if (!varint(key) || key >> 3U == 0) return false;
-        const std::uint64_t wire = key & 7U;
-        if (wire == kVarint) {
-            if (!varint(length)) return false;
-            continue;
-        }
-        if (wire == kBytes) {
-            if (!varint(length)) return false;
-            graph = graph || key >> 3U == kGraph;
-        } else if (wire == kFixed64 || wire == kFixed32) {
-            length = wire == kFixed64 ? 8 : 4;
-        } else {
-            return false;
-        }
-        if (length > static_cast<std::uint64_t>(end - at)) return false;
-        at += length;
-    }
-    return graph;
-}
-
 std::string resolve_backend(const std::string& request) {
     const std::string built = clusir_backends();
     if (request == "auto") {

@@ -64,10 +64,6 @@ inline std::int64_t element_count(const Shape& shape) {
 
 std::string to_string(const Shape& shape);
 
-// Whether the bytes are a whole protobuf message that could be an ONNX model: well-formed fields up to the end, one of
-// them a graph. Looks at the outermost level only.
-bool looks_like_onnx(const void* bytes, std::size_t size);
-
 // The name of the back end for a request ("auto", "ort", "openvino"); Failure(CLUSIR_NO_BACKEND) where it is not there.
 std::string resolve_backend(const std::string& request);
 std::unique_ptr<Graph> open_graph(const std::string& backend, const Source& source, const BackendOptions& options);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <tuple>
 #include <utility>
 
 #include "error.hpp"
@@ -55,11 +56,11 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
 
 void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSpec& router) {
     if (router.graph != "router") bad_model("the router file says that it is a " + router.graph + " graph");
-    if (router.clusters != spec.clusters || router.experts != spec.experts || router.channels != spec.channels ||
-        router.tile_px != spec.tile_px || router.static_px != spec.static_px || router.input_name != spec.input_name ||
-        router.statistics != spec.statistics) {
-        bad_model("the tile graph and the router graph are of two different models");
-    }
+    const auto form = [](const ModelSpec& of) {
+        return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
+                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics);
+    };
+    if (form(router) != form(spec)) bad_model("the tile graph and the router graph are of two different models");
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     expect(port(graph.inputs(), spec.input_name, "input"), {1, spec.channels, side, side});
     expect(port(graph.outputs(), "posterior", "output"), {1, spec.posterior_size()});
@@ -74,15 +75,18 @@ void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSp
 
 std::unique_ptr<Model> Model::from_file(const std::string& path, const std::string& backend,
                                         const BackendOptions& options) {
-    std::error_code none;
-    if (!fs::is_regular_file(path, none)) throw Failure(CLUSIR_BAD_MODEL, path + ": there is no such file");
+    // Paths are UTF-8, on Windows too.
+    const auto there = [](const std::string& name) {
+        std::error_code none;
+        return fs::is_regular_file(fs::u8path(name), none);
+    };
+    if (!there(path)) throw Failure(CLUSIR_BAD_MODEL, path + ": there is no such file");
     const std::string suffix = ends_with(path, ".ort") ? ".ort" : ends_with(path, ".xml") ? ".xml" : ".onnx";
     const std::string stem = without(without(path, suffix), ".tile");
     std::string base = stem;
     for (const char* precision : {".int8", ".fp16", ".fp32"}) base = without(base, precision);
     const Source tile{stem + ".tile" + suffix, nullptr, 0}, router{base + ".router" + suffix, nullptr, 0};
-    const bool both = fs::is_regular_file(tile.path, none) && fs::is_regular_file(router.path, none);
-    if (both && path != router.path) return std::make_unique<Model>(backend, tile, &router, options);
+    if (there(tile.path) && there(router.path) && path != router.path) return std::make_unique<Model>(backend, tile, &router, options);
     return std::make_unique<Model>(backend, Source{path, nullptr, 0}, nullptr, options);
 }
 
@@ -99,11 +103,6 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
         if (router == nullptr) return;
         router_ = open_graph(backend, *router, options);
         check_router_graph(*router_, spec_, ModelSpec::from_metadata(router_->metadata()));
-        const auto sha = graph_->metadata().find("clusir.checkpoint_sha256"),
-                   other = router_->metadata().find("clusir.checkpoint_sha256");
-        if (sha != graph_->metadata().end() && other != router_->metadata().end() && sha->second != other->second) {
-            bad_model("the tile graph and the router graph come from two different checkpoints");
-        }
     } catch (const Failure& failure) {
         const bool named = std::string(failure.what()).rfind(graph.path, 0) == 0 ||
                            (router && std::string(failure.what()).rfind(router->path, 0) == 0);
@@ -127,11 +126,12 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
         router_->run({{spec_.input_name.c_str(), {batch, spec_.channels, rows.tile, columns.tile}, images.data()}},
                      fetches);
         mean.add(posterior, probability);
+        check_finite(statistics.data(), statistics.size(), "statistics");
     };
     for (const std::int64_t top : sample(rows)) {
         for (const std::int64_t left : sample(columns)) {
             gather(in, spec_, rows, columns, top, left, planes);
-            // A router with statistics takes all samples for one picture; one of the first exports looks at each alone.
+            // A router with statistics takes all samples for one picture; one without looks at each alone.
             if (spec_.statistics)
                 samples.insert(samples.end(), planes.begin(), planes.end());
             else
@@ -161,6 +161,7 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
         fetches.push_back({"gate", experts, gate.data()});
     }
     graph_->run(feeds, fetches);
+    check_finite(restored.data(), restored.size(), spec_.output_name);
     if (!router_ && spec_.routed()) own.add(posterior, gate);
 }
 
@@ -205,7 +206,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
                     for (std::size_t x = 0; x < width; ++x) sums[x * channels + c] += values[x] * (weight * weights[x]);
                 }
             }
-            go(++done);
+            if (++done < total) go(done);
         }
         const bool last = ty + 1 == rows.starts.size();
         const std::size_t finished = last ? in.height : static_cast<std::size_t>(rows.starts[ty + 1]);
@@ -215,6 +216,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
             std::fill(sums, sums + row, 0.0F);
         }
     }
+    step(total, total);  // the picture is complete: there is nothing left to stop
     return router_ ? routing : own.average();
 }
 

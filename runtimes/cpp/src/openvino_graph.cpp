@@ -1,6 +1,7 @@
 // The OpenVINO back end. OpenVINO throws; nothing of it leaves this file.
 #include <cctype>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <mutex>
@@ -9,6 +10,7 @@
 
 #include "backend.hpp"
 #include "error.hpp"
+#include "onnx_file.hpp"
 
 namespace clusir::detail {
 namespace {
@@ -39,22 +41,16 @@ Shape shape_of(const ov::PartialShape& shape) {
     return result;
 }
 
-constexpr const char* kFields[] = {
-    "spec_version", "name",         "graph",       "precision", "input_name",     "output_name",
-    "layout",       "colour_order", "value_range", "channels",  "size",           "tile_px",
-    "halo_px",      "clusters",     "experts",     "top_k",     "cluster_labels", "checkpoint_sha256",
-    "statistics"};
-
 std::string onnx_bytes(const Source& source) {
     std::string bytes;
     if (source.bytes != nullptr) {
         bytes.assign(static_cast<const char*>(source.bytes), source.size);
     } else {
-        std::ifstream file(source.path, std::ios::binary);
+        std::ifstream file(std::filesystem::u8path(source.path), std::ios::binary);
         bytes.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
         if (!file.good() && !file.eof()) bad_model(source.path + ": cannot be read");
     }
-    if (!looks_like_onnx(bytes.data(), bytes.size()))
+    if (!onnx_metadata({source.path, bytes.data(), bytes.size()}))
         bad_model(source.path + ": it is not an ONNX model, or not all of one");
     return bytes;
 }
@@ -172,7 +168,7 @@ private:
             for (const auto& [key, value] : found->second.as<ov::AnyMap>()) metadata_[key] = value.as<std::string>();
         }
         // An .xml of clusir-export --openvino has the same fields under "clusir"; they can only be asked for by name.
-        for (const char* field : kFields) {
+        for (const char* field : kSpecFields) {
             if (model.has_rt_info("clusir", field))
                 metadata_[std::string("clusir.") + field] = model.get_rt_info<std::string>("clusir", field);
         }

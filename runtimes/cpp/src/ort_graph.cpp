@@ -1,8 +1,10 @@
 // The ONNX Runtime back end, over its C API only.
 #include <cstring>
+#include <filesystem>
 
 #include "backend.hpp"
 #include "error.hpp"
+#include "onnx_file.hpp"
 #include "ort_library.hpp"
 
 namespace clusir::detail {
@@ -42,10 +44,13 @@ public:
         Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
         check(api_->CreateSessionOptions(&settings), CLUSIR_FAILED);
         if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings.get(), options.threads), CLUSIR_FAILED);
+        // The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
+        if (!is_static(source)) check(api_->DisableCpuMemArena(settings.get()), CLUSIR_FAILED);
         check(api_->SetSessionLogSeverityLevel(settings.get(), ORT_LOGGING_LEVEL_FATAL), CLUSIR_FAILED);
         check(source.bytes != nullptr
                   ? api_->CreateSessionFromArray(library_.env, source.bytes, source.size, settings.get(), &session_)
-                  : api_->CreateSession(library_.env, source.path.c_str(), settings.get(), &session_),
+                  : api_->CreateSession(library_.env, std::filesystem::u8path(source.path).c_str(), settings.get(),
+                                        &session_),
               CLUSIR_BAD_MODEL);
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_), CLUSIR_FAILED);
         read_metadata();
@@ -82,6 +87,16 @@ public:
     }
 
 private:
+    static bool is_static(const Source& source) {
+        const auto metadata = onnx_metadata(source);
+        if (!metadata) return false;  // an .ort file, or none at all: ONNX Runtime says which
+        try {
+            return ModelSpec::from_metadata(*metadata).static_px > 0;
+        } catch (const Failure&) {
+            return false;  // refused below, with the name of the file
+        }
+    }
+
     void check(OrtStatus* status, clusir_status code) const { check_ort(api_, status, code, path_); }
 
     void copy(OrtValue* value, const Fetch& fetch) const {

@@ -1,12 +1,20 @@
 #include "ort_library.hpp"
 
 #include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <vector>
 
 #ifndef CLUSIR_ORT_LINKED
+#ifdef _WIN32
+#define NOMINMAX
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
 #include <dlfcn.h>
+#endif
 #endif
 
 #include "error.hpp"
@@ -20,18 +28,71 @@ constexpr std::uint32_t kApiVersion = 16;
 #ifdef CLUSIR_ORT_LINKED
 const OrtApiBase* api_base(const std::string&) { return OrtGetApiBase(); }
 #else
+using GetApiBase = const OrtApiBase*(ORT_API_CALL*)();
+
+#ifdef _WIN32
+std::string variable(const wchar_t* name) {
+    const wchar_t* value = _wgetenv(name);
+    return value == nullptr ? "" : std::filesystem::path(value).u8string();
+}
+std::string library_variable() { return variable(L"CLUSIR_ORT_LIBRARY"); }
+
+// The function, or null and the reason. The library stays open: its threads outlive any session.
+GetApiBase find_api(const std::string& name, std::string& why) {
+    const auto path = std::filesystem::u8path(name);
+    // With a folder, that folder is where the library's own dependencies are looked for too.
+    const DWORD flags = path.is_absolute() ? LOAD_WITH_ALTERED_SEARCH_PATH : 0;
+    const HMODULE library = LoadLibraryExW(path.c_str(), nullptr, flags);
+    if (library == nullptr) {
+        why = name + ": error " + std::to_string(GetLastError());
+        return nullptr;
+    }
+    const FARPROC found = GetProcAddress(library, "OrtGetApiBase");
+    if (found == nullptr) {
+        why = name + " has no OrtGetApiBase";
+        FreeLibrary(library);
+        return nullptr;
+    }
+    GetApiBase get = nullptr;
+    static_assert(sizeof get == sizeof found);
+    std::memcpy(&get, &found, sizeof get);
+    return get;
+}
+#else
+std::string library_variable() {
+    const char* value = std::getenv("CLUSIR_ORT_LIBRARY");
+    return value == nullptr ? "" : value;
+}
+
+// The function, or null and the reason. The library stays open: its threads outlive any session.
+GetApiBase find_api(const std::string& name, std::string& why) {
+    void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+        why = dlerror();
+        return nullptr;
+    }
+    const auto get = reinterpret_cast<GetApiBase>(dlsym(library, "OrtGetApiBase"));
+    if (get == nullptr) {
+        why = name + " has no OrtGetApiBase";
+        dlclose(library);
+    }
+    return get;
+}
+#endif
+
 const OrtApiBase* api_base(const std::string& path) {
     std::vector<std::string> candidates;
-    const char* variable = std::getenv("CLUSIR_ORT_LIBRARY");
     if (!path.empty()) {
         candidates = {path};
-    } else if (variable != nullptr && *variable != '\0') {
-        candidates = {variable};
+    } else if (const std::string named = library_variable(); !named.empty()) {
+        candidates = {named};
     } else {
 #ifdef CLUSIR_ORT_DEFAULT
         candidates.push_back(CLUSIR_ORT_DEFAULT);
 #endif
-#ifdef __APPLE__
+#if defined(_WIN32)
+        candidates.push_back("onnxruntime.dll");
+#elif defined(__APPLE__)
         candidates.push_back("libonnxruntime.dylib");
 #else
         candidates.insert(candidates.end(), {"libonnxruntime.so.1", "libonnxruntime.so"});
@@ -39,16 +100,7 @@ const OrtApiBase* api_base(const std::string& path) {
     }
     std::string why;
     for (const auto& candidate : candidates) {
-        void* library = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
-        if (library == nullptr) {
-            why = dlerror();
-            continue;
-        }
-        using GetApiBase = const OrtApiBase* (*)();
-        const auto get = reinterpret_cast<GetApiBase>(dlsym(library, "OrtGetApiBase"));
-        if (get != nullptr) return get();  // the library stays open: its threads outlive any session
-        why = candidate + " has no OrtGetApiBase";
-        dlclose(library);
+        if (const GetApiBase get = find_api(candidate, why)) return get();
     }
     throw Failure(CLUSIR_NO_BACKEND,
                   "ONNX Runtime could not be loaded (" + why + "); give ort_library or set CLUSIR_ORT_LIBRARY");

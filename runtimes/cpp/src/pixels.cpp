@@ -52,23 +52,22 @@ float alpha_at(const clusir_image& image, std::uint32_t y, std::size_t index) {
     return row_of<float>(image, y)[index];
 }
 
+// A grey picture gives its one channel to each of the model's.
+std::size_t source_channel(const clusir_image& image, std::size_t channel) { return image.channels < 3 ? 0 : channel; }
+
 template <typename Sample>
 void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& rows,
                const std::vector<std::size_t>& offsets, std::int64_t top, std::vector<float>& planes) {
     const auto channels = static_cast<std::size_t>(spec.channels), width = offsets.size();
     const auto height = static_cast<std::size_t>(rows.tile);
-    const float low = spec.low, scale = spec.high - spec.low;
-    const bool plain = low == 0.0F && scale == 1.0F;
     for (std::size_t y = 0; y < height; ++y) {
         const Sample* row = row_of<Sample>(image, reflect(top + static_cast<std::int64_t>(y), rows.length));
         for (std::size_t c = 0; c < channels; ++c) {
             float* into = planes.data() + (c * height + y) * width;
+            const std::size_t from = source_channel(image, c);
             for (std::size_t x = 0; x < width; ++x) {
-                const float value = to_unit(row[offsets[x] + c]);
-                if (std::is_floating_point_v<Sample> && !(value >= 0.0F && value <= 1.0F)) {
-                    refuse("in", "holds " + std::to_string(value) + "; float samples are within 0..1");
-                }
-                into[x] = plain ? value : low + value * scale;
+                const float scaled = to_unit(row[offsets[x] + from]) * spec.scale;
+                into[x] = scaled + spec.offset;
             }
         }
     }
@@ -78,20 +77,22 @@ template <typename Sample>
 void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
               const ModelSpec& spec) {
     auto* into = const_cast<Sample*>(row_of<Sample>(out, y));
-    const auto colours = static_cast<std::size_t>(spec.channels);
-    const float low = spec.low, scale = spec.high - spec.low;
-    const bool plain = low == 0.0F && scale == 1.0F;
+    const auto channels = static_cast<std::size_t>(spec.channels);
+    const std::size_t alpha = has_alpha(out) ? 1 : 0, colours = out.channels - alpha;
+    const auto unit = [&](float value) { return (value - spec.offset) / spec.scale; };
     for (std::size_t x = 0; x < out.width; ++x) {
-        for (std::size_t c = 0; c < colours; ++c) {
-            const float value = row[x * colours + c];
-            if (!std::isfinite(value))
-                throw Failure(CLUSIR_FAILED,
-                              "the model returned NaN or infinity; its file is damaged or it overflowed");
-            into[x * out.channels + c] = from_unit<Sample>(plain ? value : (value - low) / scale);
+        const float* values = row + x * channels;
+        Sample* to = into + x * out.channels;
+        if (colours == channels) {
+            for (std::size_t c = 0; c < colours; ++c) to[c] = from_unit<Sample>(unit(values[c]));
+        } else {
+            double sum = 0.0;  // in double precision: the mean of three equal numbers is that number
+            for (std::size_t c = 0; c < channels; ++c) sum += double{unit(values[c])};
+            to[0] = from_unit<Sample>(static_cast<float>(sum / static_cast<double>(channels)));
         }
-        if (out.channels == colours) continue;
-        const std::size_t alpha = x * out.channels + colours;
-        into[alpha] = in.type == out.type ? row_of<Sample>(in, y)[alpha] : from_unit<Sample>(alpha_at(in, y, alpha));
+        if (alpha == 0) continue;
+        const std::size_t at = x * out.channels + colours;
+        to[colours] = in.type == out.type ? row_of<Sample>(in, y)[at] : from_unit<Sample>(alpha_at(in, y, at));
     }
 }
 
@@ -106,10 +107,11 @@ clusir_image check_image(const clusir_image* image, const char* what, const Mode
     std::memcpy(&type, &image->type, sizeof type);
     if (type != CLUSIR_U8 && type != CLUSIR_U16 && type != CLUSIR_F32)
         refuse(what, "type " + std::to_string(type) + " is not U8, U16 or F32");
-    const auto colours = static_cast<std::uint32_t>(spec.channels);
-    if (checked.channels != colours && checked.channels != colours + 1) {
-        refuse(what, std::to_string(checked.channels) + " channels; the model takes " + std::to_string(colours) +
-                         " or, with alpha, " + std::to_string(colours + 1));
+    const std::uint32_t most = spec.channels == 3 ? 4 : 2;
+    if (checked.channels < 1 || checked.channels > most) {
+        refuse(what, std::to_string(checked.channels) + " channels; the model takes " +
+                         (most == 4 ? "1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha)"
+                                    : "1 (grey) or 2 (grey and alpha)"));
     }
     const std::size_t bytes = sample_size(checked.type);
     if (std::size_t{checked.width} > SIZE_MAX / 16) refuse(what, "is too wide");
@@ -125,6 +127,20 @@ clusir_image check_image(const clusir_image* image, const char* what, const Mode
         refuse(what, "stride and height reach over the end of memory");
     }
     return checked;
+}
+
+bool has_alpha(const clusir_image& image) { return image.channels % 2 == 0; }
+
+void check_samples(const clusir_image& in) {
+    if (in.type != CLUSIR_F32) return;
+    const std::size_t samples = std::size_t{in.width} * in.channels;
+    for (std::uint32_t y = 0; y < in.height; ++y) {
+        const float* row = row_of<float>(in, y);
+        for (std::size_t i = 0; i < samples; ++i) {
+            if (!(row[i] >= 0.0F && row[i] <= 1.0F))
+                refuse("in", "holds " + std::to_string(row[i]) + "; float samples are within 0..1");
+        }
+    }
 }
 
 void check_pair(const clusir_image& in, const clusir_image& out) {

@@ -11,17 +11,24 @@
 
 namespace clusir::detail {
 
-// A checked image: the stride is filled in. Throws Failure(CLUSIR_INVALID_ARGUMENT); `what` is "in" or "out".
+// A checked image: the stride is filled in. Float samples are not looked at (check_samples). Throws Failure(CLUSIR_INVALID_ARGUMENT); `what` is "in" or "out".
 clusir_image check_image(const clusir_image* image, const char* what, const ModelSpec& spec);
 
 // Refuses pairs that differ in size or channels, or whose memory overlaps.
 void check_pair(const clusir_image& in, const clusir_image& out);
 
+// Refuses float samples outside 0..1, alpha among them. Throws Failure(CLUSIR_INVALID_ARGUMENT).
+void check_samples(const clusir_image& in);
+
+// Whether the last channel is alpha: of 2 channels (grey) and of 4 (RGB).
+bool has_alpha(const clusir_image& image);
+
 // Fills planes [channels, rows.tile, columns.tile] with one tile, reflected where it reaches over the picture's edge.
 void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const Axis& columns, std::int64_t top,
             std::int64_t left, std::vector<float>& planes);
 
-// Writes row `y` of `out`: colours from `row` (interleaved, the model's range), alpha from `in`.
+// Writes row `y` of `out`: colours from `row` (interleaved, the model's channels and range), alpha from `in`; a grey
+// picture is the mean of the model's channels.
 void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
                const ModelSpec& spec);
 

@@ -1,6 +1,9 @@
 #include "routing.hpp"
 
 #include <algorithm>
+#include <cmath>
+
+#include "error.hpp"
 
 namespace clusir::detail {
 
@@ -10,6 +13,8 @@ RoutingMean::RoutingMean(const ModelSpec& spec)
       experts_(static_cast<std::size_t>(spec.gate_size())) {}
 
 void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& experts) {
+    check_finite(posterior.data(), posterior.size(), "posterior");
+    check_finite(experts.data(), experts.size(), "gate or expert probability");
     for (std::size_t i = 0; i < posterior_.size(); ++i) posterior_[i] += static_cast<double>(posterior[i]);
     for (std::size_t i = 0; i < experts_.size(); ++i) experts_[i] += static_cast<double>(experts[i]);
     ++count_;
@@ -33,7 +38,20 @@ Routing RoutingMean::result() const {
     return routing;
 }
 
+void check_finite(const float* values, std::size_t count, const std::string& what) {
+    for (std::size_t i = 0; i < count; ++i) {
+        if (!std::isfinite(values[i]))
+            throw Failure(CLUSIR_FAILED,
+                          "the model returned NaN or infinity (" + what + "); its file is damaged or it overflowed");
+    }
+}
+
 void top_k(const float* probability, int experts, int k, float* gate) {
+    for (int e = 0; e < experts; ++e) {
+        if (!std::isfinite(probability[e]) || probability[e] < 0.0F)
+            throw Failure(CLUSIR_FAILED,
+                          "the router returned a probability that is NaN, infinite or negative; its file is damaged");
+    }
     std::fill(gate, gate + experts, 0.0F);
     std::vector<bool> chosen(static_cast<std::size_t>(experts));
     double sum = 0.0;

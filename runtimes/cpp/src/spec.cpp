@@ -1,5 +1,7 @@
 #include "spec.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <nlohmann/json.hpp>
@@ -17,6 +19,8 @@ constexpr int kLargestTile = 4096;
 constexpr std::size_t kMostLevels = 64;
 constexpr int kMostClusters = 4096;
 constexpr int kMostStatistics = 1 << 24;
+constexpr std::size_t kLongestText = 1024;  // characters
+constexpr double kLargestBound = 1e6, kLeastWidth = 1e-3;
 
 class Fields {
 public:
@@ -25,8 +29,10 @@ public:
     bool read(const char* field, json& value) const {
         const auto found = metadata_.find(std::string("clusir.") + field);
         if (found == metadata_.end()) return false;
+        // The parser would skip a byte order mark, which JSON does not allow.
+        const bool marked = found->second.rfind("\xEF\xBB\xBF", 0) == 0;
         value = json::parse(found->second, nullptr, false);
-        if (value.is_discarded()) refuse(field, "is not JSON");
+        if (marked || value.is_discarded()) refuse(field, "is not JSON");
         return true;
     }
 
@@ -38,9 +44,15 @@ public:
     void text(const char* field, std::string& into) const {
         json value;
         if (!read(field, value)) return;
+        into = checked_text(field, value);
+    }
+
+    static std::string checked_text(const char* field, const json& value) {
         if (!value.is_string()) refuse(field, "is not a string");
-        into = value.get<std::string>();
-        if (into.size() > 1024) refuse(field, "is longer than 1024 characters");
+        auto text = value.get<std::string>();
+        const auto characters = std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+        if (static_cast<std::size_t>(characters) > kLongestText) refuse(field, "is longer than 1024 characters");
+        return text;
     }
 
     void integers(const char* field, std::vector<int>& into) const {
@@ -51,11 +63,10 @@ public:
     }
 
     static int checked(const char* field, const json& value, int low, int high) {
-        if (!value.is_number_integer()) refuse(field, "is not an integer");
-        // An unsigned value above the signed range would wrap to a small one.
-        const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT32_MAX;
-        const auto number = huge ? std::int64_t{INT32_MAX} : value.get<std::int64_t>();
-        if (huge || number < low || number > high) {
+        // By value: 4.0 is an integer. A double holds every integer that is allowed, whatever its JSON type.
+        const double number = value.is_number() ? value.get<double>() : 0.5;
+        if (number != std::floor(number)) refuse(field, "is not an integer");
+        if (!(number >= low && number <= high)) {
             refuse(field, "is not within " + std::to_string(low) + ".." + std::to_string(high));
         }
         return static_cast<int>(number);
@@ -75,7 +86,7 @@ void read_size(const Fields& fields, ModelSpec& spec) {
     if (!size.is_object()) Fields::refuse("size", "is not an object");
     if (size.contains("multiple_of")) spec.multiple_of = Fields::checked("size", size["multiple_of"], 1, 4096);
     if (size.contains("minimum")) spec.minimum = Fields::checked("size", size["minimum"], 1, 65536);
-    if (size.contains("static_px")) spec.static_px = Fields::checked("size", size["static_px"], 0, 65536);
+    if (size.contains("static_px")) spec.static_px = Fields::checked("size", size["static_px"], 0, kLargestTile);
 }
 
 void read_range(const Fields& fields, ModelSpec& spec) {
@@ -84,10 +95,13 @@ void read_range(const Fields& fields, ModelSpec& spec) {
     if (!range.is_array() || range.size() != 2 || !range[0].is_number() || !range[1].is_number()) {
         Fields::refuse("value_range", "is not two numbers");
     }
-    spec.low = range[0].get<float>();
-    spec.high = range[1].get<float>();
-    const float width = spec.high - spec.low;
-    if (!(width > 0.0F && width <= 65535.0F)) Fields::refuse("value_range", "does not rise");
+    spec.low = range[0].get<double>();
+    spec.high = range[1].get<double>();
+    const double width = spec.high - spec.low, largest = std::max({1.0, std::fabs(spec.low), std::fabs(spec.high)});
+    if (!(spec.low >= -kLargestBound && spec.high <= kLargestBound && width >= largest * kLeastWidth))
+        Fields::refuse("value_range", "does not rise by a thousandth of its larger bound, or leaves -1e6..1e6");
+    spec.offset = static_cast<float>(spec.low);
+    spec.scale = static_cast<float>(width);
 }
 
 void read_labels(const Fields& fields, ModelSpec& spec) {
@@ -103,9 +117,18 @@ void read_labels(const Fields& fields, ModelSpec& spec) {
         }
         auto& into = spec.cluster_labels.emplace_back();
         for (const auto& label : row) {
-            if (!label.is_string()) Fields::refuse("cluster_labels", "holds something that is not a string");
-            into.push_back(label.get<std::string>());
+            into.push_back(Fields::checked_text("cluster_labels", label));
         }
+    }
+}
+
+void read_tolerances(const Fields& fields, ModelSpec& spec) {
+    json tolerances;
+    if (!fields.read("tolerances", tolerances)) return;
+    if (!tolerances.is_object()) Fields::refuse("tolerances", "is not an object");
+    for (const auto& [name, bound] : tolerances.items()) {
+        if (!bound.is_number() || !(bound.get<double>() >= 0.0)) Fields::refuse("tolerances", "holds no bound");
+        spec.tolerances[name] = bound.get<double>();
     }
 }
 
@@ -131,7 +154,10 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     ModelSpec spec;
     fields.text("name", spec.name);
     fields.text("graph", spec.graph);
+    fields.text("checkpoint_sha256", spec.checkpoint_sha256);
     fields.text("precision", spec.precision);
+    fields.text("router_form", spec.router_form);
+    fields.text("dft_form", spec.dft_form);
     fields.text("input_name", spec.input_name);
     fields.text("output_name", spec.output_name);
     fields.integer("channels", 1, 3, spec.channels);
@@ -145,6 +171,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     read_size(fields, spec);
     read_range(fields, spec);
     read_labels(fields, spec);
+    read_tolerances(fields, spec);
 
     if (spec.graph != "whole" && spec.graph != "tile" && spec.graph != "router") {
         Fields::refuse("graph", "is not whole, tile or router");

@@ -11,20 +11,31 @@ namespace clusir::detail {
 // The file's metadata_props; clusir's keys begin with "clusir." and their values are JSON.
 using Metadata = std::map<std::string, std::string>;
 
+// The fields of Python's ModelSpec, in its order: clusir/spec.schema.json says what each may be.
+constexpr const char* kSpecFields[] = {
+    "name",      "graph",       "spec_version", "checkpoint_sha256", "layout",    "colour_order", "value_range",
+    "input_name", "output_name", "channels",     "size",              "tile_px",   "halo_px",      "precision",
+    "router_form", "dft_form",   "clusters",     "experts",           "top_k",     "cluster_labels", "tolerances",
+    "statistics"};
+
 struct ModelSpec {
     std::string name = "clusir";
     std::string graph = "whole";  // whole, tile or router
     std::string precision = "fp32";
+    std::string checkpoint_sha256;
+    std::string router_form = "dense", dft_form = "matmul";
     std::string input_name = "image";
     std::string output_name = "restored";
     int channels = 3;
-    float low = 0.0F, high = 1.0F;  // value_range
+    double low = 0.0, high = 1.0;  // value_range
+    float offset = 0.0F, scale = 1.0F;  // the same as the model's numbers: offset + scale * (0..1)
     int multiple_of = 16, minimum = 16, static_px = 0;
     int tile_px = 256, halo_px = 16;
     std::vector<int> clusters, experts;  // per routed level
     int top_k = 1;
     int statistics = 0;  // length of the pooled statistics that tiles share; 0: they compute their own
     std::vector<std::vector<std::string>> cluster_labels;
+    std::map<std::string, double> tolerances;
 
     bool routed() const { return !clusters.empty(); }
     int posterior_size() const;

@@ -27,6 +27,7 @@ struct Case {
     std::vector<float> posterior, gate;
     double tolerance;
 
+    std::uint32_t colours() const { return channels < 3 ? 1 : 3; }
     std::size_t row() const { return std::size_t{width} * channels * static_cast<std::size_t>(type); }
 };
 
@@ -70,7 +71,7 @@ void check_float(Checks& checks, const Case& c, const clusir::Model& model, doub
     const auto routing = model.restore(in, clusir::view(out.data(), c.width, c.height, c.channels));
     std::vector<float> colours;
     for (std::size_t i = 0; i < out.size(); ++i) {
-        if (i % c.channels < 3) colours.push_back(out[i]);
+        if (i % c.channels < c.colours()) colours.push_back(out[i]);
     }
     checks.that(colours.size() == c.restored.size(), c.name + ": the sizes differ");
     const double worst = largest(colours.data(), c.restored.data(), std::min(colours.size(), c.restored.size()));
@@ -97,7 +98,7 @@ void check_integers(Checks& checks, const Case& c, const clusir::Model& model, d
     for (std::size_t y = 0; y < c.height; ++y) {
         for (std::size_t i = 0; i < std::size_t{c.width} * c.channels; ++i) {
             const std::uint8_t* at = &out[y * stride + i * size];
-            if (i % c.channels == 3) {
+            if (i % c.channels == c.colours()) {
                 alpha_kept = alpha_kept && std::memcmp(at, &input[y * stride + i * size], size) == 0;
                 continue;
             }
@@ -112,6 +113,53 @@ void check_integers(Checks& checks, const Case& c, const clusir::Model& model, d
                 c.name + ": integers differ by " + std::to_string(worst) + " levels");
     checks.that(alpha_kept, c.name + ": alpha changed");
     checks.that(gaps_kept, c.name + ": bytes between the rows were written");
+}
+
+// A sample as 0..1, and 0..1 as a sample of a type: rounded half to even, as numpy rounds.
+double unit_of(const std::uint8_t* at, clusir_type type) {
+    if (type == CLUSIR_U8) return double{static_cast<float>(*at) / 255.0F};
+    std::uint16_t shorter = 0;
+    float longer = 0.0F;
+    if (type == CLUSIR_U16) std::memcpy(&shorter, at, sizeof shorter);
+    if (type == CLUSIR_F32) std::memcpy(&longer, at, sizeof longer);
+    return type == CLUSIR_U16 ? double{static_cast<float>(shorter) / 65535.0F} : double{longer};
+}
+
+// Alpha in every type: scaled where the type changes, and in its own type bit for bit.
+void check_alpha(Checks& checks, const Case& c, const clusir::Model& model) {
+    if (c.channels == c.colours()) return;
+    auto input = c.input;
+    for (const clusir_type type : {CLUSIR_U8, CLUSIR_U16, CLUSIR_F32}) {
+        const auto size = static_cast<std::size_t>(type), from = static_cast<std::size_t>(c.type);
+        const std::size_t pixels = std::size_t{c.width} * c.height;
+        std::vector<std::uint8_t> out(pixels * c.channels * size + 4);
+        model.restore({input.data(), c.width, c.height, c.channels, c.type, 0},
+                      {out.data(), c.width, c.height, c.channels, type, 0});
+        const double top = type == CLUSIR_U8 ? 255.0 : type == CLUSIR_U16 ? 65535.0 : 1.0;
+        bool right = true;
+        for (std::size_t i = 0; i < pixels; ++i) {
+            const std::size_t at = i * c.channels + c.colours();
+            const double given = unit_of(&input[at * from], c.type), made = unit_of(&out[at * size], type);
+            const double expected = type == CLUSIR_F32 ? given : std::nearbyint(given * top) / top;
+            right = right && std::fabs(made - expected) < 0.3 / top * (type == CLUSIR_F32 ? 1e-6 : 1.0);
+            if (type == c.type) right = right && std::memcmp(&input[at * from], &out[at * size], size) == 0;
+        }
+        checks.that(right, c.name + ": alpha of type " + std::to_string(c.type) + " as " + std::to_string(type));
+    }
+}
+
+void check_refused(Checks& checks, const json& entry, const std::string& path, const char* backend, const char* library) {
+    const std::uint32_t width = entry["width"], height = entry["height"];
+    std::vector<std::uint8_t> in(std::size_t{width} * height * 3), out(in.size());
+    const clusir::Model model(path, backend, 2, library);
+    try {
+        model.restore(clusir::view(in.data(), width, height, 3), clusir::view(out.data(), width, height, 3));
+        checks.that(false, entry["name"].get<std::string>() + ": no error");
+    } catch (const clusir::Error& error) {
+        checks.that(std::strstr(error.what(), entry["says"].get<std::string>().c_str()) != nullptr &&
+                        error.status() == CLUSIR_FAILED,
+                    entry["name"].get<std::string>() + ": " + error.what());
+    }
 }
 
 }  // namespace
@@ -135,6 +183,12 @@ int main(int argc, char** argv) {
             const double tolerance = precision.empty() ? c.tolerance : std::atof(argv[5]);
             check_float(checks, c, model, tolerance);
             if (c.type != CLUSIR_F32) check_integers(checks, c, model, tolerance);
+            if (precision.empty()) check_alpha(checks, c, model);
+        }
+        if (precision.empty()) {
+            for (const auto& entry : manifest["refused"])
+                check_refused(checks, entry, folder + "/" + entry["model"].get<std::string>(), argv[2],
+                              argc > 3 ? argv[3] : "");
         }
     } catch (const std::exception& error) {
         checks.that(false, error.what());

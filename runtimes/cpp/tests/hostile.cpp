@@ -55,7 +55,8 @@ void arguments(clusir_model* model) {
     with("no data", [](clusir_image& i) { i.data = nullptr; });
     with("zero width", [](clusir_image& i) { i.width = 0; });
     with("zero height", [](clusir_image& i) { i.height = 0; });
-    with("one channel", [](clusir_image& i) { i.channels = 1; });
+    with("no channel", [](clusir_image& i) { i.channels = 0; });
+    with("five channels", [](clusir_image& i) { i.channels = 5; });
     with("many channels", [](clusir_image& i) { i.channels = 0xFFFFFFFFU; });
     with("short stride", [](clusir_image& i) { i.stride_bytes = i.width * 3 - 1; });
     with("stride of one", [](clusir_image& i) { i.stride_bytes = 1; });
@@ -81,9 +82,36 @@ void arguments(clusir_model* model) {
     refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "options without struct_size");
     run.struct_size = 4096;
     refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "options of a later header");
-    run.struct_size = sizeof(std::size_t);
-    checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK, "options of an earlier header");
+    // No other size than a whole one: half a pointer would be followed.
+    run.progress = [](void*, std::uint32_t, std::uint32_t) { return 0; };
+    for (std::size_t size = 0; size <= sizeof run + 8; ++size) {
+        if (size == sizeof run) continue;
+        run.struct_size = size;
+        refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "run options of " + std::to_string(size));
+        auto open = options();
+        open.struct_size = size;
+        clusir_model* other = nullptr;
+        if (size != sizeof open)
+            refused(clusir_open((folder + "/standin.onnx").c_str(), &open, &other), CLUSIR_INVALID_ARGUMENT,
+                    "open options of " + std::to_string(size));
+    }
     refused(clusir_get_spec(model, nullptr), CLUSIR_INVALID_ARGUMENT, "no spec");
+    struct {
+        clusir_spec spec;
+        std::uint8_t behind[64];
+    } guarded;
+    std::memset(&guarded, 0x5A, sizeof guarded);
+    for (const std::size_t size : {std::size_t{0}, sizeof(std::size_t), sizeof guarded.spec - 1, sizeof guarded}) {
+        guarded.spec.struct_size = size;
+        refused(clusir_get_spec(model, &guarded.spec), CLUSIR_INVALID_ARGUMENT, "a spec of " + std::to_string(size));
+    }
+    guarded.spec.struct_size = sizeof guarded.spec;
+    checks.that(clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.behind[0] == 0x5A, "a spec and no more");
+    checks.that(guarded.spec.channels == 3 && guarded.spec.tile_px == 48 && guarded.spec.static_px == 48 &&
+                    guarded.spec.statistics == 8 && guarded.spec.value_low == 0.0 && guarded.spec.value_high == 1.0 &&
+                    guarded.spec.posterior_size == 7 && guarded.spec.minimum_px == 16 &&
+                    std::strlen(guarded.spec.checkpoint_sha256) == 64,
+                "the spec's fields");
     checks.that(clusir_level_clusters(model, 99) == 0 && clusir_level_experts(nullptr, 0) == 0,
                 "levels that are not there");
     checks.that(*clusir_cluster_label(model, 99, 99) == '\0' && clusir_metadata(model, "nothing") == nullptr,
@@ -104,6 +132,17 @@ void absurd_samples(clusir_model* model) {
     const auto floats = clusir::view(result.data(), 40, 40, 3), integers = clusir::view(bytes.data(), 40, 40, 3);
     refused(clusir_restore(model, &in, &floats, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd samples to floats");
     refused(clusir_restore(model, &in, &integers, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd samples to integers");
+    for (const std::uint32_t channels : {2U, 4U}) {
+        for (const float alpha : {odd[0], 2.0F, -1.0F, 1.0000001F}) {
+            std::vector<float> floats_with(9 * channels, 0.5F), made(floats_with.size());
+            floats_with[5 * channels - 1] = alpha;
+            std::vector<std::uint8_t> low(floats_with.size());
+            const auto with = clusir::view(floats_with.data(), 3, 3, channels);
+            const auto same = clusir::view(made.data(), 3, 3, channels), small = clusir::view(low.data(), 3, 3, channels);
+            refused(clusir_restore(model, &with, &same, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd alpha to floats");
+            refused(clusir_restore(model, &with, &small, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd alpha to integers");
+        }
+    }
 }
 
 void opening() {
@@ -128,6 +167,18 @@ void opening() {
     wrong.threads = -1;
     refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT,
             "negative threads");
+    wrong = options();
+    wrong.device = "CPU";
+    checks.that(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model) == CLUSIR_OK, "the device CPU, in capitals");
+    clusir_close(model);
+    clusir::Options named;
+    named.backend = backend, named.device = "toaster", named.ort_library = library;
+    try {
+        const clusir::Model on_toaster(folder + "/standin.onnx", named);
+        checks.that(false, "clusir.hpp: an unknown device");
+    } catch (const clusir::Error& error) {
+        checks.that(error.status() == CLUSIR_NO_BACKEND, "clusir.hpp: an unknown device");
+    }
     if (backend == "ort") {
         wrong = options();
         wrong.ort_library = "/nowhere/libonnxruntime.so";
@@ -211,6 +262,23 @@ void cancelling(clusir_model* model) {
         refused(clusir_restore(model, &in, &out, &run), CLUSIR_CANCELLED, "cancelled by the callback");
         checks.that(calls == stop_at + 1, "no tile after the callback said stop");
     }
+    // After the last tile there is nothing left to stop: the picture is complete.
+    std::vector<std::uint8_t> whole(pixels.size());
+    const auto complete = clusir::view(whole.data(), 200, 150, 3);
+    checks.that(clusir_restore(model, &in, &complete, nullptr) == CLUSIR_OK, "a run without a callback");
+    struct Last {
+        std::uint32_t calls = 0, total = 0;
+    } last;
+    run.user = &last;
+    run.progress = [](void* user, std::uint32_t done, std::uint32_t total) {
+        auto* l = static_cast<Last*>(user);
+        ++l->calls;
+        l->total = total;
+        return done == total ? 1 : 0;
+    };
+    std::fill(result.begin(), result.end(), std::uint8_t{0});
+    checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK && result == whole, "stopped after the last tile");
+    checks.that(last.total > 4 && last.calls == last.total + 1, "one call before the first tile and one after each");
     clusir_cancel* cancel = clusir_cancel_new();
     run.progress = nullptr;
     run.cancel = cancel;

@@ -135,7 +135,7 @@ def test_the_command_asks_for_weights_and_takes_small_steps(tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["--data", str(tmp_path), "--out", str(tmp_path / "o"), "--qat", "--steps", "1"])
     assert done.exit_code == 2
     assert "--start-from" in done.output
-    config = make_config(tmp_path, False, None, {"steps": 5, "learning_rate": None}, qat=True)
+    config = make_config(tmp_path, False, {}, {"steps": 5, "learning_rate": None}, qat=True)
     assert (config.qat, config.learning_rate, config.half_until) == (True, 2e-5, 0.0)
     with pytest.raises(UsageError, match="qat trains configurations of dense convolutions"):
         replace(config, model="small")

@@ -4,12 +4,15 @@
 Python, C++ and JavaScript check themselves against the files. A case is an entry of ``manifest.json``::
 
     name, model (path of the .onnx, relative to the folder), width, height, channels, type (u8 | u16 | f32),
-    input     little-endian samples, rows of interleaved pixels without gaps; a fourth channel is alpha
-    restored  float32 rows of RGB, clipped to 0..1
+    channels  1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+    input     little-endian samples, rows of interleaved pixels without gaps
+    restored  float32 rows of the colours (1 or 3 channels), clipped to 0..1
     posterior, gate   the routing that the tiles shared
     tolerance         largest allowed difference of ``restored``, ``posterior`` and ``gate`` (fp32)
 
-After integers in, integers out may differ from the rounded ``restored`` by one level.
+After integers in, integers out may differ from the rounded ``restored`` by one level; alpha is kept, and scaled where
+the type changes. ``refused`` names pictures whose restoration is an error: ``name``, ``model``, ``width``, ``height``
+(RGB, 8 bit, all 0) and ``says``, which is part of the message. ``tables/`` holds what needs no model.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from clusir.errors import UsageError
 from clusir.runtimes.restore.restorer import Restorer
 from tests.golden.make.standin import write_standin
 
-__all__ = ["GoldenCase", "golden_picture", "load_golden", "restore_with_python", "write_golden"]
+__all__ = ["GoldenCase", "colours", "golden_picture", "load_golden", "restore_with_python", "to_unit", "write_golden"]
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-4  # the fp32 parity bar of the project
 _TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
 
@@ -42,7 +45,7 @@ Restore = Callable[[Path, NDArray[np.float32]], Restored]
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One case: ``pixels`` [H, W, C] as stored (uint8, uint16 or float32), expected ``restored`` [H, W, 3] float32."""
+    """One case: ``pixels`` [H, W, C] as stored (uint8, uint16 or float32), its ``restored`` colours [H, W, 1 or 3]."""
 
     name: str
     model: Path
@@ -54,8 +57,13 @@ class GoldenCase:
 
     @property
     def image(self) -> NDArray[np.float32]:
-        """The colours as the model takes them: [H, W, 3] float32 in 0..1."""
-        return to_unit(self.pixels[..., :3])
+        """The colours, [H, W, 1 or 3] float32 in 0..1."""
+        return to_unit(colours(self.pixels))
+
+
+def colours(pixels: NDArray[Any]) -> NDArray[Any]:
+    """``pixels`` [H, W, 1..4] without the alpha of 2 and 4 channels."""
+    return pixels[..., : pixels.shape[2] - (pixels.shape[2] % 2 == 0)]
 
 
 def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -82,7 +90,7 @@ def golden_picture(width: int, height: int, channels: int = 3, *, kind: str = "u
     return np.asarray(np.rint(unit * np.iinfo(dtype).max), dtype=dtype)
 
 
-def _plan(standin: Path, standin_k2: Path, model: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
+def _plan(standin: Path, standin_k2: Path, ranged: Path, model: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
     """What is tested: name, model, picture. The stand-in's tiles are 48 px with a halo of 8."""
     plan = [
         ("nine_tiles_u8", standin, golden_picture(100, 86)),
@@ -92,6 +100,11 @@ def _plan(standin: Path, standin_k2: Path, model: Path | None) -> list[tuple[str
         ("one_pixel_f32", standin, golden_picture(1, 1, kind="f32", seed=4)),
         ("narrow_u8", standin, golden_picture(3, 70, seed=5)),
         ("two_experts_alpha_u8", standin_k2, golden_picture(50, 97, 4, seed=6)),
+        ("range_alpha_u8", ranged, golden_picture(100, 60, 4, seed=9)),
+        ("range_one_tile_f32", ranged, golden_picture(30, 48, kind="f32", seed=10)),
+        ("grey_u8", standin, golden_picture(70, 55, 1, seed=11)),
+        ("grey_alpha_u16", standin_k2, golden_picture(40, 60, 2, kind="u16", seed=12)),
+        ("float_alpha_f32", standin, golden_picture(20, 50, 4, kind="f32", seed=13)),
     ]
     if model is not None:
         plan += [
@@ -107,15 +120,18 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
     ``named``: one more model, whose cases are as large as its tiles demand (kept out of the repository's folder: they
     would go stale with every training).
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("in", "out"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     standin = write_standin(folder, "standin")
-    # Two experts a level, and the form of the first exports: without pooled statistics.
+    # Two experts a level, and without pooled statistics.
     standin_k2 = write_standin(folder, "standin_k2", top_k=2, statistics=False)
+    ranged = write_standin(folder, "standin_range", value_range=(-1.0, 3.0), names=("pixels", "better"))
+    spoilt = write_standin(folder, "standin_nan", spoilt="restored")
     cases = []
-    for name, model, pixels in _plan(standin, standin_k2, named):
-        restored, posterior, gate = restore(model, to_unit(pixels[..., :3]))
-        (folder / f"{name}.in.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
-        (folder / f"{name}.out.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
+    for name, model, pixels in _plan(standin, standin_k2, ranged, named):
+        restored, posterior, gate = restore(model, to_unit(colours(pixels)))
+        (folder / "in" / f"{name}.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
+        (folder / "out" / f"{name}.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
         cases.append(
             {
                 "name": name,
@@ -124,14 +140,17 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
                 "height": pixels.shape[0],
                 "channels": pixels.shape[2],
                 "type": next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype),
-                "input": f"{name}.in.bin",
-                "restored": f"{name}.out.bin",
+                "input": f"in/{name}.bin",
+                "restored": f"out/{name}.bin",
                 "posterior": [float(value) for value in posterior],
                 "gate": [float(value) for value in gate],
                 "tolerance": TOLERANCE,
             }
         )
-    manifest = {"format": FORMAT, "cases": cases}
+    refused = [
+        {"name": f"nan_{side}", "model": spoilt.name, "width": side, "height": 40, "says": "NaN"} for side in (40, 100)
+    ]
+    manifest = {"format": FORMAT, "cases": cases, "refused": refused}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return [str(case["name"]) for case in cases]
 
@@ -148,7 +167,9 @@ def load_golden(folder: Path) -> list[GoldenCase]:
     for entry in manifest["cases"]:
         shape = (entry["height"], entry["width"], entry["channels"])
         pixels = np.frombuffer((folder / entry["input"]).read_bytes(), _TYPES[entry["type"]]).reshape(shape)
-        restored = np.frombuffer((folder / entry["restored"]).read_bytes(), "<f4").reshape((*shape[:2], 3))
+        restored = np.frombuffer((folder / entry["restored"]).read_bytes(), "<f4").reshape(
+            (*shape[:2], 3 if shape[2] > 2 else 1)
+        )
         posterior, gate = (np.array(entry[key], np.float32) for key in ("posterior", "gate"))
         model = (folder / entry["model"]).resolve()
         cases.append(GoldenCase(entry["name"], model, pixels, restored, posterior, gate, entry["tolerance"]))

@@ -10,6 +10,9 @@
  * No function throws. Every function that can fail returns a clusir_status and leaves one line for clusir_last_error()
  * of the same thread. A model may be used by any number of threads at once; images, options and cancel tokens are the
  * caller's.
+ *
+ * Structs that begin with struct_size grow at their end in later versions: the library takes every size that a header
+ * has ever declared, and refuses all others.
  */
 #ifndef CLUSIR_H
 #define CLUSIR_H
@@ -46,11 +49,12 @@ typedef enum clusir_status {
 } clusir_status;
 
 /* Samples of one channel. U8 and U16 (native byte order) span 0..1 as 0..255 and 0..65535; F32 is 0..1 as it is: other
- * values are refused in `in`, and clipped in `out`. */
+ * values are refused in `in`, alpha's too, and clipped in `out`. */
 typedef enum clusir_type { CLUSIR_U8 = 1, CLUSIR_U16 = 2, CLUSIR_F32 = 4 } clusir_type;
 
-/* Rows of interleaved pixels. `channels` is the model's (3: RGB) or one more: the last is alpha, which is copied and
- * never restored. `stride_bytes` is the distance between two rows, at least width * channels * sizeof(sample) and a
+/* Rows of interleaved pixels. `channels`: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (a model of one channel takes
+ * 1 and 2). Grey is given to a model of colours three times, and its answer averaged. Alpha is copied, scaled where the
+ * types differ, and never restored. `stride_bytes` is the distance between two rows, at least width * channels * sizeof(sample) and a
  * multiple of the sample size; 0 means rows without gaps. `data` is aligned to the sample size. */
 typedef struct clusir_image {
     void* data;
@@ -67,13 +71,15 @@ typedef struct clusir_cancel clusir_cancel;
 typedef struct clusir_open_options {
     size_t struct_size;
     const char* backend; /* "auto" (default: OpenVINO where it was built in, else ONNX Runtime), "ort", "openvino" */
-    const char* device;  /* "cpu" (default); OpenVINO also takes its own device names, such as "GPU" */
+    const char* device;  /* "cpu" (default), in any case; OpenVINO also takes its own device names, such as "GPU" */
     int32_t threads;     /* threads inside the back end; 0: the back end decides */
-    const char* ort_library; /* path of libonnxruntime.so; NULL: $CLUSIR_ORT_LIBRARY, then the loader's search path */
+    const char* ort_library; /* path of libonnxruntime.so, .dylib or onnxruntime.dll; NULL: $CLUSIR_ORT_LIBRARY, then
+                                the loader's search path */
 } clusir_open_options;
 
-/* What a model says of itself. Strings belong to the model. */
+/* What a model says of itself. Start from {.struct_size = sizeof(clusir_spec)}. Strings belong to the model. */
 typedef struct clusir_spec {
+    size_t struct_size;
     const char* name;
     const char* precision; /* fp32, fp16, int8 */
     const char* backend;   /* "ort" or "openvino": the one that runs it */
@@ -82,10 +88,14 @@ typedef struct clusir_spec {
     uint32_t posterior_size; /* sum of the clusters of all levels */
     uint32_t gate_size;      /* sum of the experts of all levels */
     uint32_t top_k;
+    uint32_t statistics;                         /* pooled values that the tiles of a picture share; 0: none */
+    uint32_t static_px, multiple_of, minimum_px; /* heights and widths that the graph takes; static_px 0: any that fits */
+    double value_low, value_high;                /* what black and white are as the model's numbers */
+    const char* checkpoint_sha256;               /* of the weights, hex; "" where the model does not say */
 } clusir_spec;
 
-/* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops.
- */
+/* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops;
+ * after the last tile (done == total) the picture is complete and the answer changes nothing. */
 typedef int (*clusir_progress)(void* user, uint32_t done, uint32_t total);
 
 /* How to run. Start from {.struct_size = sizeof(clusir_run_options)}. */
@@ -98,7 +108,7 @@ typedef struct clusir_run_options {
     float* gate;                 /* NULL, or room for gate_size floats */
 } clusir_run_options;
 
-/* Opens a model file. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
+/* Opens a model file; `path` is UTF-8. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
  * NAME.int8.tile.onnx and NAME.router.onnx) the routing of a picture is shared by its tiles; without them every tile
  * routes itself. `options` may be NULL. */
 CLUSIR_API clusir_status clusir_open(const char* path, const clusir_open_options* options, clusir_model** model);

@@ -59,24 +59,35 @@ struct Routing {
     std::vector<float> posterior, gate;
 };
 
+// How to open a model; see clusir_open_options.
+struct Options {
+    std::string backend = "auto", device = "cpu";
+    std::int32_t threads = 0;
+    std::string ort_library;
+};
+
 // An opened model; may be shared by threads.
 class Model {
 public:
     // Returns false to stop the run. Must not throw: it is called through C.
     using Progress = std::function<bool(std::uint32_t done, std::uint32_t total)>;
 
-    explicit Model(const std::string& path, const std::string& backend = "auto", std::int32_t threads = 0,
-                   const std::string& ort_library = "") {
-        clusir_open_options options{};
-        options.struct_size = sizeof options;
-        options.backend = backend.c_str();
-        options.threads = threads;
-        options.ort_library = ort_library.empty() ? nullptr : ort_library.c_str();
+    Model(const std::string& path, const Options& options) {
+        clusir_open_options given{};
+        given.struct_size = sizeof given;
+        given.backend = options.backend.c_str();
+        given.device = options.device.c_str();
+        given.threads = options.threads;
+        given.ort_library = options.ort_library.empty() ? nullptr : options.ort_library.c_str();
         clusir_model* opened = nullptr;
-        check(clusir_open(path.c_str(), &options, &opened));
+        check(clusir_open(path.c_str(), &given, &opened));
         handle_.reset(opened);
+        spec_.struct_size = sizeof spec_;
         check(clusir_get_spec(opened, &spec_));
     }
+    explicit Model(const std::string& path, const std::string& backend = "auto", std::int32_t threads = 0,
+                   const std::string& ort_library = "")
+        : Model(path, Options{backend, "cpu", threads, ort_library}) {}
 
     const clusir_spec& spec() const noexcept { return spec_; }
     clusir_model* get() const noexcept { return handle_.get(); }

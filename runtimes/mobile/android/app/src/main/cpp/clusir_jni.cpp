@@ -65,6 +65,7 @@ JNIEXPORT void JNICALL Java_org_clusir_Clusir_close(JNIEnv*, jclass, jlong handl
 JNIEXPORT jfloatArray JNICALL Java_org_clusir_Clusir_restore(JNIEnv* env, jclass, jlong handle, jobject in, jobject out,
                                                              jint width, jint height, jint channels, jobject listener) {
     clusir_spec spec{};
+    spec.struct_size = sizeof spec;
     if (clusir_get_spec(model_of(handle), &spec) != CLUSIR_OK) return raise(env, CLUSIR_INVALID_ARGUMENT), nullptr;
     const auto wide = static_cast<uint32_t>(width), high = static_cast<uint32_t>(height),
                deep = static_cast<uint32_t>(channels);

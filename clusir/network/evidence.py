@@ -1,0 +1,75 @@
+"""What a picture itself says of its degradations [ours]: how likely each family is in it, from its own statistics.
+
+The head reads no feature of the network and gives it none: it is fitted when the rest is trained, on known
+degradations, and decides one thing, whether haze and darkness are sure enough to be mended unasked.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusir.network.pooled import PooledStatistics, over_batch
+from clusir.network.traces import BANDS, TRACES
+
+__all__ = ["FAMILY_COUNT", "TONES", "EvidenceHead", "TonalStatistics"]
+
+FAMILY_COUNT = 6
+"""The families of ``clusir.degrade.kinds.FAMILY_NAMES``, in that order."""
+
+_BLOCK_PX = 8
+_THRESHOLDS = (0.04, 0.1, 0.18, 0.28, 0.4, 0.55, 0.7, 0.85)
+_SOFTNESS = 0.03
+
+TONES = 4 * len(_THRESHOLDS) + 4
+"""How many numbers :class:`TonalStatistics` gives."""
+
+
+class TonalStatistics(nn.Module):
+    """Bx3xHxW in 0..1 (H, W at least 8) to BxTONES; 1xTONES where ``pooled`` takes the batch together.
+
+    Over blocks of 8x8 pixels: the share whose mean brightness, darkest value of any colour (the dark channel of He, Sun
+    and Tang, CVPR 2009), brightest value and colourfulness lie above each of eight thresholds, softly; then the
+    brightness's mean square, and the mean of each colour.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("thresholds", torch.tensor(_THRESHOLDS).reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        mean = F.avg_pool2d(image, _BLOCK_PX)
+        grey = mean.mean(dim=1, keepdim=True)
+        dark = -F.max_pool2d(-image.amin(dim=1, keepdim=True), _BLOCK_PX)
+        bright = F.max_pool2d(image.amax(dim=1, keepdim=True), _BLOCK_PX)
+        colourful = mean.amax(dim=1, keepdim=True) - mean.amin(dim=1, keepdim=True)
+        shares = [torch.sigmoid((x - self.thresholds) / _SOFTNESS) for x in (grey, dark, bright, colourful)]
+        maps = torch.cat((*shares, grey.square(), mean), dim=1)
+        return over_batch(pooled, maps.mean(dim=(2, 3)))
+
+
+class EvidenceHead(nn.Module):
+    """The probability of each family, Bx6 in 0..1, from Bx(TRACES+BANDS) statistics and the picture's tones."""
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        self.tones = TonalStatistics()
+        self.read = nn.Sequential(
+            nn.Linear(TRACES + BANDS + TONES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        )
+        self.say = nn.Linear(hidden, FAMILY_COUNT)
+
+    def statistics(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        """What :meth:`judge` reads: ``seen`` (traces and oriented energies) and the tones of the picture."""
+        return torch.cat((seen, self.tones(image, pooled)), dim=1)
+
+    def judge(self, statistics: Tensor) -> Tensor:
+        """Log odds, Bx6."""
+        odds: Tensor = self.say(self.read(statistics))
+        return odds
+
+    def forward(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+        return torch.sigmoid(self.judge(self.statistics(image, seen, pooled)))

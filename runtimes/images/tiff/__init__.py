@@ -1,0 +1,1 @@
+"""TIFF: directories by tifffile, samples of any layout."""

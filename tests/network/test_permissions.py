@@ -1,0 +1,111 @@
+"""A hand on the wheel: permissions start as nothing, follow the picture through its tiles, and forbid what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clusir.errors import UsageError
+from clusir.network import checkpoint
+from clusir.network.evidence import FAMILY_COUNT, TONES, TonalStatistics
+from clusir.network.model import CONFIGS, ClusIR
+from clusir.network.pooled import PooledStatistics
+
+TINY = replace(CONFIGS["tiny"], permissions=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> ClusIR:
+    return checkpoint.random_model(TINY)
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def test_without_permissions_everything_is_permitted_and_they_matter(model: ClusIR, image: torch.Tensor) -> None:
+    with torch.no_grad():
+        plain, ones = model(image), model(image, permissions=torch.ones(2, FAMILY_COUNT))
+        assert torch.equal(plain.restored, ones.restored)
+        assert plain.evidence is not None
+        assert plain.evidence.shape == (2, FAMILY_COUNT)
+        for family in range(FAMILY_COUNT):
+            less = torch.ones(2, FAMILY_COUNT)
+            less[:, family] = 0
+            assert (model(image, permissions=less).restored - plain.restored).abs().max() > 1e-4, family
+
+
+def test_an_untrained_network_ignores_permissions_and_returns_its_input(image: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = ClusIR(TINY).eval()
+    with torch.no_grad():
+        assert torch.equal(model(image, permissions=torch.rand(2, FAMILY_COUNT)).restored, image)
+
+
+def test_a_family_with_less_evidence_than_its_threshold_loses_its_permission(
+    model: ClusIR, image: torch.Tensor
+) -> None:
+    with torch.no_grad():
+        evidence = model(image).evidence
+        assert evidence is not None
+        thresholds = evidence.clone()  # as much as there is: permitted
+        assert torch.equal(model(image, thresholds=thresholds).restored, model(image).restored)
+        thresholds[:, 4] += 1e-3
+        without = torch.ones(2, FAMILY_COUNT)
+        without[:, 4] = 0
+        refused = model(image, thresholds=thresholds)
+        assert torch.equal(refused.restored, model(image, permissions=without).restored)
+        assert torch.equal(refused.evidence, evidence)
+
+
+def test_tiles_need_no_permissions_of_their_own(model: ClusIR, image: torch.Tensor) -> None:
+    permissions = torch.tensor([[1.0, 0.0, 0.3, 1.0, 0.0, 0.0]])
+    with torch.no_grad():
+        pooled = PooledStatistics(together=True)
+        one = model(image[:1], None, pooled, permissions)
+        routing = tuple(zip(one.posteriors, one.gates, strict=True))
+        tile = model(image[:1], routing, PooledStatistics(pooled.recorded()))
+        assert tile.evidence is None
+        assert torch.allclose(tile.restored, one.restored, atol=2e-6)
+        batch = model(image, permissions=permissions.expand(2, -1)).restored
+        assert torch.allclose(batch[:1], one.restored, atol=2e-6)
+
+
+def test_nothing_moves_tones_or_sharpens_where_it_is_not_permitted(image: torch.Tensor) -> None:
+    model = checkpoint.random_model(TINY)
+    with torch.no_grad():
+        torch.nn.init.zeros_(model.head.weight)  # leaves the tone map and the deblurring in front
+        nothing = model(image, permissions=torch.zeros(2, FAMILY_COUNT)).restored
+        assert torch.equal(nothing, image)
+        for family in (2, 4, 5):  # blur, haze, low light
+            one = torch.zeros(2, FAMILY_COUNT)
+            one[:, family] = 1
+            assert (model(image, permissions=one).restored - image).abs().max() > 1e-5
+
+
+def test_samples_taken_together_are_judged_together(model: ClusIR, image: torch.Tensor) -> None:
+    with torch.no_grad():
+        same = image[:1].expand(3, -1, -1, -1)
+        together = model(same, None, PooledStatistics(together=True)).evidence
+        assert together is not None
+        assert together.shape == (1, FAMILY_COUNT)
+        assert torch.allclose(together, model(image[:1]).evidence, atol=1e-5)
+
+
+def test_tonal_statistics_see_a_veil_and_darkness() -> None:
+    tones = TonalStatistics()
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain, hazy, dark = (tones(picture) for picture in (x, 0.4 * x + 0.5, 0.1 * x))
+    assert plain.shape == (1, TONES)
+    assert (hazy - plain).abs().max() > 0.5
+    assert (dark - plain).abs().max() > 0.5
+
+
+def test_permissions_need_the_parts_that_they_steer() -> None:
+    with pytest.raises(UsageError, match="permissions"):
+        replace(CONFIGS["small"], permissions=True)
+    assert not CONFIGS["tiny"].permissions
+    assert checkpoint.load(checkpoint.shipped()).config.permissions in (True, False)
