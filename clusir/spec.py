@@ -18,7 +18,9 @@ from clusir.errors import ModelFormatError
 
 __all__ = ["SPEC_VERSION", "ModelSpec", "SizeRequirements"]
 
-SPEC_VERSION = 1
+SPEC_VERSION = 1  # written by default
+_SCALED_VERSION = 2  # written where ``scale`` is not 1, so that readers that know nothing of it refuse the file
+MAX_SCALE = 8
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
 _GRAPHS = ("whole", "tile", "router")
@@ -54,7 +56,8 @@ class SizeRequirements:
 class ModelSpec:
     """The contract between an artefact and whoever runs it.
 
-    Tensors: input ``image`` float32 NCHW RGB in 0..1; output ``restored`` of the same shape, unclipped; ``posterior``
+    Tensors: input ``image`` float32 NCHW RGB in 0..1; output ``restored`` of the same shape, or ``scale`` times as
+    high and wide, unclipped; ``posterior``
     [B, sum(clusters)]: the cluster posteriors of all routed levels, concatenated, each part summing to 1; ``gate``
     [B, sum(experts)]: the gates after top-k, concatenated likewise.
 
@@ -88,13 +91,20 @@ class ModelSpec:
     cluster_labels: tuple[tuple[str, ...], ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
     statistics: int = 0
+    scale: int = 1
 
     def __post_init__(self) -> None:
         def refuse(what: str) -> None:
             raise ModelFormatError(f"model metadata: {what}; export the model again with clusir-export")
 
-        if self.spec_version != SPEC_VERSION:
-            refuse(f"spec version {self.spec_version} is not {SPEC_VERSION}, the one this clusir reads")
+        if self.spec_version not in (SPEC_VERSION, _SCALED_VERSION):
+            refuse(f"spec version {self.spec_version} is not {SPEC_VERSION} or {_SCALED_VERSION}, those this clusir reads")
+        if not 1 <= self.scale <= MAX_SCALE:
+            refuse(f"scale {self.scale} is not within 1..{MAX_SCALE}")
+        if self.scale != 1:
+            object.__setattr__(self, "spec_version", _SCALED_VERSION)
+        if self.scale != 1 and self.routed:
+            refuse(f"scale {self.scale} with routed levels is not read here")
         if self.graph not in _GRAPHS:
             refuse(f"graph {self.graph!r} is not one of {', '.join(_GRAPHS)}")
         if self.layout != "NCHW" or self.colour_order != "RGB":
@@ -141,8 +151,11 @@ class ModelSpec:
         return bool(self.clusters)
 
     def to_metadata(self) -> dict[str, str]:
-        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none."""
+        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none; ``scale`` is
+        written, with spec version 2, where it is not 1."""
         values = {k: v for k, v in asdict(self).items() if k != "statistics" or v}
+        if self.scale == 1:
+            del values["scale"]
         return {_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in values.items()}
 
     @classmethod
@@ -223,6 +236,6 @@ def _coerce(key: str, value: Any) -> Any:
         return tuple(tuple(_string(label) for label in _list(level)) for level in _list(value))
     if key == "tolerances":
         return {_string(k): _number(v) for k, v in _object(value).items()}
-    if key in ("spec_version", "channels", "tile_px", "halo_px", "top_k", "statistics"):
+    if key in ("spec_version", "channels", "tile_px", "halo_px", "top_k", "statistics", "scale"):
         return _integer(value)
     return _string(value)

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from clusir.runtimes.restore.pixels import from_unit, to_unit, unscaled
+from clusir.runtimes.restore.pixels import from_unit, scaled, to_unit, unscaled
 from clusir.runtimes.restore.tiling import Axis, Plan, pad_tile
 from clusir.runtimes.runners.base import Array
 from clusir.spec import ModelSpec
@@ -36,6 +37,9 @@ class Canvas:
     ``infer(tiles, layer)`` restores at most ``batch`` HxWxC tiles at a time, all of one layer (0: the colours, 1: an
     alpha channel that is restored as a grey picture), into numbers of the value range of ``spec``. ``alpha`` is
     ``keep``, ``process`` or ``drop``; ``dtype`` is what rows are rounded to (None: the source's).
+
+    Of a model of ``scale`` s, every row of the source becomes s rows, s times as wide; an alpha channel that is kept is
+    enlarged bicubically, tile by tile like the colours.
     """
 
     def __init__(
@@ -52,22 +56,24 @@ class Canvas:
         self.source, self.plan, self.dtype, self.spec = source, plan, dtype, spec
         self.infer, self.alpha, self.batch = infer, alpha, batch
         self.has_alpha = source.channels in (2, 4)
-        self.layers = 2 if self.has_alpha and self.alpha == "process" else 1
+        self.enlarges_alpha = self.has_alpha and alpha == "keep" and spec.scale != 1
+        self.layers = 2 if self.has_alpha and (alpha == "process" or self.enlarges_alpha) else 1
+        self.large = Plan(plan.y.enlarged(spec.scale, spec.halo_px), plan.x.enlarged(spec.scale, spec.halo_px))
 
     def bands(self) -> Iterator[Pixels]:
-        plan, height = self.plan, self.source.height
+        plan, height, scale = self.plan, self.source.height, self.spec.scale
         rows = min(plan.y.tile, height)
         window = self.source.rows(0, rows)
         # One accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
-        total = np.zeros((self.layers, rows, self.source.width, self.spec.channels), np.float32)
+        total = np.zeros((self.layers, scale * rows, scale * self.source.width, self.spec.channels), np.float32)
         for index, start in enumerate(plan.y.starts):
             self._add_tiles(total, window, index)
             last = index + 1 == len(plan.y.starts)
             done = rows if last else plan.y.starts[index + 1] - start
-            yield self._finish(total[:, :done], window[:done])
+            yield self._finish(total[:, : scale * done], window[:done])
             if not last:
-                total[:, : rows - done] = total[:, done:].copy()
-                total[:, rows - done :] = 0
+                total[:, : scale * (rows - done)] = total[:, scale * done :].copy()
+                total[:, scale * (rows - done) :] = 0
                 window = np.concatenate([window[done:], self.source.rows(start + rows, start + rows + done)])
 
     def _add_tiles(self, total: Array, window: Pixels, index: int) -> None:
@@ -80,12 +86,20 @@ class Canvas:
         ]
         for layer, group in groups:
             tiles = [crop_tile(window, x, x.starts[c], y.tile, self.spec, alpha=layer == 1) for c in group]
-            for column, tile in zip(group, self.infer(tiles, layer), strict=True):
-                begin = x.starts[column]
-                part = total[layer, :, begin : begin + x.tile]
+            restored = self._enlarge(tiles) if layer and self.enlarges_alpha else self.infer(tiles, layer)
+            for column, tile in zip(group, restored, strict=True):
+                begin = self.large.x.starts[column]
+                part = total[layer, :, begin : begin + self.large.x.tile]
                 rows, columns = part.shape[:2]
-                weight = y.weights[index][:rows, None] * x.weights[column][None, :columns]
+                weight = self.large.y.weights[index][:rows, None] * self.large.x.weights[column][None, :columns]
                 part += tile[:rows, :columns] * weight[:, :, None]
+
+    def _enlarge(self, tiles: list[Array]) -> Array:
+        """Grey tiles HxWxC enlarged bicubically, in the model's value range."""
+        height, width, channels = (*(self.spec.scale * n for n in tiles[0].shape[:2]), tiles[0].shape[2])
+        grey = [Image.fromarray(tile[:, :, 0]).resize((width, height), Image.Resampling.BICUBIC) for tile in tiles]
+        unit = np.stack([np.asarray(tile, np.float32) for tile in grey])[..., None]
+        return scaled(np.repeat(unit, channels, axis=3), self.spec.value_range)
 
     def _finish(self, total: Array, window: Pixels) -> Pixels:
         """The one rounding: from the accumulators to the picture's own dtype and channels."""
@@ -97,7 +111,7 @@ class Canvas:
         if not self.has_alpha or self.alpha == "drop":
             return picture
         alpha = window[:, :, -1:]
-        if self.alpha == "process":
+        if self.layers == 2:
             alpha = from_unit(_grey(unit[1]), dtype)
         elif alpha.dtype != dtype or np.issubdtype(dtype, np.floating):
             alpha = from_unit(to_unit(alpha), dtype)  # floats are held to 0..1, as colours are

@@ -104,7 +104,8 @@ class Restorer:
         self.batch = batch or (8 if self.name.endswith("cuda") else 1)
 
     def restore(self, pixels: Pixels) -> Pixels:
-        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4).
+        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4), or, of a model
+        that enlarges, ``spec.scale`` times as high and wide.
 
         ``pixels``: HxW or HxWxC (1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha), uint8, uint16, or floating in 0..1.
         Raises ImageError for another shape, dtype or range, and for NaN.
@@ -201,10 +202,9 @@ class Restorer:
                     check_finite(out[name], f"{self.files.whole.name}: {name}")
                     kept.append(out[name])
         restored = out[self.spec.output_name]
-        if restored.shape != image.shape:
-            raise ClusirError(
-                f"{self.files.whole.name} returned {restored.shape} for {image.shape}; it must keep the size"
-            )
+        wanted = (*image.shape[:2], *(self.spec.scale * n for n in image.shape[2:]))
+        if restored.shape != wanted:
+            raise ClusirError(f"{self.files.whole.name} returned {restored.shape} for {image.shape}, not {wanted}")
         check_finite(restored, self.files.whole.name)
         return restored.transpose(0, 2, 3, 1)
 

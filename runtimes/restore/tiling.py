@@ -37,6 +37,16 @@ class Axis:
     starts: tuple[int, ...]
     weights: tuple[Array, ...]
 
+    def enlarged(self, scale: int, halo: int) -> Axis:
+        """The same tiles in the pixels of a picture ``scale`` times as long; ``halo`` in pixels of the small one."""
+        if scale == 1:
+            return self
+        starts, tile = tuple(scale * s for s in self.starts), scale * self.tile
+        if len(starts) == 1:
+            return Axis(scale * self.length, tile, starts, (np.ones(tile, np.float32),))
+        weights = tuple(_weights(i, starts, tile, scale * halo) for i in range(len(starts)))
+        return Axis(scale * self.length, tile, starts, weights)
+
     def sample(self) -> tuple[int, ...]:
         """The first pixels of at most three windows as long as a tile, evenly spread: where routing looks.
 

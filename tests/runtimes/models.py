@@ -129,3 +129,22 @@ def save_bundle(folder: Path, tile: int = 64, halo: int = 8, static: bool = True
     save_tile(folder / "model.tile.onnx", spec("tile", tile, halo, static, top_k))
     save_router(folder / "model.router.onnx", spec("router", tile, halo, static, top_k))
     return save_whole(folder / "model.onnx", spec("whole", tile, halo, static, top_k))
+
+
+def save_enlarging(path: Path, scale: int = 2, channels: int = 3, static: bool = False) -> Path:
+    """A whole graph without routing: a 5x5 blur, every pixel then ``scale`` x ``scale`` times; local as ``save_whole``
+    is not."""
+    made = ModelSpec(
+        name="enlarging", size=SizeRequirements(8, 8, 64 if static else 0), tile_px=64, halo_px=8, channels=channels,
+        scale=scale,
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["blurred"], pads=[2, 2, 2, 2]),
+        helper.make_node("Resize", ["blurred", "", "scales"], ["restored"], mode="nearest", nearest_mode="floor",
+                         coordinate_transformation_mode="asymmetric"),
+    ]  # fmt: skip
+    large: list[int | str] = [64 * scale if static else "large_height", 64 * scale if static else "large_width"]
+    output = helper.make_tensor_value_info("restored", TensorProto.FLOAT, ["batch", channels, *large])
+    kernel = blur_kernel()[:channels, :channels]
+    constants = _constants(kernel=kernel, scales=np.array([1, 1, scale, scale], np.float32))
+    return _save(path, helper.make_graph(nodes, "enlarging", _images(made, "image"), [output], constants), made)

@@ -94,6 +94,9 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
     : backend_(backend), graph_(open_graph(backend, graph, options)) {
     try {
         spec_ = ModelSpec::from_metadata(graph_->metadata());
+        if (spec_.upscale != 1)
+            bad_model("it enlarges " + std::to_string(spec_.upscale) +
+                      " times, and this library keeps the size; run it with clusir-run");
         if (spec_.graph == "router") bad_model("this is a router graph; open the model it belongs to");
         if ((spec_.graph == "tile") != (router != nullptr))
             bad_model("a tile graph needs its router graph, and only a tile graph does");

@@ -13,7 +13,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kSpecVersion = 1;
+constexpr int kFirstVersion = 1, kLastVersion = 2;  // of the metadata; 2 where scale is not 1
+constexpr int kLargestScale = 8;
 // A tile is held in memory several times over; the largest that is sensible is far below what the format can say.
 constexpr int kLargestTile = 4096;
 constexpr std::size_t kMostLevels = 64;
@@ -149,7 +150,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     json version;
     if (!fields.read("spec_version", version))
         bad_model("the model carries no clusir metadata (key clusir.spec_version)");
-    Fields::checked("spec_version", version, kSpecVersion, kSpecVersion);
+    Fields::checked("spec_version", version, kFirstVersion, kLastVersion);
 
     ModelSpec spec;
     fields.text("name", spec.name);
@@ -165,6 +166,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     fields.integer("halo_px", 0, kLargestTile, spec.halo_px);
     fields.integer("top_k", 1, kMostClusters, spec.top_k);
     fields.integer("statistics", 0, kMostStatistics, spec.statistics);
+    fields.integer("scale", 1, kLargestScale, spec.upscale);
     fields.integers("clusters", spec.clusters);
     fields.integers("experts", spec.experts);
     read_layout(fields);
@@ -183,6 +185,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     if (!fits) Fields::refuse("tile_px", "does not fit the size rule");
     if (spec.clusters.size() != spec.experts.size())
         Fields::refuse("experts", "does not name the levels of the clusters");
+    if (spec.upscale != 1 && spec.routed()) Fields::refuse("scale", "is not 1 beside routed levels");
     for (const int experts : spec.experts) {
         if (spec.top_k > experts) Fields::refuse("top_k", "is more than the experts of a level");
     }

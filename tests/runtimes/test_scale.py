@@ -1,0 +1,77 @@
+"""Models that enlarge: every row and column becomes ``scale`` of them, in tiles as in one piece, alpha included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+from PIL import Image
+
+from clusir.errors import ModelFormatError
+from clusir.runtimes.restore.restorer import Restorer
+from clusir.runtimes.restore.tiling import plan_axis
+from clusir.spec import ModelSpec
+
+
+def enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
+    """What ``models.save_enlarging`` computes of a picture in one piece, away from its borders."""
+    padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(0, 1))
+    return windows.mean(axis=(3, 4)).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(5, 7), (64, 64), (65, 150), (200, 90)])
+def test_tiles_are_the_whole_picture_enlarged(tmp_path: Path, scale: int, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).random((*size, 3), dtype=np.float32)
+    with Restorer(models.save_enlarging(tmp_path / "model.onnx", scale), threads=1) as restorer:
+        large = restorer.restore(picture)
+    assert large.shape == (scale * size[0], scale * size[1], 3)
+    inside = (slice(2 * scale, -2 * scale), slice(2 * scale, -2 * scale))
+    np.testing.assert_allclose(large[inside], enlarged(picture, scale)[inside], atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_types_and_alpha(tmp_path: Path, dtype: type, channels: int) -> None:
+    top = np.iinfo(dtype).max
+    size = (90, 130)
+    y, x = np.mgrid[: size[0], : size[1]]
+    slope = ((np.sin(y / 9) + np.cos(x / 11) + 2) / 4 * top).astype(dtype)
+    picture = np.repeat(slope[:, :, None], channels, axis=2)
+    path = models.save_enlarging(tmp_path / "model.onnx", 2)
+    with Restorer(path, threads=1, alpha="keep") as restorer:
+        kept = restorer.restore(picture)
+    assert kept.shape == (180, 260, channels)
+    assert kept.dtype == dtype
+    if channels in (2, 4):
+        bicubic = Image.fromarray(slope.astype(np.float32) / top).resize((260, 180), Image.Resampling.BICUBIC)
+        expected = np.asarray(bicubic).clip(0, 1) * top
+        middle = (slice(16, -16), slice(16, -16))  # the border is padded before it is enlarged
+        assert np.abs(kept[..., -1].astype(float) - expected)[middle].max() <= 0.51 + 2e-4 * top
+        with Restorer(path, threads=1, alpha="process") as restorer:
+            processed = restorer.restore(picture)
+        np.testing.assert_array_equal(processed[..., -1], processed[..., 0])  # the same numbers, restored alike
+        with Restorer(path, threads=1, alpha="drop") as restorer:
+            np.testing.assert_array_equal(restorer.restore(picture), kept[..., :-1])
+
+
+def test_weights_of_the_large_plan_sum_to_one() -> None:
+    spec = ModelSpec(tile_px=64, halo_px=8, scale=3)
+    axis = plan_axis(333, spec).enlarged(3, spec.halo_px)
+    total = np.zeros(999, np.float32)
+    for start, weights in zip(axis.starts, axis.weights, strict=True):
+        total[start : start + axis.tile] += weights
+    np.testing.assert_array_equal(total, 1)
+
+
+def test_scale_stands_in_the_metadata_with_its_version() -> None:
+    spec = ModelSpec(scale=4)
+    metadata = spec.to_metadata()
+    assert (metadata["clusir.scale"], metadata["clusir.spec_version"]) == ("4", "2")
+    assert ModelSpec.from_metadata(metadata) == spec
+    assert "clusir.scale" not in ModelSpec().to_metadata()
+    with pytest.raises(ModelFormatError, match=r"scale 9 is not within 1\.\.8"):
+        ModelSpec(scale=9)
