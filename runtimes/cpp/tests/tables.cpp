@@ -52,7 +52,7 @@ ModelSpec read_spec(const json& entry) {
 json as_json(const ModelSpec& spec) {
     return {{"name", spec.name},
             {"graph", spec.graph},
-            {"spec_version", 1},
+            {"spec_version", spec.upscale == 1 ? 1 : 2},
             {"checkpoint_sha256", spec.checkpoint_sha256},
             {"layout", "NCHW"},
             {"colour_order", "RGB"},
@@ -71,7 +71,8 @@ json as_json(const ModelSpec& spec) {
             {"top_k", spec.top_k},
             {"cluster_labels", spec.cluster_labels},
             {"tolerances", spec.tolerances.empty() ? json::object() : json(spec.tolerances)},
-            {"statistics", spec.statistics}};
+            {"statistics", spec.statistics},
+            {"scale", spec.upscale}};
 }
 
 void specs(const std::string& folder) {
