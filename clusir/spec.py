@@ -98,7 +98,9 @@ class ModelSpec:
             raise ModelFormatError(f"model metadata: {what}; export the model again with clusir-export")
 
         if self.spec_version not in (SPEC_VERSION, _SCALED_VERSION):
-            refuse(f"spec version {self.spec_version} is not {SPEC_VERSION} or {_SCALED_VERSION}, those this clusir reads")
+            refuse(
+                f"spec version {self.spec_version} is not {SPEC_VERSION} or {_SCALED_VERSION}, those this clusir reads"
+            )
         if not 1 <= self.scale <= MAX_SCALE:
             refuse(f"scale {self.scale} is not within 1..{MAX_SCALE}")
         if self.scale != 1:
@@ -151,8 +153,8 @@ class ModelSpec:
         return bool(self.clusters)
 
     def to_metadata(self) -> dict[str, str]:
-        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none; ``scale`` is
-        written, with spec version 2, where it is not 1."""
+        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none;
+        ``scale`` is written, with spec version 2, where it is not 1."""
         values = {k: v for k, v in asdict(self).items() if k != "statistics" or v}
         if self.scale == 1:
             del values["scale"]

@@ -125,8 +125,8 @@ class Pipeline:
         except OSError as error:
             raise ImageError(f"{job.source}: it cannot be read ({error.strerror or error})") from error
         probe = probe_picture(job.source, self.limits)
-        info = output_info(probe.info, job.target, self.restorer.alpha)
-        amount = probe.decode_bytes + _working_bytes(info, self.restorer.spec.tile_px)
+        info = output_info(probe.info, job.target, self.restorer.alpha, self.restorer.spec.scale)
+        amount = probe.decode_bytes + _working_bytes(info, self.restorer.spec.tile_px * self.restorer.spec.scale)
         try:
             self.memory.acquire(amount, self._stop)
         except ImageError as error:

@@ -17,6 +17,7 @@ from clusir.errors import ImageError
 from clusir.runtimes.images.atomic import whole_file
 from clusir.runtimes.images.formats import ALL_SUFFIXES, MAX_SIDES, WRITE_SUFFIXES, install_hint, readable
 from clusir.runtimes.images.metadata.keeping import settle
+from clusir.runtimes.images.metadata.truth import enlarged_info
 from clusir.runtimes.images.open import Picture, Probe, open_picture, probe_picture
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.images.pillow_writer import PillowWriter
@@ -55,9 +56,10 @@ _WRITERS: dict[str, Callable[[BinaryIO, PictureInfo, Bands], None]] = {
 }
 
 
-def output_info(info: PictureInfo, target: str | Path, alpha: str = "keep") -> PictureInfo:
-    """What a restored picture is as file ``target``: format by its suffix, channels, depth and all else that it can
-    hold, with a note for what it cannot (see :mod:`clusir.runtimes.images.metadata.keeping`).
+def output_info(info: PictureInfo, target: str | Path, alpha: str = "keep", scale: int = 1) -> PictureInfo:
+    """What a picture restored at ``scale`` times its size is as file ``target``: format by its suffix, channels,
+    depth and all else that it can hold, with a note for what it cannot (see
+    :mod:`clusir.runtimes.images.metadata.keeping`).
 
     Raises ImageError where the suffix is unknown, or the format cannot hold alpha or the size.
     """
@@ -76,6 +78,7 @@ def output_info(info: PictureInfo, target: str | Path, alpha: str = "keep") -> P
             f"{target}: floating-point TIFF of several channels is not written, as Pillow and others do not open it; "
             "use .png, which holds 16 bit, or save the input as 16-bit integers"
         )
+    info = enlarged_info(info, scale)
     largest = MAX_SIDES.get(kind)
     if largest is not None and max(info.width, info.height) > largest:
         raise ImageError(

@@ -104,8 +104,8 @@ class Restorer:
         self.batch = batch or (8 if self.name.endswith("cuda") else 1)
 
     def restore(self, pixels: Pixels) -> Pixels:
-        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4), or, of a model
-        that enlarges, ``spec.scale`` times as high and wide.
+        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4), or, of a
+        model that enlarges, ``spec.scale`` times as high and wide.
 
         ``pixels``: HxW or HxWxC (1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha), uint8, uint16, or floating in 0..1.
         Raises ImageError for another shape, dtype or range, and for NaN.

@@ -7,8 +7,10 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from clusir.cli.run import main
 from clusir.errors import ModelFormatError
 from clusir.runtimes.restore.restorer import Restorer
 from clusir.runtimes.restore.tiling import plan_axis
@@ -75,3 +77,36 @@ def test_scale_stands_in_the_metadata_with_its_version() -> None:
     assert "clusir.scale" not in ModelSpec().to_metadata()
     with pytest.raises(ModelFormatError, match=r"scale 9 is not within 1\.\.8"):
         ModelSpec(scale=9)
+
+
+def test_a_file_is_enlarged_and_says_so(tmp_path: Path) -> None:
+    """The written file has the large size, also where EXIF and XMP name it."""
+    exif = Image.Exif()
+    exif[0x0100], exif[0x0101], exif[0x010E] = 90, 60, "a slope"
+    exif.get_ifd(0x8769)[0xA002], exif.get_ifd(0x8769)[0xA003], exif.get_ifd(0x8769)[0x9214] = 90, 60, (10, 20, 5, 5)
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:PixelXDimension="90"/></rdf:RDF></x:xmpmeta>'
+    )
+    source = tmp_path / "small.jpg"
+    slope = np.linspace(0, 255, 90 * 60 * 3).reshape(60, 90, 3).astype(np.uint8)
+    Image.fromarray(slope).save(source, exif=exif, xmp=xmp)
+    model = models.save_enlarging(tmp_path / "model.onnx", 3)
+    target = tmp_path / "large.jpg"
+    done = CliRunner().invoke(main, [str(source), "-o", str(target), "--model", str(model)])
+    assert done.exit_code == 0, done.output
+    with Image.open(target) as large:
+        assert large.size == (270, 180)
+        told = large.getexif()
+        assert (told[0x0100], told[0x0101], told[0x010E]) == (270, 180, "a slope")
+        assert told.get_ifd(0x8769)[0xA002] == 270
+        assert 0x9214 not in told.get_ifd(0x8769)
+        assert b'PixelXDimension="270"' in large.info["xmp"]
+
+
+def test_a_format_that_cannot_hold_the_large_size_refuses_before_any_work(tmp_path: Path) -> None:
+    Image.new("RGB", (9000, 4)).save(tmp_path / "wide.png")
+    model = models.save_enlarging(tmp_path / "model.onnx", 8)
+    done = CliRunner().invoke(main, [str(tmp_path / "wide.png"), "-o", str(tmp_path / "w.jpg"), "--model", str(model)])
+    assert done.exit_code == 1
+    assert "the picture has 72000x32" in " ".join(done.output.split())

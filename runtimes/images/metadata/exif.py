@@ -39,12 +39,15 @@ def plain_exif(data: object) -> bytes | None:
     return data or None
 
 
-def settled_exif(exif: bytes, orientation: int, width: int, height: int) -> tuple[bytes | None, list[str]]:
+def settled_exif(
+    exif: bytes, orientation: int, width: int, height: int, *, moved: bool = False
+) -> tuple[bytes | None, list[str]]:
     """(EXIF of a picture that has been turned by ``orientation`` and is now ``width`` x ``height``, what was taken
     out).
 
     Orientation becomes 1, stored sizes those of the picture, resolutions are swapped with the axes; the thumbnail, and
-    positions in pixels of a picture that was turned, are taken out. None where the block is not EXIF.
+    positions in pixels of a picture that was turned or whose pixels have ``moved`` otherwise, are taken out. None
+    where the block is not EXIF.
     """
     order, tags = read_ifd(exif)
     start = first_ifd(exif)
@@ -61,11 +64,11 @@ def settled_exif(exif: bytes, orientation: int, width: int, height: int) -> tupl
                     _set(block, order, entry, number, value)
         if orientation >= 5:
             _swap(block, entries)
-        if orientation != 1:
+        if orientation != 1 or moved:
             positions = [e for e in entries if e.number in _POSITIONS]
             for entry in reversed(positions):
                 _take_out(block, order, offset, entry)
-            gone += ["EXIF positions in pixels of the unturned picture"] * bool(positions)
+            gone += ["EXIF positions in pixels of the picture as it was"] * bool(positions)
     if _drop_thumbnail(block, exif, order, start):
         gone.append("the EXIF thumbnail, which shows the picture as it was")
     return bytes(block), gone

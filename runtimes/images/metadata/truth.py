@@ -10,7 +10,7 @@ from clusir.runtimes.images.metadata.tags import read_ifd, read_orientation
 from clusir.runtimes.images.metadata.xmp import settled_xmp, xmp_orientation
 from clusir.runtimes.images.picture import Extra, PictureInfo
 
-__all__ = ["orientation_of", "turned", "upright_info"]
+__all__ = ["enlarged_info", "orientation_of", "turned", "upright_info"]
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
@@ -49,6 +49,22 @@ def upright_info(info: PictureInfo, orientation: int) -> PictureInfo:
         dpi = dpi and (dpi[1], dpi[0])
         aspect = aspect and (aspect[1], aspect[0])
     return replace(info, exif=exif, xmp=xmp, extras=tuple(extras), dpi=dpi, aspect=aspect, notes=tuple(notes))
+
+
+def enlarged_info(info: PictureInfo, scale: int) -> PictureInfo:
+    """``info`` of the upright picture ``scale`` times as wide and high: sizes in EXIF and XMP follow, the resolution
+    (pixels an inch) stays, positions in pixels that EXIF may name are taken out with a note."""
+    if scale == 1:
+        return info
+    width, height = scale * info.width, scale * info.height
+    exif, xmp, notes = info.exif, info.xmp, list(info.notes)
+    if exif is not None:
+        exif, gone = settled_exif(exif, 1, width, height, moved=True)
+        notes += [f"{what} left out" for what in gone]
+    if xmp is not None:
+        xmp, gone = settled_xmp(xmp, 1, width, height)
+        notes += [f"{what} left out" for what in gone]
+    return replace(info, width=width, height=height, exif=exif, xmp=xmp, notes=tuple(notes))
 
 
 def _exif_resolution(exif: bytes | None) -> tuple[float, float] | None:
