@@ -28,6 +28,7 @@ FLOORS = (
     ("clusir.runtimes.images.picture", "clusir.runtimes.images.formats", "clusir.runtimes.images.pillow_open"),
     ("clusir.runtimes.images.metadata",),
     ("clusir.runtimes.images.tiff",),
+    ("clusir.runtimes.machine.allowed",),
     ("clusir.runtimes.runners", "clusir.runtimes.images"),
     ("clusir.runtimes",),
     ("clusir.runtimes.restore",),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,7 +32,61 @@ def console() -> Console:
 
 def echo_error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    click.echo(f"error: {' '.join(str(message).split())}", err=True)
+    Printer(err=True).line(f"error: {' '.join(str(message).split())}")
+
+
+def show_everything() -> None:
+    """Let both output streams escape what their encoding cannot say, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Printer:
+    """Writes lines to standard output or error, and never raises: nobody may read any more, the disk behind it may be
+    full, its encoding may be narrow. ``problem`` is what went wrong, other than that the reader has left."""
+
+    def __init__(self, err: bool = False) -> None:
+        self._err = err
+        self.problem: str | None = None
+        self._silent = False
+
+    def stream(self) -> Any:
+        return sys.stderr if self._err else sys.stdout
+
+    def is_narrow(self) -> bool:
+        """Whether block characters cannot be written."""
+        try:
+            "\u2588\u258f".encode(getattr(self.stream(), "encoding", None) or "ascii")
+        except (UnicodeError, LookupError):
+            return True
+        return False
+
+    def line(self, text: str) -> None:
+        self.guarded(lambda: click.echo(text, err=self._err))
+
+    def guarded(self, write: Callable[[], Any]) -> None:
+        if self._silent:
+            return
+        try:
+            write()
+        except BrokenPipeError:
+            self._silence()
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            self.problem = getattr(error, "strerror", None) or str(error)
+            self._silence()
+
+    def _silence(self) -> None:
+        self._silent = True
+        drop_output(self.stream())
+
+
+def drop_output(stream: Any) -> None:
+    """Send what is still to come, and what waits in the buffer, nowhere: Python would complain about it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def fail(error: BaseException, debug: bool) -> NoReturn:
@@ -39,6 +96,9 @@ def fail(error: BaseException, debug: bool) -> NoReturn:
     if isinstance(error, ClusirError):
         echo_error(str(error))
         sys.exit(error.exit_code)
+    if isinstance(error, BrokenPipeError):  # whoever read has seen enough
+        drop_output(sys.stdout)
+        sys.exit(141)  # as a shell names SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         echo_error("interrupted; what was finished is kept")
         sys.exit(130)
@@ -91,6 +151,7 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
     def wrap(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def run(*args: Any, debug: bool, **kwargs: Any) -> Any:
+            show_everything()
             try:
                 return function(*args, **kwargs)
             except (click.ClickException, click.exceptions.Exit, click.Abort):

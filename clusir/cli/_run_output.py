@@ -1,157 +1,144 @@
-"""What ``clusir-run`` shows: lines or JSON per picture, a progress bar, the summary, comparison and report."""
+"""What ``clusir-run`` shows: lines or JSON per picture, a progress bar, the summary. Showing never ends the work."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from clusir.cli._common import echo_error
-from clusir.errors import ClusirError
+from clusir.cli._common import Printer
 
 if TYPE_CHECKING:
-    from clusir.runtimes.batch.pipeline import Outcome
+    from clusir.runtimes.batch.parts import Outcome
     from clusir.runtimes.restore.restorer import Restorer
 
 __all__ = ["RunOutput"]
 
 
-def printable(text: str) -> str:
-    """File names may hold escape sequences for the terminal, and bytes that are no text: shown, not obeyed."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 class RunOutput:
-    """Called once per finished picture (never by two threads at a time), and once at the end."""
+    """Called once per finished picture (never by two threads at a time), and once at the end. ``names`` are paths
+    that are shown as something else (the files behind standard input and output)."""
 
-    def __init__(self, restorer: Restorer, options: dict[str, Any], total: int) -> None:
-        self._restorer, self._options = restorer, options
+    def __init__(
+        self,
+        restorer: Restorer,
+        options: Mapping[str, Any],
+        total: int,
+        names: Mapping[str, str],
+        to_stderr: bool = False,
+    ) -> None:
+        self._restorer, self._options, self._total, self._names = restorer, options, total, names
         self._json, self._quiet = options["as_json"], options["quiet"]
         self._counts = {"restored": 0, "skipped": 0, "failed": 0}
         self._pixels = 0
         self._begin = time.perf_counter()
         self._progress: Any = None
         self._task: Any = None
-        self._report: Any = _open_report(restorer) if options["report"] else None
+        self._out, self._err = Printer(err=to_stderr), Printer(err=True)
         if sys.stderr.isatty() and not (self._json or self._quiet or options["watch"]) and total > 1:
             self._start_progress(total)
 
     @property
     def failed(self) -> int:
-        return self._counts["failed"]
+        """Pictures that failed, and lines that could not be shown though somebody waits for them."""
+        return self._counts["failed"] + (self._out.problem is not None)
 
     def outcome(self, outcome: Outcome) -> None:
-        """Show one finished picture. A comparison or report entry that cannot be made counts as its failure."""
-        try:
-            self._extras(outcome)
-        except ClusirError as error:
-            outcome.status, outcome.reason = "failed", str(error)
-        outcome.look = None
+        """Show one finished picture."""
+        from clusir.runtimes.images.names import printable
+
         self._counts[outcome.status] += 1
         if outcome.status == "restored" and outcome.info is not None:
             self._pixels += outcome.info.width * outcome.info.height
         if self._json:
             line = outcome.as_json()
+            line |= {key: self._named(line[key]) for key in ("input", "output", "reason") if key in line}
             if self._options["explain"] and outcome.work.routing is not None:
                 routing = outcome.work.routing
                 line |= {"posterior": routing.posterior.tolist(), "gate": routing.gate.tolist()}
-            click.echo(json.dumps(line))
+            self._out.line(_strict(line))
         elif outcome.status == "failed":
-            self._say_failed(printable(outcome.reason or ""))
-        elif outcome.status == "restored" and self._options["watch"] and not self._quiet:
-            click.echo(printable(f"{outcome.job.name} -> {outcome.job.target}"))
+            self._say_failed(printable(self._named(outcome.reason or "")))
+        elif outcome.status == "restored":
+            if self._options["explain"]:
+                self._explain(outcome)
+            if self._options["watch"] and not self._quiet:
+                self._out.line(printable(f"{outcome.job.name} -> {outcome.job.target}"))
         if self._progress is not None:
             self._progress.advance(self._task)
 
-    def watching(self, folders: tuple[str, ...]) -> None:
-        """That the command waits, and how it ends."""
-        if not (self._json or self._quiet):
-            click.echo(f"watching {', '.join(map(printable, folders))}; Ctrl-C ends it", err=True)
+    def note(self, text: str) -> None:
+        """A line that is no result: what became of a journal, which folders are watched."""
+        from clusir.runtimes.images.names import printable
 
-    def _say_failed(self, reason: str) -> None:
-        if self._progress is None:
-            echo_error(reason)
-        else:  # above the bar, which would otherwise be torn
-            self._progress.console.print(f"error: {reason}", markup=False, highlight=False, soft_wrap=True)
+        if not (self._json or self._quiet):
+            self._err.line(printable(text))
 
     def finish(self) -> None:
-        """The report, and the summary."""
+        """The summary. What was not begun when the run was stopped is counted too."""
         if self._progress is not None:
             self._progress.stop()
-        if self._report is not None:
-            self._report.write(self._options["report"])
         seconds = time.perf_counter() - self._begin
         restorer = self._restorer
         placement = restorer.placement()
+        left = 0 if self._options["watch"] else max(0, self._total - sum(self._counts.values()))
         if self._json:
-            facts: dict[str, Any] = {**self._counts, "seconds": round(seconds, 3), "megapixels": self._pixels / 1e6}
+            facts: dict[str, Any] = {**self._counts, "not_done": left}
+            facts |= {"seconds": round(seconds, 3), "megapixels": self._pixels / 1e6}
             facts |= {"backend": restorer.name, "placement": placement, "routing": restorer.routing}
             facts |= {"precision": restorer.spec.precision, "model": str(restorer.files.whole)}
-            click.echo(json.dumps({"summary": facts}))
+            self._out.line(_strict({"summary": facts}))
         elif not self._quiet:
             nodes = ", ".join(f"{name}: {count} nodes" for name, count in placement.items())
-            counts = ", ".join(f"{n} {what}" for what, n in self._counts.items() if n or what == "restored")
+            told = {**self._counts, "not done": left}
+            counts = ", ".join(f"{n} {what}" for what, n in told.items() if n or what == "restored")
             timed = self._pixels and not self._options["watch"]  # a watch mostly waits
             rate = f" ({self._pixels / 1e6 / seconds:.2f} megapixels/s)" if timed else ""
-            click.echo(
+            self._out.line(
                 f"{counts} in {seconds:.1f} s{rate} on {restorer.name} ({nodes}), "
                 f"{restorer.spec.precision}, routing {restorer.routing}"
             )
             if self._counts["skipped"] and not self._options["skip_existing"]:
-                click.echo("what was skipped was done before; --no-resume does it again")
+                self._out.line("what was skipped was done before; --no-resume does it again")
+        if self._out.problem is not None:
+            self._err.line(f"error: standard output cannot be written ({self._out.problem}); the pictures are done")
 
-    def _extras(self, outcome: Outcome) -> None:
-        job, routing = outcome.job, outcome.work.routing
-        if outcome.status == "failed" and self._report is not None:
-            self._report.add_failure(job.name, outcome.reason or "")
-        if outcome.status != "restored":
-            return
-        if self._options["explain"] and not self._json:
-            self._explain(outcome)
-        if outcome.look is None:
-            return
-        before, after = outcome.look.before, outcome.look.after
-        if self._options["compare"]:
-            from clusir.runtimes.report.compare import write_comparison
+    def _named(self, text: str) -> str:
+        for path, name in self._names.items():
+            text = text.replace(path, name)
+        return text
 
-            write_comparison(before, after, job.target.with_name(f"{job.target.stem}.compare.jpg"))
-        if self._report is not None:
-            times = {"decode": outcome.decode_s, "infer": outcome.work.infer_s, "encode": outcome.encode_s}
-            self._report.add(
-                job.name,
-                before,
-                after,
-                posterior=routing.posterior if routing else None,
-                gate=routing.gate if routing else None,
-                spec=self._restorer.spec,
-                size=(outcome.info.width, outcome.info.height) if outcome.info else None,
-                timings_ms={k: 1000 * v for k, v in times.items()},
-                note="; ".join(outcome.info.notes) if outcome.info else "",
-            )
+    def _say_failed(self, reason: str) -> None:
+        line = f"error: {' '.join(reason.split())}"
+        if self._progress is None:
+            self._err.line(line)
+        else:  # above the bar, which would otherwise be torn
+            self._err.guarded(lambda: self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True))
 
     def _explain(self, outcome: Outcome) -> None:
+        from rich.console import Console
         from rich.markup import escape
 
+        from clusir.runtimes.images.names import printable
         from clusir.runtimes.restore.explain import explain_lines
 
         routing = outcome.work.routing
-        lines = [escape(printable(outcome.job.name))]
+        lines = [escape(printable(self._named(outcome.job.name)))]
         if routing is not None:
             shared = "one routing" if routing.shared else "mean of the tiles' own routings"
             tiles = outcome.work.tiles
             lines[0] += f" ({tiles} {'tile' if tiles == 1 else 'tiles'}, {shared})"
-            lines += explain_lines(routing.posterior, routing.gate, self._restorer.spec)
+            lines += explain_lines(routing.posterior, routing.gate, self._restorer.spec, plain=self._out.is_narrow())
         else:
             lines.append("  the model has no routing")
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        for line in lines:
-            console.print(line)
+        console = Console(file=self._out.stream(), highlight=False)
+        with console.capture() as shown:  # rich would end the process where nobody reads any more
+            for line in lines:
+                console.print(line)
+        self._out.line(shown.get().rstrip("\n"))
 
     def _start_progress(self, total: int) -> None:
         from rich.console import Console
@@ -163,17 +150,17 @@ class RunOutput:
         self._progress.start()
 
 
-def _open_report(restorer: Restorer) -> Any:
-    from clusir.runtimes.machine.fingerprint import describe, fingerprint
-    from clusir.runtimes.report.collect import ReportWriter
+def _strict(line: dict[str, Any]) -> str:
+    """JSON as every reader takes it: text without lone surrogates, numbers without NaN and infinity (null)."""
+    from clusir.runtimes.images.names import as_text
 
-    facts = {
-        "model": Path(restorer.files.whole).name,
-        "backend": restorer.name,
-        "precision": restorer.spec.precision,
-        "routing": restorer.routing,
-        "nodes": ", ".join(
-            f"{name.removesuffix('ExecutionProvider')}: {count}" for name, count in restorer.placement().items()
-        ),
-    }
-    return ReportWriter(facts=facts, footer=describe(fingerprint()))
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return as_text(value) if isinstance(value, str) else value
+
+    return json.dumps(clean(line), allow_nan=False)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
-from clusir.cli._common import command
+from clusir.cli._common import Printer, command
+from clusir.errors import InterruptedRun
 
 if TYPE_CHECKING:
     from clusir.cli._run_output import RunOutput
+    from clusir.cli._run_pipes import Request
+    from clusir.cli._run_signals import Signals
     from clusir.runtimes.batch.jobs import Job
+    from clusir.runtimes.batch.journal import Journal
+    from clusir.runtimes.batch.memory import MemoryGate
     from clusir.runtimes.restore.restorer import Restorer
 
 _EPILOG = """\b
 Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 3 the backend or device asked for is not there; 130 interrupted, run again to resume.
 """
+_SMALL_BYTES = 2 << 30  # where half of it may not be there once the model is open
 _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
 
 
 @command(name="clusir-run", short_help="Restore pictures, folders and globs.", epilog=_EPILOG)
 @click.argument("inputs", nargs=-1, metavar="IMAGE...")
-@click.option("-o", "--output", help="A file for one picture, otherwise a folder.  [required]")
+@click.option("-o", "--output", help="A file for one picture, otherwise a folder; - is standard output.  [required]")
 @click.option("--model", help="ONNX file, checkpoint, bundle folder or zip.  [default: the shipped model]")
 @click.option("--backend", type=click.Choice(["auto", "ort", "openvino", "torch"]), default="auto", show_default=True)
 @click.option(
@@ -72,73 +80,117 @@ _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routi
 def main(inputs: tuple[str, ...], output: str | None, **options: Any) -> None:
     """Restore pictures: noise, blur, rain, haze, low light, JPEG artefacts, and mixtures of them.
 
-    IMAGE is a file, a folder, or a glob. A folder goes to a folder with the same paths and names. Size, bit depth,
-    colour profile, EXIF, alpha and format are kept. An interrupted run goes on where it stopped.
+    IMAGE is a file, a folder, a glob, or - for standard input. A folder goes to a folder with the same paths and
+    names. Size, bit depth, colour profile, EXIF, alpha and format are kept. An interrupted run goes on where it
+    stopped.
     """
-    import signal
-    import threading
     import warnings
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # a killed batch ends as cleanly as one that was interrupted
+    from clusir.cli._run_signals import Signals
+
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news for who looks at the pictures
-    failed = _run(inputs, output, options)
+    with Signals().heard() as signals:
+        failed = _run(inputs, output, options, signals)
     raise click.exceptions.Exit(1 if failed else 0)
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any]) -> int:
+def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any], signals: Signals) -> int:
     """Number of pictures that failed."""
-    from pathlib import Path
-
-    from clusir.cli._run_output import RunOutput
+    from clusir.cli._run_pipes import piped
     from clusir.errors import UsageError
-    from clusir.runtimes.batch.jobs import is_glob, plan_jobs
-    from clusir.runtimes.batch.memory import parse_size
-    from clusir.runtimes.images.formats import READ_SUFFIXES
 
     if not output:
         named = inputs[0] if inputs else "PICTURE"
         raise UsageError(
             f"no output given; say where to: clusir-run {named} -o FILE, or -o FOLDER for several pictures"
         )
+    if not inputs:
+        raise UsageError("no pictures given; name files, folders or globs")
+    suffix = options["suffix"]
+    suffix = f".{suffix.lower().removeprefix('.')}" if suffix else None
+    _check(inputs, output, suffix, options)
+    with piped(inputs, output, suffix, options) as request:
+        return _restore(request, suffix, options, signals)
+
+
+def _check(inputs: tuple[str, ...], output: str, suffix: str | None, options: dict[str, Any]) -> None:
+    """What is wrong with the options, before a model is opened for nothing."""
+    from clusir.errors import UsageError
+    from clusir.runtimes.batch.jobs import is_glob
+    from clusir.runtimes.batch.memory import parse_size
+    from clusir.runtimes.images.picture import WRITE_SUFFIXES
+
+    if suffix is not None and suffix not in WRITE_SUFFIXES:
+        raise UsageError(f"format {suffix!r} is not one of {', '.join(WRITE_SUFFIXES)}")
     if options["max_memory"] is not None:
-        parse_size(options["max_memory"])  # before the model is opened for nothing
-    if options["report"] is not None and Path(options["report"]).is_dir():
-        raise UsageError(f"--report {options['report']}: it is a folder; name a file, for example report.html")
+        parse_size(options["max_memory"])
+    if options["report"] is not None:
+        _check_report(Path(options["report"]), options["model"])
     if options["watch"]:
         for text in inputs:
-            if not Path(text).is_dir() and not is_glob(text):
+            if text != "-" and not Path(text).is_dir() and not is_glob(text):
                 raise UsageError(f"--watch {text}: it is not a folder; name the folders in which pictures will appear")
     if options["ray"] and options["watch"]:
         raise UsageError("--ray and --watch do not go together; a watched folder is restored on this machine")
     if options["ray"] and options["ray"] not in ("local", "auto") and ":" not in options["ray"]:
         raise UsageError(f"--ray {options['ray']}: not an address; say local, auto or HOST:PORT behind --ray")
-    suffix = options["suffix"]
-    suffix = f".{suffix.lower().removeprefix('.')}" if suffix else None
+
+
+def _check_report(report: Path, model: str | None) -> None:
+    from clusir.errors import UsageError
+    from clusir.runtimes.images.picture import READ_SUFFIXES
+
+    if report.is_dir():
+        raise UsageError(f"--report {report}: it is a folder; name a file, for example report.html")
+    if report.suffix.lower() in READ_SUFFIXES or (model is not None and report.absolute() == Path(model).absolute()):
+        raise UsageError(f"--report {report}: it is a page, not a picture or model; name a file like report.html")
+
+
+def _restore(request: Request, suffix: str | None, options: dict[str, Any], signals: Signals) -> int:
+    from clusir.cli._run_output import RunOutput
+    from clusir.errors import UsageError
+    from clusir.runtimes.batch.jobs import plan_jobs
+    from clusir.runtimes.images.picture import READ_SUFFIXES
+
+    inputs, output = request.inputs, Path(request.output)
 
     def plan() -> list[Job]:
-        return plan_jobs(inputs, Path(output), options["recursive"], suffix)
+        return plan_jobs(
+            inputs, output, options["recursive"], suffix, compare=options["compare"], waiting=options["watch"]
+        )
 
     jobs = plan()
     if not jobs and not options["watch"]:
         raise UsageError(
             f"{', '.join(inputs)}: no pictures in there; names that end in {', '.join(READ_SUFFIXES)} are read"
         )
+    if options["report"] is not None and Path(options["report"]).resolve() in {
+        path.resolve() for job in jobs for path in (job.source, job.target)
+    }:
+        raise UsageError(f"--report {options['report']}: that is a picture's name; name a file like report.html")
     with _open_restorer(options) as restorer:
-        shown = RunOutput(restorer, options, len(jobs))
+        shown = RunOutput(restorer, options, len(jobs), request.names, request.to_stdout)
         try:
-            _restore_all(plan, jobs, inputs, Path(output), restorer, shown, options)
+            _restore_all(_Run(plan, jobs, inputs, output, options), restorer, shown, signals)
         except UsageError:
             raise  # nothing was begun: no summary above the line that says why
-        except BaseException:
+        except BaseException as error:
+            if signals.pipeline is not None and signals.pipeline.stuck:
+                _leave(error)
             shown.finish()
             raise
         shown.finish()
         return shown.failed
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """End the process although a thread is still inside a decoder, an encoder or the disk; it may never come back."""
+    import os
+
+    from clusir.cli._common import echo_error
+
+    echo_error(f"{error}; a picture that was being read or written was left")
+    os._exit(getattr(error, "exit_code", 130))
 
 
 def _open_restorer(options: dict[str, Any]) -> Restorer:
@@ -151,70 +203,106 @@ def _open_restorer(options: dict[str, Any]) -> Restorer:
         restorer = Restorer(**{name: options[name] for name in _RESTORER_OPTIONS})
     for warning in caught:
         if issubclass(warning.category, RuntimeWarning):
-            click.echo(f"warning: {warning.message}", err=True)
+            Printer(err=True).line(f"warning: {warning.message}")
     return restorer
 
 
-def _restore_all(
-    plan: Any,
-    jobs: list[Job],
-    inputs: tuple[str, ...],
-    output: Any,
-    restorer: Restorer,
-    shown: RunOutput,
-    options: dict[str, Any],
-) -> None:
+class _Run(NamedTuple):
+    plan: Callable[[], list[Job]]
+    jobs: list[Job]
+    inputs: tuple[str, ...]
+    output: Path
+    options: dict[str, Any]
+
+
+def _restore_all(run: _Run, restorer: Restorer, shown: RunOutput, signals: Signals) -> None:
     from contextlib import ExitStack
 
-    from clusir.runtimes.batch.jobs import is_file_output
-    from clusir.runtimes.batch.journal import Journal
+    from clusir.cli._run_side import Side
     from clusir.runtimes.batch.pipeline import Pipeline
     from clusir.runtimes.batch.watch import watch
     from clusir.runtimes.images.picture import Limits
 
-    memory = _memory_gate(restorer, options["max_memory"])
+    options = run.options
+    memory, report_mb = _memory(restorer, options)
+    side = None
+    if options["compare"] or options["report"] is not None:
+        side = Side(restorer, options["report"] is not None, report_mb)
+    limits = Limits(pixels=options["max_pixels"], decoded_bytes=1 << 62)
     with ExitStack() as stack:
-        journal = None
-        if not is_file_output(inputs, output):
-            settings = {"backend": restorer.name, "routing": restorer.routing, "alpha": restorer.alpha}
-            journal = Journal(output, restorer.files.sha256(), settings, resume=not options["no_resume"])
+        journal = _open_journal(run, restorer, shown)
+        if journal is not None:
             stack.callback(journal.close)
-        limits = Limits(pixels=options["max_pixels"], decoded_bytes=1 << 62)
-        looks = options["compare"] or options["report"] is not None
+        if side is not None:
+            stack.callback(side.write, options["report"])
         if options["ray"]:
-            from clusir.runtimes.batch.ray import restore_on_ray
+            from clusir.runtimes.batch.ray import RayOptions, restore_on_ray
 
             named = {name: options[name] for name in _RESTORER_OPTIONS}
-            bounds: dict[str, Any] = {"limits": limits, "memory_bytes": memory.total if options["max_memory"] else None}
-            restore_on_ray(
-                jobs, named, shown.outcome, address=options["ray"], workers=options["ray_workers"], journal=journal,
-                skip_existing=options["skip_existing"], looks=looks, **bounds,
-            )  # fmt: skip
+            bound = memory.total if options["max_memory"] else None
+            how = RayOptions(options["ray"], options["ray_workers"], limits, bound, options["skip_existing"])
+            restore_on_ray(run.jobs, named, shown.outcome, how, journal, side)
             return
-        pipeline = Pipeline(restorer, journal, options["skip_existing"], memory, limits, looks)
+        pipeline = Pipeline(restorer, journal, options["skip_existing"], memory, limits, side)
+        signals.pipeline = pipeline
         if not options["watch"]:
-            pipeline.run(jobs, shown.outcome)
+            pipeline.run(run.jobs, shown.outcome)
             return
-        shown.watching(inputs)
+        shown.note(f"watching {', '.join(run.inputs)}; Ctrl-C ends it")
         try:
-            for batch in watch(plan):
+            for batch in watch(run.plan):
                 pipeline.run(batch, shown.outcome)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, InterruptedRun):
             return  # how a watch ends
 
 
-def _memory_gate(restorer: Restorer, wanted: str | None) -> Any:
-    """Room for pictures: what was allowed, less what interpreter, runtime and model take once they are warm."""
-    from clusir.errors import UsageError
-    from clusir.runtimes.batch.memory import MemoryGate, default_budget, parse_size, resident_bytes
+def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | None:
+    from clusir.errors import ModelFormatError
+    from clusir.runtimes.batch.jobs import is_file_output
+    from clusir.runtimes.batch.journal import Journal
 
-    if wanted is None:
-        return MemoryGate(default_budget())
-    budget = parse_size(wanted)
-    restorer.warm_up()
-    taken = resident_bytes() + (64 << 20)  # zlib, libjpeg, threads' stacks
-    if budget <= taken:
-        raise UsageError(
-            f"--max-memory {wanted}: the model and its runtime take {taken >> 20} MB before any picture; give more"
+    if is_file_output(run.inputs, run.output):
+        return None
+    settings = {"backend": restorer.name, "routing": restorer.routing, "alpha": restorer.alpha}
+    files = restorer.files
+    try:
+        unchanged, digest = files.unchanged(), files.sha256()
+    except OSError as error:
+        raise ModelFormatError(f"model {files.whole}: cannot be read ({error.strerror or error})") from error
+    journal = Journal(run.output, digest, settings, not run.options["no_resume"], unchanged)
+    for note in journal.notes:
+        shown.note(f"note: {note}")
+    return journal
+
+
+def _memory(restorer: Restorer, options: dict[str, Any]) -> tuple[MemoryGate, float]:
+    """Room for pictures, and megabytes for a report's thumbnails: what is allowed, less what interpreter, runtime and
+    model take once they are warm."""
+    from clusir.errors import UsageError
+    from clusir.runtimes.batch.memory import MemoryGate, default_budget, parse_size
+    from clusir.runtimes.machine.allowed import memory_bytes, resident_bytes
+
+    wanted, there = options["max_memory"], memory_bytes()
+    budget = default_budget() if wanted is None else parse_size(wanted)
+    if budget > there:
+        Printer(err=True).line(
+            f"warning: --max-memory {wanted}: this process may use {there >> 20} MB; that much is taken"
         )
-    return MemoryGate(budget - taken)
+    budget = min(budget, there)
+    if wanted is not None or there < _SMALL_BYTES:
+        restorer.warm_up()
+        taken = resident_bytes() + (64 << 20)  # zlib, libjpeg, threads' stacks
+        if wanted is not None:
+            budget -= taken
+            if budget <= 0:
+                raise UsageError(
+                    f"--max-memory {wanted}: the model and its runtime take {taken >> 20} MB before any picture; "
+                    "give more"
+                )
+        else:
+            budget = max(0, min(budget, there - taken))
+    report_mb = 0.0
+    if options["report"] is not None:
+        report_mb = min(40.0, budget / 16e6)
+        budget -= int(4e6 * report_mb)  # thumbnails, the page made of them, and the page's bytes
+    return MemoryGate(budget), report_mb

@@ -1,28 +1,35 @@
-"""From what the user typed (files, folders, globs, an output) to a list of jobs."""
+"""From what the user typed (files, folders, globs, an output) to a list of jobs, every name of which is reserved."""
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clusir.errors import UsageError
+from clusir.runtimes.batch.find import Finder, is_glob
 from clusir.runtimes.images.formats import READ_SUFFIXES, WRITE_SUFFIXES
+from clusir.runtimes.images.names import COMPARISON_SUFFIX, is_comparison
 
 __all__ = ["Job", "is_file_output", "is_glob", "plan_jobs"]
+
+_NAME_BYTES = 255  # of the common file systems
+_OWN = "is an input; choose another output with -o"
 
 
 @dataclass(frozen=True)
 class Job:
     """One picture: where it comes from, where it goes, what it is called in lists. ``refusal`` is a reason known
-    before it is opened."""
+    before it is opened; ``comparison`` is reserved for before | after, where that is wanted."""
 
     source: Path
     target: Path
     name: str
     refusal: str | None = None
+    comparison: Path | None = None
 
 
 def is_file_output(inputs: Sequence[str], output: Path) -> bool:
@@ -31,32 +38,47 @@ def is_file_output(inputs: Sequence[str], output: Path) -> bool:
     return single and not output.is_dir() and output.suffix.lower() in WRITE_SUFFIXES
 
 
-def plan_jobs(inputs: Sequence[str], output: Path, recursive: bool = True, suffix: str | None = None) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[str],
+    output: Path,
+    recursive: bool = True,
+    suffix: str | None = None,
+    *,
+    compare: bool = False,
+    waiting: bool = False,
+) -> list[Job]:
     """The jobs of ``inputs`` in a stable order.
 
     A file goes to ``output`` (or into it, where it is a folder); a folder's pictures keep their paths below it; a glob
-    (``*``, ``?``, ``[..]``, ``**``) stands for the files it matches. Hidden files, links to folders, and the output
-    folder itself are not looked into. ``suffix`` (``.png``) changes the format of all; GIF always becomes PNG.
-    Raises UsageError where a glob matches nothing, or the output is a file and has to be a folder.
+    (``*``, ``?``, ``[..]``, ``**``) stands for the files it matches, by the rules of
+    :class:`clusir.runtimes.batch.find.Finder`. ``suffix`` (``.png``) changes the format of all; GIF always becomes PNG.
+    ``compare`` reserves names for comparisons as well. ``waiting``: what is not there yet is no error. Raises
+    UsageError where an input is not there, a glob matches nothing, or the output is a file and has to be a folder.
     """
     if not inputs:
         raise UsageError("no pictures given; name files, folders or globs")
     if suffix is not None and suffix not in WRITE_SUFFIXES:
         raise UsageError(f"format {suffix!r} is not one of {', '.join(WRITE_SUFFIXES)}")
+    missing = [text for text in inputs if not is_glob(text) and not os.path.lexists(text)]
+    if missing and not waiting:
+        raise UsageError(f"{', '.join(missing)}: no such file or folder")
     if is_file_output(inputs, output):
-        return _checked([Job(Path(inputs[0]), output, inputs[0])])
+        return _named(_checked([Job(Path(inputs[0]), output, inputs[0])]), compare)
     if output.exists() and not output.is_dir():
         raise UsageError(f"output {output}: it is a file; several pictures, or a folder, need a folder")
     if not output.is_dir():
         _refuse_file_name(inputs, output)
     jobs: list[Job] = []
+    finder = Finder(output, recursive)
     for text in inputs:
-        for path, root in _expand(text, recursive):
-            if path.is_dir() and root is None:
-                jobs += [_job(p, path, output, suffix, refusal) for p, refusal in _walk(path, output, recursive)]
-            else:
-                jobs.append(_job(path, root or path.parent, output, suffix, None))
-    return _checked(jobs)
+        for path, root, refusal in _expand(text, output, finder, waiting):
+            jobs.append(_job(path, root, output, suffix, refusal))
+    if not jobs and not waiting and all(os.path.isfile(text) for text in inputs):
+        raise UsageError(f"{', '.join(inputs)}: written by clusir itself, into {output}; choose another output with -o")
+    checked = _checked(jobs)
+    if checked and all(job.refusal is not None and job.refusal.endswith(_OWN) for job in checked):
+        raise UsageError(f"{checked[0].source}: {checked[0].refusal}")
+    return _named(checked, compare)
 
 
 def _refuse_file_name(inputs: Sequence[str], output: Path) -> None:
@@ -71,44 +93,21 @@ def _refuse_file_name(inputs: Sequence[str], output: Path) -> None:
         raise UsageError(f"output {output}: a picture's name for what has to be a folder; leave out {output.suffix}")
 
 
-def is_glob(text: str) -> bool:
-    """Whether a name holds a wildcard."""
-    return any(c in text for c in "*?[")
-
-
-def _expand(text: str, recursive: bool) -> Iterable[tuple[Path, Path | None]]:
-    """(path, folder that its output path is relative to, None for what stands for itself)."""
-    if not is_glob(text) or os.path.lexists(text):
-        return [(Path(text), None)]
-    matches = [Path(m) for m in sorted(glob.glob(text, recursive=recursive))]
-    matches = [m for m in matches if not m.is_dir()]
-    if not matches:
+def _expand(text: str, output: Path, finder: Finder, waiting: bool) -> Iterable[tuple[Path, Path, str | None]]:
+    """(path, folder that its output path is relative to, reason why it cannot be read)."""
+    path = Path(text)
+    if path.is_dir():
+        if path.resolve() == output.resolve():
+            raise UsageError(f"output {output}: it is the input folder; choose another output with -o")
+        return [(found, path, refusal) for found, refusal in finder.walk(path)]
+    if os.path.lexists(text):
+        return [] if finder.is_written(path) else [(path, path.parent, None)]
+    if not is_glob(text):
+        return []
+    root, matches = finder.match(text)
+    if not matches and not waiting:
         raise UsageError(f"{text}: nothing matches")
-    fixed = []
-    for part in Path(text).parts:
-        if is_glob(part):
-            break
-        fixed.append(part)
-    root = Path(*fixed) if fixed else Path()
-    return [(m, root) for m in matches]
-
-
-def _walk(folder: Path, output: Path, recursive: bool) -> list[tuple[Path, str | None]]:
-    found: list[tuple[Path, str | None]] = []
-    excluded = output.resolve()
-
-    def unreadable(error: OSError) -> None:
-        found.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
-
-    for base, folders, files in os.walk(folder, onerror=unreadable):
-        here = Path(base)
-        # A folder that is called like a picture is named in the summary, not passed over.
-        found += [(here / f, None) for f in folders if Path(f).suffix.lower() in READ_SUFFIXES]
-        keep = [f for f in folders if not f.startswith(".") and (here / f).resolve() != excluded]
-        folders[:] = sorted(keep) if recursive else []
-        pictures = [f for f in files if Path(f).suffix.lower() in READ_SUFFIXES and not f.startswith(".")]
-        found += [(here / f, None) for f in pictures]
-    return sorted(found)
+    return [(found, root, refusal) for found, refusal in matches]
 
 
 def _job(source: Path, root: Path, output: Path, suffix: str | None, refusal: str | None) -> Job:
@@ -123,24 +122,58 @@ def _job(source: Path, root: Path, output: Path, suffix: str | None, refusal: st
         target = target.with_suffix(suffix)
     elif target.suffix.lower() == ".gif":
         target = target.with_suffix(".png")
+    if len(os.fsencode(target.name)) > _NAME_BYTES:
+        refusal = refusal or f"the name of its output, {target.name}, is too long for a file system"
     return Job(source, target, str(source), refusal)
+
+
+def _key(path: Path) -> str:
+    return os.path.normcase(path.resolve())
 
 
 def _checked(jobs: list[Job]) -> list[Job]:
     """Refuse, one by one, jobs that would overwrite their own input or each other's output."""
-    seen: dict[Path, Job] = {}
-    sources = {job.source.resolve() for job in jobs}
+    seen: dict[str, Job] = {}
+    sources = {_key(job.source) for job in jobs}
     checked = []
     for job in jobs:
-        target = job.target.resolve()
+        target = _key(job.target)
         refusal = job.refusal
         if target in sources:
-            refusal = refusal or f"the output {job.target} is an input; choose another output with -o"
+            refusal = refusal or f"the output {job.target} {_OWN}"
         elif target in seen:
-            if seen[target].source.resolve() == job.source.resolve():
+            if _key(seen[target].source) == _key(job.source):
                 continue  # the same file named twice
             refusal = refusal or f"its output {job.target} is that of {seen[target].source} too; choose another name"
         else:
             seen[target] = job
-        checked.append(Job(job.source, job.target, job.name, refusal))
+        checked.append(replace(job, refusal=refusal))
     return checked
+
+
+def _named(jobs: list[Job], compare: bool) -> list[Job]:
+    """Reserve a name for every comparison: no picture's, no other comparison's, and of no file that is not one."""
+    if not compare:
+        return jobs
+    taken = {_key(job.target) for job in jobs} | {_key(job.source) for job in jobs}
+    named = []
+    for job in jobs:
+        if job.refusal is None:
+            name, count = job.target.stem, 1
+            while True:
+                path = job.target.with_name(_short(name, COMPARISON_SUFFIX))
+                if _key(path) not in taken and (not os.path.lexists(path) or is_comparison(path)):
+                    break
+                name, count = job.target.name + (f".{count}" if count > 1 else ""), count + 1
+            taken.add(_key(path))
+            job = replace(job, comparison=path)
+        named.append(job)
+    return named
+
+
+def _short(name: str, suffix: str) -> str:
+    raw, room = os.fsencode(name), _NAME_BYTES - len(suffix)
+    if len(raw) > room:  # cut between characters, and told apart from others of the same beginning
+        kept = re.sub("[\udc80-\udcff]+$", "", os.fsdecode(raw[: room - 9]))
+        return f"{kept}-{hashlib.sha256(raw).hexdigest()[:8]}{suffix}"
+    return name + suffix

@@ -1,26 +1,26 @@
-"""What travels through the pipeline: an opened picture, its bands on the way to the encoder, and what became of it."""
+"""What travels through the pipeline: an opened picture, what it looks like before and after, what became of it."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
+import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.errors import ImageError
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.images.files import Picture
+from clusir.runtimes.images.names import as_text
 from clusir.runtimes.images.picture import PictureInfo
-from clusir.runtimes.restore.restorer import Work
+from clusir.runtimes.restore.restorer import RowSource, Work
 
-__all__ = ["Encoding", "Interrupted", "Look", "LookTaker", "Opened", "Outcome"]
-
-_LOOK_PIXELS = 16 << 20
-BANDS_UNDERWAY = 3
+__all__ = ["Look", "Opened", "Outcome", "Stamp", "Watched", "look_at"]
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Look:
 
 @dataclass
 class Outcome:
-    """What became of one job. ``status``: restored, skipped (done before), failed (``reason`` says why)."""
+    """What became of one job. ``status``: restored, skipped (done before), failed (``reason`` says why).
+    ``input_sha256`` is the digest of the bytes that were read."""
 
     job: Job
     status: str
@@ -44,12 +45,15 @@ class Outcome:
     decode_s: float = 0.0
     encode_s: float = 0.0
     look: Look | None = None
+    input_sha256: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The line that ``--json`` prints."""
-        line: dict[str, Any] = {"input": str(self.job.source), "output": str(self.job.target), "status": self.status}
+        job = self.job
+        line: dict[str, Any] = {"input": as_text(str(job.source)), "output": as_text(str(job.target))}
+        line["status"] = self.status
         if self.reason is not None:
-            line["reason"] = self.reason
+            line["reason"] = as_text(self.reason)
         if self.status == "restored" and self.info is not None:
             line |= {"width": self.info.width, "height": self.info.height, "channels": self.info.channels}
             line |= {"bits": 8 * self.info.dtype.itemsize, "tiles": self.work.tiles}
@@ -60,69 +64,100 @@ class Outcome:
         return line
 
 
-class Interrupted(BaseException):
-    """The restoring thread was stopped in the middle of a picture."""
+@dataclass(frozen=True)
+class Stamp:
+    """A file as it was when its digest was taken."""
+
+    path: Path
+    sha256: str
+    state: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp | None:
+        """None for what is no regular file or cannot be read: opening it says why. Raises ImageError where the file
+        does not stand still."""
+        for _ in range(3):
+            try:
+                if not stat.S_ISREG(path.stat().st_mode):
+                    return None
+                with path.open("rb") as stream:
+                    before = _state(os.fstat(stream.fileno()))
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                if before == _state(path.stat()):
+                    return cls(path, digest, before)
+            except OSError:
+                return None
+        raise ImageError(f"{path}: it is being written; run again when it is complete")
+
+    def check(self) -> None:
+        """Raises ImageError where the file is not the one of the digest any more."""
+        try:
+            same = _state(self.path.stat()) == self.state
+        except OSError:
+            same = False
+        if not same:
+            raise ImageError(f"{self.path}: it changed while it was read; run again when it is complete")
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Watched:
+    """A picture that keeps every ``step``-th pixel of the rows that are read from it, and of those that come out."""
+
+    def __init__(self, picture: Picture, info: PictureInfo, step: int) -> None:
+        self._picture, self._step, self._row = picture, step, 0
+        self.height, self.width, self.channels = picture.height, picture.width, picture.channels
+        size = (-(-self.height // step), -(-self.width // step))
+        self._before = np.zeros((*size, picture.channels), picture.info.dtype)
+        self._after = np.zeros((*size, info.channels), info.dtype)
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        band = self._picture.rows(start, stop)
+        self._keep(self._before, band, start)
+        return band
+
+    def taken(self, bands: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """The restored bands, looked at as they pass."""
+        for band in bands:
+            self._keep(self._after, band, self._row)
+            self._row += band.shape[0]
+            yield band
+
+    def _keep(self, kept: NDArray[Any], band: NDArray[Any], start: int) -> None:
+        part = band[-start % self._step :: self._step, :: self._step]
+        first = -(-start // self._step)
+        kept[first : first + len(part)] = part
+
+    def look(self) -> Look:
+        return Look(self._before, self._after, self._step)
+
+
+def look_at(source: Picture, target: Picture, step: int) -> Look:
+    """Before and after of a picture that is done. Raises ImageError where the files are not of one size."""
+    if (source.height, source.width) != (target.height, target.width):
+        raise ImageError(
+            f"{target.path}: {target.width}x{target.height} pixels, its input has {source.width}x{source.height}; "
+            "there is nothing to compare"
+        )
+    kept = [
+        np.concatenate([p.rows(y, y + 1)[:, ::step] for y in range(0, p.height, step)])
+        if step > 1
+        else p.rows(0, p.height)
+        for p in (source, target)
+    ]
+    return Look(kept[0], kept[1], step)
 
 
 @dataclass
 class Opened:
-    """A decoded picture that waits to be restored; it holds ``amount`` bytes of the memory gate."""
+    """A decoded picture that waits to be restored; it holds ``amount`` bytes of the memory gate. ``streams``: whether
+    its file is read on while it is restored."""
 
-    job: Job
-    picture: Picture
+    outcome: Outcome
+    rows: RowSource
     info: PictureInfo
     amount: int
-    outcome: Outcome
-
-
-class Encoding:
-    """One picture on its way to the encoder."""
-
-    def __init__(self, item: Opened, taker: LookTaker | None) -> None:
-        self.item, self.taker = item, taker
-        self.bands: queue.Queue[NDArray[Any] | BaseException | None] = queue.Queue(maxsize=BANDS_UNDERWAY)
-        self.gave_up = threading.Event()
-        self.waited_s = 0.0
-        self._ended = False
-
-    def received(self) -> Iterator[NDArray[Any]]:
-        while True:
-            begin = time.perf_counter()
-            band = self.bands.get()
-            self.waited_s += time.perf_counter() - begin
-            if band is None or isinstance(band, BaseException):
-                self._ended = True
-                if band is not None:
-                    raise band
-                return
-            if self.taker is not None:
-                self.taker.take(band)
-            yield band
-
-    def drain(self) -> None:
-        """Keep the restoring thread from waiting for a reader that is gone."""
-        self.gave_up.set()
-        while not self._ended:
-            band = self.bands.get()
-            self._ended = band is None or isinstance(band, BaseException)
-
-
-class LookTaker:
-    """Collects a :class:`Look` from the bands as they pass."""
-
-    def __init__(self, picture: Picture) -> None:
-        self._picture = picture
-        self._step = int(np.ceil(np.sqrt(max(1.0, picture.height * picture.width / _LOOK_PIXELS))))
-        self._row = 0
-        self._parts: list[NDArray[Any]] = []
-
-    def take(self, band: NDArray[Any]) -> None:
-        first = -self._row % self._step
-        self._parts.append(band[first :: self._step, :: self._step].copy())
-        self._row += band.shape[0]
-
-    def look(self) -> Look:
-        step, height = self._step, self._picture.height
-        rows = [self._picture.rows(y, y + 1)[:, ::step] for y in range(0, height, step)] if step > 1 else []
-        before = np.concatenate(rows) if rows else self._picture.rows(0, height)
-        return Look(before, np.concatenate(self._parts), step)
+    stamp: Stamp
+    streams: bool

@@ -2,35 +2,82 @@
 
 Three stages: a thread that opens and decodes the next picture, the caller's thread that restores, a thread that encodes
 and writes. What is between them is bounded: one decoded picture waits at most, a few bands of rows are on their way to
-the encoder, and :class:`clusir.runtimes.batch.memory.MemoryGate` counts the bytes of all.
+the encoder, and :class:`clusir.runtimes.batch.memory.MemoryGate` counts the bytes of all. Every hand-over can be called
+off (:class:`clusir.runtimes.batch.flow.Flow`), so that whatever fails wherever, the run ends.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
-from clusir.errors import ClusirError, ImageError
+from numpy.typing import NDArray
+
+from clusir.errors import ImageError, InterruptedRun
+from clusir.runtimes.batch.flow import Channel, Flow, GaveUp, Stopped
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.batch.journal import Journal
-from clusir.runtimes.batch.memory import MemoryGate
-from clusir.runtimes.batch.parts import BANDS_UNDERWAY, Encoding, Interrupted, Look, LookTaker, Opened, Outcome
+from clusir.runtimes.batch.memory import (
+    BANDS_UNDERWAY,
+    MemoryGate,
+    default_budget,
+    look_bytes,
+    look_step,
+    working_bytes,
+)
+from clusir.runtimes.batch.parts import Look, Opened, Outcome, Stamp, Watched, look_at
+from clusir.runtimes.batch.trouble import is_full, make_folder, reason_of
 from clusir.runtimes.images.atomic import remove_dead_partials
-from clusir.runtimes.images.files import output_info, probe_picture, save_picture
+from clusir.runtimes.images.files import Probe, output_info, probe_picture, save_picture
 from clusir.runtimes.images.picture import Limits, PictureInfo
 from clusir.runtimes.restore.restorer import Restorer
 
-__all__ = ["Look", "Outcome", "Pipeline"]
+__all__ = ["Look", "Outcome", "Pipeline", "SideOutputs", "settle"]
+
+_GRACE_S = 5.0  # for a thread that is inside a decoder, an encoder or the disk when the run is stopped
+
+Bands = Channel[NDArray[Any]]
+
+
+class SideOutputs(Protocol):
+    """What is made beside the picture, of its :class:`Look`."""
+
+    def wanted(self, job: Job, done: bool) -> bool:
+        """Whether ``job`` needs a look; ``done``: its picture was restored before and is not restored again."""
+        ...
+
+    def make(self, outcome: Outcome) -> None:
+        """Raises ClusirError where it cannot be made."""
+        ...
+
+
+def settle(
+    outcome: Outcome, side: SideOutputs | None, journal: Journal | None, report: Callable[[Outcome], None]
+) -> None:
+    """The end of every job: side outputs, then the journal, then the report. A side output that cannot be made makes
+    the job a failed one, so that it is done again. Raises what the journal and ``report`` raise."""
+    try:
+        if side is not None:
+            side.make(outcome)
+    except Exception as error:
+        outcome.status, outcome.reason = "failed", reason_of(outcome.job, error)
+    outcome.look = None
+    try:
+        if journal is not None and outcome.status != "skipped":
+            job = outcome.job
+            journal.record(job.source, job.target, outcome.status, outcome.reason, outcome.input_sha256)
+    finally:
+        report(outcome)
 
 
 class Pipeline:
     """Runs jobs through a :class:`Restorer`.
 
     ``journal`` (may be None) skips what it knows as done and records what gets done; ``skip_existing`` skips whatever
-    has an output. ``memory`` bounds the bytes of all pictures underway. ``looks`` keeps before and after.
+    has an output. ``memory`` bounds the bytes of all pictures underway. ``side`` is given before and after.
     """
 
     def __init__(
@@ -40,193 +87,219 @@ class Pipeline:
         skip_existing: bool = False,
         memory: MemoryGate | None = None,
         limits: Limits | None = None,
-        looks: bool = False,
+        side: SideOutputs | None = None,
     ) -> None:
         self.restorer, self.journal, self.skip_existing = restorer, journal, skip_existing
-        self.memory = memory or MemoryGate(4 << 30)
-        self.limits, self.looks = limits or Limits(), looks
-        self._stop = threading.Event()
-        self._cleaned: set[Any] = set()
+        self.memory = memory or MemoryGate(default_budget())
+        self.limits, self.side = limits or Limits(), side
+        self.stuck = False
+        self._flow: Flow | None = None
+        self._in_model = False
+        self._cleaned: set[Path] = set()
 
     def run(self, jobs: Iterable[Job], report: Callable[[Outcome], None]) -> None:
-        """Do all ``jobs``; ``report`` is called once for each, from any thread, one call at a time.
+        """Do all ``jobs``; ``report`` is called once for each that was begun, from any thread, one call at a time.
 
-        A failed job is an Outcome, not an exception; only what makes all further work senseless (the runtime is gone,
-        the journal cannot be written, KeyboardInterrupt) is raised, after the pictures underway are dropped cleanly.
+        A failed job is an Outcome, not an exception; only what makes all further work senseless (the journal cannot be
+        written, the disk is full, ``report`` raises, KeyboardInterrupt) is raised, after the pictures underway are
+        dropped. A stopped run ends within seconds; :attr:`stuck` says whether a thread was left behind inside a
+        decoder, an encoder or the disk. Raises InterruptedRun after :meth:`stop`.
         """
-        self._stop.clear()
-        lock = threading.Lock()
+        flow = self._flow = Flow()
+        self.memory.used = 0
+        lock, over = threading.Lock(), False
 
         def tell(outcome: Outcome) -> None:
             with lock:
-                if self.journal is not None and outcome.status != "skipped":
-                    _record(self.journal, outcome)
-                report(outcome)
+                if not over:  # a thread that was left behind has nothing to say any more
+                    settle(outcome, self.side, self.journal, report)
 
-        opened: queue.Queue[Opened | None] = queue.Queue(maxsize=1)
-        encoding: queue.Queue[Encoding | None] = queue.Queue(maxsize=1)
-        failures: list[BaseException] = []
-        decoder = threading.Thread(target=self._decode_all, args=(jobs, opened, tell, failures), daemon=True)
-        encoder = threading.Thread(target=self._encode_all, args=(encoding, tell, failures), daemon=True)
-        decoder.start()
-        encoder.start()
+        opened: Channel[Opened] = Channel(flow, 1)
+        saving: Channel[tuple[Opened, Bands]] = Channel(flow, 1)
+        threads = [
+            flow.start(lambda: self._open_all(flow, jobs, opened, tell)),
+            flow.start(lambda: self._save_all(flow, saving, tell)),
+        ]
         try:
-            while not failures:
-                item = _get(opened, self._stop)
-                if item is None:
-                    break
-                self._restore(item, encoding)
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            encoding.put(None)  # the encoder takes what it is given until this, whatever happens
-            encoder.join()
-            self._stop.set()
-            decoder.join()
-        if failures:
-            raise failures[0]
-
-    def _decode_all(
-        self,
-        jobs: Iterable[Job],
-        opened: queue.Queue[Opened | None],
-        tell: Callable[[Outcome], None],
-        failures: list[BaseException],
-    ) -> None:
-        try:
-            for job in jobs:
-                if self._stop.is_set():
-                    return
-                begin = time.perf_counter()
-                try:
-                    item = self._open(job)
-                except ImageError as error:
-                    tell(Outcome(job, "failed", str(error)))
-                    continue
-                if item is None:
-                    tell(Outcome(job, "skipped"))
-                    continue
-                item.outcome.decode_s = time.perf_counter() - begin
-                _put(opened, item, self._stop)
-            _put(opened, None, self._stop)
+            for item in opened:
+                self._restore(flow, item, saving)
+            saving.end()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.5)
+        except Stopped:
+            pass
         except BaseException as error:
-            failures.append(error)
-            self._stop.set()
+            flow.stop(error)
+        self._flow = None
+        deadline = time.monotonic() + _GRACE_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        over, self.stuck = True, any(thread.is_alive() for thread in threads)
+        if flow.error is not None:
+            raise flow.error
 
-    def _open(self, job: Job) -> Opened | None:
+    def stop(self) -> bool:
+        """End the run that is underway, from another thread or a signal's handler; it raises InterruptedRun. Returns
+        whether the thread that runs is inside the model, where an exception of the handler ends it at once."""
+        if self._flow is not None:
+            self._flow.stop(InterruptedRun("interrupted; what was finished is kept, run again to go on"))
+        return self._in_model
+
+    @property
+    def running(self) -> bool:
+        return self._flow is not None
+
+    def _open_all(
+        self, flow: Flow, jobs: Iterable[Job], opened: Channel[Opened], tell: Callable[[Outcome], None]
+    ) -> None:
+        for job in jobs:
+            flow.check()
+            begin = time.perf_counter()
+            try:
+                found = self._open(job, flow)
+            except Stopped:
+                raise
+            except Exception as error:
+                tell(Outcome(job, "failed", reason_of(job, error)))
+                continue
+            if isinstance(found, Opened):
+                found.outcome.decode_s = time.perf_counter() - begin
+                opened.put(found)
+            else:
+                outcome, amount = found
+                try:
+                    tell(outcome)
+                finally:
+                    self.memory.release(amount, flow)
+        opened.end()
+
+    def _open(self, job: Job, flow: Flow) -> Opened | tuple[Outcome, int]:
+        """The picture to restore; or the outcome of one that is done, and the memory that its look holds."""
         if job.refusal is not None:
             raise ImageError(f"{job.source}: {job.refusal}")
-        try:
-            if self.skip_existing and job.target.exists():
-                return None
-            if self.journal is not None and self.journal.is_done(job.source, job.target):
-                return None
-        except OSError as error:
-            raise ImageError(f"{job.source}: it cannot be read ({error.strerror or error})") from error
+        done, stamp = self.skip_existing and job.target.exists(), None
+        if not done:
+            stamp = Stamp.of(job.source)
+            done = stamp is not None and self.journal is not None and self.journal.is_done(job.target, stamp.sha256)
+        if done:
+            outcome = Outcome(job, "skipped")
+            wanted = self.side is not None and self.side.wanted(job, done=True)
+            return outcome, self._look_again(outcome, flow) if wanted else 0
         probe = probe_picture(job.source, self.limits)
         info = output_info(probe.info, job.target, self.restorer.alpha, self.restorer.spec.scale)
-        amount = probe.decode_bytes + _working_bytes(info, self.restorer.spec.tile_px * self.restorer.spec.scale)
+        amount = probe.decode_bytes + working_bytes(info, self.restorer.spec.tile_px * self.restorer.spec.scale)
+        step = 0
+        if self.side is not None and self.side.wanted(job, done=False):
+            step, taken = self._look_size(probe.info, info, amount)
+            amount += taken
+        self.memory.acquire(amount, flow)
         try:
-            self.memory.acquire(amount, self._stop)
-        except ImageError as error:
-            raise ImageError(f"{job.source}: {error}") from error
-        try:
-            return Opened(job, probe.open(), info, amount, Outcome(job, "restored", info=info))
+            picture = probe.open()
+            if stamp is None:
+                raise ImageError(f"{job.source}: it changed while it was read; run again when it is complete")
+            stamp.check()
+            rows = Watched(picture, info, step) if step else picture
+            outcome = Outcome(job, "restored", info=info, input_sha256=stamp.sha256)
+            streams = probe.decode_bytes < probe.info.bytes_decoded
+            return Opened(outcome, rows, info, amount, stamp, streams)
         except BaseException:
-            self.memory.release(amount)
+            self.memory.release(amount, flow)
             raise
 
-    def _restore(self, item: Opened, encoding: queue.Queue[Encoding | None]) -> None:
+    def _look_size(self, before: PictureInfo, after: PictureInfo, amount: int) -> tuple[int, int]:
+        pixel_bytes = sum(i.channels * int(i.dtype.itemsize) for i in (before, after))
+        room = min(self.memory.total // 2, self.memory.total - amount)
+        step = look_step(before.width, before.height, pixel_bytes, room)
+        return step, look_bytes(before.width, before.height, pixel_bytes, step)
+
+    def _look_again(self, outcome: Outcome, flow: Flow) -> int:
+        """Look at a picture that is done, from its two files; the bytes that this holds until it is settled."""
+        job = outcome.job
+        probes = [probe_picture(path, self.limits) for path in (job.source, job.target)]
+        step, taken = self._look_size(probes[0].info, probes[1].info, sum(p.decode_bytes for p in probes))
+        amount = taken + sum(p.decode_bytes for p in probes)
+        self.memory.acquire(amount, flow)
+        try:
+            source, target = map(Probe.open, probes)
+            outcome.info, outcome.look = probes[1].info, look_at(source, target, step)
+        except BaseException:
+            self.memory.release(amount, flow)
+            raise
+        return amount
+
+    def _restore(self, flow: Flow, item: Opened, saving: Channel[tuple[Opened, Bands]]) -> None:
         """The middle stage: bands go to the encoder as they become final; an error goes the same way."""
-        sink = Encoding(item, LookTaker(item.picture) if self.looks else None)
-        encoding.put(sink)
+        bands: Bands = Channel(flow, BANDS_UNDERWAY)
+        saving.put((item, bands))
         try:
-            for band in self.restorer.stream(item.picture, item.outcome.work, item.info.dtype):
-                if sink.gave_up.is_set():
-                    break
-                sink.bands.put(band)
-            sink.bands.put(None)
-        except ClusirError as error:
-            text = str(error)
-            named = text.startswith(str(item.job.source))
-            sink.bands.put(ImageError(text if named else f"{item.job.source}: {text}"))
-        except BaseException:
-            sink.bands.put(Interrupted())
+            for band in self._infer(item):
+                bands.put(band)
+            if item.streams:
+                item.stamp.check()
+        except GaveUp:
+            pass  # the encoder says why
+        except Stopped:
             raise
-
-    def _encode_all(
-        self, encoding: queue.Queue[Encoding | None], tell: Callable[[Outcome], None], failures: list[BaseException]
-    ) -> None:
-        while (sink := encoding.get()) is not None:
-            try:
-                if not failures:
-                    self._encode(sink, tell)
-            except Interrupted:
-                pass
-            except BaseException as error:
-                failures.append(error)
-                self._stop.set()
-            finally:
-                sink.drain()
-                self.memory.release(sink.item.amount)
-
-    def _encode(self, sink: Encoding, tell: Callable[[Outcome], None]) -> None:
-        item, outcome = sink.item, sink.item.outcome
-        begin = time.perf_counter()
-        try:
-            folder = item.job.target.parent
-            if folder not in self._cleaned:
-                _make_folder(folder)
-                remove_dead_partials(folder)
-                self._cleaned.add(folder)
-            save_picture(item.job.target, sink.received(), item.info, item.job.source)
-            outcome.encode_s = time.perf_counter() - begin - sink.waited_s
-            outcome.look = sink.taker.look() if sink.taker is not None else None
-        except ImageError as error:
-            outcome.status, outcome.reason = "failed", str(error)
-        tell(outcome)
-
-
-def _working_bytes(info: PictureInfo, tile_px: int) -> int:
-    """What a picture takes besides its decoded pixels: window, accumulator, bands underway; and all of it once more
-    where the format is encoded in one piece."""
-    rows = min(info.height, tile_px)
-    row_bytes = info.width * info.channels * info.dtype.itemsize
-    working = rows * (info.width * 3 * 4 * 3 + row_bytes * (4 + BANDS_UNDERWAY) * 2)
-    whole = info.width * info.height * 4 if info.format in ("JPEG", "WEBP", "BMP") else 0
-    return working + whole * (3 if info.format == "WEBP" else 1)
-
-
-def _make_folder(folder: Any) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(f"{folder}: the folder cannot be made ({error.strerror or error})") from error
-
-
-def _record(journal: Journal, outcome: Outcome) -> None:
-    try:
-        journal.record(outcome.job.source, outcome.job.target, outcome.status, outcome.reason)
-    except OSError as error:
-        raise ImageError(f"journal {journal.path}: cannot be written ({error.strerror or error})") from error
-
-
-def _put(target: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
-    while True:
-        try:
-            target.put(item, timeout=0.2)
-        except queue.Full:
-            if stop.is_set() and item is not None:
-                return
+        except Exception as error:
+            bands.end(ImageError(reason_of(item.outcome.job, error)))
         else:
-            return
+            bands.end()
 
+    def _infer(self, item: Opened) -> Iterator[NDArray[Any]]:
+        stream = self.restorer.stream(item.rows, item.outcome.work, item.info.dtype)
+        while True:
+            self._in_model = True
+            try:
+                band = next(stream, None)
+            finally:
+                self._in_model = False
+            if band is None:
+                return
+            yield band
 
-def _get(source: queue.Queue[Any], stop: threading.Event) -> Any:
-    while True:
+    def _save_all(self, flow: Flow, saving: Channel[tuple[Opened, Bands]], tell: Callable[[Outcome], None]) -> None:
+        for item, bands in saving:
+            outcome = item.outcome
+            try:
+                full = self._save(item, bands)
+                tell(outcome)
+            finally:
+                self.memory.release(item.amount, flow)
+            if full:
+                raise ImageError(
+                    f"{outcome.job.target.parent}: its disk is full; what was finished is kept, make room and run again"
+                )
+
+    def _save(self, item: Opened, bands: Bands) -> bool:
+        """Write one picture; whether the disk is full."""
+        outcome, target = item.outcome, item.outcome.job.target
+        begin, waited = time.perf_counter(), [0.0]
         try:
-            return source.get(timeout=0.2)
-        except queue.Empty:
-            if stop.is_set():
-                return None
+            if target.parent not in self._cleaned:
+                make_folder(target.parent)
+                remove_dead_partials(target.parent)
+                self._cleaned.add(target.parent)
+            received = _timed(bands, waited)
+            if isinstance(item.rows, Watched):
+                received = item.rows.taken(received)
+            save_picture(target, received, item.info, outcome.job.source)
+            outcome.encode_s = time.perf_counter() - begin - waited[0]
+            outcome.look = item.rows.look() if isinstance(item.rows, Watched) else None
+        except Stopped:
+            raise
+        except Exception as error:
+            bands.give_up()
+            outcome.status, outcome.reason = "failed", reason_of(outcome.job, error)
+            return is_full(error, target.parent)
+        return False
+
+
+def _timed(bands: Bands, waited: list[float]) -> Iterator[NDArray[Any]]:
+    """The bands; the seconds that their reader waits for them are added up."""
+    begin = time.perf_counter()
+    for band in bands:
+        waited[0] += time.perf_counter() - begin
+        yield band
+        begin = time.perf_counter()
+    waited[0] += time.perf_counter() - begin

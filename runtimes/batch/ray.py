@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,40 @@ from clusir.names import install_line
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.batch.journal import Journal
 from clusir.runtimes.batch.memory import MemoryGate
-from clusir.runtimes.batch.pipeline import Outcome, Pipeline
+from clusir.runtimes.batch.parts import Look, Outcome, Stamp
+from clusir.runtimes.batch.pipeline import Pipeline, SideOutputs, settle
 from clusir.runtimes.images.picture import Limits
 from clusir.runtimes.restore.restorer import Restorer
 
-__all__ = ["RestoreBatch", "connect", "restore_on_ray"]
+__all__ = ["RayOptions", "RestoreBatch", "connect", "restore_on_ray"]
 
 _BATCH = 8
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """``address``: see :func:`connect`. ``workers``: how many models are open at a time (None: one per CPU of the
+    cluster, or per card with ``device`` cuda); each has ``threads`` threads, by default 1. ``limits`` and
+    ``memory_bytes`` bound the pictures of one worker. ``skip_existing`` skips whatever has an output."""
+
+    address: str | None = None
+    workers: int | None = None
+    limits: Limits | None = None
+    memory_bytes: int | None = None
+    skip_existing: bool = False
+
+
+class _KeptLooks:
+    """Side outputs are made where the command was called; a worker only looks."""
+
+    def __init__(self) -> None:
+        self.looks: dict[int, Look | None] = {}
+
+    def wanted(self, job: Job, done: bool) -> bool:
+        return True
+
+    def make(self, outcome: Outcome) -> None:
+        self.looks[id(outcome.job)] = outcome.look
 
 
 class RestoreBatch:
@@ -46,27 +73,40 @@ class RestoreBatch:
         looks: bool = False,
     ) -> None:
         gate = MemoryGate(memory_bytes) if memory_bytes else None
-        self._pipeline = Pipeline(Restorer(**(restorer or {})), memory=gate, limits=limits, looks=looks)
+        self._kept = _KeptLooks() if looks else None
+        opened = Restorer(**(restorer or {}))
+        # What is done is not restored again, but may be looked at.
+        self._pipelines = [
+            Pipeline(opened, skip_existing=done, memory=gate, limits=limits, side=self._kept) for done in (False, True)
+        ]
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """``batch``: equally long columns ``source`` and ``target`` (paths), optionally ``name`` and ``refusal``.
+        """``batch``: equally long columns ``source`` and ``target`` (paths), optionally ``name``, ``refusal`` and
+        ``done`` (restored before: it is only looked at).
 
-        Returns ``index`` (as given, or the place in the batch), ``status`` (``restored`` or ``failed``), ``reason``
-        (empty where restored) and ``outcome`` (:class:`clusir.runtimes.batch.pipeline.Outcome`). A picture that
-        cannot be restored is a row like any other.
+        Returns ``index`` (as given, or the place in the batch), ``status`` (``restored``, ``skipped`` or ``failed``),
+        ``reason`` (empty where restored) and ``outcome`` (:class:`clusir.runtimes.batch.parts.Outcome`). A picture
+        that cannot be restored is a row like any other.
         """
         sources, targets = list(batch["source"]), list(batch["target"])
         count = len(sources)
         names = list(batch.get("name", sources))
         refusals = list(batch.get("refusal", [""] * count))
+        before = [bool(done) for done in batch.get("done", [False] * count)]
         jobs = [
             Job(Path(s), Path(t), str(n), str(r) or None)
             for s, t, n, r in zip(sources, targets, names, refusals, strict=True)
         ]
-        done: dict[str, Outcome] = {}
-        self._pipeline.run(jobs, lambda outcome: done.update({str(outcome.job.target): outcome}))
+        done: dict[int, Outcome] = {}  # by job: two may have one target, and one of them its refusal
+        for which, pipeline in enumerate(self._pipelines):
+            chosen = [job for job, is_done in zip(jobs, before, strict=True) if is_done == bool(which)]
+            pipeline.run(chosen, lambda outcome: done.update({id(outcome.job): outcome}))
+        if self._kept is not None:
+            for key, look in self._kept.looks.items():
+                done[key].look = look
+            self._kept.looks.clear()
         outcomes = np.empty(count, dtype=object)
-        outcomes[:] = [done[str(job.target)] for job in jobs]
+        outcomes[:] = [done[id(job)] for job in jobs]
         return {
             "index": np.asarray(batch.get("index", np.arange(count))),
             "status": np.array([o.status for o in outcomes]),
@@ -107,94 +147,81 @@ def restore_on_ray(
     jobs: Sequence[Job],
     restorer: Mapping[str, Any],
     report: Callable[[Outcome], None],
-    *,
-    address: str | None = None,
-    workers: int | None = None,
+    options: RayOptions | None = None,
     journal: Journal | None = None,
-    skip_existing: bool = False,
-    limits: Limits | None = None,
-    memory_bytes: int | None = None,
-    looks: bool = False,
+    side: SideOutputs | None = None,
 ) -> None:
     """Restore ``jobs`` on a cluster; the counterpart of :meth:`clusir.runtimes.batch.pipeline.Pipeline.run`.
 
     ``restorer``: keyword arguments of Restorer, ``model`` a path that every node can read or None for the shipped one.
-    ``workers``: how many models are open at a time (None: one per CPU of the cluster, or per card with ``device``
-    cuda); each has ``threads`` threads, by default 1. ``memory_bytes`` bounds the pictures of one worker. ``report`` is
-    called once per job, one call at a time, in the order in which they finish. Raises BackendError where ray is not
-    there, ClusirError where a worker cannot open the model.
+    ``report`` is called once per job, one call at a time, in the order in which they finish. Raises BackendError where
+    ray is not there, ClusirError where a worker cannot open the model.
     """
-    ray = connect(address)
-    options = dict(restorer)
-    options["threads"] = options.get("threads") or 1
-    if options.get("model") is not None:
-        options["model"] = str(Path(options["model"]).absolute())
-    waiting = list(_waiting(jobs, report, journal, skip_existing))
+    options = options or RayOptions()
+    ray = connect(options.address)
+    opening = dict(restorer)
+    opening["threads"] = opening.get("threads") or 1
+    if opening.get("model") is not None:
+        opening["model"] = str(Path(opening["model"]).absolute())
+    rows: list[dict[str, Any]] = []
+    waiting: list[Job] = []
+    for job in jobs:
+        done = _is_done(job, journal, options.skip_existing)
+        if done and not (side is not None and side.wanted(job, done=True)):
+            settle(Outcome(job, "skipped"), side, journal, report)
+            continue
+        rows.append(
+            {
+                "index": len(waiting),
+                "source": str(job.source.absolute()),
+                "target": str(job.target.absolute()),
+                "name": job.name,
+                "refusal": job.refusal or "",
+                "done": done,
+            }
+        )
+        waiting.append(job)
     if not waiting:
         return
-    on_card = options.get("device") == "cuda"
+    on_card = opening.get("device") == "cuda"
+    workers = options.workers
     if workers is None:
         there = ray.cluster_resources()
-        workers = int(there.get("GPU", 0) if on_card else there.get("CPU", 1) // options["threads"])
+        workers = int(there.get("GPU", 0) if on_card else there.get("CPU", 1) // opening["threads"])
     workers = max(1, min(workers, -(-len(waiting) // _BATCH)))
-    rows = [
-        {
-            "index": index,
-            "source": str(job.source.absolute()),
-            "target": str(job.target.absolute()),
-            "name": job.name,
-            "refusal": job.refusal or "",
-        }
-        for index, job in enumerate(waiting)
-    ]
     dataset = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // _BATCH)))
     restored = dataset.map_batches(
         RestoreBatch,
         fn_constructor_kwargs={
-            "restorer": options,
-            "limits": limits,
-            "memory_bytes": memory_bytes,
-            "looks": looks,
+            "restorer": opening,
+            "limits": options.limits,
+            "memory_bytes": options.memory_bytes,
+            "looks": side is not None,
         },
         batch_size=_BATCH,
         compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=options["threads"],
+        num_cpus=opening["threads"],
         **({"num_gpus": 1} if on_card else {}),
     )
     try:
         for row in restored.iter_rows():
-            job = waiting[int(row["index"])]
-            outcome = replace(row["outcome"], job=job)
-            if journal is not None:
-                _record(journal, outcome)
-            report(outcome)
+            settle(replace(row["outcome"], job=waiting[int(row["index"])]), side, journal, report)
     except ClusirError:
         raise
     except ray.exceptions.RayError as error:
         raise _cause(error) from error
 
 
-def _waiting(
-    jobs: Sequence[Job], report: Callable[[Outcome], None], journal: Journal | None, skip_existing: bool
-) -> Iterator[Job]:
-    """Jobs that are still to do; those done before are reported as skipped."""
-    for job in jobs:
-        try:
-            known = journal is not None and job.refusal is None and journal.is_done(job.source, job.target)
-            done = known or (skip_existing and job.target.exists())
-        except OSError:
-            done = False  # the worker says what is wrong with the file
-        if done:
-            report(Outcome(job, "skipped"))
-        else:
-            yield job
-
-
-def _record(journal: Journal, outcome: Outcome) -> None:
+def _is_done(job: Job, journal: Journal | None, skip_existing: bool) -> bool:
+    if job.refusal is not None:
+        return False
+    if skip_existing and job.target.exists():
+        return True
     try:
-        journal.record(outcome.job.source, outcome.job.target, outcome.status, outcome.reason)
-    except OSError as error:
-        raise ImageError(f"journal {journal.path}: cannot be written ({error.strerror or error})") from error
+        stamp = Stamp.of(job.source) if journal is not None else None
+    except ImageError:
+        return False  # the worker says what is wrong with the file
+    return journal is not None and stamp is not None and journal.is_done(job.target, stamp.sha256)
 
 
 def _cause(error: BaseException) -> ClusirError:

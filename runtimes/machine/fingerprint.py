@@ -1,13 +1,12 @@
 """What machine a measurement was taken on, as plain data: a figure without its hardware says nothing.
 
-Standard library only; nothing here imports a runtime (versions are read from the installed packages' metadata).
+Nothing here imports a runtime (versions are read from the installed packages' metadata).
 """
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -16,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clusir.runtimes.machine.allowed import cores, memory_bytes
+
 __all__ = [
     "PACKAGES",
     "cpu_features",
@@ -23,9 +24,7 @@ __all__ = [
     "describe",
     "fingerprint",
     "gpus",
-    "memory_mib",
     "package_versions",
-    "usable_cores",
 ]
 
 PACKAGES = (
@@ -109,25 +108,6 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(label for label, names in _FEATURES.items() if flags.intersection(names))
 
 
-def usable_cores() -> int:
-    """Number of CPUs this process may use: affinity, not what the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
-
-
-def memory_mib() -> int:
-    """Physical memory in MiB (0 where unknown); a container's own limit where that is lower."""
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _proc("meminfo"), re.MULTILINE)
-    total = int(found.group(1)) // 1024 if found else int(_ask("sysctl", "-n", "hw.memsize") or 0) // 2**20
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2**20
-    except (OSError, ValueError):
-        return total
-    return min(total, limit) if total else limit
-
-
 def gpus() -> list[dict[str, str]]:
     """One ``{"name", "driver", "memory", "compute_capability"}`` per NVIDIA card that the driver lists."""
     keys = ("name", "driver", "memory", "compute_capability")
@@ -149,9 +129,9 @@ def fingerprint(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": cpu_model(),
         "cpu_features": list(cpu_features()),
-        "cores": usable_cores(),
+        "cores": cores(),
         "threads": threads,
-        "memory_mib": memory_mib(),
+        "memory_mib": memory_bytes() >> 20,
         "gpus": gpus(),
         "packages": package_versions(),
     }

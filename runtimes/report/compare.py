@@ -9,6 +9,7 @@ from PIL import Image
 
 from clusir.errors import ImageError, UsageError
 from clusir.runtimes.images.atomic import write_whole
+from clusir.runtimes.images.names import COMPARISON_MARK
 from clusir.runtimes.images.thumbnails import Picture, eight_bit, shrunk
 
 __all__ = ["write_comparison"]
@@ -49,4 +50,5 @@ def write_comparison(
     gap = np.full((_GAP_PX, width, 3) if stacked else (height, _GAP_PX, 3), 255, np.uint8)
     sheet = Image.fromarray(np.concatenate([pair[0], gap, pair[1]], axis=0 if stacked else 1))
     kind = _FORMATS[path.suffix.lower()]
-    return write_whole(path, lambda stream: sheet.save(stream, kind, quality=95), "comparison", like)
+    mark = {"comment": COMPARISON_MARK} if kind == "JPEG" else {}
+    return write_whole(path, lambda stream: sheet.save(stream, kind, quality=95, **mark), "comparison", like)

@@ -80,19 +80,23 @@ def summary(levels: Sequence[Level], least: float = 0.05) -> str:
     return ", ".join(f"{label} {share:.2f}" for i, (label, share) in enumerate(shares) if i == 0 or share >= least)
 
 
-def _bar(share: float, width: int) -> str:
-    """A bar of ``width`` characters, filled to ``share`` in eighths of a character."""
+def _bar(share: float, width: int, plain: bool) -> str:
+    """A bar of ``width`` characters, filled to ``share`` in eighths of one; ``plain``: whole and in ASCII."""
+    if plain:
+        return ("#" * round(min(max(share, 0.0), 1.0) * width)).ljust(width, ".")
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (_BLOCKS[rest] if rest else "")).ljust(width)
 
 
-def explain_lines(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width: int = 24, top: int = 4) -> list[str]:
+def explain_lines(
+    posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width: int = 24, top: int = 4, plain: bool = False
+) -> list[str]:
     """The routing of one picture as lines of rich markup, for ``console.print``.
 
     First the recognised damage over all levels; then per level the ``top`` clusters and every expert that ran, each
-    with a bar of ``width`` characters. Arguments as in :func:`routing_levels`. A model without routing gives one
-    line that says so.
+    with a bar of ``width`` characters (``plain``: ASCII). Arguments as in :func:`routing_levels`. A model without
+    routing gives one line that says so.
     """
     levels = routing_levels(posterior, gate, spec)
     if not levels:
@@ -105,9 +109,9 @@ def explain_lines(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width:
             head = f"level {level.number}" if place == 0 else ""
             share = level.posterior[c]
             label = escape(level.labels[c].ljust(column))
-            lines.append(f"[dim]{head:<8}[/dim] {label} [cyan]{_bar(share, width)}[/cyan] {share:.2f}")
+            lines.append(f"[dim]{head:<8}[/dim] {label} [cyan]{_bar(share, width, plain)}[/cyan] {share:.2f}")
         for e, weight in enumerate(level.gate):
             if weight > 0:
                 name = f"expert {e}".ljust(column)
-                lines.append(f"{'':<8} {name} [green]{_bar(weight, width)}[/green] {weight:.2f}")
+                lines.append(f"{'':<8} {name} [green]{_bar(weight, width, plain)}[/green] {weight:.2f}")
     return lines

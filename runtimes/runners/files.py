@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import clusir.weights
 from clusir.errors import ModelFormatError, UsageError
 from clusir.names import PRECISIONS
+from clusir.runtimes.runners.external import external_files
 
 __all__ = ["PRECISIONS", "ModelFiles", "find_model"]
 
@@ -28,19 +30,38 @@ class ModelFiles:
     # Keeps the folder that a zip was unpacked into alive as long as the files are in use.
     _unpacked: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
+    def all(self) -> tuple[Path, ...]:
+        """Every file that decides the pixels: the graphs, and what they keep their weights in. Raises OSError."""
+        graphs = dict.fromkeys(path for path in (self.whole, self.tile, self.router) if path is not None)
+        weights = {path for graph in graphs for path in external_files(graph)}
+        return (*graphs, *sorted(weights))
+
     def sha256(self) -> str:
-        """Hex digest over the bytes of all files: what a journal remembers of the artefact."""
+        """Hex digest over the bytes of all files: what a journal remembers of the artefact. Raises OSError."""
         digest = hashlib.sha256()
-        for path in (self.whole, self.tile, self.router):
-            if path is not None:
-                with path.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        for path in self.all():
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+    def unchanged(self) -> Callable[[], bool]:
+        """A function that says whether all files are still those of now. Raises OSError."""
+        paths = self.all()
+        before = [_state(path) for path in paths]
+        return lambda: [_state(path) for path in paths] == before
 
     def close(self) -> None:
         """Remove what was unpacked from a zip; the files may not be opened any more."""
         if self._unpacked is not None:
             self._unpacked.cleanup()
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def find_model(model: str | Path | None = None, precision: str | None = None, backend: str = "auto") -> ModelFiles:

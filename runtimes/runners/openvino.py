@@ -20,6 +20,7 @@ import numpy as np
 
 from clusir.errors import BackendError, ClusirError, ModelFormatError
 from clusir.names import INPUTS, OUTPUTS, install_line
+from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.feeds import check_feeds
 from clusir.spec import ModelSpec
@@ -69,6 +70,7 @@ class OpenVinoRunner:
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
         }
+        threads = threads or thread_limit()
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         cache = cache_dir()

@@ -16,6 +16,7 @@ import numpy as np
 
 from clusir.errors import BackendError, ClusirError, ModelFormatError
 from clusir.names import INSTALL_GPU, install_line
+from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
@@ -30,9 +31,10 @@ class OrtRunner:
     """A model opened with ONNX Runtime.
 
     ``device`` is ``cpu``, ``cuda``, or ``auto`` (CUDA where it works, otherwise the CPU). ``threads`` is the number of
-    threads inside an operator (None: ONNX Runtime's own choice, one per core). ``allow_tf32`` lets CUDA convolutions
-    round their inputs to 10 bits of mantissa; it is off because parity is promised. Raises BackendError where the
-    device is not there, ModelFormatError where the file is not a model that ONNX Runtime accepts.
+    threads inside an operator (None: one per core, fewer where a container is given less processor time).
+    ``allow_tf32`` lets CUDA convolutions round their inputs to 10 bits of mantissa; it is off because parity is
+    promised. Raises BackendError where the device is not there, ModelFormatError where the file is not a model that
+    ONNX Runtime accepts.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class OrtRunner:
         return ModelSpec.from_metadata(read_metadata(self._path))
 
     def _open(self, ort: Any, device: str, threads: int | None, allow_tf32: bool, *, static: bool) -> Any:
+        threads = threads or thread_limit()
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0

@@ -1,0 +1,94 @@
+"""What this process may use: memory and cores of the machine, and of every control group (container) that it is in."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+__all__ = ["cores", "memory_bytes", "resident_bytes", "thread_limit"]
+
+_PROC = Path("/proc/self")
+
+
+def memory_bytes(proc: Path = _PROC) -> int:
+    """Bytes of memory: the least of the machine's and the limits of its control groups (versions 1 and 2)."""
+    limits = [int(psutil.virtual_memory().total)]
+    for folder in _groups("memory", proc):
+        for name in ("memory.limit_in_bytes", "memory.max", "memory.high"):
+            text = _read(folder / name).strip()
+            if text.isdigit():
+                limits.append(int(text))
+        # Version 1 says here what the groups above allow, which a container does not see.
+        above = re.search(r"^hierarchical_memory_limit (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+        if above:
+            limits.append(int(above[1]))
+    return min(limits)
+
+
+def thread_limit(proc: Path = _PROC) -> int | None:
+    """How many threads the control groups' share of processor time is worth, at least 1; None where it is not
+    limited, or to no less than the cores."""
+    quotas = []
+    for folder in _groups("cpu", proc):
+        quota = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+        for used, period in (quota, [*_read(folder / "cpu.max").split(), "", ""][:2]):
+            if used.isdigit() and period.isdigit() and int(period) > 0:
+                quotas.append(int(used) / int(period))
+    allowed = max(1, math.ceil(min(quotas))) if quotas else None
+    return allowed if allowed is not None and allowed < _affinity() else None
+
+
+def cores(proc: Path = _PROC) -> int:
+    """CPUs that this process may keep busy: by affinity, and by the control groups' share of processor time."""
+    return thread_limit(proc) or _affinity()
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now, by the operating system's count."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _groups(controller: str, proc: Path) -> Iterator[Path]:
+    """The folders of this process's own control group and of those above it, as far as they are mounted here."""
+    groups = {}
+    for line in _read(proc / "cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        names, _, group = rest.partition(":")
+        if controller in names.split(",") or (number == "0" and not names):
+            groups["cgroup" if names else "cgroup2"] = group
+    for line in _read(proc / "mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(" "), right.split(" ")
+        if len(fields) < 5 or len(kind) < 3 or kind[0] not in groups:
+            continue
+        if kind[0] == "cgroup" and controller not in kind[2].split(","):
+            continue
+        root, mount = (_unescaped(text) for text in fields[3:5])
+        group = groups[kind[0]]
+        # Without a namespace of its own a container sees its group's full path, and only its own part mounted.
+        below = group.removeprefix(root.rstrip("/")) if f"{group}/".startswith(f"{root.rstrip('/')}/") else ""
+        parts = [part for part in below.split("/") if part not in ("", "..")]
+        yield from (Path(mount, *parts[:count]) for count in range(len(parts), -1, -1))
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
