@@ -28,7 +28,7 @@ _SMALL_BYTES = 2 << 30  # where half of it may not be there once the model is op
 _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
 
 
-@command(name="clusir-run", short_help="Restore pictures, folders and globs.", epilog=_EPILOG)
+@command(name="clusir-run", short_help="Restore pictures, folders and globs.", epilog=_EPILOG, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, metavar="IMAGE...")
 @click.option("-o", "--output", help="A file for one picture, otherwise a folder; - is standard output.  [required]")
 @click.option("--model", help="ONNX file, checkpoint, bundle folder or zip.  [default: the shipped model]")
@@ -104,8 +104,6 @@ def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any], s
         raise UsageError(
             f"no output given; say where to: clusir-run {named} -o FILE, or -o FOLDER for several pictures"
         )
-    if not inputs:
-        raise UsageError("no pictures given; name files, folders or globs")
     suffix = options["suffix"]
     suffix = f".{suffix.lower().removeprefix('.')}" if suffix else None
     _check(inputs, output, suffix, options)

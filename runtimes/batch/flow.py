@@ -58,11 +58,10 @@ class Flow:
         return thread
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Wait, holding :attr:`changed`. Raises Stopped where the run is stopped, also where ``ready()`` holds."""
-        self.check()
+        """Wait, holding :attr:`changed`, until ``ready()`` holds. Raises Stopped where the run is stopped before."""
         while not ready():
-            self.changed.wait(_LOOK_AGAIN_S)
             self.check()
+            self.changed.wait(_LOOK_AGAIN_S)
 
 
 class Channel(Generic[T]):
@@ -78,6 +77,7 @@ class Channel(Generic[T]):
     def put(self, item: T) -> None:
         """Hand over ``item`` when there is room. Raises Stopped, or GaveUp where the reader has left."""
         with self._flow.changed:
+            self._flow.check()
             self._flow.wait_until(lambda: len(self._items) < self._size or self._gave_up)
             if self._gave_up:
                 raise GaveUp
@@ -98,7 +98,8 @@ class Channel(Generic[T]):
             self._flow.changed.notify_all()
 
     def __iter__(self) -> Iterator[T]:
-        """The items in order. Raises Stopped, or the error that the writer ended with."""
+        """The items in order; those that are there also where the run is stopped, so that a picture that only has to
+        be written is. Raises Stopped behind them, or the error that the writer ended with."""
         while True:
             with self._flow.changed:
                 self._flow.wait_until(lambda: bool(self._items) or self._ended)

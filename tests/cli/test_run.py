@@ -47,6 +47,9 @@ def test_a_wrong_request_says_what_to_do(tmp_path: Path) -> None:
     for arguments, told in [
         ((), "error: no output given; say where to: clusir-run PICTURE -o FILE"),
         ((good,), f"error: no output given; say where to: clusir-run {good} -o FILE"),
+        ((tmp_path / "godo.png", "-o", tmp_path / "out"), "godo.png: no such file or folder"),
+        ((tmp_path / "in", "-o", tmp_path / "in"), "it is the input folder"),
+        ((good, "-o", tmp_path / "o.png", "--report", tmp_path / "o.png"), "it is a page, not a picture or model"),
         ((good, "-o", tmp_path / "out.jgp"), "out.jgp: .jgp is not one of .png, .jpg, "),
         ((good, "-o", tmp_path / "out.gif"), "out.gif: .gif is not one of .png, .jpg, "),
         ((tmp_path / "empty", "-o", tmp_path / "out"), "empty: no pictures in there; names that end in .png"),
@@ -59,6 +62,11 @@ def test_a_wrong_request_says_what_to_do(tmp_path: Path) -> None:
         assert told in result.stderr, result.output
         assert result.output.count("\n") == 1, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in"]
+    assert [path.name for path in (tmp_path / "in").iterdir() if path.name.startswith(".")] == []
+    alone = invoke()
+    assert alone.exit_code == 2
+    assert "Usage:" in alone.output
+    assert "--fallback" in alone.output
 
 
 def test_exit_codes(model: str, tmp_path: Path) -> None:
@@ -75,7 +83,7 @@ def test_exit_codes(model: str, tmp_path: Path) -> None:
     assert "--no-resume does it again" in result.stdout
     assert "megapixels/s" not in result.stdout  # of nothing
     for arguments, code in [
-        ((tmp_path / "missing.png", "-o", out), 1),
+        ((tmp_path / "missing.png", good, "-o", out), 2),
         ((good,), 2),
         (("-o", out), 2),
         ((tmp_path / "*.none", "-o", out), 2),

@@ -12,13 +12,13 @@ import pytest
 
 from clusir.errors import BackendError, ClusirError
 from clusir.runtimes.batch.jobs import plan_jobs
-from clusir.runtimes.batch.journal import Journal
+from clusir.runtimes.batch.journal import Journal, read_journal
 from clusir.runtimes.batch.pipeline import Outcome, Pipeline
-from clusir.runtimes.batch.ray import RestoreBatch, connect, restore_on_ray
+from clusir.runtimes.batch.ray import RayOptions, RestoreBatch, connect, restore_on_ray
 from clusir.runtimes.machine.measure import write_photo
 from clusir.runtimes.restore.restorer import Restorer
 
-MODEL = Path(__file__).parents[1] / "golden" / "standin.onnx"
+MODEL = Path(__file__).parents[2] / "golden" / "standin.onnx"
 OPTIONS: dict[str, Any] = {"model": str(MODEL), "backend": "ort", "device": "cpu", "threads": 1}
 
 
@@ -59,8 +59,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = (folder / ".clusir-journal.jsonl").read_text().splitlines()
-    return {e["target"]: e for e in map(json.loads, lines)}
+    return {entry["target"]: entry for entry in read_journal(folder)}
 
 
 def test_an_absent_cluster_is_a_backend_error() -> None:
@@ -74,7 +73,7 @@ def test_same_results_and_journal_as_without_ray(cluster: Any, photos: Path, tmp
     out = tmp_path / "ray"
     journal = _journal(out)
     jobs = plan_jobs([str(photos)], out)
-    restore_on_ray(jobs, OPTIONS, outcomes.append, journal=journal, workers=2)
+    restore_on_ray(jobs, OPTIONS, outcomes.append, RayOptions(workers=2), journal)
     assert _tree(out) == _tree(tmp_path / "plain")
     assert len(_tree(out)) == 10
     assert _entries(out) == _entries(tmp_path / "plain")
@@ -89,7 +88,7 @@ def test_same_results_and_journal_as_without_ray(cluster: Any, photos: Path, tmp
     # A second run finds everything done; one output that is gone is made again.
     (out / "0.png").unlink()
     again: list[Outcome] = []
-    restore_on_ray(jobs, OPTIONS, again.append, journal=journal, workers=2)
+    restore_on_ray(jobs, OPTIONS, again.append, RayOptions(workers=2), journal)
     journal.close()
     assert {o.job.name: o.status for o in again if o.status != "skipped"} == {
         str(photos / "0.png"): "restored",
@@ -101,7 +100,7 @@ def test_same_results_and_journal_as_without_ray(cluster: Any, photos: Path, tmp
 def test_a_worker_that_cannot_open_the_model_gives_one_line(cluster: Any, photos: Path, tmp_path: Path) -> None:
     jobs = plan_jobs([str(photos)], tmp_path / "out")
     with pytest.raises(ClusirError, match="no such file") as caught:
-        restore_on_ray(jobs, {**OPTIONS, "model": "/nowhere.onnx"}, lambda outcome: None, workers=1)
+        restore_on_ray(jobs, {**OPTIONS, "model": "/nowhere.onnx"}, lambda outcome: None, RayOptions(workers=1))
     assert "\n" not in str(caught.value)
 
 
@@ -117,6 +116,16 @@ def test_the_callable_alone_needs_no_cluster(photos: Path, tmp_path: Path) -> No
     first = Path(targets[0]).read_bytes()
     worker({"source": np.array(sources[:1]), "target": np.array(targets[:1])})  # again: the same bytes
     assert Path(targets[0]).read_bytes() == first
+
+
+def test_a_refused_job_is_not_what_its_neighbour_of_the_same_target_is(photos: Path, tmp_path: Path) -> None:
+    worker = RestoreBatch(OPTIONS)
+    target = str(tmp_path / "o.png")
+    batch = {"source": [str(photos / "0.png"), str(photos / "2.png")], "target": [target, target]}
+    rows = worker(batch | {"refusal": ["", "its output is that of 0.png too"]})
+    assert list(rows["status"]) == ["restored", "failed"]
+    assert "that of 0.png" in rows["reason"][1]
+    assert [str(o.job.source) for o in rows["outcome"]] == batch["source"]
 
 
 def test_command(cluster: Any, photos: Path, tmp_path: Path) -> None:
