@@ -58,7 +58,7 @@ def piped(inputs: tuple[str, ...], output: str, suffix: str | None, options: Map
 def _check(inputs: tuple[str, ...], output: str, options: Mapping[str, Any]) -> None:
     from clusir.errors import UsageError
     from clusir.runtimes.batch.jobs import is_glob
-    from clusir.runtimes.images.picture import WRITE_SUFFIXES
+    from clusir.runtimes.images.formats import WRITE_SUFFIXES
 
     which = "input -" if "-" in inputs else "output -"
     if len(inputs) != 1 or Path(inputs[0]).is_dir() or (is_glob(inputs[0]) and not Path(inputs[0]).exists()):
@@ -82,7 +82,7 @@ def _suffix(source: Path, names: Mapping[str, str]) -> str:
     """That of the format of the bytes, where it can be written."""
     from clusir.errors import ImageError
     from clusir.runtimes.images.files import probe_picture
-    from clusir.runtimes.images.picture import SUFFIX_FORMATS, WRITE_SUFFIXES
+    from clusir.runtimes.images.formats import SUFFIX_FORMATS, WRITE_SUFFIXES
 
     try:
         kind = probe_picture(source).info.format

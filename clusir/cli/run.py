@@ -116,7 +116,7 @@ def _check(inputs: tuple[str, ...], output: str, suffix: str | None, options: di
     from clusir.errors import UsageError
     from clusir.runtimes.batch.jobs import is_glob
     from clusir.runtimes.batch.memory import parse_size
-    from clusir.runtimes.images.picture import WRITE_SUFFIXES
+    from clusir.runtimes.images.formats import WRITE_SUFFIXES
 
     if suffix is not None and suffix not in WRITE_SUFFIXES:
         raise UsageError(f"format {suffix!r} is not one of {', '.join(WRITE_SUFFIXES)}")
@@ -136,7 +136,7 @@ def _check(inputs: tuple[str, ...], output: str, suffix: str | None, options: di
 
 def _check_report(report: Path, model: str | None) -> None:
     from clusir.errors import UsageError
-    from clusir.runtimes.images.picture import READ_SUFFIXES
+    from clusir.runtimes.images.formats import READ_SUFFIXES
 
     if report.is_dir():
         raise UsageError(f"--report {report}: it is a folder; name a file, for example report.html")
@@ -148,7 +148,7 @@ def _restore(request: Request, suffix: str | None, options: dict[str, Any], sign
     from clusir.cli._run_output import RunOutput
     from clusir.errors import UsageError
     from clusir.runtimes.batch.jobs import plan_jobs
-    from clusir.runtimes.images.picture import READ_SUFFIXES
+    from clusir.runtimes.images.formats import READ_SUFFIXES
 
     inputs, output = request.inputs, Path(request.output)
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clusir.runtimes.batch.journal import JOURNAL_NAME, known_outputs
+from clusir.runtimes.images.formats import READ_SUFFIXES
 from clusir.runtimes.images.names import is_comparison
-from clusir.runtimes.images.picture import READ_SUFFIXES
 
 __all__ = ["Finder", "is_glob"]
 

@@ -35,8 +35,8 @@ def working_bytes(info: PictureInfo, tile_px: int) -> int:
     rows = min(info.height, tile_px)
     row_bytes = info.width * info.channels * info.dtype.itemsize
     working = rows * (info.width * 3 * 4 * 3 + row_bytes * (4 + BANDS_UNDERWAY) * 2)
-    whole = info.width * info.height * 4 if info.format in ("JPEG", "WEBP", "BMP") else 0
-    return working + whole * (3 if info.format == "WEBP" else 1)
+    whole = 0 if info.format in ("PNG", "TIFF") else info.width * info.height * 4
+    return working + whole * (1 if info.format in ("JPEG", "BMP") else 3)
 
 
 def look_bytes(width: int, height: int, pixel_bytes: int, step: int) -> int:
