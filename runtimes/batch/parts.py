@@ -22,6 +22,8 @@ from clusir.runtimes.restore.restorer import RowSource, Work
 
 __all__ = ["Look", "Opened", "Outcome", "Stamp", "Watched", "look_at"]
 
+_BAND = 256
+
 
 @dataclass
 class Look:
@@ -104,50 +106,67 @@ def _state(found: os.stat_result) -> tuple[int, ...]:
 
 
 class Watched:
-    """A picture that keeps every ``step``-th pixel of the rows that are read from it, and of those that come out."""
+    """A picture that keeps every ``step``-th pixel of the rows that come out of a restoration, and the pixels that they
+    were made from of the rows that are read: where a model enlarges, one for several."""
 
     def __init__(self, picture: Picture, info: PictureInfo, step: int) -> None:
-        self._picture, self._step, self._row = picture, step, 0
+        self._picture, self._row = picture, 0
         self.height, self.width, self.channels = picture.height, picture.width, picture.channels
-        size = (-(-self.height // step), -(-self.width // step))
+        self._rows, self._columns = _Grid.of(info.height, step), _Grid.of(info.width, step)
+        self._scale = max(1, info.height // max(1, picture.height))
+        size = (len(self._rows.places), len(self._columns.places))
         self._before = np.zeros((*size, picture.channels), picture.info.dtype)
         self._after = np.zeros((*size, info.channels), info.dtype)
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         band = self._picture.rows(start, stop)
-        self._keep(self._before, band, start)
+        self._keep(self._before, band, start, self._scale)
         return band
 
     def taken(self, bands: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """The restored bands, looked at as they pass."""
         for band in bands:
-            self._keep(self._after, band, self._row)
+            self._keep(self._after, band, self._row, 1)
             self._row += band.shape[0]
             yield band
 
-    def _keep(self, kept: NDArray[Any], band: NDArray[Any], start: int) -> None:
-        part = band[-start % self._step :: self._step, :: self._step]
-        first = -(-start // self._step)
-        kept[first : first + len(part)] = part
+    def _keep(self, kept: NDArray[Any], band: NDArray[Any], start: int, scale: int) -> None:
+        rows, columns = self._rows.places // scale, self._columns.places // scale
+        first, last = np.searchsorted(rows, (start, start + len(band)))
+        for at in range(first, last):
+            kept[at] = band[rows[at] - start, columns]
 
     def look(self) -> Look:
-        return Look(self._before, self._after, self._step)
+        return Look(self._before, self._after, self._rows.step)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Every ``step``-th of a number of places."""
+
+    step: int
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, length: int, step: int) -> _Grid:
+        return cls(step, np.arange(0, length, step))
 
 
 def look_at(source: Picture, target: Picture, step: int) -> Look:
-    """Before and after of a picture that is done. Raises ImageError where the files are not of one size."""
-    if (source.height, source.width) != (target.height, target.width):
+    """Before and after of a picture that is done. Raises ImageError where the one cannot have become the other."""
+    scale = max(1, target.height // source.height)
+    if (source.height * scale, source.width * scale) != (target.height, target.width):
         raise ImageError(
             f"{target.path}: {target.width}x{target.height} pixels, its input has {source.width}x{source.height}; "
             "there is nothing to compare"
         )
-    kept = [
-        np.concatenate([p.rows(y, y + 1)[:, ::step] for y in range(0, p.height, step)])
-        if step > 1
-        else p.rows(0, p.height)
-        for p in (source, target)
-    ]
-    return Look(kept[0], kept[1], step)
+    watched = Watched(source, target.info, step)
+    for start in range(0, source.height, _BAND):
+        watched.rows(start, min(start + _BAND, source.height))
+    bands = (target.rows(y, min(y + _BAND, target.height)) for y in range(0, target.height, _BAND))
+    for _ in watched.taken(bands):
+        pass
+    return watched.look()
 
 
 @dataclass

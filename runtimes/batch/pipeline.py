@@ -210,8 +210,8 @@ class Pipeline:
     def _look_size(self, before: PictureInfo, after: PictureInfo, amount: int) -> tuple[int, int]:
         pixel_bytes = sum(i.channels * int(i.dtype.itemsize) for i in (before, after))
         room = min(self.memory.total // 2, self.memory.total - amount)
-        step = look_step(before.width, before.height, pixel_bytes, room)
-        return step, look_bytes(before.width, before.height, pixel_bytes, step)
+        step = look_step(after.width, after.height, pixel_bytes, room)
+        return step, look_bytes(after.width, after.height, pixel_bytes, step)
 
     def _look_again(self, outcome: Outcome, flow: Flow) -> int:
         """Look at a picture that is done, from its two files; the bytes that this holds until it is settled."""
