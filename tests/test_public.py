@@ -18,7 +18,8 @@ PUBLIC = {
         "SyntheticSource built_in_photos draw_balanced folder_photos measure_coverage open_source replay "
         "write_manifest",
     "clusir.degrade":
-        "FAMILIES KINDS PRESETS Recipe Step degrade degrade_mixture draw_recipe draw_step",
+        "ALL_KINDS CAMERA_PRESETS FAMILIES FAMILY_NAMES KINDS PRESETS Recipe Step degrade degrade_mixture "
+        "draw_recipe draw_step",
     "clusir.export":
         "ExportConfig ExportReport GraphPass ModuleExport Pass PassResult Pipeline export_bundle "
         "export_module register_moe",
@@ -56,7 +57,7 @@ PUBLIC = {
     "clusir.runtimes.batch":
         "Job Journal MemoryGate Outcome Pipeline parse_size plan_jobs",
     "clusir.runtimes.images":
-        "READ_SUFFIXES WRITE_SUFFIXES Limits Picture PictureInfo open_picture probe_picture save_picture",
+        "READ_SUFFIXES WRITE_SUFFIXES Limits Picture PictureInfo open_picture output_info probe_picture save_picture",
     "clusir.runtimes.machine":
         "Case Diagnosis Measurement bench_case bench_cases list_devices",
     "clusir.runtimes.report":
@@ -70,7 +71,7 @@ PUBLIC = {
         "validate",
 }  # fmt: skip
 # Rooms without public names: commands are called from a shell, weights are data.
-NONE = {"clusir.cli", "clusir.weights"}
+NONE = {"clusir.cli", "clusir.weights", "clusir.runtimes.images.metadata", "clusir.runtimes.images.tiff"}
 
 
 def rooms() -> dict[str, Path]:

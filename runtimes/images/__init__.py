@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clusir.lazy import lazy
 
 if TYPE_CHECKING:
-    from clusir.runtimes.images.files import Picture, open_picture, probe_picture, save_picture
+    from clusir.runtimes.images.files import Picture, open_picture, output_info, probe_picture, save_picture
     from clusir.runtimes.images.formats import READ_SUFFIXES, WRITE_SUFFIXES
     from clusir.runtimes.images.picture import Limits, PictureInfo
 
@@ -22,6 +22,7 @@ __all__ = [
     "Picture",
     "PictureInfo",
     "open_picture",
+    "output_info",
     "probe_picture",
     "save_picture",
 ]
@@ -29,7 +30,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "files": "Picture open_picture probe_picture save_picture",
+        "files": "Picture open_picture output_info probe_picture save_picture",
         "formats": "READ_SUFFIXES WRITE_SUFFIXES",
         "picture": "Limits PictureInfo",
     },

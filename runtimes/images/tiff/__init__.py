@@ -1,1 +1,4 @@
-"""TIFF: directories by tifffile, samples of any layout."""
+"""TIFF, read and written through tifffile: pages, segments, sample layouts.
+
+Belongs here: what only TIFF knows. Not here: tags that several formats share (``images.metadata``).
+"""
