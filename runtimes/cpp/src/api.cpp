@@ -59,15 +59,16 @@ void require(bool condition, const char* what) {
     if (!condition) throw Failure(CLUSIR_INVALID_ARGUMENT, what);
 }
 
-// Structs grow at their end, and only the sizes that some header declared are taken: any other would cut a field in two.
-// One list per struct, oldest first; a caller built against an older header leaves the rest zero.
+// Structs grow at their end, and only the sizes that some header declared are taken: any other would cut a field in
+// two. One list per struct, oldest first; a caller built against an older header leaves the rest zero.
 constexpr std::size_t kOpenOptionsSizes[] = {sizeof(clusir_open_options)};
 constexpr std::size_t kRunOptionsSizes[] = {sizeof(clusir_run_options)};
 constexpr std::size_t kSpecSizes[] = {sizeof(clusir_spec)};
 
 template <std::size_t N>
 void require_size(std::size_t size, const std::size_t (&known)[N]) {
-    require(std::find(known, known + N, size) != known + N, "struct_size is not the size of the struct; set it to sizeof");
+    require(std::find(known, known + N, size) != known + N,
+            "struct_size is not the size of the struct; set it to sizeof");
 }
 
 template <typename Options, std::size_t N>
@@ -132,23 +133,23 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
         require_size(spec->struct_size, kSpecSizes);
         const auto& from = model->model->spec();
         const clusir_spec full{spec->struct_size,
-                 from.name.c_str(),
-                 from.precision.c_str(),
-                 model->model->backend().c_str(),
-                 static_cast<uint32_t>(from.channels),
-                 static_cast<uint32_t>(from.tile_px),
-                 static_cast<uint32_t>(from.halo_px),
-                 static_cast<uint32_t>(from.clusters.size()),
-                 static_cast<uint32_t>(from.posterior_size()),
-                 static_cast<uint32_t>(from.gate_size()),
-                 static_cast<uint32_t>(from.top_k),
-                 static_cast<uint32_t>(from.statistics),
-                 static_cast<uint32_t>(from.static_px),
-                 static_cast<uint32_t>(from.multiple_of),
-                 static_cast<uint32_t>(from.minimum),
-                 from.low,
-                 from.high,
-                 from.checkpoint_sha256.c_str()};
+                               from.name.c_str(),
+                               from.precision.c_str(),
+                               model->model->backend().c_str(),
+                               static_cast<uint32_t>(from.channels),
+                               static_cast<uint32_t>(from.tile_px),
+                               static_cast<uint32_t>(from.halo_px),
+                               static_cast<uint32_t>(from.clusters.size()),
+                               static_cast<uint32_t>(from.posterior_size()),
+                               static_cast<uint32_t>(from.gate_size()),
+                               static_cast<uint32_t>(from.top_k),
+                               static_cast<uint32_t>(from.statistics),
+                               static_cast<uint32_t>(from.static_px),
+                               static_cast<uint32_t>(from.multiple_of),
+                               static_cast<uint32_t>(from.minimum),
+                               from.low,
+                               from.high,
+                               from.checkpoint_sha256.c_str()};
         std::memcpy(spec, &full, spec->struct_size);
     });
 }

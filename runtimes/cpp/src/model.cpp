@@ -86,7 +86,8 @@ std::unique_ptr<Model> Model::from_file(const std::string& path, const std::stri
     std::string base = stem;
     for (const char* precision : {".int8", ".fp16", ".fp32"}) base = without(base, precision);
     const Source tile{stem + ".tile" + suffix, nullptr, 0}, router{base + ".router" + suffix, nullptr, 0};
-    if (there(tile.path) && there(router.path) && path != router.path) return std::make_unique<Model>(backend, tile, &router, options);
+    if (there(tile.path) && there(router.path) && path != router.path)
+        return std::make_unique<Model>(backend, tile, &router, options);
     return std::make_unique<Model>(backend, Source{path, nullptr, 0}, nullptr, options);
 }
 

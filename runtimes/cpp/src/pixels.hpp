@@ -11,7 +11,8 @@
 
 namespace clusir::detail {
 
-// A checked image: the stride is filled in. Float samples are not looked at (check_samples). Throws Failure(CLUSIR_INVALID_ARGUMENT); `what` is "in" or "out".
+// A checked image: the stride is filled in. Float samples are not looked at (check_samples). Throws
+// Failure(CLUSIR_INVALID_ARGUMENT); `what` is "in" or "out".
 clusir_image check_image(const clusir_image* image, const char* what, const ModelSpec& spec);
 
 // Refuses pairs that differ in size or channels, or whose memory overlaps.

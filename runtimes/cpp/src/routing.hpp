@@ -30,8 +30,8 @@ private:
 };
 
 // The gate of one level: the k largest of `probability[0..experts)`, ties to the lowest index, zero elsewhere. For k =
-// 1 the weight is the probability itself; for k > 1 the chosen ones are divided by their sum; where all are 0 the gate is
-// 0. Throws Failure(CLUSIR_FAILED) for NaN, infinity and numbers below 0.
+// 1 the weight is the probability itself; for k > 1 the chosen ones are divided by their sum; where all are 0 the gate
+// is 0. Throws Failure(CLUSIR_FAILED) for NaN, infinity and numbers below 0.
 void top_k(const float* probability, int experts, int k, float* gate);
 
 // Throws Failure(CLUSIR_FAILED) where the output `what` holds NaN or infinity.

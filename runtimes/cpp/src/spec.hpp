@@ -13,10 +13,10 @@ using Metadata = std::map<std::string, std::string>;
 
 // The fields of Python's ModelSpec, in its order: clusir/spec.schema.json says what each may be.
 constexpr const char* kSpecFields[] = {
-    "name",      "graph",       "spec_version", "checkpoint_sha256", "layout",    "colour_order", "value_range",
-    "input_name", "output_name", "channels",     "size",              "tile_px",   "halo_px",      "precision",
-    "router_form", "dft_form",   "clusters",     "experts",           "top_k",     "cluster_labels", "tolerances",
-    "statistics", "scale"};
+    "name",        "graph",          "spec_version", "checkpoint_sha256", "layout",   "colour_order",
+    "value_range", "input_name",     "output_name",  "channels",          "size",     "tile_px",
+    "halo_px",     "precision",      "router_form",  "dft_form",          "clusters", "experts",
+    "top_k",       "cluster_labels", "tolerances",   "statistics",        "scale"};
 
 struct ModelSpec {
     std::string name = "clusir";
@@ -27,7 +27,7 @@ struct ModelSpec {
     std::string input_name = "image";
     std::string output_name = "restored";
     int channels = 3;
-    double low = 0.0, high = 1.0;  // value_range
+    double low = 0.0, high = 1.0;       // value_range
     float offset = 0.0F, scale = 1.0F;  // the same as the model's numbers: offset + scale * (0..1)
     int multiple_of = 16, minimum = 16, static_px = 0;
     int tile_px = 256, halo_px = 16;

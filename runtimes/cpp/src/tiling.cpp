@@ -6,8 +6,8 @@
 namespace clusir::detail {
 namespace {
 
-// R of runtimes/restore/tiling.py at pixel `x` for the neighbours that start at `start` and `following`: 0 before the overlap
-// of the two, 1 behind it, a cubic in multiples of 1/2048 between.
+// R of runtimes/restore/tiling.py at pixel `x` for the neighbours that start at `start` and `following`: 0 before the
+// overlap of the two, 1 behind it, a cubic in multiples of 1/2048 between.
 double ramp(std::int64_t x, std::int64_t start, std::int64_t following, std::int64_t tile, std::int64_t halo) {
     const double centre = static_cast<double>(x) + 0.5, middle = static_cast<double>(start + following + tile) / 2;
     if (halo == 0) return centre > middle ? 1.0 : 0.0;

@@ -1,4 +1,5 @@
-// Where the tiles of a picture lie and how they blend. Mirrors runtimes/restore/tiling.py; tests/golden holds both to it.
+// Where the tiles of a picture lie and how they blend. Mirrors runtimes/restore/tiling.py; tests/golden holds both to
+// it.
 #pragma once
 
 #include <cstdint>

@@ -148,7 +148,8 @@ void check_alpha(Checks& checks, const Case& c, const clusir::Model& model) {
     }
 }
 
-void check_refused(Checks& checks, const json& entry, const std::string& path, const char* backend, const char* library) {
+void check_refused(Checks& checks, const json& entry, const std::string& path, const char* backend,
+                   const char* library) {
     const std::uint32_t width = entry["width"], height = entry["height"];
     std::vector<std::uint8_t> in(std::size_t{width} * height * 3), out(in.size());
     const clusir::Model model(path, backend, 2, library);

@@ -68,13 +68,10 @@ void arguments(clusir_model* model) {
         const int type = 3;
         std::memcpy(&i.type, &type, sizeof type);
     });
-    with(
-        "another height", [](clusir_image& i) { i.height -= 1; }, false);
-    with(
-        "another channel count", [](clusir_image& i) { i.channels = 4; }, false);
+    with("another height", [](clusir_image& i) { i.height -= 1; }, false);
+    with("another channel count", [](clusir_image& i) { i.channels = 4; }, false);
     with("in place", [&](clusir_image& i) { i.data = result.data(); });
-    with(
-        "overlapping", [&](clusir_image& i) { i.data = result.data() + 100; }, false);
+    with("overlapping", [&](clusir_image& i) { i.data = result.data() + 100; }, false);
     refused(clusir_restore(nullptr, &in, &out, nullptr), CLUSIR_INVALID_ARGUMENT, "no model");
     refused(clusir_restore(model, nullptr, &out, nullptr), CLUSIR_INVALID_ARGUMENT, "no input");
     refused(clusir_restore(model, &in, nullptr, nullptr), CLUSIR_INVALID_ARGUMENT, "no output");
@@ -87,7 +84,8 @@ void arguments(clusir_model* model) {
     for (std::size_t size = 0; size <= sizeof run + 8; ++size) {
         if (size == sizeof run) continue;
         run.struct_size = size;
-        refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "run options of " + std::to_string(size));
+        refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT,
+                "run options of " + std::to_string(size));
         auto open = options();
         open.struct_size = size;
         clusir_model* other = nullptr;
@@ -138,7 +136,8 @@ void absurd_samples(clusir_model* model) {
             floats_with[5 * channels - 1] = alpha;
             std::vector<std::uint8_t> low(floats_with.size());
             const auto with = clusir::view(floats_with.data(), 3, 3, channels);
-            const auto same = clusir::view(made.data(), 3, 3, channels), small = clusir::view(low.data(), 3, 3, channels);
+            const auto same = clusir::view(made.data(), 3, 3, channels),
+                       small = clusir::view(low.data(), 3, 3, channels);
             refused(clusir_restore(model, &with, &same, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd alpha to floats");
             refused(clusir_restore(model, &with, &small, nullptr), CLUSIR_INVALID_ARGUMENT, "absurd alpha to integers");
         }
@@ -169,7 +168,8 @@ void opening() {
             "negative threads");
     wrong = options();
     wrong.device = "CPU";
-    checks.that(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model) == CLUSIR_OK, "the device CPU, in capitals");
+    checks.that(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model) == CLUSIR_OK,
+                "the device CPU, in capitals");
     clusir_close(model);
     clusir::Options named;
     named.backend = backend, named.device = "toaster", named.ort_library = library;

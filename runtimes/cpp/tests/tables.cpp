@@ -146,13 +146,15 @@ double sample_at(const void* at, clusir_type type) {
 void pixels(const std::string& folder) {
     const json all = table(folder, "pixels");
     for (const auto& entry : all["written"]) {
-        const std::string name = "written " + entry["type"].get<std::string>() + " '" + entry["name"].get<std::string>() + "'";
+        const std::string name =
+            "written " + entry["type"].get<std::string>() + " '" + entry["name"].get<std::string>() + "'";
         const ModelSpec spec = ranged(entry);
         const auto value = static_cast<float>(number(entry["value"]));
         const float row[3] = {value, value, value};
         for (const std::uint32_t channels : {1U, 3U}) {
             alignas(4) unsigned char into[16] = {}, from[16] = {};
-            const clusir_image out{into, 1, 1, channels, type_of(entry), 0}, in{from, 1, 1, channels, type_of(entry), 0};
+            const clusir_image out{into, 1, 1, channels, type_of(entry), 0},
+                in{from, 1, 1, channels, type_of(entry), 0};
             const int status = raised([&] {
                 check_finite(row, 3, "restored");
                 write_row(in, out, 0, row, spec);

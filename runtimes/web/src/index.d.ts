@@ -1,61 +1,49 @@
-/** Samples of interleaved pixels, RGB or RGB + alpha; integers span 0..1, floats are within 0..1. */
-export type Samples = Uint8Array | Uint8ClampedArray | Uint16Array | Float32Array;
+import { ModelError, ModelSpec, Picture, Restored, Samples } from "./restore.js";
 
-export interface Picture<S extends Samples = Samples> {
-  data: S;
-  width: number;
-  height: number;
-}
-
-export interface Restored<S extends Samples = Samples> extends Picture<S> {
-  /** Cluster posterior of all routed levels, concatenated; each level sums to 1. */
-  posterior: Float32Array;
-  /** Gates after top-k of all routed levels, concatenated. */
-  gate: Float32Array;
-}
+export { ModelError, ModelSpec, Picture, Restored, Samples };
 
 export interface RestoredBitmap {
   bitmap: ImageBitmap;
   width: number;
   height: number;
+  /** See {@link Restored}. */
   posterior: Float32Array;
   gate: Float32Array;
 }
 
-export interface ModelSpec {
-  name: string;
-  precision: string;
-  channels: number;
-  tile_px: number;
-  halo_px: number;
-  clusters: number[];
-  experts: number[];
-  top_k: number;
-  /** Length of the pooled statistics that tiles share; 0: each computes its own. */
-  statistics: number;
-  cluster_labels: string[][];
-}
-
 export interface OpenOptions {
+  /** "auto" (default): WebGPU where there is an adapter, else wasm. */
   backend?: "auto" | "wasm" | "webgpu";
+  /** A whole number from 1 on; the page's most where it is larger. */
   threads?: number;
+  /** Folder URL of the built files and of onnxruntime-web's .wasm; default: where this script is. */
   base?: string;
 }
 
 export interface RestoreOptions {
+  /** Before the first tile (done 0) and after every tile. */
   onProgress?: (done: number, total: number) => void;
+  /** After the last tile an abort changes nothing. */
   signal?: AbortSignal;
 }
 
-type File = string | URL | ArrayBuffer | Uint8Array;
+/** The URL of a file, or its bytes. */
+export type ModelFile = string | URL | ArrayBuffer | Uint8Array;
 
 export class Restorer {
-  static open(model: string | URL | { graph: File; router?: File }, options?: OpenOptions): Promise<Restorer>;
+  /**
+   * Opens the URL of NAME.onnx (with NAME.tile.onnx and NAME.router.onnx beside it, where they are there), or two
+   * graphs (or one whole graph) by URL or bytes. Rejects with ModelError where a file is not a model.
+   */
+  static open(model: string | URL | { graph: ModelFile; router?: ModelFile }, options?: OpenOptions): Promise<Restorer>;
+  /** Use {@link Restorer.open}. */
+  private constructor();
   readonly spec: ModelSpec;
   readonly backend: "wasm" | "webgpu";
   readonly threads: number;
   /** The bitmap is taken over; its pixels are read and written in the worker. */
   restore(image: ImageBitmap, options?: RestoreOptions): Promise<RestoredBitmap>;
+  /** Rejects with TypeError or RangeError where the image is no picture, and always after {@link Restorer.close}. */
   restore<S extends Samples>(image: Picture<S>, options?: RestoreOptions): Promise<Restored<S>>;
   close(): void;
 }

@@ -6,19 +6,68 @@
 //
 // The work is done in a worker, so the page stays responsive; nothing leaves the page.
 
-const WAITING = new Map();
+import { channelsOf } from "./pixels.js";
+import { ModelError } from "./spec.js";
+
+export { ModelError };
+
+const ERRORS = { ModelError, TypeError, RangeError };
+const NOT_THERE = [403, 404, 410]; // some stores answer 403 for what is not there
 let last = 0;
 
+// Kinds are told by name, not by instanceof: another page has its own classes.
 const kindOf = (value) => Object.prototype.toString.call(value).slice(8, -1);
+const isUrl = (value) => typeof value === "string" || kindOf(value) === "URL";
 
 async function bytesOf(source) {
-  // A copy: the caller's buffer must survive the transfer. Kinds are told by name: another page has its own classes.
-  if (ArrayBuffer.isView(source))
-    return new Uint8Array(source.buffer, source.byteOffset, source.byteLength).slice();
+  // A copy: the caller's buffer must survive the transfer.
+  if (ArrayBuffer.isView(source)) return new Uint8Array(source.buffer, source.byteOffset, source.byteLength).slice();
   if (kindOf(source) === "ArrayBuffer") return new Uint8Array(source.slice(0));
-  const response = await fetch(source);
-  if (!response.ok) throw new Error(`${source}: the server answered ${response.status}`);
+  if (!isUrl(source)) throw new TypeError("a model file is a URL or bytes");
+  const bytes = await fetched(source);
+  if (!bytes) throw new Error(`${source}: the server has no such file`);
+  return bytes;
+}
+
+/** The file behind a URL; undefined where it is not there. */
+async function fetched(url) {
+  const response = await fetch(url);
+  if (NOT_THERE.includes(response.status)) return undefined;
+  if (!response.ok) throw new Error(`${url}: the server answered ${response.status}`);
   return new Uint8Array(await response.arrayBuffer());
+}
+
+/** The URL of a file beside a model's: its query stays (versions, signatures). */
+function beside(url, rename) {
+  const other = new URL(url);
+  other.pathname = rename(other.pathname.replace(/\.onnx$/, "").replace(/\.tile$/, ""));
+  return other;
+}
+
+/** {graph, router} as bytes: the two graphs beside a model's URL, or where they are not there the file itself. */
+async function filesOf(model) {
+  if (!isUrl(model)) {
+    if (model === null || typeof model !== "object" || !model.graph)
+      throw new TypeError("a model is the URL of its .onnx file, or {graph, router}");
+    const [graph, router] = await Promise.all([bytesOf(model.graph), model.router && bytesOf(model.router)]);
+    return { graph, router };
+  }
+  const url = new URL(model, globalThis.location?.href);
+  if (!url.pathname.endsWith(".onnx")) return { graph: await bytesOf(url), router: undefined }; // a blob, a query
+  const [graph, router] = await Promise.all([
+    fetched(beside(url, (stem) => `${stem}.tile.onnx`)),
+    fetched(beside(url, (stem) => `${stem.replace(/\.(int8|fp16|fp32)$/, "")}.router.onnx`)),
+  ]);
+  return graph && router ? { graph, router } : { graph: await bytesOf(url), router: undefined };
+}
+
+/** The threads that are asked for, as many as the page may have. Throws RangeError for what is no number of them. */
+function threadsOf(wanted) {
+  const most = globalThis.crossOriginIsolated ? Math.min(globalThis.navigator?.hardwareConcurrency || 1, 8) : 1;
+  if (wanted === undefined) return most;
+  if (!Number.isInteger(wanted) || wanted < 1)
+    throw new RangeError(`threads ${wanted} is not a whole number from 1 on`);
+  return Math.min(wanted, most);
 }
 
 async function chooseBackend(wanted) {
@@ -33,11 +82,11 @@ async function chooseBackend(wanted) {
 
 /** An opened model. */
 export class Restorer {
-  #worker;
+  #connection;
 
   /** Use {@link Restorer.open}. */
-  constructor(worker, spec, backend, threads) {
-    this.#worker = worker;
+  constructor(connection, spec, backend, threads) {
+    this.#connection = connection;
     /** What the model says of itself; the fields are named as in Python's ModelSpec. */
     this.spec = spec;
     /** "wasm" or "webgpu": the one that runs. */
@@ -47,56 +96,46 @@ export class Restorer {
 
   /**
    * Opens a model: the URL of NAME.onnx, or {graph, router} as URLs or bytes. For a URL, NAME.tile.onnx and
-   * NAME.router.onnx are fetched from beside it.
+   * NAME.router.onnx are fetched from beside it, with its query; where they are not there, NAME.onnx itself.
    * @param options backend "auto" | "wasm" | "webgpu"; threads (needs a cross-origin isolated page, else 1); base:
    * folder URL of the built files and of onnxruntime-web's .wasm (default: where this script is)
    */
   static async open(model, { backend = "auto", threads, base } = {}) {
     const folder = new URL(base ?? "./", import.meta.url).href;
+    const count = threadsOf(threads);
     const chosen = await chooseBackend(backend);
-    const most = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
-    const count = Math.min(threads ?? most, most);
-    const named = typeof model === "string" || kindOf(model) === "URL";
-    const url = named ? new URL(model, globalThis.location?.href).href : "";
-    const stem = url.replace(/(\.tile)?\.onnx$/, "");
-    const files = named
-      ? { graph: `${stem}.tile.onnx`, router: `${stem.replace(/\.(int8|fp16|fp32)$/, "")}.router.onnx` }
-      : model;
-    const [graph, router] = await Promise.all([bytesOf(files.graph), files.router && bytesOf(files.router)]);
-    const worker = new Worker(new URL("worker.js", folder), { type: "module" });
-    worker.onmessage = ({ data: message }) => settle(message);
-    worker.onerror = (event) => failAll(worker, new Error(event.message || "the worker could not be started"));
+    const { graph, router } = await filesOf(model);
+    const connection = new Connection(new URL("worker.js", folder));
     try {
-      const { spec } = await ask(worker, {
-        action: "open",
-        graph,
-        router,
-        backend: chosen,
-        threads: count,
-        base: folder,
-      });
-      return new Restorer(worker, spec, chosen, count);
+      const message = { action: "open", graph, router, backend: chosen, threads: count, base: folder };
+      const { spec } = await connection.send(message).promise;
+      return new Restorer(connection, spec, chosen, count);
     } catch (error) {
-      worker.terminate();
+      connection.close(error);
       throw error;
     }
   }
 
   /**
-   * Restores a picture: ImageData, or {data, width, height} with Uint8, Uint16 or Float32 samples, RGB or RGB + alpha.
-   * Or an ImageBitmap, which is taken over: its pixels are then read and written in the worker, and the page, which
-   * only shows the bitmap that comes back, touches none.
+   * Restores a picture: ImageData, or {data, width, height} with Uint8, Uint16 or Float32 samples of 1 to 4 channels:
+   * grey, grey and alpha, RGB, RGB and alpha. Or an ImageBitmap, which is taken over: its pixels are then read and
+   * written in the worker, and the page, which only shows the bitmap that comes back, touches none.
+   *
+   * Settles in every case: it is rejected where the restorer was closed, its worker died, or the picture is none. An
+   * abort after the last tile changes nothing.
    * @returns {Promise<{data, width, height, posterior, gate}>} `data` of the same type, alpha kept; for an ImageBitmap
    * `bitmap` instead
    */
   async restore(picture, { onProgress, signal } = {}) {
     signal?.throwIfAborted();
-    const { width, height } = picture;
     const bitmap = kindOf(picture) === "ImageBitmap";
+    if (!bitmap) channelsOf(picture, this.spec);
+    else if (!picture.width) throw new RangeError("the bitmap was closed or handed over; it has no pixels");
+    const { width, height } = picture;
     const image = bitmap ? picture : { data: picture.data.slice(), width, height };
     const transfer = [bitmap ? picture : image.data.buffer];
-    const { id, promise } = send(this.#worker, { action: "restore", image }, transfer, onProgress);
-    const stop = () => this.#worker.postMessage({ action: "cancel", id });
+    const { id, promise } = this.#connection.send({ action: "restore", image }, transfer, onProgress);
+    const stop = () => this.#connection.post({ action: "cancel", id });
     signal?.addEventListener("abort", stop, { once: true });
     try {
       return { ...(await promise), width, height };
@@ -105,38 +144,72 @@ export class Restorer {
     }
   }
 
-  /** Ends the worker; a restoration under way fails. */
+  /** Ends the worker; a restoration under way fails, and so does every later one. */
   close() {
+    this.#connection.close(new Error("the restorer was closed"));
+  }
+}
+
+/** A worker and who waits for its answers. Once it has ended, everything that waits or will ask is told why. */
+class Connection {
+  #waiting = new Map();
+  #worker;
+  #ended; // the error that says why
+
+  constructor(url) {
+    this.#worker = new Worker(url, { type: "module" });
+    this.#worker.onmessage = ({ data: message }) => this.#settle(message);
+    const died = (event) => this.close(new Error(event.message || "the worker could not be started, or stopped"));
+    this.#worker.onerror = died;
+    this.#worker.onmessageerror = died;
+  }
+
+  send(message, transfer = [], onProgress = undefined) {
+    const id = ++last;
+    const promise = new Promise((resolve, reject) => {
+      if (this.#ended) throw this.#ended;
+      this.#worker.postMessage({ ...message, id }, transfer); // throws where something cannot be handed over
+      this.#waiting.set(id, { resolve, reject, onProgress });
+    });
+    return { id, promise };
+  }
+
+  /** A message that is not answered. */
+  post(message) {
+    if (!this.#ended) this.#worker.postMessage(message);
+  }
+
+  close(error) {
+    if (this.#ended) return;
+    this.#ended = error;
     this.#worker.terminate();
-    failAll(this.#worker, new Error("the restorer was closed"));
+    for (const { reject } of this.#waiting.values()) reject(error);
+    this.#waiting.clear();
+  }
+
+  #settle({ id, done, total, result, error }) {
+    const waiting = this.#waiting.get(id);
+    if (!waiting) return;
+    if (result || error) this.#waiting.delete(id);
+    if (result) waiting.resolve(result);
+    else if (error) waiting.reject(revived(error));
+    else this.#tell(waiting, done, total);
+  }
+
+  /** An error of the listener is the listener's own: it is reported, and the restoration goes on. */
+  #tell({ onProgress }, done, total) {
+    try {
+      onProgress?.(done, total);
+    } catch (error) {
+      setTimeout(() => {
+        throw error;
+      });
+    }
   }
 }
 
-function send(worker, message, transfer, onProgress) {
-  const id = ++last;
-  const promise = new Promise((resolve, reject) => WAITING.set(id, { worker, resolve, reject, onProgress }));
-  worker.postMessage({ ...message, id }, transfer);
-  return { id, promise };
-}
-
-const ask = (worker, message) => send(worker, message, []).promise;
-
-function settle({ id, done, total, result, error }) {
-  const waiting = WAITING.get(id);
-  if (!waiting) return;
-  if (result || error) WAITING.delete(id);
-  if (result) waiting.resolve(result);
-  else if (error)
-    waiting.reject(
-      error.name === "AbortError" ? new DOMException(error.message, error.name) : new Error(error.message),
-    );
-  else waiting.onProgress?.(done, total);
-}
-
-function failAll(worker, error) {
-  for (const [id, waiting] of WAITING) {
-    if (waiting.worker !== worker) continue;
-    WAITING.delete(id);
-    waiting.reject(error);
-  }
+/** An error of the worker as one of the page, of the same kind. */
+function revived({ name, message }) {
+  if (name === "AbortError") return new DOMException(message, name);
+  return new (ERRORS[name] ?? Error)(message);
 }

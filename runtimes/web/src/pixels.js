@@ -11,57 +11,86 @@ export function topOf(data) {
   throw new TypeError("pixels are Uint8Array, Uint8ClampedArray, Uint16Array or Float32Array");
 }
 
-/** Throws RangeError or TypeError where `image` {data, width, height} is no picture for the model; returns its
- * channels. */
-export function channelsOf({ data, width, height }, spec) {
-  const top = topOf(data);
+/** Throws RangeError or TypeError where `image` is no {data, width, height} for the model; returns its channels: 1
+ * grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha. */
+export function channelsOf(image, spec) {
+  if (image === null || typeof image !== "object") throw new TypeError("a picture is {data, width, height}");
+  const { data, width, height } = image;
+  topOf(data);
   if (!(Number.isInteger(width) && Number.isInteger(height) && width > 0 && height > 0)) {
     throw new RangeError(`a picture of ${width} x ${height} pixels cannot be restored; both must be at least 1`);
   }
   const channels = data.length / (width * height);
-  if (channels !== spec.channels && channels !== spec.channels + 1) {
-    throw new RangeError(
-      `${data.length} samples are not ${width} x ${height} pixels of ${spec.channels} channels, with or without alpha`,
-    );
+  const most = spec.channels === 3 ? 4 : 2;
+  if (!(Number.isInteger(channels) && channels >= 1 && channels <= most)) {
+    throw new RangeError(`${data.length} samples are not ${width} x ${height} pixels of 1 to ${most} channels`);
   }
-  if (top === 1 && !data.every((value) => value >= 0 && value <= 1))
-    throw new RangeError("float samples are within 0..1");
   return channels;
 }
 
-/** One tile as planes [channels, rows.tile, columns.tile], reflected where it reaches over the picture's edge. */
+/** Throws RangeError for float samples outside 0..1, alpha among them. */
+export function checkSamples(data) {
+  if (topOf(data) === 1 && !data.every((value) => value >= 0 && value <= 1))
+    throw new RangeError("float samples are within 0..1");
+}
+
+/** The picture's channels without alpha, which 2 and 4 channels have. */
+const coloursOf = (channels) => channels - (channels % 2 === 0 ? 1 : 0);
+
+/** One tile as planes [channels, rows.tile, columns.tile], reflected where it reaches over the picture's edge. A grey
+ * picture gives its one channel to each of the model's. */
 export function gather({ data }, channels, spec, rows, columns, top, left) {
   const planes = new Float32Array(spec.channels * rows.tile * columns.tile);
-  const [low, high] = spec.value_range;
-  const scale = high - low;
+  const [low, high] = spec.value_range.map(Math.fround);
+  const scale = Math.fround(spec.value_range[1] - spec.value_range[0]);
+  const plain = low === 0 && high === 1;
   const divisor = topOf(data);
   const offsets = Int32Array.from({ length: columns.tile }, (_, x) => reflect(left + x, columns.length) * channels);
   for (let y = 0; y < rows.tile; y++) {
     const row = reflect(top + y, rows.length) * columns.length * channels;
     for (let c = 0; c < spec.channels; c++) {
       const into = (c * rows.tile + y) * columns.tile;
-      for (let x = 0; x < columns.tile; x++)
-        planes[into + x] = low + Math.fround(data[row + offsets[x] + c] / divisor) * scale;
+      const from = row + (channels < 3 ? 0 : c);
+      for (let x = 0; x < columns.tile; x++) {
+        const unit = data[from + offsets[x]] / divisor; // rounded to float32 where it is stored
+        planes[into + x] = plain ? unit : Math.fround(Math.fround(unit) * scale) + low;
+      }
     }
   }
   return planes;
 }
 
-/** Writes one row of sums (interleaved colours, the model's range) to `out`, with the alpha of `data`. */
+/** Writes one row of sums (interleaved, the model's channels and range) to `out`, with the alpha of `data`; a grey
+ * picture is the mean of the model's channels. */
 export function writeRow(data, out, channels, spec, width, y, sums, at) {
   const top = topOf(out);
-  const [low, high] = spec.value_range;
+  const low = Math.fround(spec.value_range[0]);
+  const scale = Math.fround(spec.value_range[1] - spec.value_range[0]);
+  const colours = coloursOf(channels);
+  const unit = (index) => Math.fround(Math.fround(sums[index] - low) / scale);
   let index = y * width * channels;
   for (let x = 0; x < width; x++) {
-    for (let c = 0; c < spec.channels; c++) {
-      const value = (sums[at + x * spec.channels + c] - low) / (high - low);
-      if (!Number.isFinite(value))
-        throw new Error("the model returned NaN or infinity; its file is damaged or it overflowed");
+    const from = at + x * spec.channels;
+    for (let c = 0; c < colours; c++) {
+      let value = 0;
+      if (colours === spec.channels) value = unit(from + c);
+      else {
+        for (let i = 0; i < spec.channels; i++) value += unit(from + i);
+        value = Math.fround(value / spec.channels); // summed in double precision: the mean of equal numbers is theirs
+      }
       const clipped = Math.min(Math.max(value, 0), 1);
       out[index + c] = top === 1 ? clipped : halfEven(Math.fround(clipped * top));
     }
-    if (channels > spec.channels) out[index + spec.channels] = data[index + spec.channels];
+    if (channels > colours) out[index + colours] = data[index + colours];
     index += channels;
+  }
+}
+
+/** Throws Error where output `name` holds NaN or infinity. */
+export function checkFinite(values, name) {
+  for (const value of values) {
+    if (!Number.isFinite(value))
+      throw new Error(`the model returned NaN or infinity (${name}); its file is damaged or it overflowed`);
   }
 }
 

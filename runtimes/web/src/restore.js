@@ -1,10 +1,17 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
 import { ModelError, readMetadata, readSpec, sum } from "./spec.js";
-import { channelsOf, gather, writeRow } from "./pixels.js";
+import { channelsOf, checkFinite, checkSamples, gather, writeRow } from "./pixels.js";
 import { planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
 
 export { ModelError, readMetadata, readSpec };
+
+// What the two graphs of a model have in common; precision may differ.
+const SHARED = ["checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name"].concat([
+  "tile_px",
+  "size",
+  "statistics",
+]);
 
 /**
  * The spec of a model from its files, checked against each other.
@@ -19,8 +26,7 @@ export function specOf(graph, router) {
   }
   if (router) {
     const other = readSpec(readMetadata(router));
-    const same = ["checkpoint_sha256", "clusters", "experts", "tile_px", "channels", "input_name", "statistics"];
-    if (other.graph !== "router" || same.some((key) => String(other[key]) !== String(spec[key]))) {
+    if (other.graph !== "router" || SHARED.some((key) => JSON.stringify(other[key]) !== JSON.stringify(spec[key]))) {
       throw new ModelError("the tile graph and the router graph are of two different models");
     }
   }
@@ -29,8 +35,9 @@ export function specOf(graph, router) {
 
 /**
  * Restores a picture of any size. Everything is done tile by tile; `pause` is awaited between tiles, and throws to
- * stop.
- * @param image {data, width, height}: interleaved Uint8, Uint16 or Float32 samples, RGB or RGB + alpha (kept)
+ * stop; after the last tile (done === total) the picture is complete and what it throws changes nothing.
+ * @param image {data, width, height}: interleaved Uint8, Uint16 or Float32 samples of 1 to 4 channels: grey, grey and
+ * alpha, RGB, RGB and alpha; alpha is kept
  * @param spec what specOf returned
  * @param run (graph: "tile" | "router", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
  * @param pause (done, total) => Promise
@@ -39,6 +46,7 @@ export function specOf(graph, router) {
 export async function restore(image, spec, run, pause) {
   const { data, width, height } = image;
   const channels = channelsOf(image, spec);
+  checkSamples(data);
   const rows = planAxis(height, spec);
   const columns = planAxis(width, spec);
   const total = rows.starts.length * columns.starts.length;
@@ -54,7 +62,7 @@ export async function restore(image, spec, run, pause) {
   if (shared) {
     const samples = [];
     for (const top of sample(rows)) for (const left of sample(columns)) samples.push([top, left]);
-    // A router with statistics takes all samples for one picture; one of the first exports looks at each alone.
+    // A router with statistics takes all samples for one picture; one without looks at each alone.
     const together = spec.statistics ? [samples] : samples.map((one) => [one]);
     for (const batch of together) {
       const size = dims.reduce((product, length) => product * length);
@@ -89,7 +97,7 @@ export async function restore(image, spec, run, pause) {
         seen.expert.push(checked(result, "gate", [1, sum(spec.experts)]));
       }
       add(checked(result, spec.output_name, dims), band, bandRows, rows, columns, ty, tx, spec.channels, width, height);
-      await pause(++done, total);
+      if (++done < total) await pause(done, total);
     }
     const finished = ty + 1 < rows.starts.length ? rows.starts[ty + 1] : height;
     for (let y = top; y < finished; y++) {
@@ -102,14 +110,17 @@ export async function restore(image, spec, run, pause) {
     posterior = mean(seen.posterior);
     gate = mean(seen.expert);
   }
+  await Promise.resolve(pause(total, total)).catch(() => {});
   return { data: out, posterior, gate };
 }
 
 function checked(outputs, name, dims) {
   const output = outputs[name];
-  if (!output || !(output.data instanceof Float32Array) || String(output.dims) !== String(dims)) {
+  const kind = Object.prototype.toString.call(output?.data);
+  if (kind !== "[object Float32Array]" || String(output.dims) !== String(dims)) {
     throw new ModelError(`output '${name}' came out as [${output?.dims}], not as float32 [${dims}]`);
   }
+  checkFinite(output.data, name);
   return output.data;
 }
 

@@ -16,11 +16,17 @@ export function gates(probability, { experts, top_k }) {
   return result;
 }
 
-/** The k largest, ties to the lowest index, zero elsewhere; k > 1 divides by the sum of the chosen. */
+/**
+ * The k largest, ties to the lowest index, zero elsewhere; k > 1 divides by the sum of the chosen, and where that is 0
+ * the gate is 0. Throws Error for NaN, infinity and numbers below 0.
+ */
 export function topK(probability, k) {
+  if (!probability.every((value) => Number.isFinite(value) && value >= 0)) {
+    throw new Error("the router returned a probability that is NaN, infinite or negative; its file is damaged");
+  }
   const order = [...probability.keys()].sort((a, b) => probability[b] - probability[a] || a - b).slice(0, k);
-  const total = k === 1 ? 1 : order.reduce((all, index) => all + probability[index], 0);
+  const total = order.reduce((all, index) => all + probability[index], 0);
   const gate = new Float32Array(probability.length);
-  for (const index of order) gate[index] = probability[index] / total;
+  for (const index of order) gate[index] = k === 1 || total === 0 ? probability[index] : probability[index] / total;
   return gate;
 }

@@ -1,7 +1,10 @@
 // ModelSpec: what the model file says of itself. Mirrors clusir/spec.py. onnxruntime-web hands out no metadata, so the
 // metadata_props are read from the file's protobuf here: ModelProto field 14, entries of key (1) and value (2).
 
-export class ModelError extends Error {}
+/** The model file is not one, or contradicts itself or its other half. */
+export class ModelError extends Error {
+  name = "ModelError";
+}
 
 const refuse = (why) => {
   throw new ModelError(`${why}; export the model again with clusir-export`);
@@ -38,59 +41,89 @@ function walk(bytes, visit) {
 
 /** @param {Uint8Array} bytes an ONNX file @returns {Map<string, string>} its metadata_props */
 export function readMetadata(bytes) {
-  const text = new TextDecoder();
+  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const text = (value) => {
+    try {
+      return decoder.decode(value);
+    } catch {
+      return refuse("the file is not an ONNX model: its metadata is not UTF-8");
+    }
+  };
   const metadata = new Map();
+  let graph = false;
   walk(bytes, (field, entry) => {
+    if (field === 7) graph = true;
     if (field !== 14) return;
     const pair = ["", ""];
-    walk(entry, (part, value) => (pair[part - 1] = text.decode(value)));
+    walk(entry, (part, value) => (pair[part - 1] = text(value)));
     metadata.set(pair[0], pair[1]);
   });
+  if (!graph) refuse("the file is not an ONNX model: it holds no graph");
   return metadata;
 }
 
 const within = (low, high) => (value) => Number.isInteger(value) && value >= low && value <= high;
 const listOf = (check) => (value) => Array.isArray(value) && value.length <= 64 && value.every(check);
-const isText = (value) => typeof value === "string";
-const FIELDS = {
+// At most 1024 characters, none of them half of a surrogate pair.
+const isText = (value) => typeof value === "string" && [...value].length <= 1024 && !/\p{Surrogate}/u.test(value);
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const isNumber = (value) => typeof value === "number"; // JSON.parse with `finite` lets no other one in
+
+function isRange(value) {
+  if (!Array.isArray(value) || value.length !== 2 || !value.every(isNumber)) return false;
+  const [low, high] = value;
+  return low >= -1e6 && high <= 1e6 && high - low >= 1e-3 * Math.max(1, Math.abs(low), Math.abs(high));
+}
+
+// The fields of Python's ModelSpec, in its order: what stands where the file does not say, and what is taken.
+export const FIELDS = {
   name: ["clusir", isText],
   graph: ["whole", (value) => ["whole", "tile", "router"].includes(value)],
   spec_version: [undefined, (value) => value === 1],
   checkpoint_sha256: ["", isText],
   layout: ["NCHW", (value) => value === "NCHW"],
   colour_order: ["RGB", (value) => value === "RGB"],
-  value_range: [[0, 1], (value) => Array.isArray(value) && value.length === 2 && value[1] - value[0] > 0],
+  value_range: [[0, 1], isRange],
   input_name: ["image", isText],
   output_name: ["restored", isText],
   channels: [3, (value) => value === 1 || value === 3],
-  size: [{ multiple_of: 16, minimum: 16, static_px: 0 }, (value) => value !== null && typeof value === "object"],
+  size: [{}, isObject],
   tile_px: [256, within(1, 4096)],
   halo_px: [16, within(0, 4096)],
   precision: ["fp32", isText],
+  router_form: ["dense", isText],
+  dft_form: ["matmul", isText],
   clusters: [[], listOf(within(1, 4096))],
   experts: [[], listOf(within(1, 4096))],
   top_k: [1, within(1, 4096)],
-  statistics: [0, within(0, 2 ** 24)],
   cluster_labels: [[], listOf((level) => Array.isArray(level) && level.every(isText))],
+  tolerances: [{}, (value) => isObject(value) && Object.values(value).every((bound) => isNumber(bound) && bound >= 0)],
+  statistics: [0, within(0, 2 ** 24)],
+};
+
+/** For JSON.parse: refuses numbers that no double holds; zero has no sign. */
+const finite = (_, value) => {
+  if (typeof value !== "number") return value;
+  if (!Number.isFinite(value)) throw new RangeError("a number is too large");
+  return value + 0;
 };
 
 /** @param {Map<string, string>} metadata @returns the spec, fields named as in Python; throws ModelError. */
 export function readSpec(metadata) {
   const spec = {};
+  if (!metadata.has("clusir.spec_version")) refuse("the model carries no clusir metadata (key clusir.spec_version)");
   for (const [field, [fallback, check]] of Object.entries(FIELDS)) {
     const text = metadata.get(`clusir.${field}`);
-    if (text === undefined && fallback === undefined)
-      refuse(`the model carries no clusir metadata (key clusir.${field})`);
     try {
-      spec[field] = text === undefined ? fallback : JSON.parse(text);
+      spec[field] = text === undefined ? structuredClone(fallback) : JSON.parse(text, finite);
     } catch {
       refuse(`model metadata: clusir.${field} is not JSON`);
     }
-    if (!check(spec[field])) refuse(`model metadata: clusir.${field} is ${JSON.stringify(spec[field]).slice(0, 80)}`);
+    if (!check(spec[field])) refuse(`model metadata: clusir.${field} is ${JSON.stringify(spec[field])?.slice(0, 80)}`);
   }
-  const { multiple_of = 16, minimum = 16, static_px = 0 } = spec.size;
+  const { multiple_of = 16, minimum = 16, static_px = 0 } = spec.size; // other keys are a newer writer's
   spec.size = { multiple_of, minimum, static_px };
-  if (!within(1, 4096)(multiple_of) || !within(1, 65536)(minimum) || !within(0, 65536)(static_px)) {
+  if (!within(1, 4096)(multiple_of) || !within(1, 65536)(minimum) || !within(0, 4096)(static_px)) {
     refuse("model metadata: the size rule is out of bounds");
   }
   if (2 * spec.halo_px >= spec.tile_px) refuse("model metadata: the halo leaves no core of the tile");
@@ -100,7 +133,10 @@ export function readSpec(metadata) {
   if (spec.experts.some((experts) => spec.top_k > experts))
     refuse("model metadata: top_k is more than a level's experts");
   const labels = spec.cluster_labels;
-  if (labels.length && !spec.clusters.every((n, level) => labels[level]?.length === n)) {
+  if (
+    labels.length &&
+    (labels.length !== spec.clusters.length || labels.some((l, i) => l.length !== spec.clusters[i]))
+  ) {
     refuse("model metadata: cluster labels do not match the clusters");
   }
   return spec;

@@ -40,7 +40,7 @@ const actions = {
     const pause = async (done, total) => {
       postMessage({ id, done, total });
       await breathe();
-      if (cancelled.delete(id)) throw new DOMException("the restoration was cancelled", "AbortError");
+      if (cancelled.has(id)) throw new DOMException("the restoration was cancelled", "AbortError");
     };
     if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause);
     const { width, height } = image;
@@ -63,10 +63,7 @@ onmessage = ({ data: message }) => {
   queue = queue.then(async () => {
     try {
       const result = await actions[message.action](message);
-      postMessage(
-        { id: message.id, result },
-        [result.data?.buffer, result.bitmap].filter(Boolean),
-      );
+      postMessage({ id: message.id, result }, [result.data?.buffer, result.bitmap].filter(Boolean));
     } catch (error) {
       postMessage({ id: message.id, error: { name: error.name, message: error.message } });
     }

@@ -6,6 +6,7 @@ import { pathToFileURL } from "node:url";
 import * as ort from "onnxruntime-web";
 import { ModelError, restore, specOf } from "../src/restore.js";
 import { runGolden } from "./golden.mjs";
+import { check, finish, throws } from "./support.mjs";
 
 ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "fatal";
@@ -24,23 +25,6 @@ async function open(url, pause = async () => {}) {
   };
   return { spec, files, restore: (image) => restore(image, spec, run, pause) };
 }
-
-let passed = 0;
-let failed = 0;
-const check = (holds, what) => {
-  if (holds) passed++;
-  else failed++;
-  if (!holds) console.log(`FAILED: ${what}`);
-};
-const throws = async (kind, what, action) => {
-  const error = await Promise.resolve()
-    .then(action)
-    .then(
-      () => null,
-      (thrown) => thrown,
-    );
-  check(error instanceof kind, `${what}: ${error}`);
-};
 
 for (const { name, difference, failures } of await runGolden(folder, read, open)) {
   console.log(`${name}: max abs difference ${difference.toPrecision(3)}`);
@@ -66,6 +50,8 @@ for (const [from, to] of [
   ["[4, 3]", "[4,-3]"],
   ['"NCHW"', '"NHWC"'],
   ["[0.0, 1.0]", "[1.0, 1.0]"],
+  ["[0.0, 1.0]", "[0.0, 2.0]"], // not the router's
+  ["0".repeat(64), "1".repeat(64)], // another checkpoint
 ]) {
   await throws(ModelError, `${from} -> ${to}`, () => specOf(lie(from, to), router));
 }
@@ -74,12 +60,70 @@ await throws(RangeError, "no pixels", () => run(picture(0, 0, 0)));
 await throws(RangeError, "a short array", () => run(picture(11, 2, 2)));
 await throws(RangeError, "five channels", () => run(picture(20, 2, 2)));
 await throws(TypeError, "an array of another type", () => run({ data: new Int8Array(12), width: 2, height: 2 }));
-await throws(RangeError, "NaN", () => run({ data: new Float32Array(12).fill(NaN), width: 2, height: 2 }));
+for (const wrong of [NaN, Infinity, -1, 1.0000001]) {
+  for (const [channels, at] of [
+    [3, 4],
+    [4, 7],
+    [2, 3],
+    [1, 2],
+  ]) {
+    const data = new Float32Array(4 * channels).fill(0.5);
+    data[at] = wrong;
+    await throws(RangeError, `${wrong} at ${at} of ${channels}`, () => run({ data, width: 2, height: 2 }));
+  }
+}
+for (const nothing of [
+  null,
+  undefined,
+  7,
+  "photo.png",
+  {},
+  { width: 2, height: 2 },
+  { data: [1, 2, 3], width: 1, height: 1 },
+])
+  await throws(TypeError, `no picture: ${JSON.stringify(nothing)}`, () => run(nothing));
+for (const [width, height] of [
+  [2.5, 2],
+  [-2, -2],
+  [NaN, 1],
+  ["2", "2"],
+])
+  await throws(RangeError, `${width} x ${height}`, () => run(picture(12, width, height)));
 const stopper = await open(new URL("standin.onnx", folder), async (done) => {
   if (done === 2) throw new DOMException("stop", "AbortError");
 });
 await throws(DOMException, "cancelled", () => stopper.restore(picture(100 * 100 * 3, 100, 100)));
+// Told to stop once the router has run: before the first tile.
+const told = [];
+const early = await open(new URL("standin.onnx", folder), async (done, total) => {
+  told.push(done);
+  if (told.length === 2) throw new DOMException("stop", "AbortError");
+});
+await throws(DOMException, "cancelled after the router", () => early.restore(picture(100 * 100 * 3, 100, 100)));
+check(String(told) === "0,0", `told ${told}`);
+// After the last tile the picture is complete.
+const late = await open(new URL("standin.onnx", folder), async (done, total) => {
+  if (done === total) throw new DOMException("stop", "AbortError");
+});
+const complete = await late.restore(picture(100 * 60 * 3, 100, 60));
+check(
+  String(complete.data) === String((await run(picture(100 * 60 * 3, 100, 60))).data),
+  "stopped after the last tile",
+);
+// A whole graph alone, as a model without sidecars.
+const wholeBytes = await read(new URL("standin.onnx", folder));
+const wholeSpec = specOf(wholeBytes);
+const wholeSession = await ort.InferenceSession.create(wholeBytes);
+const answer = await restore(
+  picture(40 * 40 * 3, 40, 40),
+  wholeSpec,
+  (_, feeds) => {
+    const tensors = Object.entries(feeds).map(([name, [data, dims]]) => [name, new ort.Tensor("float32", data, dims)]);
+    return wholeSession.run(Object.fromEntries(tensors));
+  },
+  async () => {},
+);
+check(answer.posterior.length === 7 && answer.gate.length === 7, "a whole graph tells its routing");
 check(spec.cluster_labels[0][1] === "jpeg", "labels");
 
-console.log(`${passed} passed, ${failed} failed`);
-process.exit(failed ? 1 : 0);
+finish();

@@ -52,10 +52,11 @@ typedef enum clusir_status {
  * values are refused in `in`, alpha's too, and clipped in `out`. */
 typedef enum clusir_type { CLUSIR_U8 = 1, CLUSIR_U16 = 2, CLUSIR_F32 = 4 } clusir_type;
 
-/* Rows of interleaved pixels. `channels`: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (a model of one channel takes
- * 1 and 2). Grey is given to a model of colours three times, and its answer averaged. Alpha is copied, scaled where the
- * types differ, and never restored. `stride_bytes` is the distance between two rows, at least width * channels * sizeof(sample) and a
- * multiple of the sample size; 0 means rows without gaps. `data` is aligned to the sample size. */
+/* Rows of interleaved pixels. `channels`: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (a model of one channel
+ * takes 1 and 2). Grey is given to a model of colours three times, and its answer averaged. Alpha is copied, scaled
+ * where the types differ, and never restored. `stride_bytes` is the distance between two rows, at least width *
+ * channels * sizeof(sample) and a multiple of the sample size; 0 means rows without gaps. `data` is aligned to the
+ * sample size. */
 typedef struct clusir_image {
     void* data;
     uint32_t width, height;
@@ -88,10 +89,11 @@ typedef struct clusir_spec {
     uint32_t posterior_size; /* sum of the clusters of all levels */
     uint32_t gate_size;      /* sum of the experts of all levels */
     uint32_t top_k;
-    uint32_t statistics;                         /* pooled values that the tiles of a picture share; 0: none */
-    uint32_t static_px, multiple_of, minimum_px; /* heights and widths that the graph takes; static_px 0: any that fits */
-    double value_low, value_high;                /* what black and white are as the model's numbers */
-    const char* checkpoint_sha256;               /* of the weights, hex; "" where the model does not say */
+    uint32_t statistics; /* pooled values that the tiles of a picture share; 0: none */
+    uint32_t static_px, multiple_of,
+        minimum_px;                /* heights and widths that the graph takes; static_px 0: any that fits */
+    double value_low, value_high;  /* what black and white are as the model's numbers */
+    const char* checkpoint_sha256; /* of the weights, hex; "" where the model does not say */
 } clusir_spec;
 
 /* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops;

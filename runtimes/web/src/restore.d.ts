@@ -1,0 +1,67 @@
+/** Samples of interleaved pixels: grey, grey and alpha, RGB, or RGB and alpha; integers span 0..1, floats lie in it. */
+export type Samples = Uint8Array | Uint8ClampedArray | Uint16Array | Float32Array;
+
+export interface Picture<S extends Samples = Samples> {
+  data: S;
+  width: number;
+  height: number;
+}
+
+export interface Restored<S extends Samples = Samples> extends Picture<S> {
+  /** Cluster posterior of all routed levels, concatenated; each level sums to 1. */
+  posterior: Float32Array;
+  /** Gates after top-k of all routed levels, concatenated. */
+  gate: Float32Array;
+}
+
+/** What a model says of itself; `spec.schema.json` of the Python package describes every field. */
+export interface ModelSpec {
+  name: string;
+  graph: "whole" | "tile" | "router";
+  spec_version: 1;
+  checkpoint_sha256: string;
+  layout: "NCHW";
+  colour_order: "RGB";
+  /** What black and white are as the model's numbers. */
+  value_range: [number, number];
+  input_name: string;
+  output_name: string;
+  channels: 1 | 3;
+  size: { multiple_of: number; minimum: number; static_px: number };
+  tile_px: number;
+  halo_px: number;
+  precision: string;
+  router_form: string;
+  dft_form: string;
+  /** Clusters and experts of each routed level; empty: a model without routing. */
+  clusters: number[];
+  experts: number[];
+  top_k: number;
+  cluster_labels: string[][];
+  tolerances: Record<string, number>;
+  /** Length of the pooled statistics that tiles share; 0: each computes its own. */
+  statistics: number;
+}
+
+/** The model file is not one, or contradicts itself or its other half. */
+export class ModelError extends Error {}
+
+/** The metadata_props of an ONNX file. Throws ModelError. */
+export function readMetadata(bytes: Uint8Array): Map<string, string>;
+export function readSpec(metadata: Map<string, string>): ModelSpec;
+/** The spec of a tile graph and its router, or of a whole graph. Throws ModelError. */
+export function specOf(graph: Uint8Array, router?: Uint8Array): ModelSpec;
+
+export type Tensors = Record<string, [data: Float32Array, dims: number[]]>;
+export type Outputs = Record<string, { data: unknown; dims: readonly number[] }>;
+
+/**
+ * Restores a picture with the graphs that `run` runs; `pause` is awaited between tiles and throws to stop. A whole
+ * graph is run under the name "tile".
+ */
+export function restore<S extends Samples>(
+  image: Picture<S>,
+  spec: ModelSpec,
+  run: (graph: "tile" | "router", feeds: Tensors) => Promise<Outputs>,
+  pause: (done: number, total: number) => void | Promise<void>,
+): Promise<{ data: S; posterior: Float32Array; gate: Float32Array }>;
