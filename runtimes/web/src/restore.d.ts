@@ -18,7 +18,7 @@ export interface Restored<S extends Samples = Samples> extends Picture<S> {
 export interface ModelSpec {
   name: string;
   graph: "whole" | "tile" | "router";
-  spec_version: 1;
+  spec_version: 1 | 2;
   checkpoint_sha256: string;
   layout: "NCHW";
   colour_order: "RGB";
@@ -41,6 +41,8 @@ export interface ModelSpec {
   tolerances: Record<string, number>;
   /** Length of the pooled statistics that tiles share; 0: each computes its own. */
   statistics: number;
+  /** How many times as high and wide the answer is; only 1 is run here. */
+  scale: number;
 }
 
 /** The model file is not one, or contradicts itself or its other half. */

@@ -20,6 +20,7 @@ const SHARED = ["checkpoint_sha256", "clusters", "experts", "top_k", "channels",
  */
 export function specOf(graph, router) {
   const spec = readSpec(readMetadata(graph));
+  if (spec.scale !== 1) throw new ModelError(`it enlarges ${spec.scale} times, which only the Python package runs`);
   if (spec.graph === "router") throw new ModelError("this is a router graph; open the model it belongs to");
   if ((spec.graph === "tile") !== Boolean(router)) {
     throw new ModelError("a tile graph needs its router graph, and only a tile graph does");

@@ -79,7 +79,7 @@ function isRange(value) {
 export const FIELDS = {
   name: ["clusir", isText],
   graph: ["whole", (value) => ["whole", "tile", "router"].includes(value)],
-  spec_version: [undefined, (value) => value === 1],
+  spec_version: [undefined, within(1, 2)], // 2 where scale is not 1
   checkpoint_sha256: ["", isText],
   layout: ["NCHW", (value) => value === "NCHW"],
   colour_order: ["RGB", (value) => value === "RGB"],
@@ -99,6 +99,7 @@ export const FIELDS = {
   cluster_labels: [[], listOf((level) => Array.isArray(level) && level.every(isText))],
   tolerances: [{}, (value) => isObject(value) && Object.values(value).every((bound) => isNumber(bound) && bound >= 0)],
   statistics: [0, within(0, 2 ** 24)],
+  scale: [1, within(1, 8)],
 };
 
 /** For JSON.parse: refuses numbers that no double holds; zero has no sign. */
@@ -132,6 +133,7 @@ export function readSpec(metadata) {
     refuse("model metadata: clusters and experts do not name the same levels");
   if (spec.experts.some((experts) => spec.top_k > experts))
     refuse("model metadata: top_k is more than a level's experts");
+  if (spec.scale !== 1 && spec.clusters.length) refuse("model metadata: a scale beside routed levels is not read here");
   const labels = spec.cluster_labels;
   if (
     labels.length &&
