@@ -25,6 +25,7 @@ NEEDS = {
     "executorch": "minutes: a Python with clusir[executorch], named in CLUSIR_EXECUTORCH",
     "no executorch": "minutes: an environment without ExecuTorch",
     "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",
+    "libtiff": "tools: libtiff-tools",
     "browser": "tools: node, the npm packages of runtimes/web, and chromium",
 }
 FULL = pytest.mark.skipif(not os.environ.get("CLUSIR_FULL"), reason=NEEDS["full"])

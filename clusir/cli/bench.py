@@ -102,6 +102,10 @@ def _bench(options: dict[str, Any]) -> None:
     from clusir.runtimes.machine.table import as_json, to_markdown
 
     say = _say(options)
+    if options["quality"]:  # an empty folder is said before minutes of measuring
+        from clusir.quality.evaluate import list_pictures
+
+        list_pictures(options["quality"])
     cases = [case for size in options["size"] for case in _cases(options, size)]
     measured = bench_cases(cases, options["runs"], options["warmup"], lambda text: say(f"measuring {text}"))
     if options["memory"]:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.restore.pixels import check_finite, scaled
 from clusir.runtimes.restore.routing import Routing, combine
+from clusir.runtimes.restore.sources import ArraySource, Restorable, opened_source
 from clusir.runtimes.restore.tiling import Plan, plan_picture
 from clusir.runtimes.runners.base import Array, Runner
 from clusir.runtimes.runners.files import ModelFiles, find_model
@@ -26,23 +28,6 @@ ROUTINGS = ("shared", "tile")
 # What the graphs of one model have in common; ``precision`` may differ (the router stays fp32), ``graph`` does.
 _SHARED_FIELDS = ("checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name")
 ALPHA_MODES = ("keep", "process", "drop")
-
-
-class ArraySource:
-    """A picture that is already an array: HxW or HxWxC."""
-
-    def __init__(self, pixels: Pixels) -> None:
-        if pixels.ndim == 2:
-            pixels = pixels[:, :, None]
-        if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
-            raise ImageError(
-                f"array of shape {pixels.shape}: a picture is HxW or HxWxC with 1 to 4 channels, not empty"
-            )
-        self.pixels = pixels
-        self.height, self.width, self.channels = pixels.shape
-
-    def rows(self, start: int, stop: int) -> Pixels:
-        return self.pixels[start:stop]
 
 
 @dataclass
@@ -103,21 +88,33 @@ class Restorer:
         self.routing = "shared" if can_share and routing != "tile" else "tile"
         self.batch = batch or (8 if self.name.endswith("cuda") else 1)
 
-    def restore(self, pixels: Pixels) -> Pixels:
-        """The restored picture, same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4), or, of a
-        model that enlarges, ``spec.scale`` times as high and wide.
+    def restore(self, picture: Restorable) -> Any:
+        """The restored picture, of the kind that was given; of a model that enlarges, ``spec.scale`` times as high and
+        wide.
 
-        ``pixels``: HxW or HxWxC (1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha), uint8, uint16, or floating in 0..1.
-        Raises ImageError for another shape, dtype or range, and for NaN.
+        An array, HxW or HxWxC (1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha), uint8, uint16, or floating in 0..1: an
+        array of the same shape and dtype (alpha ``drop`` removes the last channel of 2 or 4). A Pillow image: one that
+        is upright, with its profile, EXIF and resolution in ``info``. The path of a picture file: an upright array,
+        HxWxC. Raises ImageError for another shape, dtype or range, for NaN, and for files that cannot be read.
         """
-        restored, _ = self.restore_and_tell(pixels)
+        restored, _ = self.restore_and_tell(picture)
         return restored
 
-    def restore_and_tell(self, pixels: Pixels) -> tuple[Pixels, Work]:
+    def restore_and_tell(self, picture: Restorable) -> tuple[Any, Work]:
         """:meth:`restore`, and what it did: tiles, seconds of inference, routing."""
         work = Work()
-        restored = np.concatenate(list(self.stream(ArraySource(pixels), work)))
-        return (restored[:, :, 0] if pixels.ndim == 2 else restored), work
+        source, dressed = opened_source(picture)
+        return dressed(np.concatenate(list(self.stream(source, work)))), work
+
+    def restore_file(self, source: str | Path, target: str | Path) -> PictureInfo:
+        """Restore one picture file into another, upright, with profile, EXIF and all else that ``target``'s format can
+        hold; what it cannot is in the ``notes`` of what is returned. Raises ImageError; nothing is written then."""
+        from clusir.runtimes.images.files import open_picture, output_info, save_picture
+
+        picture = open_picture(source)
+        info = output_info(picture.info, target, self.alpha, self.spec.scale)
+        save_picture(target, self.stream(picture, dtype=info.dtype), info, like=Path(source))
+        return info
 
     def stream(
         self, source: RowSource, work: Work | None = None, dtype: np.dtype[Any] | None = None

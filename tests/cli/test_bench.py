@@ -225,3 +225,15 @@ def test_baselines_without_quality_are_refused() -> None:
     done = CliRunner().invoke(main, ["--baselines"])
     assert done.exit_code == 2
     assert "--quality" in done.stderr
+
+
+def test_an_empty_quality_folder_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured before the folder was looked at")
+
+    monkeypatch.setattr("clusir.runtimes.machine.measure.bench_cases", measured)
+    done = CliRunner().invoke(main, ["--quality", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "holds no picture" in done.stderr

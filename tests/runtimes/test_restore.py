@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 import skimage.data
+from PIL import Image
 
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
 from clusir.runtimes.restore.restorer import ArraySource, Restorer, Work
@@ -330,3 +331,54 @@ def test_sidecars_of_another_form_are_refused(tmp_path: Path, change: dict[str, 
     models.save_router(tmp_path / "model.router.onnx", other)
     with Restorer(path) as restorer, pytest.raises(ModelFormatError, match=r"router\.onnx"):
         restorer.restore(np.zeros((100, 100, 3), np.uint8))
+
+
+def photo_file(path: Path) -> np.ndarray:
+    """A photo on its side with a profile and EXIF, and its upright pixels."""
+    from PIL import ImageCms
+
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3)).astype(np.uint8)
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(path, exif=exif, icc_profile=icc, dpi=(300, 200))
+    return pixels.transpose(1, 0, 2)[:, ::-1]
+
+
+def test_files_and_pillow_images_are_restored_upright(tmp_path: Path) -> None:
+    upright = photo_file(tmp_path / "a.png")
+    with Restorer(models.save_identity(tmp_path / "m.onnx")) as restorer:
+        for given in (tmp_path / "a.png", str(tmp_path / "a.png")):
+            np.testing.assert_array_equal(restorer.restore(given), upright)
+        with Image.open(tmp_path / "a.png") as image:
+            made = restorer.restore(image)
+        np.testing.assert_array_equal(np.asarray(made), upright)
+        assert made.info["icc_profile"]
+        found = Image.Exif()
+        found.load(made.info["exif"])
+        assert (found.get(0x010F), found.get(0x0112, 1)) == ("maker", 1)
+        info = restorer.restore_file(tmp_path / "a.png", tmp_path / "b.tif")
+        assert info.icc
+        with Image.open(tmp_path / "b.tif") as image:
+            np.testing.assert_array_equal(np.asarray(image), upright)
+            assert [round(float(d)) for d in image.info["dpi"]] == [200, 300]
+            assert image.getexif()[0x010F] == "maker"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "F"])
+def test_pillow_modes(tmp_path: Path, mode: str) -> None:
+    grey = np.linspace(0, 1, 600).reshape(20, 30)
+    image = Image.fromarray((grey * 65535).astype(np.uint16)) if mode == "I;16" else Image.fromarray(np.float32(grey))
+    if mode not in ("I;16", "F"):
+        image = Image.fromarray((grey * 255).astype(np.uint8)).convert(mode)
+    with Restorer(models.save_identity(tmp_path / "m.onnx")) as restorer:
+        made = restorer.restore(image)
+    assert made.mode == {"1": "L", "P": "RGB"}.get(mode, mode)
+    want = image.convert(made.mode) if made.mode != mode else image
+    assert np.abs(np.asarray(made).astype(float) - np.asarray(want)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("given", [None, 3, b"bytes", [[1, 2]], Image.new("CMYK", (4, 4)), Image.new("HSV", (4, 4))])
+def test_what_is_no_picture_is_said(tmp_path: Path, given: object) -> None:
+    with Restorer(models.save_identity(tmp_path / "m.onnx")) as restorer, pytest.raises(ImageError):
+        restorer.restore(given)

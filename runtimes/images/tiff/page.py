@@ -148,6 +148,8 @@ def _described(page: TiffPage) -> TiffPicture:
     planar = int(page.planarconfig or 1) == 2 and channels > 1
     layout = _layout(page, photometric, 1 if planar else channels)
     alpha, premultiplied, notes = _extra_channels(page, colours, channels)
+    if premultiplied and photometric not in (GREY, RGB):
+        raise ImageError("a TIFF of premultiplied alpha is read as grey or RGB only; save it with straight alpha")
     tiled = bool(page.is_tiled)
     segment = (int(page.tilelength), int(page.tilewidth)) if tiled else (min(int(page.rowsperstrip), height), width)
     if not (0 < segment[0] <= height + 65536 and 0 < segment[1] <= width + 65536):

@@ -33,6 +33,8 @@ _IPTC, _PHOTOSHOP, _LAYERS = 33723, 34377, 37724
 
 def probe_tiff(path: Path, limits: Limits) -> tuple[PictureInfo, TiffPicture]:
     """The facts of a TIFF and the page they are of. Raises ImageError (see :func:`read_picture`)."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as block:
+        _check_samples(*read_ifd(block))
     with opened_tiff(path) as tif:
         picture = read_picture(path, tif)
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as block:
@@ -73,6 +75,14 @@ def probe_tiff(path: Path, limits: Limits) -> tuple[PictureInfo, TiffPicture]:
         **resolution,
     )
     return upright_info(info, orientation), picture
+
+
+def _check_samples(order: str, tags: dict[int, Tag]) -> None:
+    """Refuse samples of several kinds by their name: tifffile calls such a directory damaged."""
+    for number, name in ((258, "depth"), (339, "format")):
+        values = tags[number].value if number in tags and tags[number].kind == 3 else b""
+        if len({values[i : i + 2] for i in range(0, len(values), 2)}) > 1:
+            raise ImageError(f"a TIFF whose samples differ in {name} is not read; save it with 8 or 16 bit")
 
 
 def _resolution(order: str, tags: dict[int, Tag]) -> dict[str, Any]:
@@ -175,7 +185,8 @@ class TiffRows:
         alpha = None if page.alpha is None else stored[:, :, page.alpha : page.alpha + 1]
         top = 1.0 if page.layout.kind == "f" else float((1 << page.layout.bits) - 1)
         if page.premultiplied and alpha is not None:
-            colours = _straight(colours, alpha, top)
+            colours = _straight(colours, alpha, self._dtype)
+            return np.concatenate([colours, _scaled(alpha, page.layout.bits, self._dtype)], axis=2)
         if page.photometric == WHITE_IS_ZERO:
             colours = (np.asarray(top, colours.dtype) - colours).astype(colours.dtype)
         if page.palette is not None:
@@ -202,13 +213,17 @@ def _scaled(samples: NDArray[Any], bits: int, dtype: np.dtype[Any]) -> NDArray[A
     return ((samples.astype(np.uint32) * full + top // 2) // top).astype(dtype)
 
 
-def _straight(colours: NDArray[Any], alpha: NDArray[Any], top: float) -> NDArray[Any]:
-    """Colours divided by their opacity; where that is 0 they are unknown, and 0."""
-    opacity = np.where(alpha > 0, alpha, top).astype(np.float64)
-    divided = np.where(alpha > 0, colours * (top / opacity), 0)
-    if np.issubdtype(colours.dtype, np.floating):
-        return divided.astype(colours.dtype)
-    return np.minimum(np.rint(divided), top).astype(colours.dtype)
+def _straight(colours: NDArray[Any], alpha: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Colours divided by their opacity, in the full range of ``dtype`` with one rounding; where opacity is 0 they are
+    unknown, and 0."""
+    there = alpha > 0
+    if dtype == np.float32:
+        opacity = np.where(there, alpha, 1).astype(np.float64)
+        return np.where(there, colours / opacity, 0).astype(np.float32)
+    full = int(np.iinfo(dtype).max)
+    opacity = np.where(there, alpha, 1).astype(np.uint64)
+    divided = (2 * colours.astype(np.uint64) * full + opacity) // (2 * opacity)
+    return np.where(there, np.minimum(divided, full), 0).astype(dtype)
 
 
 def _to_rgb(samples: NDArray[Any], ycbcr: tuple[tuple[float, ...], tuple[float, ...]]) -> NDArray[np.uint8]:
