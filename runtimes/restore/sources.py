@@ -65,7 +65,7 @@ def _from_pillow(image: Image) -> tuple[RowSource, Callable[[Pixels], Any]]:
 
     mode, _ = rgb_of(image)
     turned = ImageOps.exif_transpose(image)
-    kept = {key: turned.info[key] for key in ("icc_profile", "xmp", "dpi") if key in turned.info}
+    kept: dict[Any, Any] = {key: turned.info[key] for key in ("icc_profile", "xmp", "dpi") if key in turned.info}
     if turned.mode == "CMYK":
         pixels = cmyk_to_srgb(kept.pop("icc_profile"))(np.asarray(turned))
     else:
