@@ -215,9 +215,8 @@ def _probe_tiff(path: Path, limits: Limits) -> Probe:
 
 
 def _probe_with_pillow(path: Path, kind: str, limits: Limits) -> Probe:
-    def check(image: Any) -> None:  # sizes first: what follows reads further
-        pixel_bytes = 1 / 8 if image.mode in ("1", "P") else len(image.getbands())
-        _check_size(path, image.width, image.height, pixel_bytes, limits, kind)
+    def check(width: int, height: int, pixel_bytes: float) -> None:  # sizes first: what follows reads further
+        _check_size(path, width, height, pixel_bytes, limits, kind)
 
     info, orientation, decode = probe_with_pillow(path, kind, limits, check)
     # Pillow takes 4 bytes a pixel for colour; a turned copy comes on top.

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 from clusir.errors import ImageError
 from clusir.runtimes.images.bmp_reader import read_fields, read_profile
 from clusir.runtimes.images.jpeg_reader import coding_of, complete_jpeg, jpeg_facts
+from clusir.runtimes.images.jxl_header import read_jxl
 from clusir.runtimes.images.metadata.colour import cmyk_to_srgb
 from clusir.runtimes.images.metadata.exif import plain_exif
 from clusir.runtimes.images.metadata.jpeg_segments import parse_jpeg
@@ -95,7 +96,7 @@ def rgb_of(image: Image.Image) -> tuple[str, str]:
 
 
 def probe_with_pillow(
-    path: Path, kind: str, limits: Limits, check: Callable[[Image.Image], None]
+    path: Path, kind: str, limits: Limits, check: Callable[[int, int, float], None]
 ) -> tuple[PictureInfo, int, Any]:
     """(facts, orientation, a function that decodes to rows) of an opened, not yet decoded file; ``check`` may
     refuse it.
@@ -106,8 +107,13 @@ def probe_with_pillow(
     if kind == "JPEG":
         data = path.read_bytes()
         parts = parse_jpeg(data)
+    jxl = read_jxl(path.read_bytes()) if kind == "JXL" else None
+    if jxl is not None:
+        check(jxl.width, jxl.height, 1)  # its plug-in decodes as soon as it opens
+        if jxl.animated:
+            raise ImageError("animated; extract the frame to restore")
     with opened(path, kind, data) as image:
-        check(image)
+        check(image.width, image.height, 1 / 8 if image.mode in ("1", "P") else len(image.getbands()))
         if getattr(image, "n_frames", 1) > 1 and kind not in ("JPEG", "HEIF"):
             raise ImageError(f"it has {getattr(image, 'n_frames', 1)} frames; extract the one to restore")
         mode, note = rgb_of(image)
@@ -120,6 +126,10 @@ def probe_with_pillow(
                          jpeg_tables=tables, jpeg_subsampling=sampling)  # fmt: skip
             if not parts.ended:
                 complete_jpeg(data, parts)
+        if jxl is not None:
+            info = _with(info, xmp=plain_xmp(jxl.xmp))
+            if jxl.bits > 8 and info.dtype == np.uint8:
+                info = _with(info, notes=(*info.notes, f"{jxl.bits} bit become 8"))
     if info.exif is not None and len(info.exif) > limits.exif_bytes:
         raise ImageError(f"its EXIF block of {len(info.exif)} bytes is over the {limits.exif_bytes} allowed; strip it")
     orientation = 1 if kind in _TURNED_BY_DECODER else orientation_of(info.exif, info.xmp)
