@@ -79,15 +79,17 @@ class Pipeline(Generic[M]):
     """Runs passes in order; a failure names the pass and those that ran before it.
 
     ``after_each(name, model)`` is called behind every pass that changed the model, for example to check parity and so
-    blame a difference on one pass.
+    blame a difference on one pass. ``before_each(name)`` is told which pass comes next.
     """
 
     passes: Sequence[Pass[M]]
     after_each: Callable[[str, M], None] | None = None
+    before_each: Callable[[str], None] = lambda _: None
     records: list[PassRecord] = field(default_factory=list)
 
     def run(self, model: M) -> M:
         for step in self.passes:
+            self.before_each(step.name)
             try:
                 step.requires(model)
                 result = step.apply(model)

@@ -9,33 +9,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from clusir.errors import ExportError, UnsupportedModelError, UsageError
-from clusir.export.base import Pipeline
+from clusir.errors import ExportError, UnsupportedModelError, UsageError, ValidationError
+from clusir.export.base import PassRecord, Pipeline
 from clusir.export.experts.coverage import check_program
-from clusir.export.experts.registry import DensifyRegistered, dense_blocks
+from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex_fft import aten_transforms, pair_translations
 from clusir.export.lowering.fft import FORMS, Form, translation_table
+from clusir.export.lowering.operators import operator_translations, plain_scalars
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
-from clusir.export.subjects.checks import check_batch, check_function, serve_other_pictures, takes_batches
+from clusir.export.subject import Subject, read_subject
+from clusir.export.subjects.checks import check_batch, takes_batches
 from clusir.export.subjects.factory import UNUSED, declare_unused, load_factory, parse_input
-from clusir.export.trace.program import TracedModel, trace_module
-from clusir.export.trace.sizes import size_rule, validation_sizes
+from clusir.export.subjects.fresh import Fresh
+from clusir.export.subjects.scripted import unscripted
+from clusir.export.subjects.sizes import accepted_multiple, trace_sizes
+from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
+from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
 from clusir.export.validate.foreign import Agreement, probes, validate
+from clusir.export.validate.sizes import agreement_by_size
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["ModuleExport", "declare_unused", "export_module", "load_factory", "parse_input"]
+__all__ = ["ModuleExport", "ModuleOptions", "declare_unused", "export_module", "load_factory", "parse_input"]
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -50,83 +58,217 @@ class ModuleExport:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ModuleOptions:
+    """How a model is exported.
+
+    ``dft``: the form of transforms. ``router``: ``conditional`` puts experts into branches. ``output``: which of the
+    tensors that the model returns is the restored picture (a position or a key; None: found). ``batch``: 0 for any,
+    else the one batch of the file. ``size``: 0 for any height and width, else the one side in pixels. ``tile`` and
+    ``halo`` in pixels for those who cut pictures (None: chosen). ``backends``: the runtimes to validate on.
+    """
+
+    dft: Form = "auto"
+    router: str = "dense"
+    output: str | None = None
+    batch: int = 0
+    size: int = 0
+    tile: int | None = None
+    halo: int | None = None
+    backends: tuple[str, ...] = ("ort", "openvino")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file that agrees with the model."""
+
+    model: onnx.ModelProto
+    spec: ModelSpec
+    sizes: tuple[tuple[int, int], ...]
+    agreements: tuple[Agreement, ...]
+    notes: tuple[str, ...]
+
+
 def export_module(
     factory: str | nn.Module,
     input_shape: str | Sequence[int],
     out: str | Path,
     *,
-    dft: Form = "auto",
-    router: str = "dense",
+    options: ModuleOptions | None = None,
+    progress: Progress = lambda _: None,
+    **more: Any,
 ) -> ModuleExport:
     """Export, validate and only then write ``out`` (one ONNX file, opset 18, input ``image``, output ``restored``).
 
-    ``factory`` is ``"package.module:factory"`` or a module; ``input_shape`` BxCxHxW is the size to trace at; height,
-    width and batch stay dynamic where the code allows. With described routed blocks the file has a second output
-    ``gate`` (Bx the sum of experts). ``router="conditional"`` puts experts into branches. Raises UsageError for bad
-    arguments, UnsupportedModelError (with the line) for code that cannot be exported, ValidationError where the file
-    disagrees with PyTorch.
+    ``factory`` is ``"package.module:factory"`` or a module that has not run; ``input_shape`` BxCxHxW is a size that the
+    model takes; height, width and batch stay dynamic where the code allows. With described routed blocks the file has a
+    second output ``gate`` (Bx the sum of experts). ``more``: fields of ModuleOptions by name. ``progress`` is told each
+    step. Raises UsageError for bad arguments, UnsupportedModelError (with the line) for code that cannot be exported,
+    ValidationError where the file disagrees with PyTorch.
     """
+    chosen = ModuleOptions(**more) if options is None else options
     shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
-    if dft not in FORMS:
-        raise UsageError(f"--dft {dft!r} is not one of {', '.join(FORMS)}")
-    if router not in ("dense", "conditional"):
-        raise UsageError(f"--router {router!r} is not dense or conditional")
+    _check_options(chosen)
     out = Path(out)
-    user = load_factory(factory) if isinstance(factory, str) else factory.eval()
-    _, channels, height, width = shape
-    pipeline: Pipeline[Any] = Pipeline([DensifyRegistered()])
-    dense = pipeline.run(user)
-    few = probes(max(2, shape[0]), channels, height, width)
-    check_function(user, dense, few)
-    notes: list[str] = []
-    routes = _routes(dense, probes(24, channels, height, width))
-    if routes and len(set(routes)) == 1:
-        notes.append("all probe pictures took one route; the other experts were verified by forcing them")
-    with aten_transforms() if dft == "op" else contextlib.nullcontext():
-        free = takes_batches(dense, few)
-        traced = trace_module(dense, _sample(shape, squareless=True), batches=free)
-        if not traced.dynamic_size:
-            traced = trace_module(dense, _sample(shape, squareless=False), batches=free)
-    notes += [*check_batch(user, dense, few), *traced.notes]
-    beside = check_program(
-        traced.original, UNUSED, prefix="model.", excuse=lambda names: serve_other_pictures(dense, few[:1], names)
-    )
-    if beside:
-        notes.append(
-            f"the model returns other pictures beside the first: {len(beside)} parameters that serve only them are "
-            "left out"
+    progress("reading the model")
+    pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
+    fresh = Fresh(pristine)
+    try:
+        name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
+        subject = read_subject(name, fresh, shape, chosen.output, progress)
+        written = _attempt(subject, chosen, progress)
+    finally:
+        fresh.restore()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    onnx.save_model(written.model, str(part))
+    os.replace(part, out)
+    notes = (*subject.notes, *written.notes, *sorted(subject.user.notes))
+    return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes)
+
+
+def _check_options(options: ModuleOptions) -> None:
+    if options.dft not in FORMS:
+        raise UsageError(f"--dft {options.dft!r} is not one of {', '.join(FORMS)}")
+    if options.router not in ("dense", "conditional"):
+        raise UsageError(f"--router {options.router!r} is not dense or conditional")
+    if options.batch < 0 or (options.size and not 8 <= options.size <= 4096):
+        raise UsageError(
+            f"--batch {options.batch}, --size {options.size}: a batch of at least 1, a size within 8..4096"
         )
-    model, gates = _write(traced, dft)
-    spec = _spec(factory, traced, shape, dft, router)
-    fusing = fusing_passes() if dft == "auto" else []
-    steps = Pipeline([SimplifyGraph(), *fusing, CheckStandard(allow_dft=dft == "op"), *_router_passes(router)])
+
+
+def _attempt(subject: Subject, options: ModuleOptions, progress: Progress) -> _Written:
+    """Trace, write and validate, for any size where the code allows it, else for the one size that it was given."""
+    height, width = subject.shape[2:]
+    if options.size:
+        return _export(subject, options, (options.size, options.size), None, progress)
+    progress("asking the model which sizes it takes")
+    multiple = accepted_multiple(subject.takes, height, width)
+    why = "the model's code takes no other"
+    for size in trace_sizes(subject.dense, multiple) if multiple else ():
+        try:
+            return _export(subject, options, size, multiple, progress)
+        except (UntraceableError, ValidationError) as error:
+            why = str(error)
+    try:
+        written = _export(subject, options, (height, width), None, progress)
+    except UntraceableError as error:
+        raise UnsupportedModelError(why if multiple else str(error)) from error
+    note = f"the model's code fixes the size: exported for {height}x{width} only ({why})"
+    return _Written(written.model, written.spec, written.sizes, written.agreements, (note, *written.notes))
+
+
+def _export(
+    subject: Subject, options: ModuleOptions, size: tuple[int, int], multiple: int | None, progress: Progress
+) -> _Written:
+    """One file: traced at ``size``, dynamic where ``multiple`` says which sizes the model itself takes."""
+    batch, channels = options.batch or subject.shape[0], subject.shape[1]
+    few = probes(max(2, batch), channels, *size)
+    with aten_transforms() if options.dft == "op" else contextlib.nullcontext():
+        free = not options.batch and takes_batches(subject.fresh_dense(), few)
+        progress(f"tracing at {size[0]}x{size[1]}")
+        traced = trace_module(
+            subject.unrun(), few[:batch], batches=free, sizes=multiple is not None, before=subject.user.fresh.restore
+        )
+    notes = [*traced.notes]
+    if not options.batch:
+        notes = [*check_batch(subject.user, subject.fresh_dense(), few), *notes]
+    drew = random_draw(traced.program)
+    if drew:
+        raise UnsupportedModelError(
+            f"the restored picture depends on random numbers drawn at {drew}; make that conditional on self.training"
+        )
+    notes += _check_weights(subject, traced)
+    progress("writing the graph")
+    model, gates = _write(traced, options.dft)
+    fusing = fusing_passes() if options.dft == "auto" else []
+    steps = Pipeline(
+        [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *_router_passes(options.router)],
+        before_each=lambda name: progress(f"pass {name}"),
+    )
     model = steps.run(model)
-    notes += [f"{r.name}: {'; '.join(r.notes)}" for r in steps.records]
-    sizes = validation_sizes(spec.size, height, width) if traced.dynamic_size else [(height, width)]
-    model = AttachMetadata(spec).apply(model).model
-    backends = [b for b in installed_backends(ONNX_BACKENDS) if b == "ort" or dft != "op"]
-    if not backends:
-        raise ExportError(f"no runtime is installed to compare with; install one with: {install_line('onnxruntime')}")
-    left = {"ort", "openvino"} - set(backends)
+    notes += [_as_note(record) for record in steps.records]
+    backends, left = _backends(options)
     if left:
-        why = "OpenVINO misreads DFT" if dft == "op" else "not installed"
-        notes.append(f"not validated on {', '.join(sorted(left))} ({why})")
+        notes.append(left)
+    rule = _rule(model, traced, subject, multiple, backends[0], progress)
+    spec = _spec(subject, rule, traced, options)
+    sizes = validation_sizes(spec.size, *size) if multiple is not None else [size]
+    model = AttachMetadata(spec).apply(model).model
     agreements = validate(
         model,
-        user,
-        dense,
+        subject.user,
+        subject.fresh_dense(),
         sizes,
         gates,
         channels=channels,
-        batch=None if traced.dynamic_batch else shape[0],
+        batch=None if traced.dynamic_batch else batch,
         backends=backends,
+        progress=progress,
     )
-    model = _join_gates(model, gates)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    onnx.save_model(model, str(part))
-    os.replace(part, out)
-    return ModuleExport(out, spec, tuple(sizes), tuple(agreements), tuple(sorted(set(routes))), tuple(notes))
+    return _Written(_join_gates(model, gates), spec, tuple(sizes), tuple(agreements), tuple(notes))
+
+
+def _as_note(record: PassRecord) -> str:
+    return f"{record.name}: {'; '.join(record.notes)}"
+
+
+def _check_weights(subject: Subject, traced: TracedModel) -> list[str]:
+    """Refuse a trace that lost weights; those that the model itself never reads are left out, with a note."""
+    idle = {n.removeprefix("model.") for n in subject.watched.unreached}
+    routed = bool(subject.watched.read) or bool(dense_blocks(subject.dense))
+    left = check_program(
+        traced.original, UNUSED, prefix="model.model.", excuse=lambda names: () if routed else idle & set(names)
+    )
+    if not left:
+        return []
+    owners = sorted({n.rpartition(".")[0] or n for n in left})
+    shown = ", ".join(owners[:4]) + (f" and {len(owners) - 4} more" if len(owners) > 4 else "")
+    return [f"WARNING: {len(left)} parameters that the restored picture does not depend on are left out, of {shown}"]
+
+
+def _backends(options: ModuleOptions) -> tuple[list[str], str]:
+    """The runtimes to validate on, and a note on those that were asked for and are not."""
+    installed = installed_backends(ONNX_BACKENDS)
+    backends = [b for b in installed if b in options.backends and (b == "ort" or options.dft != "op")]
+    if not backends:
+        raise ExportError(f"no runtime is installed to compare with; install one with: {install_line('onnxruntime')}")
+    left = {"ort", "openvino"} - set(backends)
+    if not left:
+        return backends, ""
+    asked = left & set(options.backends)
+    why = "OpenVINO misreads DFT" if options.dft == "op" else "not installed" if asked else "not asked for"
+    return backends, f"not validated on {', '.join(sorted(left))} ({why})"
+
+
+def _rule(
+    model: onnx.ModelProto,
+    traced: TracedModel,
+    subject: Subject,
+    multiple: int | None,
+    backend: str,
+    progress: Progress,
+) -> SizeRequirements:
+    batch, channels, _, _ = subject.shape
+    height, width = traced.traced_size
+    if multiple is None:
+        if height != width:
+            raise UnsupportedModelError(
+                f"the model's code fixes the size, and {height}x{width} is no square tile; give --input a square size"
+            )
+        return SizeRequirements(multiple_of=1, minimum=1, static_px=height)
+    progress("finding the sizes that the file serves")
+    probe = ModelSpec(size=SizeRequirements(1, 1), channels=channels)
+    model = AttachMetadata(probe).apply(model).model
+    with agreement_by_size(model, subject.user, channels, 1 if traced.dynamic_batch else batch, backend) as agrees:
+        rule = size_rule(Guards(traced.original, channels), agrees, multiple, traced.traced_size)
+    if rule is None:
+        raise ValidationError(
+            f"the model's code takes another path for other sizes than {height}x{width}, and no rule 'multiple of m' "
+            "describes for which; pad inside the model instead of branching on the size"
+        )
+    return rule
 
 
 def _router_passes(router: str) -> list[Any]:
@@ -137,33 +279,10 @@ def _router_passes(router: str) -> list[Any]:
     return [BranchExperts()]
 
 
-def _sample(shape: tuple[int, int, int, int], *, squareless: bool) -> Tensor:
-    """A picture to trace with. A square one would let the tracer believe that height and width are the same thing."""
-    batch, channels, height, width = shape
-    if squareless and height == width:
-        width += 64 if width % 64 == 0 else width
-    pictures: Tensor = probes(batch, channels, height, width)
-    return pictures
-
-
-@torch.no_grad()
-def _routes(dense: nn.Module, pictures: Tensor) -> list[tuple[int, ...]]:
-    """For each picture, the expert with the largest gate in every described block."""
-    blocks = dense_blocks(dense)
-    if not blocks:
-        return []
-    routes = []
-    for picture in pictures:
-        for block in blocks:
-            block.gates.clear()
-        dense(picture[None])
-        routes.append(tuple(int(g.reshape(1, g.shape[1], -1).mean(2).argmax()) for b in blocks for g in b.gates))
-    return routes
-
-
 def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
     count = len(traced.program.graph_signature.user_outputs)
     gates = [f"gate_{i}" for i in range(count - 1)]
+    plain_scalars(traced.program)
     with quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -172,7 +291,7 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=["restored", *gates],
-                custom_translation_table=pair_translations(translation_table(dft)),
+                custom_translation_table={**operator_translations(), **pair_translations(translation_table(dft))},
                 optimize=False,
                 verbose=False,
             )
@@ -180,33 +299,24 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
             while error.__cause__ is not None and isinstance(error.__cause__, Exception):
                 error = error.__cause__
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnsupportedModelError(f"torch.onnx.export refused the traced model: {reason}") from error
+            raise UntraceableError(f"torch.onnx.export refused the traced model: {reason}") from error
     return optimised(program), gates
 
 
-def _spec(
-    factory: str | nn.Module, traced: TracedModel, shape: tuple[int, int, int, int], dft: Form, router: str
-) -> ModelSpec:
-    _, channels, height, width = shape
-    if not traced.dynamic_size:
-        if height != width:
-            raise UnsupportedModelError(
-                f"the model's code fixes the size, and {height}x{width} is no square tile; give --input a square size"
-            )
-        size = SizeRequirements(multiple_of=1, minimum=1, static_px=height)
-        tile = height
-    else:
-        size = size_rule(traced.original, channels, *traced.traced_size)
-        tile = size.padded(min(256, max(height, width)))
-    name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
+def _spec(subject: Subject, rule: SizeRequirements, traced: TracedModel, options: ModuleOptions) -> ModelSpec:
+    tile = options.tile or min(256, max(subject.shape[2:]))
+    tile = rule.padded(tile)
+    halo = min(16, (tile - 1) // 4) if options.halo is None else options.halo
+    if 2 * halo >= tile:
+        raise UsageError(f"--halo {halo} leaves nothing of a tile of {tile} pixels; make --tile larger")
     return ModelSpec(
-        name=name,
-        size=size,
+        name=subject.name,
+        size=rule,
         tile_px=tile,
-        halo_px=min(16, (tile - 1) // 4),
-        channels=channels,
-        router_form=router,
-        dft_form=dft,
+        halo_px=halo,
+        channels=subject.shape[1],
+        router_form=options.router,
+        dft_form=options.dft,
     )
 
 

@@ -38,6 +38,7 @@ FLOORS = (
     ("clusir.export.lowering", "clusir.export.quantize"),
     ("clusir.export.passes", "clusir.export.experts", "clusir.export.precision"),
     ("clusir.export.trace", "clusir.export.validate"),
+    ("clusir.export.subject",),
     ("clusir.export.pipeline", "clusir.export.module"),
     ("clusir.export.formats", "clusir.export.cuda"),
     ("clusir.training",),

@@ -163,17 +163,33 @@ def add_ort_mobile(stage: Path, stem: str, report: ExportReport) -> None:
     report.markdown.append(write_ort_mobile(wholes, stage / "mobile").to_markdown())
 
 
-def run_module(request: ExportRequest, module: str) -> None:
+def run_module(
+    request: ExportRequest, module: str, *, output: str | None = None, batch: int | None = None, size: int | None = None
+) -> None:
     """Bring your own model: one ONNX file of somebody else's network."""
-    from clusir.export.module import export_module
+    from clusir.export.module import ModuleOptions, export_module
 
-    if request.precision != ("fp32",) or request.openvino or request.ort_mobile or request.checkpoint:
-        raise UsageError(
-            "--module writes one fp32 ONNX file; leave out --precision, --openvino, --ort-mobile, --checkpoint"
-        )
+    given = click.get_current_context().get_parameter_source
+    default = click.core.ParameterSource.DEFAULT
+    options = ModuleOptions(
+        dft=request.dft,  # type: ignore[arg-type]  # click has checked it
+        router=request.router,
+        output=output,
+        batch=batch or 0,
+        size=size or 0,
+        tile=None if given("tile_px") == default else request.tile_px,
+        halo=None if given("halo_px") == default else request.halo_px,
+        backends=request.backends,
+    )
     out = request.folder / f"{request.stem}.onnx"
-    with Console(stderr=True).status(f"exporting {module}"):
-        made = export_module(module, request.input_shape, out, dft=request.dft, router=request.router)  # type: ignore[arg-type]
+    with Console(stderr=True).status(f"exporting {module}") as status:
+        made = export_module(
+            module,
+            request.input_shape,
+            out,
+            options=options,
+            progress=lambda step: status.update(f"exporting {module}: {step}"),
+        )
     if request.as_json:
         click.echo(json.dumps(asdict(made), default=str))
         return
@@ -183,6 +199,9 @@ def run_module(request: ExportRequest, module: str) -> None:
     for agreement in made.agreements:
         console.print(str(agreement), highlight=False)
     console.print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB", highlight=False)
+    for note in made.notes:
+        if note.startswith("WARNING"):
+            click.echo(note, err=True)
 
 
 def print_passes(console: Console, report: ExportReport) -> None:

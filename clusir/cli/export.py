@@ -15,6 +15,28 @@ from clusir.names import ONNX_BACKENDS, PRECISIONS
 __all__ = ["main"]
 
 
+_MODULE_ONLY = ("output", "batch", "size")
+_MODULE_TOO = ("onnx_path", "module", "input_shape", "router", "dft", "dynamic", "tile_px", "halo_px", "backends")
+
+
+def check_options(module: bool) -> None:
+    """Raise UsageError for an option on the command line that would have no effect."""
+    context = click.get_current_context()
+    heeded = {*_MODULE_TOO, *_MODULE_ONLY, "as_json", "debug"}
+    refused = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        if given and (name not in heeded if module else name in (*_MODULE_ONLY, "input_shape")):
+            refused.append(parameter.opts[0])
+    if refused and module:
+        raise UsageError(f"--module writes one fp32 ONNX file; {', '.join(refused)} would have no effect: leave out")
+    if refused:
+        raise UsageError(f"{', '.join(refused)}: only with --module; the shipped network needs none of them")
+    if module and context.params.get("dynamic") and context.params.get("size"):
+        raise UsageError("--dynamic and --size contradict each other; leave one out")
+
+
 @command(name="clusir-export", short_help="Write a network as verified ONNX, also in fewer bits.")
 @click.option(
     "--onnx",
@@ -121,6 +143,9 @@ __all__ = ["main"]
     show_default=True,
     help="Shape of the input with which --module is traced.",
 )
+@click.option("--output", metavar="WHICH", help="Which of the tensors that --module returns: position or key. [found]")
+@click.option("--batch", type=click.IntRange(1, 256), help="The one batch of --module's file. [any]")
+@click.option("--size", type=click.IntRange(8, 4096), help="The one height and width of --module's file. [any]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(**options: Any) -> None:
     """Export a network to ONNX. Files are written only if they match PyTorch.
@@ -138,6 +163,7 @@ def main(**options: Any) -> None:
       clusir-export --onnx out/ --precision fp32,fp16,int8     the shipped checkpoint as a bundle
       clusir-export --onnx model.onnx --dynamic                any size that is a multiple of 16
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x128x128
+      clusir-export --onnx mine.onnx --module my.net:build --input 1x3x64x64 --size 256 --batch 1
     """
     if options["onnx_path"] is None:
         raise UsageError("--onnx is missing: it says where to write, for example clusir-export --onnx out/")
@@ -146,8 +172,10 @@ def main(**options: Any) -> None:
     path = Path(options.pop("onnx_path"))
     folder, stem = (path.parent, path.stem) if path.suffix == ".onnx" else (path, "model")
     module = options.pop("module")
+    check_options(module is not None)
+    which = {name: options.pop(name) for name in _MODULE_ONLY}
     request = ExportRequest(folder=folder, stem=stem, **options)
     if module is not None:
-        run_module(request, module)
+        run_module(request, module, **which)
     else:
         run(request)

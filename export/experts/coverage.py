@@ -22,8 +22,6 @@ from clusir.export.lowering.complex import writes
 
 __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_program"]
 
-_NAMED = 24  # leftovers that a message spells out; more than that are experts, as a rule
-
 
 def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     """Names of the parameters from which no path leads to an output of the traced program."""
@@ -109,10 +107,28 @@ def _refuse(missing: Iterable[str], unused: Sequence[str]) -> None:
     if left:
         owners = sorted({n.rpartition(".")[0] or n for n in left})
         shown = ", ".join(owners[:6]) + (f" and {len(owners) - 6} more" if len(owners) > 6 else "")
-        pattern = "|".join(map(re.escape, left)) if len(left) <= _NAMED else "..."
+        pattern = "|".join(_shortened(left))
         raise UnsupportedModelError(
             f"{len(left)} parameters are missing from the traced graph, of {shown}: the trace kept one route of a "
             "routed block, or they are never used; describe the block with "
             "clusir.export.experts.registry.register_moe, or, if no picture ever needs them, put beside the factory: "
             f'from clusir.export.module import declare_unused; declare_unused(r"({pattern})$")'
         )
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Regular expressions for exactly these names; where there are many, those of one module share its beginning."""
+    if len(names) <= 24:
+        return [re.escape(name) for name in names]
+    by_owner: dict[str, list[str]] = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        by_owner.setdefault(owner, []).append(leaf)
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for owner, leaves in by_owner.items():
+        shared.setdefault(tuple(leaves), []).append(owner)
+    patterns = []
+    for group, owners in shared.items():
+        dot = re.escape(".") if owners != [""] else ""
+        patterns.append(f"(?:{'|'.join(map(re.escape, owners))}){dot}(?:{'|'.join(map(re.escape, group))})")
+    return patterns

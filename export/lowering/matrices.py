@@ -135,7 +135,10 @@ def _tables(rows: Length, columns: Length, n: Length, mode: int, dtype: ir.DataT
     turn = op.Sub(op.Mod(op.Add(product, half), n), half)
     length = op.Cast(n, to=dtype)
     angle = op.Div(op.Mul(op.Cast(turn, to=dtype), constant(2 * np.pi, dtype)), length)
-    table_cos, table_sin = op.Cos(angle), op.Sin(angle)
+    # The exact zeros of the circle: a bin that is its own mirror image is real, and its phase 0 or pi.
+    none = constant(0.0, dtype)
+    table_cos = op.Where(op.Equal(op.Abs(op.Mul(turn, integers(4))), n), none, op.Cos(angle))
+    table_sin = op.Where(op.Equal(op.Abs(op.Mul(turn, integers(2))), n), none, op.Sin(angle))
     if mode == 0:
         return table_cos, table_sin
     divisor = op.Sqrt(length) if mode == 1 else length

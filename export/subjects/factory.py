@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from clusir.errors import UnsupportedModelError, UsageError
+from clusir.errors import ClusirError, UnsupportedModelError, UsageError
+from clusir.export.subjects.portable import portable
+from clusir.export.subjects.user_code import innermost_user_line
 
 __all__ = ["UNUSED", "declare_unused", "load_factory", "parse_input"]
 
@@ -49,28 +54,58 @@ def load_factory(spec: str) -> nn.Module:
         raise UsageError(f"--module {spec!r} is not package.module:factory")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path"
-        ) from error
-    if isinstance(found, nn.Module):
-        model: Any = found
-    else:
+    with _alone(spec), portable():
         try:
-            model = found()
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"--module {spec!r}: the factory raised {type(error).__name__}: {error}"
+            found: Any = importlib.import_module(name)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"--module {spec!r}: {error}; it is looked up from {os.getcwd()} and the Python path"
             ) from error
+        except Exception as error:
+            raise UnsupportedModelError(f"--module {spec!r}: {_own(error)}") from error
+        if isinstance(found, nn.Module):
+            model: Any = found
+        else:
+            try:
+                model = found()
+            except Exception as error:
+                raise UnsupportedModelError(f"--module {spec!r}: the factory: {_own(error)}") from error
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"--module {spec!r} returns TorchScript, which holds only the route of its trace; return the nn.Module"
         )
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"--module {spec!r} returns {type(model).__name__}, not a torch.nn.Module")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     ready: nn.Module = model.cpu().float().eval().requires_grad_(False)
     return ready
+
+
+def _own(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return f"{innermost_user_line(error.__traceback__)} raised {type(error).__name__}: {reason}"
+
+
+@contextlib.contextmanager
+def _alone(spec: str) -> Iterator[None]:
+    """The user's code sees a command line without options: those of clusir-export are not for its own parser."""
+    given, said = sys.argv, io.StringIO()
+    sys.argv = given[:1]
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except ClusirError:
+        raise
+    except SystemExit as error:
+        lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
+        said_last = f" ({lines[-1]})" if lines else ""
+        raise UnsupportedModelError(
+            f"--module {spec!r}: {innermost_user_line(error.__traceback__)} ended the program{said_last}: it reads the "
+            "command line where it is imported or built; give its options defaults, or parse them under "
+            "if __name__ == '__main__'"
+        ) from error
+    finally:
+        sys.argv = given

@@ -1,19 +1,19 @@
 """Somebody else's model as a traced program with dynamic height and width.
 
-Four things stop ``torch.export`` on published restorers although the network itself is an ordinary function of the
-picture: helper functions that insist on Python numbers for a size (``fftfreq(h)``, ``linspace(..., h)``), ``int(h /
-2)`` of a size, writes to a window whose bounds are tensors (``mask[:, :, h // 2 - n : h // 2 + n] = 1`` with ``n``
-computed by the network), and loops over the batch. The first three are replaced while tracing by forms that trace
-(:class:`Traceable`, :func:`symbolic_integers`), without touching the user's code; the last keeps its batch size.
-Everything else that depends on data is refused with the line.
+Much stops ``torch.export`` on published restorers although the network itself is an ordinary function of the picture:
+numbers made of a size (``int(h / 2)``), helper functions that insist on such numbers (``fftfreq(h)``), writes to a
+window or through a mask, pools and kernels that follow the size. They are replaced while tracing by forms that trace
+(:class:`Traceable`, :func:`symbolic_numbers`), without touching the user's code. A Python loop over the batch keeps its
+batch size. Everything else that depends on data is refused with the line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +25,23 @@ from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex import lower_complex
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
-from clusir.export.trace.integers import symbolic_integers
+from clusir.export.trace.numbers import symbolic_numbers
 from clusir.export.trace.substitutes import Traceable
 
-__all__ = ["TracedModel", "trace_module"]
+__all__ = ["FixedSizeError", "TracedModel", "UntraceableError", "random_draw", "trace_module"]
 
 _ADVICE = (
     "describe the routed block with clusir.export.experts.registry.register_moe (experts, gate, how to combine), "
     "see docs/bring-your-own-model.md"
 )
+
+
+class UntraceableError(UnsupportedModelError):
+    """The tracer failed, and not because of pixel values: at another size, or at one fixed size, it may not."""
+
+
+class FixedSizeError(UntraceableError):
+    """The trace took height or width for a constant."""
 
 
 @dataclass(frozen=True)
@@ -51,43 +59,52 @@ class TracedModel:
     notes: tuple[str, ...]
 
 
-def trace_module(module: nn.Module, image: Tensor, *, batches: bool = True) -> TracedModel:
-    """Trace an eval-mode module of one image input (float32, BxCxHxW) with dynamic batch, height and width.
+def trace_module(
+    module: nn.Module,
+    image: Tensor,
+    *,
+    batches: bool = True,
+    sizes: bool = True,
+    before: Callable[[], None] = lambda: None,
+) -> TracedModel:
+    """Trace an eval-mode module of one image input (float32, BxCxHxW) that has not run, at the size of ``image``.
 
-    Where the code fixes the batch (a Python loop over it) or the size, the trace is repeated with that axis static and
-    a note says so. ``batches``: whether the module takes more than one picture at all. Raises
-    UnsupportedModelError, with file and line, where control flow depends on pixel values.
+    ``batches`` and ``sizes``: whether the batch, and height and width, are to be dynamic. Where the code fixes the
+    batch (a Python loop over it), the trace is repeated with that axis static and a note says so. ``before`` is called
+    in front of each trace, to forget what another run has cached outside the module. Raises FixedSizeError where the
+    code fixes the size, UntraceableError where torch cannot trace it, and UnsupportedModelError, with file and line,
+    where control flow depends on pixel values.
     """
-    auto = torch.export.Dim.AUTO
     pair = torch.cat([image, image.flip(-1)]) if image.shape[0] == 1 else image
-    attempts: list[tuple[Tensor, tuple[int, ...]]] = [(pair, (0, 2, 3)) if batches else (image, (2, 3))]
     notes: list[str] = []
-    while attempts:
-        sample, axes = attempts.pop(0)
-        dynamic = dict.fromkeys(axes, auto)
+    while True:
+        sample = pair if batches else image
+        axes = (*((0,) if batches else ()), *((2, 3) if sizes else ()))
+        dynamic = dict.fromkeys(axes, torch.export.Dim.AUTO)
+        before()
         program = _trace_once(module, sample, dynamic)
         fixed = [axis for axis in axes if not _free(_input_shape(program)[axis])]
-        if not fixed:
-            with _quiet(), torch.no_grad():
-                lowered = lower_complex(program, sample, dynamic)
-            return TracedModel(lowered, program, 0 in axes, 2 in axes, (image.shape[2], image.shape[3]), tuple(notes))
-        if 0 in fixed:
-            notes.append(f"the model's code fixes the batch: exported with batch {image.shape[0]}")
         if 2 in fixed or 3 in fixed:
-            notes.append(f"the model's code fixes the size: exported for {image.shape[2]}x{image.shape[3]} only")
-        wanted = tuple(axis for axis in axes if not (axis in fixed or (axis > 1 and {2, 3} & set(fixed))))
-        attempts = [(pair if 0 in wanted else image, wanted)]
-    raise AssertionError("a trace without dynamic axes fixes none")  # pragma: no cover
+            raise FixedSizeError("the model's code fixes the size")
+        if 0 not in fixed:
+            break
+        notes.append(f"the model's code fixes the batch: exported with batch {image.shape[0]}")
+        batches = False
+    with _quiet(), torch.no_grad():
+        lowered = lower_complex(program, sample, dynamic)
+    return TracedModel(lowered, program, batches, sizes, (image.shape[2], image.shape[3]), tuple(notes))
 
 
 def _trace_once(module: nn.Module, sample: Tensor, dynamic: dict[int, Any]) -> torch.export.ExportedProgram:
     def trace() -> torch.export.ExportedProgram:
-        return torch.export.export(_Wrapper(module), (sample,), dynamic_shapes=(dynamic,), strict=False)
+        shared: dict[int, Any] = {id(p): p for p in module.parameters()}
+        unrun = copy.deepcopy(module, shared)  # what a forward caches in self is the trace's, and not the next one's
+        return torch.export.export(_Wrapper(unrun), (sample,), dynamic_shapes=(dynamic,), strict=False)
 
     with _quiet(), torch.no_grad():
         try:
             try:
-                with symbolic_integers(module):
+                with symbolic_numbers(module):
                     program = trace()
             except TypeError:  # code that hands the name int itself to somebody who knows only Python's own
                 program = trace()
@@ -107,7 +124,7 @@ def _explain(error: Exception) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{line}: what runs here depends on the picture, a trace would keep one route: {_ADVICE}"
         )
-    return UnsupportedModelError(f"{line}: torch.export cannot trace this ({kind}: {reason[:200]}); {_ADVICE}")
+    return UntraceableError(f"{line}: torch.export cannot trace this ({kind}: {reason[:200]})")
 
 
 def _refuse_data_dependent_shapes(program: torch.export.ExportedProgram) -> None:
@@ -122,6 +139,28 @@ def _refuse_data_dependent_shapes(program: torch.export.ExportedProgram) -> None
                 raise UnsupportedModelError(
                     f"{line_of_node(node)}: the size of this tensor depends on the picture: {_ADVICE}"
                 )
+
+
+_DRAWS = frozenset(
+    """rand randn randint rand_like randn_like randint_like normal normal_functional uniform bernoulli multinomial
+    exponential random randperm log_normal cauchy geometric poisson native_dropout dropout""".split()  # noqa: SIM905
+)
+
+
+def random_draw(program: torch.export.ExportedProgram) -> str:
+    """The line of a random draw that the outputs of a traced program depend on; empty where there is none."""
+    reached, queue = set[Any](), [next(n for n in program.graph.nodes if n.op == "output")]
+    while queue:
+        node = queue.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        queue.extend(node.all_input_nodes)
+        name = str(getattr(node.target, "_schema", None) and node.target._schema.name).removeprefix("aten::")
+        training = name not in ("dropout", "native_dropout") or any(a is True for a in node.args)
+        if name.rstrip("_") in _DRAWS and training:
+            return line_of_node(node)
+    return ""
 
 
 def _free(size: Any) -> set[Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.subjects.user_code import calling_user_line
+from clusir.export.trace.resample import adaptive_avg, adaptive_max, antialiased, average, is_symbolic
+from clusir.export.trace.windows import Masked, assign_window, holds_tensor_bound, is_mask, window_of_symbols
 
 __all__ = ["Traceable"]
 
@@ -17,105 +22,270 @@ __all__ = ["Traceable"]
 class Traceable(TorchFunctionMode):
     """Replaces calls that would fix a symbolic size, or read a tensor, by forms with the same values that trace."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._masked = Masked()
+
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.fft.fftfreq, torch.fft.rfftfreq) and isinstance(
-            _argument(args, kwargs, 0, "n"), torch.SymInt
-        ):
-            return _frequencies(func is torch.fft.rfftfreq, *args, **kwargs)
-        if func is torch.linspace and isinstance(_argument(args, kwargs, 2, "steps"), torch.SymInt):
-            return _linspace(*args, **kwargs)
-        if func is Tensor.__setitem__ and _window_of_symbols(args[1]):
-            return _assign_window(*args)
-        if func is Tensor.__getitem__ and any(_holds_tensor(i) for i in _as_tuple(args[1])):
+        if func is Tensor.__setitem__:
+            return self._write(*args)
+        if self._masked.holds(args):
+            return self._masked.call(func, args, kwargs)
+        if func is Tensor.__getitem__:
+            return self._read(*args)
+        substitute = _SUBSTITUTES.get(func)
+        made = substitute(*args, **kwargs) if substitute is not None else NotImplemented
+        return func(*args, **kwargs) if made is NotImplemented else made
+
+    def _read(self, source: Tensor, index: Any) -> Any:
+        if is_mask(index, source):
+            return self._masked.read(source, index)
+        if holds_tensor_bound(index):
             raise UnsupportedModelError(
                 f"{calling_user_line()}: a window cut out with bounds that the network computes has no fixed shape; "
                 "multiply by a mask instead"
             )
-        return func(*args, **kwargs)
+        return source[index]
 
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
-
-
-def _frequencies(half: bool, n: Any, d: float = 1.0, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    """torch.fft.fftfreq / rfftfreq of a symbolic length: integers, folded at the middle, over n d."""
-    dtype = dtype or torch.get_default_dtype()
-    if half:
-        bins = torch.arange(n // 2 + 1, device=device)
-    else:
-        bins = torch.arange(n, device=device)
-        bins = torch.where(bins < (n + 1) // 2, bins, bins - n)
-    frequencies: Tensor = bins.to(dtype) / (n * d)
-    return frequencies
-
-
-def _linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    """torch.linspace of a symbolic number of steps (at least 2)."""
-    ramp = torch.arange(steps, device=device).to(dtype or torch.get_default_dtype())
-    spaced: Tensor = ramp * ((end - start) / (steps - 1)) + start
-    return spaced
-
-
-def _as_tuple(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
-
-
-def _bounds(item: Any) -> tuple[Any, ...]:
-    return (item.start, item.stop, item.step) if isinstance(item, slice) else ()
-
-
-def _holds_tensor(item: Any) -> bool:
-    return any(isinstance(b, Tensor) for b in _bounds(item))
-
-
-def _window_of_symbols(index: Any) -> bool:
-    """Whether an index is made of integers, slices and an ellipsis only, with a bound that is symbolic or a tensor."""
-    items = _as_tuple(index)
-    plain = all(i is Ellipsis or (isinstance(i, (int, torch.SymInt, slice)) and not isinstance(i, bool)) for i in items)
-    return plain and any(isinstance(b, (Tensor, torch.SymInt)) for i in items for b in (*_bounds(i), i))
-
-
-def _assign_window(target: Tensor, index: Any, value: Any) -> None:
-    """``target[index] = value`` by a mask made of ranges; bounds may be symbols or one-element tensors."""
-    items = list(_as_tuple(index))
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        items[at : at + 1] = [slice(None)] * (target.dim() - len(items) + 1)
-    inside: Any = None
-    dropped = 0
-    for dim, item in enumerate(items):
-        size = target.shape[dim]
-        if isinstance(item, slice) and item == slice(None):
-            continue
-        along = torch.arange(size, device=target.device)
-        if isinstance(item, slice):
-            if item.step not in (None, 1):
-                raise UnsupportedModelError(
-                    f"{calling_user_line()}: a window with a step and symbolic bounds; use step 1"
-                )
-            part = along >= _bound(item.start, 0, size)
-            part = part & (along < _bound(item.stop, size, size))
+    def _write(self, target: Tensor, index: Any, value: Any) -> None:
+        if is_mask(index, target):
+            self._masked.write(target, index, value)
+        elif window_of_symbols(index):
+            assign_window(target, index, value)
         else:
-            part = along == _bound(item, 0, size)
-            dropped += 1
-        part = part.view((-1,) + (1,) * (target.dim() - dim - 1))
-        inside = part if inside is None else inside & part
-    if isinstance(value, Tensor) and value.numel() != 1:
+            target[index] = value
+
+
+# -- ranges and windows of a symbolic length ---------------------------------------------------------------------------
+
+
+def _frequencies(half: bool) -> Callable[..., Any]:
+    def make(n: Any, d: float = 1.0, *, dtype: Any = None, device: Any = None, **_: Any) -> Any:
+        """torch.fft.fftfreq / rfftfreq of a symbolic length: integers, folded at the middle, over n d."""
+        if not is_symbolic(n):
+            return NotImplemented
+        if half:
+            bins = torch.arange(n // 2 + 1, device=device)
+        else:
+            bins = torch.arange(n, device=device)
+            bins = torch.where(bins < (n + 1) // 2, bins, bins - n)
+        return bins.to(dtype or torch.get_default_dtype()) / (n * d)
+
+    return make
+
+
+def _linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Any:
+    """torch.linspace of a symbolic number of steps (at least 2); from the nearer end, as torch counts."""
+    if not is_symbolic(steps):
+        return NotImplemented
+    dtype = dtype or torch.get_default_dtype()
+    place = torch.arange(steps, device=device)
+    step = (end - start) / (steps - 1)
+    ahead, back = place.to(dtype) * step + start, (steps - 1 - place).to(dtype) * step
+    return torch.where(place < steps // 2, ahead, end - back)
+
+
+def _window(terms: Sequence[float]) -> Callable[..., Any]:
+    """A sum of cosines: hann, hamming, blackman."""
+
+    def make(n: Any, periodic: bool = True, *rest: Any, dtype: Any = None, device: Any = None, **_: Any) -> Any:
+        if not is_symbolic(n) or rest:
+            return NotImplemented
+        dtype = dtype or torch.get_default_dtype()
+        angle = torch.arange(n, device=device).to(dtype) * (2 * math.pi / (n if periodic else n - 1))
+        return sum(((-1) ** k * c * torch.cos(k * angle) for k, c in enumerate(terms)), torch.zeros((), dtype=dtype))
+
+    return make
+
+
+def _bartlett(n: Any, periodic: bool = True, *, dtype: Any = None, device: Any = None, **_: Any) -> Any:
+    if not is_symbolic(n):
+        return NotImplemented
+    place = torch.arange(n, device=device).to(dtype or torch.get_default_dtype())
+    return 1 - (2 * place / (n if periodic else n - 1) - 1).abs()
+
+
+# -- pools, sizes, pads ------------------------------------------------------------------------------------------------
+
+
+def _pair(value: Any, count: int = 2) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+
+
+def _adaptive(pool: Callable[..., Tensor], axes: int) -> Callable[..., Any]:
+    def apply(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        target = _pair(output_size, axes)
+        if return_indices or all(isinstance(t, int) and t == 1 for t in target):
+            return NotImplemented
+        if not is_symbolic(target, tuple(input.shape[-axes:])):
+            return NotImplemented
+        return pool(input, target)
+
+    return apply
+
+
+def _avg_pool(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+              count_include_pad: bool = True, divisor_override: Any = None) -> Any:  # fmt: skip
+    stride = kernel_size if stride is None or (isinstance(stride, (tuple, list)) and not stride) else stride
+    if not is_symbolic(kernel_size, stride):
+        return NotImplemented
+    if divisor_override is not None or ceil_mode or any(p != 0 for p in _pair(padding)):
         raise UnsupportedModelError(
-            f"{calling_user_line()}: a tensor of many values is written to a window whose bounds are no plain numbers; "
-            "only one value can be written there"
+            f"{calling_user_line()}: a pool whose window follows the picture's size, with padding, ceil_mode or "
+            "divisor_override; pad before it"
         )
-    value = value.reshape(()) if isinstance(value, Tensor) else torch.full((), value, dtype=target.dtype)
-    target.copy_(torch.where(inside, value.to(target.dtype), target))
+    return average(input, _pair(kernel_size), _pair(stride))
 
 
-def _bound(bound: Any, default: Any, size: Any) -> Any:
-    """A slice bound as Python reads it: negative counts from the end; beyond the ends is the end."""
-    if bound is None:
-        return default
-    if isinstance(bound, Tensor):
-        bound = bound.reshape(()).to(torch.int64)
-        return torch.where(bound < 0, bound + size, bound)
-    return bound + size if bound < 0 else bound
+def _interpolate(input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
+                 align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
+                 antialias: bool = False) -> Any:  # fmt: skip
+    if input.dim() != 4 or not (mode == "area" or antialias):
+        return NotImplemented
+    if size is not None:
+        sizes, scales = _pair(size), (None, None)
+    else:
+        factors = _pair(scale_factor)
+        sizes = tuple(torch.sym_int(n * f) if is_symbolic(n) else int(n * f) for n, f in
+                      zip(input.shape[-2:], factors, strict=True))  # fmt: skip
+        scales = (None, None) if recompute_scale_factor else tuple(1.0 / f for f in factors)
+    if mode == "area":
+        return adaptive_avg(input, sizes)
+    return antialiased(input, sizes, scales, mode, bool(align_corners))
+
+
+def _pad(input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    """Circular padding as slices and a concatenation, an axis at a time."""
+    if mode != "circular":
+        return NotImplemented
+    for number in range(len(pad) // 2):
+        dim, (before, after) = input.dim() - 1 - number, pad[2 * number : 2 * number + 2]
+        size = input.shape[dim]
+        parts = [input]
+        if is_symbolic(before) or before > 0:
+            parts.insert(0, input.narrow(dim, size - before, before))
+        if is_symbolic(after) or after > 0:
+            parts.append(input.narrow(dim, 0, after))
+        input = torch.cat(parts, dim) if len(parts) > 1 else input
+    return input
+
+
+# -- convolutions with kernels of their own ----------------------------------------------------------------------------
+
+
+def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+            dilation: Any = 1, groups: Any = 1) -> Any:  # fmt: skip
+    """A kernel for each picture, the batch folded into groups: a sum of shifted products, a group at a time."""
+    if not is_symbolic(groups):
+        return NotImplemented
+    (sh, sw), (dh, dw) = _pair(stride), _pair(dilation)
+    high, wide = weight.shape[2], weight.shape[3]
+    if isinstance(padding, str):
+        down, right = (dh * (high - 1), dw * (wide - 1)) if padding == "same" else (0, 0)
+        pads = (right // 2, right - right // 2, down // 2, down - down // 2)
+    else:
+        ph, pw = _pair(padding)
+        pads = (pw, pw, ph, ph)
+    channels, made = weight.shape[1], weight.shape[0] // groups
+    batch = input.shape[0]
+    x = F.pad(input, pads)
+    x = x.reshape(batch, groups, channels, x.shape[2], x.shape[3])
+    kernel = weight.reshape(groups, made, channels, high, wide)
+    rows = (x.shape[3] - dh * (high - 1) - 1) // sh + 1
+    columns = (x.shape[4] - dw * (wide - 1) - 1) // sw + 1
+    total: Any = None
+    for i in range(high):
+        for j in range(wide):
+            part = x[..., i * dh : i * dh + sh * (rows - 1) + 1 : sh, j * dw : j * dw + sw * (columns - 1) + 1 : sw]
+            tap = kernel[..., i, j]
+            if channels == 1:
+                term = part * tap[..., None]
+            else:
+                term = (tap @ part.reshape(batch, groups, channels, rows * columns)).reshape(
+                    batch, groups, made, rows, columns
+                )
+            total = term if total is None else total + term
+    result = total.reshape(batch, weight.shape[0], rows, columns)
+    return result if bias is None else result + bias[:, None, None]
+
+
+def _conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+                      output_padding: Any = 0, groups: Any = 1, dilation: Any = 1) -> Any:  # fmt: skip
+    """``output_size=`` of a symbolic size: with the largest output padding that torch takes, then cut."""
+    more = _pair(output_padding)
+    if not is_symbolic(more):
+        return NotImplemented
+    most = tuple(max(s, d) - 1 for s, d in zip(_pair(stride), _pair(dilation), strict=True))
+    made = F.conv_transpose2d(input, weight, bias, stride, padding, most, groups, dilation)
+    high, wide = (made.shape[2 + k] - most[k] + more[k] for k in (0, 1))
+    return made[:, :, :high, :wide]
+
+
+def _erfinv(x: Tensor) -> Tensor:
+    """The inverse error function to float32 (M. Giles, Approximating the erfinv function, 2012)."""
+    w = -torch.log((1 - x) * (1 + x))
+    near = _polynomial(w - 2.5, _ERFINV_NEAR)
+    far = _polynomial(torch.sqrt(w.clamp(min=5)) - 3, _ERFINV_FAR)
+    return torch.where(x.abs() == 1, x * math.inf, torch.where(w < 5, near, far) * x)
+
+
+def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    total = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        total = total * x + c
+    return total
+
+
+_ERFINV_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
+                -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
+_ERFINV_FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
+               0.00943887047, 1.00167406, 2.83297682)  # fmt: skip
+
+
+def _inverse(a: Tensor) -> Any:
+    """The inverse of small matrices by Gauss-Jordan elimination, the largest pivot of each column first."""
+    size = a.shape[-1]
+    if not isinstance(size, int) or size > 8:
+        return NotImplemented
+    both = torch.cat([a, torch.eye(size, dtype=a.dtype, device=a.device).expand(a.shape)], -1)
+    index = torch.arange(size, device=a.device)
+    for column in range(size):
+        sizes = torch.where(index >= column, both[..., column].abs(), -1.0)
+        pivot = sizes.argmax(-1, keepdim=True)  # [..., 1]
+        chosen = (index == pivot).to(a.dtype)  # [..., size]
+        first = (index == column).to(a.dtype)
+        row = (chosen[..., None] * both).sum(-2, keepdim=True)
+        moved = both[..., column : column + 1, :]
+        both = both + first[..., None] * (row - moved) + (chosen * (1 - first))[..., None] * (moved - row)
+        row = both[..., column : column + 1, :] / both[..., column : column + 1, column : column + 1]
+        factor = both[..., column : column + 1] * (1 - first)[..., None]
+        both = both * (1 - first)[..., None] + first[..., None] * row - factor * row
+    return both[..., size:]
+
+
+_SUBSTITUTES: dict[Any, Callable[..., Any]] = {
+    torch.fft.fftfreq: _frequencies(False),
+    torch.fft.rfftfreq: _frequencies(True),
+    torch.linspace: _linspace,
+    torch.hann_window: _window((0.5, 0.5)),
+    torch.hamming_window: _window((0.54, 0.46)),
+    torch.blackman_window: _window((0.42, 0.5, 0.08)),
+    torch.bartlett_window: _bartlett,
+    F.adaptive_avg_pool2d: _adaptive(adaptive_avg, 2),
+    F.adaptive_avg_pool1d: _adaptive(adaptive_avg, 1),
+    F.adaptive_max_pool2d: _adaptive(adaptive_max, 2),
+    F.adaptive_max_pool1d: _adaptive(adaptive_max, 1),
+    F.avg_pool2d: _avg_pool,
+    F.interpolate: _interpolate,
+    F.pad: _pad,
+    F.conv2d: _conv2d,
+    torch.conv2d: _conv2d,
+    F.conv_transpose2d: _conv_transpose2d,
+    torch.erfinv: _erfinv,
+    torch.special.erfinv: _erfinv,
+    Tensor.erfinv: _erfinv,
+    torch.linalg.inv: _inverse,
+    torch.inverse: _inverse,
+    Tensor.inverse: _inverse,
+}

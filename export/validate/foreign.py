@@ -20,7 +20,7 @@ from clusir.export.subjects.checks import first_tensor, reference
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 
-__all__ = ["Agreement", "forced_copy", "probes", "validate"]
+__all__ = ["Agreement", "compare_answers", "forced_copy", "plain_pictures", "probes", "validate"]
 
 
 # Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
@@ -65,6 +65,12 @@ def probes(count: int, channels: int, height: int, width: int) -> Tensor:
     return torch.stack(pictures)
 
 
+def plain_pictures(channels: int, height: int, width: int) -> Tensor:
+    """A black, a white and a one-coloured picture (3xCxHxW): where a network divides by a maximum or a variance."""
+    colour = torch.linspace(0.2, 0.6, channels).view(1, channels, 1, 1).expand(1, channels, height, width)
+    return torch.cat([torch.zeros_like(colour), torch.ones_like(colour), colour])
+
+
 def forced_copy(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto:
     """The graph with every gate tensor replaced, wherever it is used, by a graph input ``forced_<its name>``."""
     forced = onnx.ModelProto()
@@ -92,10 +98,12 @@ def forced_copy(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto
     return forced
 
 
-def _compare(
+def compare_answers(
     backend: str, what: str, want: Tensor, got: np.ndarray, doubt: Callable[[], float] = lambda: 0.0
 ) -> Agreement:
-    """``doubt`` is asked only where the bound is missed: by how much rounding alone moves the model's own answer."""
+    """Raise ValidationError where ``got`` is not ``want`` within the bound.
+
+    ``doubt`` is asked only where the bound is missed: by how much rounding alone moves the model's own answer."""
     expected = want.numpy()
     if got.shape != expected.shape:
         raise ValidationError(f"{backend}, {what}: the output has shape {got.shape}, the model's has {expected.shape}")
@@ -133,17 +141,24 @@ def validate(
     channels: int,
     batch: int | None,
     backends: Sequence[str],
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Agreement]:
     """Compare an ONNX model with the user's module; raises ValidationError on the first miss.
 
     ``sizes``: heights and widths in pixels, the first of them also with eight different pictures and as a batch.
     ``gates``: the tensors of the graph that hold the gates of ``dense``'s blocks; each expert is forced through them.
+    At every size also black, white and one-coloured pictures, unless the model's own answer to one is not finite.
     ``batch``: the batch that the graph is fixed to, None where it is free. ``backends``: the runtimes to ask.
     """
     cases = []
     for number, (height, width) in enumerate(sizes):
         pictures = probes(8 if number == 0 else 2, channels, height, width)
-        cases.append((f"{height}x{width}", pictures, reference(user, pictures)))
+        cases.append((f"{height}x{width} pictures", pictures, reference(user, pictures)))
+        plain = plain_pictures(channels, height, width)
+        wanted = reference(user, plain)
+        finite = torch.isfinite(wanted).flatten(1).all(1)  # a model may answer black with 0 / 0 itself
+        if bool(finite.any()):
+            cases.append((f"{height}x{width} black, white and one-coloured", plain[finite], wanted[finite]))
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path, forced = Path(folder) / "model.onnx", Path(folder) / "forced.onnx"
@@ -153,11 +168,12 @@ def validate(
         for backend in backends:
             with open_runner(path, backend, "cpu") as runner:
                 for what, pictures, want in cases:
+                    progress(f"validating on {backend}: {what}")
                     for start, stop in _groups(len(pictures), batch):
                         got = runner.run({"image": pictures[start:stop].numpy()})["restored"]
-                        label = f"{what} pictures {start + 1}..{stop}"
+                        label = f"{what} {start + 1}..{stop}"
                         doubt = functools.partial(_rounding, user, pictures[start:stop])
-                        found.append(_compare(backend, label, want[start:stop], got, doubt))
+                        found.append(compare_answers(backend, label, want[start:stop], got, doubt))
             if gates:
                 found += _forced(backend, forced, dense, sizes[0], gates, channels, batch or 1)
     return found
@@ -190,5 +206,5 @@ def _forced(
                 f"forced_{g}": np.ascontiguousarray(b.forced, np.float32) for g, b in zip(gates, blocks, strict=True)
             }
             got = runner.run({"image": image.numpy(), **feeds})["restored"]
-            found.append(_compare(backend, f"experts forced to {choice}", want, got))
+            found.append(compare_answers(backend, f"experts forced to {choice}", want, got))
     return found

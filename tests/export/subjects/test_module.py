@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.module import ModuleExport, export_module, load_factory, parse_input
-from clusir.export.subjects.checks import reference, serve_other_pictures
+from clusir.export.subjects.checks import reference
+from clusir.export.subjects.unused import watch
 from clusir.network.layers import ChannelLayerNorm
 from clusir.runtimes import open_runner
 
@@ -73,7 +74,7 @@ def test_pattern_exports_for_any_size_and_batch(pattern: Callable[[], nn.Module]
     model = pattern().eval()
     result = export(model, tmp_path)
     assert (result.spec.size.multiple_of, result.spec.size.static_px) == (1, 0)
-    assert len(result.sizes) == 3
+    assert len(result.sizes) == 4
     assert_right(result, model, (3, 37, 52), (1, 50, 41))
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
     assert not operators & {"DFT", "If", "Loop"}
@@ -94,37 +95,57 @@ def test_patches_of_a_halved_picture_export_for_whole_patches(tmp_path: Path) ->
 
 
 class SeveralSizes(nn.Module):
-    """The restored picture first, then a smaller one from a convolution of its own, and a number from another."""
+    """A smaller picture first, from a convolution of its own, a number, and the restored picture last."""
 
-    def __init__(self, number: bool) -> None:
+    def __init__(self, reads: bool = False) -> None:
         super().__init__()
         self.stem, self.tail, self.small = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
-        self.judge = nn.Linear(3, 1) if number else None
-        self.requires_grad_(False)
+        self.judge, self.reads = nn.Linear(3, 1), reads
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = self.stem(x)
-        made = [x + self.tail(features), self.small(nn.functional.avg_pool2d(features, 2))]
-        return made if self.judge is None else [*made, self.judge(features.mean((2, 3)))]
+        if self.reads:
+            torch.ones(1).item()
+        return [
+            self.small(nn.functional.avg_pool2d(features, 2)),
+            self.judge(features.mean((2, 3))),
+            x + self.tail(features),
+        ]
 
 
-def test_weights_of_other_pictures_are_left_out_and_those_of_numbers_refused(tmp_path: Path) -> None:
-    model = SeveralSizes(number=False)
+def test_weights_that_the_picture_does_not_depend_on_are_left_out(tmp_path: Path) -> None:
+    model = SeveralSizes().requires_grad_(False)
     result = export(model, tmp_path)
-    assert any("2 parameters that serve only them" in note for note in result.notes)
-    assert_right(result, model, (2, 38, 52))
+    assert any(n.startswith("WARNING: 4 parameters") and n.endswith("of judge, small") for n in result.notes)
+    assert any("the restored picture is [2]" in note for note in result.notes)
     assert not any(p.requires_grad for p in model.parameters())
     assert not any("small" in t.name for t in onnx.load(result.path).graph.initializer)
-    with pytest.raises(UnsupportedModelError, match=r"^2 parameters are missing from the traced graph, of judge:"):
-        export(SeveralSizes(number=True), tmp_path)
+    with open_runner(result.path, "ort", "cpu", 1) as runner:
+        image = pictures(2, 38, 52)
+        got = runner.run({"image": image.numpy()})["restored"]
+        np.testing.assert_allclose(got, model(image)[2].numpy(), atol=1e-5)
 
 
-def test_weights_that_the_first_picture_needs_too_are_not_excused() -> None:
-    """As if the trace had lost them: the stem makes both pictures, the tail only the first."""
-    model, image = SeveralSizes(number=True), pictures(1, 16, 16)
-    names = [name for name, _ in model.named_parameters()]
-    assert serve_other_pictures(model, image, names) == {"small.weight", "small.bias"}
-    assert serve_other_pictures(model.stem, image, ["weight"]) == set()
+def test_where_values_are_read_such_weights_may_be_experts(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"^4 parameters are missing .*, of judge, small:") as caught:
+        export(SeveralSizes(reads=True), tmp_path)
+    assert r"declare_unused(r\"(small\.weight|small\.bias|judge\.weight|judge\.bias)$\")" in str(caught.value)
+
+
+def test_what_a_picture_depends_on_is_found_in_one_run() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.left = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x + 0 * torch.rand(1))
+
+    seen = watch(Two(), pictures(1, 8, 8))
+    assert seen.unreached == {"left.weight", "left.bias"}
+    assert "test_module.py" in seen.drew
+    assert not seen.read
+    assert not seen.outside
 
 
 def test_the_name_int_is_pythons_own_again_after_the_trace(tmp_path: Path) -> None:

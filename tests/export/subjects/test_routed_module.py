@@ -121,8 +121,8 @@ def test_undescribed_routing_is_refused_with_its_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_remembered_route_is_refused_because_experts_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"4 parameters are missing .*, of block\.experts"):
+def test_remembered_route_is_refused_with_the_line_that_chooses(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"patterns\.py:\d+ `self\.route = int"):
         export(patterns.Restorer(patterns.RememberedRoute()), tmp_path)
 
 

@@ -1,0 +1,158 @@
+"""ONNX forms of ATen operators that torch's exporter has none for, or only for some arguments.
+
+Functions of ``custom_translation_table`` of ``torch.onnx.export``; onnxscript reads their annotations to tell operands
+from attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+
+from clusir.export.lowering.matrices import Value, constant, integers, length_of
+
+__all__ = ["operator_translations", "plain_scalars"]
+
+_ATEN = torch.ops.aten
+
+
+def plain_scalars(program: torch.export.ExportedProgram) -> None:
+    """Bounds of ``clamp`` as floats where the tensor is floating: torch takes an int beside a float, ONNX does not."""
+    for node in program.graph.nodes:
+        if node.target in (_ATEN.clamp.default, _ATEN.clamp_.default, _ATEN.hardtanh.default):
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                node.args = tuple(float(a) if type(a) is int else a for a in node.args)
+                node.kwargs = {k: float(v) if type(v) is int else v for k, v in node.kwargs.items()}
+
+
+def _sorted(self: Value, dim: int, descending: bool) -> tuple[Value, Value]:
+    """All values in order and where they were; equal ones by the lowest index, as a stable sort has them."""
+    axis = dim % max(len(self.shape), 1)
+    count = op.Shape(self, start=axis, end=axis + 1)
+    if not self.dtype.is_integer():
+        values, indices = op.TopK(self, count, axis=axis, largest=int(descending), sorted=1)
+        return values, indices
+    # Runtimes break ties as they like: integers are made different by their place.
+    length = length_of(self, axis)
+    length = integers(length) if isinstance(length, int) else length
+    shape = integers([-1 if a == axis else 1 for a in range(len(self.shape))])
+    place = op.Reshape(op.Range(integers(0), length, integers(1)), shape)
+    place = op.Neg(place) if descending else place
+    key = op.Add(op.Mul(op.Cast(self, to=ir.DataType.INT64), length), place)
+    _, indices = op.TopK(key, count, axis=axis, largest=int(descending), sorted=1)
+    return op.GatherElements(self, indices, axis=axis), indices
+
+
+def _sort(self: Value, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
+    """sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor, Tensor)"""
+    return _sorted(self, dim, descending)
+
+
+def _sort_stable(self: Value, stable: bool = False, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
+    """sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor, Tensor)"""
+    return _sorted(self, dim, descending)
+
+
+def _argsort(self: Value, dim: int = -1, descending: bool = False) -> Value:
+    """argsort(Tensor self, int dim=-1, bool descending=False) -> Tensor"""
+    return _sorted(self, dim, descending)[1]
+
+
+def _argsort_stable(self: Value, stable: bool = False, dim: int = -1, descending: bool = False) -> Value:
+    """argsort.stable(Tensor self, *, bool stable, int dim=-1, bool descending=False) -> Tensor"""
+    return _sorted(self, dim, descending)[1]
+
+
+def _kth(self: Value, count: Value, axis: int, keepdim: bool) -> tuple[Value, Value]:
+    """The ``count``-th smallest value along an axis."""
+    values, indices = op.TopK(self, count, axis=axis, largest=0, sorted=1)
+    last = [op.Slice(v, integers([-1]), integers([2**31 - 1]), integers([axis])) for v in (values, indices)]
+    if not keepdim:
+        last = [op.Squeeze(v, integers([axis])) for v in last]
+    return last[0], last[1]
+
+
+def _median_dim(self: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
+    """median.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor, Tensor): the lower of two middles"""
+    axis = dim % len(self.shape)
+    count = op.Shape(self, start=axis, end=axis + 1)
+    return _kth(self, op.Div(op.Add(count, integers([1])), integers([2])), axis, keepdim)
+
+
+def _median(self: Value) -> Value:
+    """median(Tensor self) -> Tensor"""
+    return _median_dim(op.Reshape(self, integers([-1])), 0, False)[0]
+
+
+def _kthvalue(self: Value, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
+    """kthvalue(Tensor self, int k, int dim=-1, bool keepdim=False) -> (Tensor, Tensor)"""
+    return _kth(self, integers([k]), dim % len(self.shape), keepdim)
+
+
+def _attention(
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """scaled_dot_product_attention of any rank: [..., L, E], [..., S, E], [..., S, V] -> [..., L, V]"""
+    rank = len(query.shape)
+    width = query.shape[rank - 1]
+    if scale is None and isinstance(width, int):
+        factor = constant(float(width) ** -0.5, query.dtype)
+    elif scale is None:
+        length = op.Cast(op.Shape(query, start=rank - 1, end=rank), to=query.dtype)
+        factor = op.Reciprocal(op.Sqrt(length))
+    else:
+        factor = constant(scale, query.dtype)
+    perm = [*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2]
+    scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=perm))
+    least = constant(np.finfo(query.dtype.numpy()).min, query.dtype)
+    if is_causal:
+        rows, columns = (
+            op.Range(integers(0), op.Squeeze(op.Shape(t, start=r - 2, end=r - 1), [0]), integers(1))
+            for t, r in ((query, rank), (key, len(key.shape)))
+        )
+        scores = op.Where(op.Greater(op.Unsqueeze(columns, [0]), op.Unsqueeze(rows, [1])), least, scores)
+    if attn_mask is not None:
+        if attn_mask.dtype == ir.DataType.BOOL:
+            scores = op.Where(attn_mask, scores, least)
+        else:
+            scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _round(x: Value) -> Value:
+    """round(SymFloat x) -> SymInt, half to even"""
+    return op.Cast(op.Round(x), to=ir.DataType.INT64)
+
+
+def _sym_sqrt(x: Value) -> Value:
+    """sym_sqrt(SymFloat x) -> SymFloat"""
+    return op.Sqrt(x)
+
+
+def operator_translations() -> dict[Any, Callable[..., Any]]:
+    """ATen operator -> its ONNX form, for ``custom_translation_table``."""
+    return {
+        _ATEN.sort.default: _sort,
+        _ATEN.sort.stable: _sort_stable,
+        _ATEN.argsort.default: _argsort,
+        _ATEN.argsort.stable: _argsort_stable,
+        _ATEN.median.default: _median,
+        _ATEN.median.dim: _median_dim,
+        _ATEN.kthvalue.default: _kthvalue,
+        _ATEN.scaled_dot_product_attention.default: _attention,
+        round: _round,
+        torch._sym_sqrt: _sym_sqrt,  # type: ignore[attr-defined]
+    }

@@ -1,0 +1,100 @@
+"""Code that was only ever run on a GPU, in half precision, run here on the CPU in float32: eagerly and while tracing.
+
+A call such as ``.cuda()``, ``.to("cuda")`` or ``torch.zeros(..., device="cuda")`` has no meaning without a GPU, and
+``.half()`` or autocast only says how exactly to compute. Inside :func:`portable` the first four keep their tensor where
+it is and the others leave float32; the user's code is not touched. What was changed is told by :attr:`Portable.notes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Portable", "portable"]
+
+HALF = "half precision inside the model is computed in float32"
+
+_DEVICE = re.compile(r"(cuda|xpu|mps|npu|hip)(:\d+)?")
+_NARROW = (torch.float16, torch.bfloat16)
+_NARROW_CALLS = ("half", "bfloat16")
+_MOVES = ("cuda", "xpu", "ipu", "hpu", "pin_memory")
+
+
+def _without_gpu(value: Any) -> Any:
+    """An argument of a torch function with a GPU replaced by the CPU and a 16-bit type by float32; nested too."""
+    if isinstance(value, torch.device):
+        return torch.device("cpu") if _DEVICE.fullmatch(value.type) else value
+    if isinstance(value, str):
+        if _DEVICE.fullmatch(value):
+            return "cpu"
+        if value.startswith("torch.cuda."):
+            value = value.replace(".cuda", "")
+        return "torch.FloatTensor" if value in ("torch.HalfTensor", "torch.BFloat16Tensor") else value
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in _NARROW else value
+    if isinstance(value, type) and getattr(value, "__module__", "") == "torch.cuda":  # torch.cuda.FloatTensor
+        return _without_gpu(f"torch.cuda.{value.__name__}")
+    return value
+
+
+class Portable(TorchFunctionMode):
+    """The mode behind :func:`portable`; ``notes`` says what the code asked for and did not get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _MOVES and args and isinstance(args[0], Tensor):
+            return args[0]
+        if name in _NARROW_CALLS and args and isinstance(args[0], Tensor):
+            self.notes.add(HALF)
+            return args[0].float()
+        plain = tuple(_without_gpu(a) for a in args)
+        named = {key: _without_gpu(value) for key, value in kwargs.items()}
+        if any(a in _NARROW for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)):
+            self.notes.add(HALF)
+        if func is Tensor.to and len(plain) > 1 and isinstance(plain[1], int):
+            plain = (plain[0], "cpu", *plain[2:])  # .to(0): the number of a GPU
+        return func(*plain, **named)
+
+
+def _load_on_cpu(load: Any) -> Any:
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        if len(args) < 2 or not callable(args[1]):
+            args, kwargs = args[:1] or (), {**kwargs, "map_location": "cpu"}
+        return load(*args, **kwargs)
+
+    return loaded
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[Portable]:
+    """Within it user code that names a GPU, half precision or autocast computes on the CPU in float32."""
+    mode = Portable()
+
+    def entered(self: Any) -> Any:
+        if self._enabled:
+            mode.notes.add(HALF)
+        return self
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (torch.autocast, "__enter__", entered),
+            (torch.autocast, "__exit__", lambda self, *_: False),
+            (torch.cuda, "synchronize", lambda *_, **__: None),
+            (torch.cuda, "current_device", lambda *_, **__: 0),
+            (torch, "load", _load_on_cpu(torch.load)),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        stack.enter_context(mode)
+        yield mode

@@ -1,0 +1,82 @@
+"""What the picture depends on, found by one backward pass; and whether the code reads pixels to decide what to do."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clusir.export.subjects.gradients import gradients
+from clusir.export.subjects.user_code import calling_user_line
+
+__all__ = ["Watched", "watch"]
+
+_READS = frozenset(
+    """__bool__ item tolist __int__ __float__ __index__ __complex__ numpy __array__ nonzero argwhere unique
+    unique_consecutive masked_select equal allclose is_nonzero""".split()  # noqa: SIM905
+)
+_DRAWS = frozenset(
+    """rand randn randint rand_like randn_like randint_like normal normal_ uniform_ bernoulli bernoulli_ multinomial
+    exponential_ random_ randperm gumbel_softmax log_normal_ cauchy_ geometric_ poisson""".split()  # noqa: SIM905
+)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the first line of the user's code that reads values of a tensor, and the first that draws at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = self.drew = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if not self.read and (name in _READS or (name == "__getitem__" and _by_mask(args[1]))):
+            self.read = calling_user_line()
+        if not self.drew and name in _DRAWS:
+            self.drew = calling_user_line()
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(index: Any) -> bool:
+    items = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in items)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a model did with a picture.
+
+    ``unreached``: parameters from which no gradient leads to the restored picture. ``read``: the first line that read
+    values of a tensor (routing is made of that), ``drew``: the first that drew random numbers, ``outside``: whether
+    Python's or NumPy's own random numbers were drawn; empty or False where none.
+    """
+
+    unreached: frozenset[str] = field(default_factory=frozenset)
+    read: str = ""
+    drew: str = ""
+    outside: bool = False
+
+
+def watch(model: nn.Module, image: Tensor) -> Watched:
+    """Run ``model`` (image BxCxHxW -> restored) once with gradients. The parameters' flags are as before afterwards."""
+    state = _outside()
+    mode = _Watch()
+    with gradients(model) as parameters:
+        with mode:
+            restored = model(image)
+        gone: frozenset[str] = frozenset()
+        if restored.requires_grad:
+            grads = torch.autograd.grad(restored.sum(), list(parameters.values()), allow_unused=True)
+            gone = frozenset(name for name, grad in zip(parameters, grads, strict=True) if grad is None)
+    return Watched(gone, mode.read, mode.drew, state != _outside())
+
+
+def _outside() -> tuple[Any, ...]:
+    """The state of the generators of Python and of NumPy, which torch does not see."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - what the user's code draws from
+    return random.getstate(), name, np.asarray(keys).tobytes(), rest

@@ -1,0 +1,195 @@
+"""Numbers that Python makes of a symbolic size, kept symbolic while tracing.
+
+Python's ``int``, ``float``, ``round``, ``math.sqrt`` and NumPy's ``ceil`` have to return a number, so a tracer pins the
+size that they are called on, and the export serves one size. Published restorers write their sizes that way:
+``int(h / 2)``, ``round(h * 0.5)``, ``int(np.ceil(h / 8)) * 8``, ``math.sqrt(2 / w)``. While a model is traced, those
+names mean symbolic forms of the same values in the modules of the user's code; the code itself is not touched.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clusir.export.subjects.user_code import is_users
+
+__all__ = ["SymbolicFloat", "SymbolicInt", "symbolic_numbers"]
+
+_SYMBOLS = (torch.SymInt, torch.SymFloat)
+
+
+class _Meta(type):
+    """Makes a class answer for the Python type it stands for where code asks for a type."""
+
+    stands_for: type
+    symbolic: Callable[[Any], Any]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], _SYMBOLS):
+            return cls.symbolic(args[0])
+        return cls.stands_for(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.stands_for)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.stands_for)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.stands_for
+
+    def __hash__(cls) -> builtins.int:
+        return hash(cls.stands_for)
+
+
+class SymbolicInt(builtins.int, metaclass=_Meta):
+    """``int`` that rounds symbolic numbers to symbolic ones, towards zero."""
+
+    stands_for = builtins.int
+    symbolic = staticmethod(torch.sym_int)
+
+
+class SymbolicFloat(builtins.float, metaclass=_Meta):
+    """``float`` that leaves symbolic numbers symbolic."""
+
+    stands_for = builtins.float
+    symbolic = staticmethod(torch.sym_float)
+
+
+def _floor(x: Any) -> Any:
+    return x if isinstance(x, torch.SymInt) else math.floor(x)
+
+
+def _ceil(x: Any) -> Any:
+    return x if isinstance(x, torch.SymInt) else -math.floor(-x)
+
+
+def _round(x: Any, digits: Any = None) -> Any:
+    """Half to even, as Python and NumPy round: both neighbours agree but at a half, where the even one is meant."""
+    if isinstance(x, torch.SymInt):
+        return x
+    if digits not in (None, 0):
+        return builtins.round(x, digits)
+    low, high = _ceil(x - 0.5), math.floor(x + 0.5)
+    return low + (high - low) * (low % 2)
+
+
+def _as_float(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """NumPy's rounding functions return floats."""
+    return lambda x: torch.sym_float(function(x))
+
+
+def _sqrt(x: Any) -> Any:
+    return torch._sym_sqrt(torch.sym_float(x))  # type: ignore[attr-defined]
+
+
+def _aware(real: Callable[..., Any], symbolic: Callable[..., Any]) -> Callable[..., Any]:
+    """``real`` for numbers and ``symbolic`` where the first argument is a symbol."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return symbolic(*args, **kwargs) if args and isinstance(args[0], _SYMBOLS) else real(*args, **kwargs)
+
+    return call
+
+
+def _extreme(real: Callable[..., Any], symbolic: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """``max`` or ``min``, which would compare two sizes and take the trace's answer for good."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) < 2 or not any(isinstance(a, torch.SymInt) for a in args):
+            return real(*args, **kwargs)
+        if not all(isinstance(a, (builtins.int, torch.SymInt)) for a in args):
+            return real(*args)
+        found = args[0]
+        for other in args[1:]:
+            found = symbolic(found, other)
+        return found
+
+    return call
+
+
+_MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
+    math: {"sqrt": _sqrt, "floor": _floor, "ceil": _ceil, "trunc": torch.sym_int, "pow": lambda x, y: x**y},
+    np: {
+        "sqrt": _sqrt,
+        "floor": _as_float(_floor),
+        "ceil": _as_float(_ceil),
+        "round": _as_float(_round),
+        "rint": _as_float(_round),
+        "trunc": _as_float(torch.sym_int),
+        "int32": torch.sym_int,
+        "int64": torch.sym_int,
+        "float32": torch.sym_float,
+        "float64": torch.sym_float,
+    },
+}
+
+
+class _Proxy(ModuleType):
+    """A module in which some functions understand symbols; everything else is the module's own."""
+
+    def __init__(self, module: ModuleType, names: dict[str, Callable[..., Any]]) -> None:
+        super().__init__(module.__name__)
+        self.__dict__["_own"] = module
+        for name, symbolic in names.items():
+            self.__dict__[name] = _aware(getattr(module, name), symbolic)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_own"], name)
+
+
+def _replacements() -> dict[int, Any]:
+    """Objects that a user's module may hold under any name, and what stands for them (by identity)."""
+    found: dict[int, Any] = {}
+    for module, names in _MATH.items():
+        proxy = _Proxy(module, names)
+        found[id(module)] = proxy
+        found |= {id(getattr(module, name)): getattr(proxy, name) for name in names if not _is_type(module, name)}
+    return found
+
+
+def _is_type(module: ModuleType, name: str) -> bool:
+    return isinstance(getattr(module, name), type)
+
+
+@contextlib.contextmanager
+def symbolic_numbers(model: nn.Module) -> Iterator[None]:
+    """Inside, the names above are symbolic in the code of ``model`` and in all user modules that are loaded."""
+    spaces: dict[builtins.int, dict[str, Any]] = {}
+    for part in model.modules():
+        forward = getattr(getattr(type(part), "__dict__", {}).get("forward"), "__globals__", {})
+        if is_users(str(forward.get("__file__") or "<unknown>")):
+            spaces[id(forward)] = forward
+    for module in list(sys.modules.values()):
+        if is_users(str(getattr(module, "__file__", None) or "<unknown>")):
+            spaces[id(module.__dict__)] = module.__dict__
+    replaced = _replacements()
+    builtin: dict[str, Any] = {"int": SymbolicInt, "float": SymbolicFloat, "round": _aware(round, _round)}
+    builtin |= {"max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    for space in spaces.values():
+        for name, value in list(space.items()):
+            if id(value) in replaced:
+                undo.append((space, name, value))
+                space[name] = replaced[id(value)]
+        for name, value in builtin.items():
+            if name not in space:
+                undo.append((space, name, None))
+                space[name] = value
+    try:
+        yield
+    finally:
+        for space, name, value in undo:
+            if value is None:
+                space.pop(name, None)
+            else:
+                space[name] = value

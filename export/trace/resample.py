@@ -1,0 +1,123 @@
+"""Pooling and resizing whose windows depend on a symbolic size: products with matrices made of the sizes.
+
+Along each axis every one of these is linear, out = W x, with W [out, in] written from ranges, so that it holds for any
+size. Maxima are taken over gathered windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["adaptive_avg", "adaptive_max", "antialiased", "average", "is_symbolic"]
+
+
+def is_symbolic(*sizes: Any) -> bool:
+    """Whether one of the numbers (or of the numbers in a sequence) is a symbol."""
+    flat = [n for size in sizes for n in (size if isinstance(size, (tuple, list)) else (size,))]
+    return any(isinstance(n, (torch.SymInt, torch.SymFloat)) for n in flat)
+
+
+def _along(x: Tensor, dim: int, weights: Tensor) -> Tensor:
+    """The product of ``weights`` [out, in] with axis ``dim`` (-1 or -2) of ``x``."""
+    weights = weights.to(x.dtype)
+    return x @ weights.T if dim == -1 else weights @ x
+
+
+def _bins(size: Any, out: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """First and one past the last sample of each bin of an adaptive pool: floor(i n / m), ceil((i + 1) n / m)."""
+    i = torch.arange(out, device=like.device)
+    first = torch.div(i * size, out, rounding_mode="floor")
+    last = torch.div((i + 1) * size + (out - 1), out, rounding_mode="floor")
+    return first, last
+
+
+def _averages(size: Any, first: Tensor, last: Tensor, like: Tensor) -> Tensor:
+    """[out, in]: the mean of the samples first .. last - 1."""
+    n = torch.arange(size, device=like.device)
+    inside = (n[None] >= first[:, None]) & (n[None] < last[:, None])
+    weights: Tensor = inside.to(like.dtype) / (last - first).to(like.dtype)[:, None]
+    return weights
+
+
+def adaptive_avg(x: Tensor, target: Sequence[Any]) -> Tensor:
+    """``adaptive_avg_pool`` over the last ``len(target)`` axes (one or two); None keeps an axis."""
+    for dim, out in zip(range(-len(target), 0), target, strict=True):
+        if out is not None:
+            x = _along(x, dim, _averages(x.shape[dim], *_bins(x.shape[dim], out, x), x))
+    return x
+
+
+def adaptive_max(x: Tensor, target: Sequence[Any]) -> Tensor:
+    """``adaptive_max_pool`` over the last ``len(target)`` axes."""
+    for dim, out in zip(range(-len(target), 0), target, strict=True):
+        if out is None:
+            continue
+        size = x.shape[dim]
+        first, last = _bins(size, out, x)
+        longest = (size + out - 1) // out + 1  # no bin is longer
+        at = first[:, None] + torch.arange(longest, device=x.device)[None]
+        at = torch.minimum(at, last[:, None] - 1)
+        picked = x.index_select(dim, at.flatten())
+        shape = list(picked.shape)
+        shape[dim : x.dim() + dim + 1] = [out, longest]
+        x = picked.reshape(shape).amax(dim + x.dim() + 1)
+    return x
+
+
+def average(x: Tensor, kernel: Sequence[Any], stride: Sequence[Any]) -> Tensor:
+    """``avg_pool`` without padding over the last axes, where the window or the step is symbolic."""
+    for dim, window, step in zip(range(-len(kernel), 0), kernel, stride, strict=True):
+        size = x.shape[dim]
+        first = torch.arange((size - window) // step + 1, device=x.device) * step
+        x = _along(x, dim, _averages(size, first, first + window, x))
+    return x
+
+
+def _triangle(t: Tensor) -> Tensor:
+    return (1 - t.abs()).clamp(min=0)
+
+
+def _cubic(t: Tensor) -> Tensor:
+    """Keys' kernel with a = -0.5, as torch takes it with antialias."""
+    t = t.abs()
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+    return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+
+
+_KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}
+
+
+def antialiased(x: Tensor, sizes: Sequence[Any], scales: Sequence[Any], mode: str, corners: bool) -> Tensor:
+    """``interpolate(..., antialias=True)`` to ``sizes``: the kernel stretched by the shrinkage, its weights to sum 1.
+
+    ``scales``: input over output along each axis where a scale factor was given, else None.
+    """
+    kernel, reach = _KERNELS[mode]
+    for dim, out, scale in zip((-2, -1), sizes, scales, strict=True):
+        size = x.shape[dim]
+        i = torch.arange(out, device=x.device).to(torch.float32)
+        n = torch.arange(size, device=x.device).to(torch.float32)
+        if corners:
+            step = _as_tensor(size - 1, x) / _as_tensor(out - 1, x).clamp(min=1)
+            stretch = step.clamp(min=1)
+            centre = step * i + 0.5
+        else:
+            step = _as_tensor(scale, x) if scale is not None else _as_tensor(size, x) / _as_tensor(out, x)
+            stretch = step.clamp(min=1)
+            centre = step * (i + 0.5)
+        support = reach * stretch
+        first = torch.floor(centre - support + 0.5).clamp(min=0)[:, None]
+        last = torch.minimum(torch.floor(centre + support + 0.5), _as_tensor(size, x))[:, None]
+        weights = kernel((n[None] - centre[:, None] + 0.5) / stretch)
+        weights = torch.where((n[None] >= first) & (n[None] < last), weights, torch.zeros_like(weights))
+        x = _along(x, dim, weights / weights.sum(1, keepdim=True))
+    return x
+
+
+def _as_tensor(number: Any, like: Tensor) -> Tensor:
+    return torch.ones((), dtype=torch.float32, device=like.device) * number
