@@ -129,7 +129,7 @@ def test_weights_that_the_picture_does_not_depend_on_are_left_out(tmp_path: Path
 def test_where_values_are_read_such_weights_may_be_experts(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"^4 parameters are missing .*, of judge, small:") as caught:
         export(SeveralSizes(reads=True), tmp_path)
-    assert r"declare_unused(r\"(small\.weight|small\.bias|judge\.weight|judge\.bias)$\")" in str(caught.value)
+    assert r'declare_unused(r"(small\.weight|small\.bias|judge\.weight|judge\.bias)$")' in str(caught.value)
 
 
 def test_what_a_picture_depends_on_is_found_in_one_run() -> None:
