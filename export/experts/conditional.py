@@ -15,16 +15,23 @@ matrix: the cone of nodes that feeds one such product and nothing else is what m
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from clusir.errors import ExportError
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.experts.conditional_find import Product, products, routing_matrices, unroll_sums
-from clusir.export.graph.index import GraphIndex, copied, drop_unused, sort_nodes
+from clusir.export.graph.index import GraphIndex, Names, copied, drop_unused, sort_nodes
 
 __all__ = ["BranchExperts"]
+
+
+_OWN = re.compile(
+    r"__(active|active_\d+|axes|zero|is_zero|idle|idle_all|skipped|shape|shape_\d+|if|chosen|otherwise|at)(__.*)?$"
+)
 
 
 class BranchExperts(GraphPass):
@@ -39,6 +46,9 @@ class BranchExperts(GraphPass):
         gates = routing_matrices(products(GraphIndex(graph)))
         if not gates:
             return PassResult(model, False, ("no products of experts with the columns of a gate were found",))
+        taken = Names(graph).like(_OWN)
+        if taken:
+            return PassResult(model, False, (f"the graph has a value called {taken}, as this pass would call one",))
         moved, left = 0, set[str]()
         while True:
             index = GraphIndex(graph)
@@ -115,11 +125,14 @@ def _condition(index: GraphIndex, product: Product) -> tuple[list[onnx.NodeProto
         zero = zero.astype(helper.tensor_dtype_to_np_dtype(index.element_type(gate)))
         graph.initializer.append(numpy_helper.from_array(axes, f"{gate}__axes"))
         graph.initializer.append(numpy_helper.from_array(zero, f"{gate}__zero"))
-        most = helper.make_node("ReduceMax", [f"{gate}__abs", f"{gate}__axes"], [f"{gate}__most"], keepdims=0)
+        # "Not equal to zero" and no maximum of the gates themselves: a NaN is not zero, and a maximum may pass over it.
+        least = helper.make_node("ReduceMin", [f"{gate}__idle", f"{gate}__axes"], [f"{gate}__idle_all"], keepdims=0)
         nodes = [
-            helper.make_node("Abs", [gate], [f"{gate}__abs"]),
-            most,
-            helper.make_node("Greater", [f"{gate}__most", f"{gate}__zero"], [active]),
+            helper.make_node("Equal", [gate, f"{gate}__zero"], [f"{gate}__is_zero"]),
+            helper.make_node("Cast", [f"{gate}__is_zero"], [f"{gate}__idle"], to=TensorProto.FLOAT),
+            least,
+            helper.make_node("Cast", [f"{gate}__idle_all"], [f"{gate}__skipped"], to=TensorProto.BOOL),
+            helper.make_node("Not", [f"{gate}__skipped"], [active]),
         ]
     if name not in index.producer:
         graph.initializer.append(numpy_helper.from_array(np.array(product.column), f"{name}__at"))

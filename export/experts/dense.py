@@ -32,6 +32,27 @@ class SeparateExperts(nn.Module):
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
 
+def cannot_merge(sparse: SparseExperts) -> str:
+    """Why a block's experts do not fit the merged form; empty where they do."""
+    for index, expert in enumerate(sparse.experts):
+        if type(expert) is not Expert:
+            return f"expert {index} is a {type(expert).__name__}"
+        for name in ("enter", "modulate", "body", "leave"):
+            conv = getattr(expert, name)
+            if type(conv) is not nn.Conv2d:
+                return f"{name} of expert {index} is a {type(conv).__name__}"
+            size = conv.kernel_size[0]
+            plain = conv.stride == conv.dilation == (1, 1) and conv.kernel_size == (size, size) and size % 2 == 1
+            padded = conv.padding == (size // 2, size // 2) and conv.padding_mode == "zeros"
+            depthwise = conv.groups == conv.in_channels == conv.out_channels
+            grouped = depthwise if name == "body" else conv.groups == 1 and size == 1
+            if conv.bias is not None or not (plain and padded and grouped):
+                return f"{name} of expert {index} has a bias, or is not the convolution that is merged"
+            if any(conv._forward_hooks) or any(conv._forward_pre_hooks):
+                return f"{name} of expert {index} has a hook"
+    return ""
+
+
 class MergedExperts(nn.Module):
     """The same sum with the experts' 1x1 convolutions merged into three.
 
@@ -41,6 +62,9 @@ class MergedExperts(nn.Module):
 
     def __init__(self, sparse: SparseExperts) -> None:
         super().__init__()
+        reason = cannot_merge(sparse)
+        if reason:
+            raise ExportError(f"the experts' convolutions cannot be merged: {reason}")
         experts = [e for e in sparse.experts if isinstance(e, Expert)]
         self.order = sorted(range(len(experts)), key=lambda i: experts[i].body.kernel_size)
         experts = [experts[i] for i in self.order]
@@ -84,7 +108,8 @@ class MergedExperts(nn.Module):
 class DensifyExperts:
     """Replace every SparseExperts of a network (on a copy) by dense evaluation.
 
-    ``merged`` joins the experts' convolutions; otherwise each expert stays a subgraph of its own.
+    ``merged`` joins the experts' convolutions where they are this project's; otherwise, and where they have a bias or
+    are of another class, each expert stays a subgraph of its own.
     """
 
     name = "DensifyExperts"
@@ -101,11 +126,17 @@ class DensifyExperts:
         found = {name: module for name, module in model.named_modules() if isinstance(module, SparseExperts)}
         if not found:
             return PassResult(model, False, ("the model holds no sparse experts",))
-        form = MergedExperts if self.merged else SeparateExperts
+        notes, merged = [], 0
         for name, sparse in found.items():
             parent, _, leaf = name.rpartition(".")
+            reason = cannot_merge(sparse) if self.merged else ""
+            if reason:
+                notes.append(f"{name} runs expert by expert: {reason}")
+            form = MergedExperts if self.merged and not reason else SeparateExperts
+            merged += form is MergedExperts
             setattr(model.get_submodule(parent), leaf, form(sparse).eval())
-        return PassResult(model, True, (f"{len(found)} blocks of experts now run densely ({form.__name__})",))
+        said = f"{len(found)} blocks of experts now run densely ({merged} of them merged)"
+        return PassResult(model, True, (said, *notes))
 
     def ensures(self, model: nn.Module) -> None:
         left = [name for name, module in model.named_modules() if isinstance(module, SparseExperts)]

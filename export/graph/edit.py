@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from clusir.export.graph.index import captured, inferred, sort_nodes
+from clusir.export.graph.index import Names, drop_unused, inferred, sort_nodes
 from clusir.export.graph.probe import LinearGraph
 
-__all__ = ["GraphEdit", "plain_convolution"]
+__all__ = ["GraphEdit", "plain_convolution", "pointwise_weight"]
 
 
 def plain_convolution(node: onnx.NodeProto) -> bool:
-    """Whether a node is a Conv of stride 1, dilation 1, one group, with explicit zero padding."""
+    """Whether a node is a Conv of stride 1, dilation 1 and one group. It may have a bias, and pads that are written
+    out (with zeros around, possibly uneven)."""
     if node.op_type != "Conv":
         return False
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -25,8 +26,20 @@ def plain_convolution(node: onnx.NodeProto) -> bool:
     return ones and values.get("group", 1) == 1 and values.get("auto_pad", b"NOTSET") == b"NOTSET"
 
 
+def pointwise_weight(linear: LinearGraph, node: onnx.NodeProto | None) -> NDArray[Any] | None:
+    """[outputs, inputs] of a 1x1 Conv of float32 maps that neither strides nor pads and has a constant weight; None
+    for any other node. It may have a bias."""
+    if node is None or not plain_convolution(node) or not linear.is_float(node.input[0]):
+        return None
+    weight = linear.constants.get(node.input[1])
+    pads = next((list(a.ints) for a in node.attribute if a.name == "pads"), [])
+    if weight is None or weight.shape[2:] != (1, 1) or any(pads):
+        return None
+    return weight[:, :, 0, 0]
+
+
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Read other values, in the branches too (no branch of an exported graph hides an outer name)."""
+    """Read other values, in the branches too (ONNX forbids a branch to hide a name of the graph around it)."""
     if any(i in names for i in node.input):
         node.input[:] = [names.get(i, i) for i in node.input]
     for attribute in node.attribute:
@@ -41,8 +54,7 @@ class GraphEdit:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        graph = self.model.graph
-        self._names = {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer}
+        self._names = Names(self.model.graph)
         self._linear: LinearGraph | None = None
 
     def linear(self) -> LinearGraph:
@@ -56,11 +68,8 @@ class GraphEdit:
         return self.linear().constants[name]
 
     def fresh(self, hint: str) -> str:
-        name, k = hint, 1
-        while name in self._names:
-            name, k = f"{hint}_{k}", k + 1
-        self._names.add(name)
-        return name
+        """A name that nothing in the model has: ``hint``, or that with a number behind it."""
+        return self._names.fresh(hint)
 
     def constant(self, array: Any, hint: str, dtype: Any = np.float32) -> str:
         name = self.fresh(hint)
@@ -114,8 +123,15 @@ class GraphEdit:
         """The same for many values at once (old name to new name); no new name may be an old one too."""
         graph = self.model.graph
         names = dict(names)
+        outputs = {o.name for o in graph.output}
         for output in [o.name for o in graph.output if o.name in names]:
-            before, taken = f"{output}/before", names.pop(output)
+            before, taken = self.fresh(f"{output}/before"), names.pop(output)
+            if taken in outputs or not any(taken in n.output for n in graph.node):
+                # It has a name that must stay: another output's, an input's or a constant's. The output is a copy.
+                graph.node.append(helper.make_node("Identity", [taken], [output], name=f"{before}_copied"))
+                self._take_over(output, before, graph.node[:-1])
+                names[before] = taken
+                continue
             own = {output: before, taken: output}
             for node in graph.node:
                 node.output[:] = [own.get(o, o) for o in node.output]
@@ -128,18 +144,17 @@ class GraphEdit:
         graph.node.extend(ordered)
         self._linear = None
 
+    @staticmethod
+    def _take_over(output: str, before: str, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Let the value ``output`` be called ``before`` in all ``nodes``."""
+        for node in nodes:
+            node.output[:] = [before if o == output else o for o in node.output]
+            _rename(node, {output: before})
+
     def drop_unused(self) -> None:
         """Remove nodes and initializers that reach no output, and stale shape notes."""
         graph = self.model.graph
-        needed = {o.name for o in graph.output}
-        kept = []
-        for node in reversed(sort_nodes(graph.node)):
-            if any(o in needed for o in node.output):
-                kept.append(node)
-                needed.update(captured(node))
-        weights = [t for t in graph.initializer if t.name in needed]
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(reversed(kept))
-        graph.initializer.extend(weights)
+        drop_unused(graph)
+        del graph.value_info[:]
         graph.value_info.extend(inferred(self.model).value_info)
         self._linear = None

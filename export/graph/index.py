@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -11,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.errors import ExportError
 
-__all__ = ["GraphIndex", "captured", "copied", "drop_unused", "inferred", "sort_nodes"]
+__all__ = ["GraphIndex", "Names", "captured", "copied", "drop_unused", "inferred", "sort_nodes"]
 
-M = TypeVar("M", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
+M = TypeVar("M", onnx.NodeProto, onnx.AttributeProto, onnx.TensorProto, onnx.SparseTensorProto, onnx.ValueInfoProto)
 
 _CONSTANT_SIZE = 1 << 12  # a constant read for its integers (axes, indices) is small
 
@@ -28,6 +29,39 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
                 yield from (i for i in captured(inner) if i not in own)
                 own.update(inner.output)
             yield from (o.name for o in graph.output if o.name not in own)
+
+
+class Names:
+    """Every name that a graph uses, in its branches too, and new ones beside them.
+
+    A value of a branch is no value of the graph around it, but a new value outside that has its name would be hidden
+    inside, so those count as well.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._taken: set[str] = set()
+        self._collect(graph)
+
+    def _collect(self, graph: onnx.GraphProto) -> None:
+        self._taken.update(v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
+        self._taken.update(t.values.name for t in graph.sparse_initializer)
+        for node in graph.node:
+            self._taken.update((node.name, *node.input, *node.output))
+            for attribute in node.attribute:
+                for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    self._collect(inner)
+
+    def like(self, pattern: re.Pattern[str]) -> str:
+        """The first name, in the order of the alphabet, in which the pattern occurs; empty where there is none."""
+        return next((name for name in sorted(self._taken) if pattern.search(name)), "")
+
+    def fresh(self, hint: str) -> str:
+        """``hint``, with a number behind it where it is taken."""
+        name, k = hint, 1
+        while name in self._taken:
+            name, k = f"{hint}_{k}", k + 1
+        self._taken.add(name)
+        return name
 
 
 def sort_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -98,7 +132,9 @@ class GraphIndex:
             for name in dict.fromkeys(captured(node)):
                 self.users.setdefault(name, []).append(node)
         self.outputs = {o.name for o in graph.output}
-        self.initializers = {t.name: t for t in graph.initializer}
+        given = {i.name for i in graph.input}
+        # An initializer that is a graph input as well is its default: whoever runs the graph may give another.
+        self.initializers = {t.name: t for t in graph.initializer if t.name not in given}
         self.values = {v.name: v for v in [*graph.value_info, *graph.input, *graph.output]}
 
     def shape(self, name: str) -> list[int | str] | None:
@@ -178,17 +214,22 @@ def copied(message: M) -> M:
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes, initializers and value types that nothing reads any more."""
-    while True:
-        index = GraphIndex(graph)
-        used = set(index.users) | index.outputs
-        dead = [n for n in graph.node if not any(o in used for o in n.output)]
-        if not dead:
-            break
-        for node in dead:
-            graph.node.remove(node)
-    kept = [copied(t) for t in graph.initializer if t.name in used]
-    values = [copied(v) for v in graph.value_info if v.name in index.producer]
-    del graph.initializer[:], graph.value_info[:]
+    """Remove nodes, initializers and value types that reach no output; the nodes are sorted.
+
+    An initializer that is a graph input too stays: it is that input's default.
+    """
+    needed = {v.name for v in (*graph.output, *graph.input)}
+    nodes = []
+    for node in reversed(sort_nodes(graph.node)):
+        if any(o in needed for o in node.output):
+            nodes.append(copied(node))
+            needed.update(captured(node))
+    made = {o for n in nodes for o in n.output}
+    kept = [copied(t) for t in graph.initializer if t.name in needed]
+    sparse = [copied(t) for t in graph.sparse_initializer if t.values.name in needed]
+    values = [copied(v) for v in graph.value_info if v.name in made]
+    del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
+    graph.node.extend(reversed(nodes))
     graph.initializer.extend(kept)
+    graph.sparse_initializer.extend(sparse)
     graph.value_info.extend(values)

@@ -8,7 +8,7 @@ that is a proof up to rounding and a chance of measure zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from clusir.export.graph.index import captured, inferred
+from clusir.export.graph.index import captured, copied, inferred
 
 __all__ = ["PROBE_BATCH", "LinearGraph", "Region"]
+
+Run = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 
 PROBE_BATCH = 2
 _MAX_NODES = 48
@@ -59,13 +61,18 @@ class _Constants(Mapping[str, NDArray[np.generic]]):
 
 
 class LinearGraph:
-    """A graph with every size fixed: shapes, constants, producers, and linear regions that can be run."""
+    """A graph with every size fixed: shapes, constants, producers, and linear regions that can be run.
+
+    ``open`` are the values whose axis 0 is the batch, if that is left open; their shape says PROBE_BATCH there.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
         self.opsets = list(model.opset_import)
-        self.shapes = _fixed_shapes(model)
-        self.constants = _Constants({t.name: t for t in self.graph.initializer})
+        self.shapes, self.open, self._floats = _fixed_shapes(model)
+        given = {i.name for i in self.graph.input}
+        # An initializer that is a graph input as well is its default: whoever runs the graph may give another.
+        self.constants = _Constants({t.name: t for t in self.graph.initializer if t.name not in given})
         for node in self.graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self.constants.tensors[node.output[0]] = node.attribute[0].t
@@ -80,6 +87,10 @@ class LinearGraph:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape with the batch set to PROBE_BATCH; None where it is not known."""
         return self.shapes.get(name)
+
+    def is_float(self, name: str) -> bool:
+        """Whether a value is float32, what passes write their constants in."""
+        return name in self._floats
 
     def linear_operands(self, node: onnx.NodeProto) -> list[str] | None:
         """The operands in which a node is linear, its other operands being constants; None for any other node."""
@@ -128,25 +139,23 @@ class LinearGraph:
 
     def run(self, region: Region, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """The region's output for arrays of the sources' fixed shapes."""
+        return self.runner(region)(feeds)
+
+    def runner(self, region: Region) -> Run:
+        """The region as a function from arrays of the sources' fixed shapes to its output, for many runs."""
         import onnxruntime
 
         constants = {
-            i: self.constants[i] for n in region.nodes for i in n.input if i in self.constants and i not in feeds
+            i: self.constants[i]
+            for n in region.nodes
+            for i in n.input
+            if i in self.constants and i not in region.sources
         }
-        nodes = []
-        for original in region.nodes:
-            node = onnx.NodeProto()
-            node.CopyFrom(original)
-            if node.op_type == "Reshape" and node.input[1] not in self.constants:
-                shape = self.shape(node.output[0])
-                assert shape is not None
-                node.input[1] = f"{node.output[0]}/probe_shape"
-                constants[node.input[1]] = np.array(shape, np.int64)
-            nodes.append(node)
+        nodes = [self._sized(copied(node), constants) for node in region.nodes]
         graph = helper.make_graph(
             nodes,
             "probe",
-            [helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, v.shape) for k, v in feeds.items()],
+            [helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, self.shapes[k]) for k in region.sources],
             [helper.make_tensor_value_info(region.output, onnx.TensorProto.FLOAT, None)],
             [numpy_helper.from_array(v, k) for k, v in constants.items()],
         )
@@ -154,8 +163,19 @@ class LinearGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        result: NDArray[np.float32] = session.run(None, dict(feeds))[0]
-        return result
+        return lambda given: session.run(None, dict(given))[0]
+
+    def _sized(self, node: onnx.NodeProto, constants: dict[str, NDArray[np.generic]]) -> onnx.NodeProto:
+        """A Reshape or Resize whose target is computed, with what it comes to as a constant."""
+        at = {"Reshape": 1, "Resize": 3}.get(node.op_type)
+        if at is None or len(node.input) <= at or not node.input[at] or node.input[at] in self.constants:
+            return node
+        shape = self.shape(node.output[0])
+        assert shape is not None, "a region ends in values of known shape"
+        axes = next((a.ints for a in node.attribute if a.name == "axes"), range(len(shape)))
+        node.input[at] = f"{node.output[0]}/probe_shape"
+        constants[node.input[at]] = np.array([shape[axis] for axis in axes], np.int64)
+        return node
 
     def random(self, names: Sequence[str], seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """Standard normal arrays of the fixed shapes."""
@@ -163,13 +183,25 @@ class LinearGraph:
         return {n: rng.standard_normal(self.shapes[n], dtype=np.float32) for n in names}
 
 
-def _fixed_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes by inference with axis 0 of every input set to PROBE_BATCH; sizes that stay unknown leave no entry."""
-    graph = inferred(model, PROBE_BATCH, data_prop=True)
-    shapes: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    for value in [*graph.value_info, *graph.input, *graph.output]:
-        if value.type.tensor_type.HasField("shape"):
-            dims = value.type.tensor_type.shape.dim
-            if all(d.HasField("dim_value") for d in dims):
-                shapes[value.name] = tuple(d.dim_value for d in dims)
-    return shapes
+def _fixed_shapes(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, ...]], set[str], set[str]]:
+    """Shapes by inference with axis 0 of every input that leaves it open set to PROBE_BATCH, and two sets of names:
+    values whose axis 0 follows the batch, and float32 values.
+
+    Sizes that stay unknown, or follow the batch in another axis, leave no entry: a pass may rely on all it finds.
+    """
+    found = []
+    for batch in (PROBE_BATCH, PROBE_BATCH + 1):
+        graph = inferred(model, batch, data_prop=True)
+        values = [*graph.value_info, *graph.input, *graph.output]
+        shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        for value in values:
+            if value.type.tensor_type.HasField("shape"):
+                dims = value.type.tensor_type.shape.dim
+                if all(d.HasField("dim_value") for d in dims):
+                    shapes[value.name] = tuple(d.dim_value for d in dims)
+        found.append(shapes)
+    one, other = found
+    same = {n: s for n, s in one.items() if n in other and len(s) == len(other[n]) and s[1:] == other[n][1:]}
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    floats |= {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    return same, {n for n, s in same.items() if s != other[n]}, floats

@@ -80,6 +80,16 @@ def _convolve(operator: Callable[..., Any]) -> Callable[..., Pair]:
     return apply
 
 
+def _pad(a: Pair, pads: Sequence[Any], mode: Any = "constant", value: Any = None) -> Pair:
+    """``pad`` and ``constant_pad_nd``: the constant is a complex number, as a rule one without an imaginary part."""
+    pad = torch.nn.functional.pad
+    if isinstance(mode, str) and mode != "constant":
+        return Pair(pad(a.re, pads, mode), pad(a.im, pads, mode))
+    number = as_pair(value if isinstance(mode, str) else mode)
+    re, im = (0.0 if part is None else part for part in (number.re, number.im))
+    return Pair(pad(a.re, pads, value=re), pad(a.im, pads, value=im))
+
+
 def _norm(a: Pair, *rest: Any, **more: Any) -> Tensor:
     more.pop("dtype", None)
     return _ATEN.linalg_vector_norm.default(complex_abs(a), *rest, **more)
@@ -177,6 +187,8 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "sin": lambda a: Pair(torch.sin(a.re) * torch.cosh(a.im), torch.cos(a.re) * torch.sinh(a.im)),
     "cos": lambda a: Pair(torch.cos(a.re) * torch.cosh(a.im), -torch.sin(a.re) * torch.sinh(a.im)),
     "where": complex_where,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
     "masked_fill": complex_masked_fill,
     "mm": _bilinear(torch.mm),
     "bmm": _bilinear(torch.bmm),
@@ -212,7 +224,7 @@ _LINEAR = """
     permute transpose t numpy_T view reshape view_as _unsafe_view _reshape_alias flatten unflatten slice
     select narrow unsqueeze squeeze expand expand_as broadcast_to clone contiguous alias detach
     lift_fresh_copy lift_fresh cat concat stack index index_select gather flip repeat tile repeat_interleave
-    split split_with_sizes chunk tensor_split unbind constant_pad_nd pad sum mean cumsum slice_scatter
+    split split_with_sizes chunk tensor_split unbind sum mean cumsum slice_scatter
     select_scatter copy index_put tril triu movedim moveaxis swapaxes swapdims unfold diagonal
     upsample_nearest2d upsample_bilinear2d avg_pool2d adaptive_avg_pool2d reflection_pad2d replication_pad2d
     pixel_shuffle pixel_unshuffle channel_shuffle squeeze_copy view_copy permute_copy dropout native_dropout

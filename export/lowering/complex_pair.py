@@ -126,13 +126,14 @@ def loose(value: Any) -> Pair:
     return Pair(value, 0)
 
 
-def _abs2(a: Pair) -> Tensor:
-    result: Tensor = a.re * a.re + a.im * a.im
-    return result
-
-
 def complex_abs(a: Pair) -> Tensor:
-    return torch.sqrt(_abs2(a))
+    """|a| without squares that leave the range of the type: the larger part times sqrt(1 + ratio^2)."""
+    x, y = a.re.abs(), a.im.abs()
+    large, small = torch.maximum(x, y), torch.minimum(x, y)
+    # The ratio of 0 to 0 and of infinity to infinity is none; both are told by the larger part alone.
+    ratio = torch.where(small > 0, small, 0.0) / torch.where(large > 0, large, 1.0)
+    size: Tensor = large * torch.sqrt(1 + ratio * ratio)
+    return torch.where(torch.isinf(large), large, size)
 
 
 def complex_div(a: Any, b: Any, rounding_mode: str | None = None) -> Pair:
@@ -183,7 +184,7 @@ def complex_log(a: Pair) -> Pair:
 
 def complex_sqrt(a: Pair) -> Pair:
     # Principal root without angles. t = sqrt((|a| + |re|) / 2) does not cancel; the other part is |im| / (2 t).
-    large = torch.sqrt((complex_abs(a) + a.re.abs()) / 2)
+    large = torch.sqrt(complex_abs(a) / 2 + a.re.abs() / 2)
     small = a.im.abs() / (2 * large).clamp_min(torch.finfo(large.dtype).tiny)
     right = a.re >= 0
     im = torch.where(right, small, large)
@@ -216,11 +217,13 @@ def complex_power(a: Any, exponent: Any) -> Any:
 
 def complex_where(condition: Tensor, a: Any, b: Any) -> Pair:
     a, b = loose(a), loose(b)
-    return filled(torch.where(condition, a.re, b.re), torch.where(condition, _tensor(a.im, a), _tensor(b.im, b)))
+    tensors = [p for p in (a.re, a.im, b.re, b.im) if isinstance(p, Tensor)]
+    dtype = tensors[0].dtype if tensors else torch.get_default_dtype()
 
+    def part(value: Any) -> Tensor:
+        return value if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=condition.device)
 
-def _tensor(part: Any, whole: Pair) -> Tensor:
-    return part if isinstance(part, Tensor) else torch.zeros_like(whole.re)
+    return filled(torch.where(condition, part(a.re), part(b.re)), torch.where(condition, part(a.im), part(b.im)))
 
 
 def complex_masked_fill(a: Pair, mask: Tensor, value: Any) -> Pair:

@@ -12,6 +12,7 @@ linear map from 2x2 cells to bands, found by probing:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from clusir.export.graph.probe import LinearGraph, Region
 __all__ = ["FuseHaar"]
 
 Kernel = NDArray[np.float64]
-_TOLERANCE = 1e-5
+_ROUNDING = 1e-5  # between a region and the transform that it is taken for, of what one channel gives another
 # From here on ONNX Runtime's DepthToSpace costs more than a transposed convolution with one channel in each group (1.0
 # against 0.2 ms for 32 channels of 64x64 cells); OpenVINO takes as long for either. On smaller planes OpenVINO loses
 # more with the latter than ONNX Runtime gains.
@@ -72,8 +73,8 @@ def _analyse(edit: GraphEdit, linear: LinearGraph, value: str) -> str | None:
     source, kernel = found.region.sources[0], found.kernel
     bands, channels = kernel.shape[:2]
     users = linear.users.get(value, [])
-    if len(users) == 1 and value not in linear.outputs and users[0].input[0] == value:
-        merged = _merge_behind(edit, users[0], kernel)
+    if len(users) == 1 and value not in linear.outputs and list(users[0].input).count(value) == 1:
+        merged = _merge_behind(linear, users[0], value, kernel)
         if merged is not None:
             weight, pads = merged
             node = users[0]
@@ -97,7 +98,7 @@ def _synthesise(edit: GraphEdit, linear: LinearGraph, value: str) -> str | None:
     bands, channels = kernel.shape[:2]
     shape = linear.shapes[value]
     maker = linear.producer.get(sources[0]) if len(sources) == 1 else None
-    if maker is not None and bands == 4 * channels and plain_convolution(maker) and len(linear.users[sources[0]]) <= 3:
+    if maker is not None and bands == 4 * channels and _constant(linear, maker) and len(linear.users[sources[0]]) <= 3:
         inside = {id(n) for n in found.region.nodes}
         if all(id(u) in inside for u in linear.users[sources[0]]) and sources[0] not in linear.outputs:
             mixed = edit.mix_outputs(maker, kernel.transpose(2, 3, 1, 0).reshape(4 * channels, bands))
@@ -132,7 +133,8 @@ def _find(linear: LinearGraph, value: str, halves: bool) -> _Found | None:
     best = None
     for region in linear.cuts(value, widest=1 if halves else 4):
         shapes = [linear.shape(s) for s in region.sources]
-        if all(s is not None and len(s) == 4 and s[2:] == wanted and s[0] == shape[0] for s in shapes):
+        fits = all(s is not None and len(s) == 4 and s[2:] == wanted and s[0] == shape[0] for s in shapes)
+        if fits and all(linear.is_float(s) and (s in linear.open) == (value in linear.open) for s in region.sources):
             best = region
     if best is None or len(best.nodes) < 3:  # a lone SpaceToDepth or strided convolution is as good as it gets
         return None
@@ -157,22 +159,50 @@ def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None
     places = [np.unravel_index(k, cells) for k in range(len(impulses))]
     for (b, i, j), (c, u, v) in zip(places, impulses, strict=True):
         whole[b, c, step * i + u, step * j + v] = 1.0
-    response = linear.run(region, _parted(whole, region, shapes))
+    run = linear.runner(region)
+    response = run(_parted(whole, region, shapes))
     kernel = np.zeros((out_channels, in_channels, 2, 2) if halves else (in_channels, out_channels, 2, 2))
     for (b, i, j), (c, u, v) in zip(places, impulses, strict=True):
         if halves:
             kernel[:, c, u, v] = response[b, :, i, j]
         else:
             kernel[c] = response[b, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-    rng = np.random.default_rng(1)
-    x: NDArray[np.float32] = rng.standard_normal(whole.shape, dtype=np.float32)
-    found = linear.run(region, _parted(x, region, shapes))
+    x: NDArray[np.float32] = np.random.default_rng(1).standard_normal(whole.shape, dtype=np.float32)
+    for loudness in _loudnesses(kernel, batch, in_channels):
+        given = x * loudness
+        expected = _transformed(given, kernel, halves)
+        error = np.abs(run(_parted(given, region, shapes)) - expected).max(axis=(2, 3))
+        if not (error <= _ROUNDING * np.abs(expected).max(axis=(2, 3))).all():
+            return None
+    return kernel
+
+
+def _loudnesses(kernel: Kernel, batch: int, inputs: int) -> Iterator[NDArray[np.float32]]:
+    """Factors [batch, inputs, 1, 1] for the channels of the pictures that a kernel is tried on.
+
+    A faint channel may be the loudest behind a later gain, so each output is held to its own size, and the inputs are
+    equally loud, then loud and faint, then faint and loud. Where outputs are sums over channels, each comes alone.
+    """
+    yield np.ones((batch, inputs, 1, 1), np.float32)
+    if len(kernel) % kernel.shape[1] == 0 and _is_depthwise(kernel):
+        exponents = np.random.default_rng(2).permutation(np.linspace(-6.0, 6.0, inputs))
+        for sign in (1, -1):
+            yield (10.0 ** (sign * exponents)).astype(np.float32).reshape(1, -1, 1, 1)
+        return
+    for first in range(0, inputs, batch):
+        alone = np.zeros((batch, inputs, 1, 1), np.float32)
+        for picture, channel in enumerate(range(first, min(first + batch, inputs))):
+            alone[picture, channel] = 1.0
+        yield alone
+
+
+def _transformed(x: NDArray[np.float32], kernel: Kernel, halves: bool) -> NDArray[np.float64]:
+    """The cell transform ``kernel`` of ``x``."""
+    b, c, h, w = x.shape
     if halves:
-        b, c, h, w = x.shape
-        expected = np.einsum("bchuwv,kcuv->bkhw", x.reshape(b, c, h // 2, 2, w // 2, 2), kernel, optimize=True)
-    else:
-        expected = np.einsum("bkhw,kcuv->bchuwv", x, kernel, optimize=True).reshape(found.shape)
-    return kernel if np.abs(found - expected).max() <= _TOLERANCE * max(1.0, np.abs(expected).max()) else None
+        return np.einsum("bchuwv,kcuv->bkhw", x.reshape(b, c, h // 2, 2, w // 2, 2), kernel, optimize=True)
+    cells = np.einsum("bkhw,kcuv->bchuwv", x, kernel, optimize=True)
+    return cells.reshape(b, kernel.shape[1], 2 * h, 2 * w)
 
 
 def _parted(
@@ -189,14 +219,26 @@ def _is_depthwise(kernel: Kernel) -> bool:
     blocks = kernel.reshape(bands // channels, channels, channels, 2, 2)
     own = np.einsum("jccuv->jcuv", blocks)
     off = blocks * (1 - np.eye(channels))[None, :, :, None, None]
-    return bool(np.abs(off).max() <= _TOLERANCE and np.abs(own - own[:, :1]).max() <= _TOLERANCE)
+    alike = np.abs(own - own[:, :1]) <= _ROUNDING * np.abs(own[:, :1])
+    return bool(not off.any() and alike.all())
 
 
-def _merge_behind(edit: GraphEdit, conv: onnx.NodeProto, kernel: Kernel) -> tuple[Kernel, list[int]] | None:
-    """(weight, pads) of the strided convolution that is the cell transform and then ``conv``, if it costs no more."""
-    if not plain_convolution(conv):
+def _constant(linear: LinearGraph, conv: onnx.NodeProto) -> bool:
+    """Whether a node is a plain convolution of float32 maps whose weight and bias are constants."""
+    if not plain_convolution(conv) or not linear.is_float(conv.input[0]):
+        return False
+    constants = all(i in linear.constants for i in conv.input[1:] if i)
+    return constants and linear.constants[conv.input[1]].ndim == 4
+
+
+def _merge_behind(
+    linear: LinearGraph, conv: onnx.NodeProto, value: str, kernel: Kernel
+) -> tuple[Kernel, list[int]] | None:
+    """(weight, pads) of the strided convolution that is the cell transform ``value`` and then ``conv``, if it costs no
+    more."""
+    if not _constant(linear, conv) or conv.input[0] != value:
         return None
-    weight = edit.array(conv.input[1]).astype(np.float64)
+    weight = linear.constants[conv.input[1]].astype(np.float64)
     outputs, bands, rows, columns = weight.shape
     channels = kernel.shape[1]
     if bands != len(kernel) or outputs * channels * 4 * rows * columns > weight.size + 4 * kernel.size:

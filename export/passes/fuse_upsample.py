@@ -5,13 +5,14 @@ ONNX Runtime's DepthToSpace costs more than the convolution in front of it and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
 from clusir.export.base import GraphPass, PassResult
-from clusir.export.graph.edit import GraphEdit, plain_convolution
+from clusir.export.graph.edit import GraphEdit, plain_convolution, pointwise_weight
+from clusir.export.graph.probe import LinearGraph
 
 __all__ = ["FuseUpsample"]
 
@@ -29,14 +30,13 @@ class FuseUpsample(GraphPass):
             linear = edit.linear()
             node = linear.producer[value]
             conv = linear.producer.get(node.input[0])
-            reason = self._reason(conv, len(linear.users[node.input[0]]), linear.constants)
-            if reason:
+            weight = pointwise_weight(linear, conv)
+            reason = _reason(linear, node, conv, weight)
+            if reason or conv is None or weight is None:
                 notes.append(f"{value} stays DepthToSpace: {reason}")
                 continue
-            assert conv is not None
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             block = attributes["blocksize"]
-            weight = edit.array(conv.input[1])[:, :, 0, 0]
             outputs, inputs = len(weight) // block**2, weight.shape[1]
             if attributes.get("mode", b"DCR") == b"CRD":
                 kernel = weight.reshape(outputs, block, block, inputs).transpose(3, 0, 1, 2)
@@ -54,15 +54,20 @@ class FuseUpsample(GraphPass):
         edit.drop_unused()
         return PassResult(edit.model, True, tuple(notes))
 
-    @staticmethod
-    def _reason(conv: onnx.NodeProto | None, readers: int, constants: Mapping[str, object]) -> str:
-        """Why a DepthToSpace stays; empty where it can go."""
-        if conv is None or not plain_convolution(conv) or conv.input[1] not in constants:
-            return "no plain convolution with constant weights stands before it"
-        if getattr(constants[conv.input[1]], "shape", ())[2:] != (1, 1):
-            return "the convolution before it is larger than 1x1, and would be split into four"
-        if len(conv.input) > 2 and conv.input[2]:
-            return "the convolution before it has a bias, one for each pixel of the cell"
-        if readers > 1:
-            return "something else reads the convolution before it"
-        return ""
+
+def _reason(
+    linear: LinearGraph, node: onnx.NodeProto, conv: onnx.NodeProto | None, weight: NDArray[np.generic] | None
+) -> str:
+    """Why a DepthToSpace stays; empty where it can go."""
+    made = node.input[0]
+    if conv is None or not plain_convolution(conv) or conv.input[1] not in linear.constants:
+        return "no plain convolution with constant weights stands before it"
+    if linear.constants[conv.input[1]].shape[2:] != (1, 1):
+        return "the convolution before it is larger than 1x1, and would be split into four"
+    if weight is None:
+        return "the convolution before it has padding, or is not float32"
+    if len(conv.input) > 2 and conv.input[2]:
+        return "the convolution before it has a bias, one for each pixel of the cell"
+    if len(linear.users[made]) > 1 or made in linear.outputs:
+        return "something else reads the convolution before it"
+    return ""

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from clusir.export.base import GraphPass, PassResult
-from clusir.export.graph.edit import GraphEdit, plain_convolution
+from clusir.export.graph.edit import GraphEdit, pointwise_weight
 from clusir.export.graph.probe import LinearGraph
 
 __all__ = ["GramAttention"]
 
 Matrix = NDArray[np.float64]
+_LEAST = 1e-8  # a factor of the projections beyond this, or its inverse, leaves float32's range when it is moved
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def _pixel_map(linear: LinearGraph, value: str) -> _PixelMap | None:
     if node is None or shape is None or len(shape) != 4:
         return None
     if node.op_type == "Conv":
-        weight = linear.constants.get(node.input[1])
-        if weight is None or weight.shape[2:] != (1, 1) or not plain_convolution(node) or len(node.input) > 2:
+        weight = pointwise_weight(linear, node)
+        if weight is None or len(node.input) > 2 or linear.shape(node.input[0]) is None:
             return None
-        return _PixelMap(node.input[0], weight[:, :, 0, 0].astype(np.float64))
+        return _PixelMap(node.input[0], weight.astype(np.float64))
     data = [i for i in node.input if i and i not in linear.constants]
     if len(data) != 1 or node.op_type not in ("Reshape", "Mul", "Split"):
         return None
@@ -110,6 +111,9 @@ def _logits(edit: GraphEdit, value: str) -> bool:
     query, key = product.input[0], turned.input[0]
     q, k = _pixel_map(linear, query), _pixel_map(linear, key)
     if q is None or k is None or not q.heads or q.heads != k.heads or q.source != k.source:
+        return False
+    # The factor of one projection is divided by that of the other.
+    if not (_LEAST < abs(q.scale) < 1 / _LEAST and _LEAST < abs(k.scale) < 1 / _LEAST):
         return False
     norms = [(name, map_, _squared_sums(linear, name)) for name, map_ in ((query, q), (key, k))]
     # Beside the squares, only the product (through the Transpose for k) reads q and k.

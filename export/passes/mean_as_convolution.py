@@ -26,7 +26,8 @@ class MeanAsConvolution(GraphPass):
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
         channels = _maps(edit.model)
-        constants = {t.name: numpy_helper.to_array(t) for t in edit.model.graph.initializer}
+        given = {i.name for i in edit.model.graph.input}  # an initializer among them is a default, no constant
+        constants = {t.name: numpy_helper.to_array(t) for t in edit.model.graph.initializer if t.name not in given}
         means: dict[str, str] = {}
         for node in [n for n in edit.model.graph.node if n.op_type == "ReduceMean"]:
             count = channels.get(node.input[0])

@@ -43,7 +43,8 @@ def _half_inside(linear: LinearGraph, erf: str) -> tuple[str, str, str, str] | N
     if scaled is None or scaled.op_type not in ("Div", "Mul"):
         return None
     source, factor = _with_constant(linear, scaled)
-    if source is None or abs(factor - (2**0.5 if scaled.op_type == "Div" else 0.5**0.5)) > 1e-6:
+    root = 2**0.5 if scaled.op_type == "Div" else 0.5**0.5
+    if source is None or not linear.is_float(source) or not abs(factor - root) <= 1e-6:
         return None
     sum_ = _only_user(linear, erf, "Add")
     halved = None if sum_ is None else _only_user(linear, sum_.output[0], "Mul")

@@ -66,10 +66,9 @@ class PairDepthwise(GraphPass):
             if len(paired) == len(lanes):
                 continue
             sizes = edit.constant([len(lane.kernel) for lane in paired], f"{value}/sizes", np.int64)
-            parts = [f"{value}/lane{k}" for k in range(len(paired))]
-            edit.model.graph.node.append(
-                helper.make_node("Split", [split.input[0], sizes], parts, name=f"{value}/split", axis=1)
-            )
+            parts = [edit.fresh(f"{value}/lane{k}") for k in range(len(paired))]
+            name = edit.fresh(f"{value}/split")
+            edit.model.graph.node.append(helper.make_node("Split", [split.input[0], sizes], parts, name=name, axis=1))
             ends = []
             for part, lane in zip(parts, paired, strict=True):
                 inputs = [part, edit.constant(lane.kernel, f"{part}/kernel")]
@@ -110,6 +109,8 @@ def _lanes(linear: LinearGraph, concat: onnx.NodeProto) -> tuple[onnx.NodeProto,
 def _lane(linear: LinearGraph, conv: onnx.NodeProto) -> _Lane | None:
     """A depthwise convolution with an odd square kernel that keeps the size; None for any other node."""
     if conv.op_type != "Conv" or any(i not in linear.constants for i in conv.input[1:]):
+        return None
+    if not linear.is_float(conv.input[0]):
         return None
     kernel = linear.constants[conv.input[1]].astype(np.float64)
     values = {a.name: helper.get_attribute_value(a) for a in conv.attribute}

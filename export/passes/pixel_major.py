@@ -49,8 +49,10 @@ class PixelMajor(GraphPass):
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
         graph = inferred(edit.model)
-        graph.initializer.extend(t for t in edit.model.graph.initializer if t.data_type == TensorProto.FLOAT)
         index = GraphIndex(graph)
+        given = {i.name for i in edit.model.graph.input}
+        weights = [t for t in edit.model.graph.initializer if t.data_type == TensorProto.FLOAT]
+        index.initializers |= {t.name: t for t in weights if t.name not in given}
         sites = [site for value in index.producer if (site := _site(index, value)) is not None]
         if not sites:
             return PassResult(model, False, ("no product reads a convolution's map of 16 to 64 channels reshaped",))
@@ -65,6 +67,8 @@ class PixelMajor(GraphPass):
 def _site(index: GraphIndex, value: str) -> _Site | None:
     shape = index.shape(value)
     if shape is None or len(shape) != 4 or shape[1] not in _CHANNELS or not _of_convolutions(index, value):
+        return None
+    if index.element_type(value) != TensorProto.FLOAT:
         return None
     sizes = [size for size in shape[2:] if isinstance(size, int) and size]
     if len(sizes) == 2 and sizes[0] * sizes[1] < _LEAST_PIXELS:
@@ -100,7 +104,7 @@ def _before_product(index: GraphIndex, node: onnx.NodeProto, value: str) -> bool
         return False
     target = index.integers(node.input[1])
     # A 0 copies a length of the input, whose axes become three: only the batch stays where it was.
-    if not target or 0 in target[1:]:
+    if not target or 0 in target[1:] or (target[0] == 0 and index.attribute(node, "allowzero", 0)):
         return False
     readers = index.users.get(node.output[0], [])
     between = {"Mul", "Transpose", "Pow"}

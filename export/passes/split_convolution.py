@@ -54,7 +54,7 @@ def _convolutions(linear: LinearGraph, split: onnx.NodeProto) -> list[onnx.NodeP
     """The convolutions to cut, the last one first: a plain one, or a depthwise one and the plain one before it. Empty
     where somebody else reads them, where the split is not over channels, or where a part is narrow."""
     axis = next((a.i for a in split.attribute if a.name == "axis"), 0)
-    if axis != 1 or any(part in linear.outputs for part in split.output):
+    if axis != 1 or not linear.is_float(split.input[0]) or any(p in linear.outputs for p in split.output):
         return []
     found: list[onnx.NodeProto] = []
     value = split.input[0]
@@ -73,6 +73,8 @@ def _convolutions(linear: LinearGraph, split: onnx.NodeProto) -> list[onnx.NodeP
 def _channels(linear: LinearGraph, split: onnx.NodeProto, conv: onnx.NodeProto) -> list[int]:
     """How many output channels of the convolution go to each part; [0] where that is not fixed."""
     total, parts = linear.constants[conv.input[1]].shape[0], len(split.output)
+    if any(a.name == "split" for a in split.attribute):  # where sizes stood before opset 13
+        return [0]
     if len(split.input) > 1 and split.input[1]:
         sizes = linear.constants.get(split.input[1])
         return [0] if sizes is None else [int(size) for size in sizes]

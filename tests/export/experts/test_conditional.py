@@ -175,7 +175,7 @@ def test_two_blocks_share_their_stem_and_their_condition() -> None:
     model = branched(dense_graph(SharedStem))
     outer = [n.op_type for n in model.graph.node]
     assert outer.count("If") == 8
-    assert (outer.count("Conv"), outer.count("Tanh"), outer.count("ReduceMax")) == (1, 1, 1)
+    assert (outer.count("Conv"), outer.count("Tanh"), outer.count("ReduceMin")) == (1, 1, 1)
     dense = ort.InferenceSession(dense_graph(SharedStem).SerializeToString())
     session = ort.InferenceSession(model.SerializeToString())
     for gate in ROUTES[1:5:2]:
@@ -215,6 +215,24 @@ def test_a_single_column_is_no_choice(columns: tuple[int, ...]) -> None:
     assert result.model is graph
     assert "no products of experts" in result.notes[0]
     assert BranchExperts().apply(weighted_convolution((0, 2))).modified
+
+
+def test_a_gate_that_is_not_a_number_is_not_skipped() -> None:
+    dense = weighted_convolution((0, 2))
+    model = branched(dense)
+    u = np.ones((2, 2, 4, 4), np.float32)
+    for gate in ([[np.nan, 0, 1]] * 2, [[0, 0, 1], [np.nan, 0, 1]], [[0, 0, 0], [0, 0, np.nan]], [[0, 0, np.inf]] * 2):
+        feeds = {"u": u, "gate": np.array(gate, np.float32)}
+        want, got = (ort.InferenceSession(m.SerializeToString()).run(None, feeds)[0] for m in (dense, model))
+        assert np.array_equal(want, got, equal_nan=True)
+
+
+def test_a_graph_whose_names_this_pass_would_make_is_left_alone() -> None:
+    graph = weighted_convolution((0, 2))
+    graph.graph.node.append(helper.make_node("Abs", ["gate"], ["gate__active"]))
+    result = BranchExperts().apply(graph)
+    assert not result.modified
+    assert "gate__active" in result.notes[0]
 
 
 def test_ensures_refuses_a_broken_graph() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -78,3 +79,87 @@ def test_redirections_at_once_are_those_one_after_the_other() -> None:
     assert made["y"][0] == "Exp"
     assert "Relu" not in {n.op_type for n in together.graph.node}
     assert {n.op_type for n in apart.graph.node} == {n.op_type for n in together.graph.node}
+
+
+def outputs_of(model: onnx.ModelProto, x: np.ndarray) -> dict[str, np.ndarray]:
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"x": x}), strict=True))
+
+
+def two_outputs(*nodes: onnx.NodeProto, weights: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """y = -x and z = |x|, with more nodes, and constants that are graph inputs too."""
+    made = [helper.make_node("Neg", ["x"], ["y"], name="neg"), helper.make_node("Abs", ["x"], ["z"], name="abs")]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", *weights, "y", "z")]
+    constants = [numpy_helper.from_array(np.float32([1, 2]), name) for name in weights]
+    graph = helper.make_graph([*made, *nodes], "two", ports[: 1 + len(weights)], ports[-2:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+X = np.float32([-3, 5])
+
+
+@pytest.mark.parametrize("new", ["x", "z"], ids=["an input", "another output"])
+def test_an_output_may_become_an_input_or_another_output(new: str) -> None:
+    edit = GraphEdit(two_outputs())
+    edit.redirect("y", new)
+    edit.drop_unused()
+    found = outputs_of(edit.model, X)
+    assert np.array_equal(found["y"], X if new == "x" else np.abs(X))
+    assert np.array_equal(found["z"], np.abs(X))
+
+
+def test_two_outputs_may_become_one_new_value() -> None:
+    edit = GraphEdit(two_outputs())
+    doubled = edit.node("Add", ["x", "x"], "doubled")
+    edit.redirect_all({"y": doubled, "z": doubled})
+    edit.drop_unused()
+    found = outputs_of(edit.model, X)
+    assert np.array_equal(found["y"], 2 * X)
+    assert np.array_equal(found["z"], 2 * X)
+
+
+def test_a_new_name_is_nobodys() -> None:
+    """Names of inputs, of values inside a branch, and the name that an output's former value takes."""
+    model = two_outputs(helper.make_node("Sigmoid", ["x"], ["y/before"], name="s"))
+    model.graph.node[1].op_type, model.graph.node[1].input[0] = "Neg", "y/before"
+    edit = GraphEdit(model)
+    edit.redirect("y", edit.node("Abs", ["x"], "new"))
+    edit.drop_unused()
+    found = outputs_of(edit.model, X)
+    assert np.array_equal(found["y"], np.abs(X))
+    assert np.allclose(found["z"], -1 / (1 + np.exp(-X)))
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["inside"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inside", TensorProto.FLOAT, [2])],
+    )
+    choice = helper.make_node("If", ["c"], ["chosen"], then_branch=inner, else_branch=inner)
+    edit = GraphEdit(two_outputs(choice, weights=("c",)))
+    for name in ("x", "c", "y", "inside", "neg"):
+        assert edit.fresh(name) == f"{name}_1"
+
+
+def test_a_default_of_an_input_is_no_constant_and_stays() -> None:
+    edit = GraphEdit(two_outputs(weights=("w",)))
+    assert "w" not in edit.linear().constants
+    edit.redirect("y", edit.node("Exp", ["x"], "new"))
+    edit.drop_unused()
+    assert [t.name for t in edit.model.graph.initializer] == ["w"]
+    outputs_of(edit.model, X)
+
+
+def test_sizes_that_follow_the_batch_are_not_fixed() -> None:
+    """The batch turned into the height: what holds for two pictures does not for three."""
+    nodes = [helper.make_node("Transpose", ["x"], ["y"], perm=[1, 2, 0, 3]), helper.make_node("Relu", ["x"], ["z"])]
+    graph = helper.make_graph(
+        nodes,
+        "turned",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 6])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "z")],
+    )
+    linear = GraphEdit(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)).linear()
+    assert linear.shape("y") is None
+    assert linear.shape("z") == (2, 3, 4, 6)
+    assert {"x", "z"} <= linear.open

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.complex import lower_complex
-from clusir.export.lowering.complex_pair import roll, safe_atan2
+from clusir.export.lowering.complex_pair import (
+    Pair,
+    complex_abs,
+    complex_div,
+    complex_log,
+    complex_sqrt,
+    roll,
+    safe_atan2,
+)
 
 fft = torch.fft
 
@@ -228,3 +236,44 @@ def test_angle_is_defined_everywhere() -> None:
 def test_roll_takes_any_shift(shift: int) -> None:
     x = torch.arange(30.0).view(5, 6)
     assert torch.equal(roll(x, (shift, 1), (0, 1)), torch.roll(x, (shift, 1), (0, 1)))
+
+
+def padded(x: Tensor) -> tuple[Tensor, ...]:
+    spectrum = fft.rfft2(x)
+    out = [nn.functional.pad(spectrum, (1, 2), value=v) for v in (0.0, 1.0, -2.5)]
+    out += [nn.functional.pad(spectrum, (0, 1, 2, 0)), nn.functional.pad(spectrum, (1, 1, 1, 1), mode="reflect")]
+    return parts(*out)
+
+
+def chosen(x: Tensor) -> tuple[Tensor, ...]:
+    spectrum = fft.rfft2(x)
+    mask = spectrum.real > 0.2
+    return parts(
+        torch.where(mask, spectrum, 0.0),
+        torch.where(mask, 1.5, spectrum),
+        torch.where(mask, spectrum, 1 + 2j),
+        torch.where(mask, spectrum, x.mean() * torch.ones((), dtype=x.dtype)),
+    )
+
+
+@pytest.mark.parametrize("function", [padded, chosen], ids=["pad", "where"])
+def test_constants_beside_complex_tensors_have_the_right_imaginary_part(
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+) -> None:
+    assert_same(function)
+
+
+def test_sizes_do_not_leave_the_range_of_float32() -> None:
+    """|z|^2 of 1e-23 is zero and of 1e20 infinite; |z| is neither. Infinities and zeros stay what they are."""
+    values = torch.tensor([1e-23 + 1e-23j, 3e20 + 4e20j, 0j, 1e-30 - 2e-31j, 2 - 1e-12j, 1e38j])
+    pair = Pair(values.real, values.imag)
+    torch.testing.assert_close(complex_abs(pair), values.abs(), rtol=1e-6, atol=0.0)
+    nonzero = Pair(values.real[[0, 1, 3, 4]], values.imag[[0, 1, 3, 4]])
+    ratio = complex_div(nonzero, nonzero)
+    torch.testing.assert_close(ratio.re, torch.ones(4), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(ratio.im, torch.zeros(4), rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(complex_log(nonzero).re, values[[0, 1, 3, 4]].log().real, rtol=1e-6, atol=1e-6)
+    root = complex_sqrt(pair)
+    torch.testing.assert_close(torch.complex(root.re, root.im), values.sqrt(), rtol=1e-6, atol=0.0)
+    endless = torch.tensor([math.inf, -math.inf, 1.0])
+    assert torch.equal(complex_abs(Pair(endless, torch.tensor([1.0, math.inf, -math.inf]))), torch.full((3,), math.inf))
