@@ -32,6 +32,15 @@ class BalanceConfig:
     minimum: int = 4
     batch: int = 8
 
+    def __post_init__(self) -> None:
+        for name in ("size", "minimum", "batch"):
+            if getattr(self, name) < 1:
+                raise CalibrationError(f"{name} {getattr(self, name)} of a calibration set is not at least 1")
+        if self.pool < self.size:
+            raise CalibrationError(f"a pool of {self.pool} candidates cannot give a set of {self.size} crops")
+        if not 0 <= self.share <= 1:
+            raise CalibrationError(f"share {self.share} of an equal split is not a number from 0 to 1")
+
 
 @dataclass(frozen=True)
 class Draw:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from clusir.calibration.photos import (
 from clusir.degrade.recipe import KINDS, degrade, degrade_mixture
 from clusir.errors import CalibrationError
 
-__all__ = ["CLEAN", "MIXTURE", "FolderSource", "PairSource", "SyntheticSource", "open_source"]
+__all__ = ["CLEAN", "MIXTURE", "FolderSource", "PairSource", "SyntheticSource", "hold_out", "open_source"]
 
 MIXTURE = "mixture"
 CLEAN = "clean"
@@ -177,6 +177,35 @@ def _match_pairs(degraded: Path, clean: Path, crop_px: int, seed: int) -> PairSo
     return PairSource(inputs, PhotoSet(tuple(partners)), crop_px, seed)
 
 
+def hold_out(source: CalibrationSource) -> tuple[CalibrationSource, CalibrationSource | None]:
+    """A source without every fourth of its photos (at least one), and a source of those.
+
+    No crop of one shares a pixel with a crop of the other: photos of one content stay together. The second is None
+    where the source has no truth, or one photo only, or is none of this module's.
+    """
+    if isinstance(source, SyntheticSource):
+        truths = source.photos
+    elif isinstance(source, PairSource):
+        truths = source.clean
+    else:
+        return source, None
+    contents = list(dict.fromkeys(photo.sha256 for photo in truths.photos))
+    held = set(contents[1::4])
+    if not held:
+        return source, None
+
+    def part(photos: PhotoSet, out: bool) -> PhotoSet:
+        chosen = (p for p, t in zip(photos.photos, truths.photos, strict=True) if (t.sha256 in held) is out)
+        return PhotoSet(tuple(chosen), photos.skipped)
+
+    if isinstance(source, SyntheticSource):
+        return replace(source, photos=part(source.photos, False)), replace(source, photos=part(source.photos, True))
+    kept, other = (
+        replace(source, degraded=part(source.degraded, out), clean=part(source.clean, out)) for out in (False, True)
+    )
+    return kept, other
+
+
 def open_source(folder: Path | None, crop_px: int, seed: int = 0, *, mode: str = "auto") -> CalibrationSource:
     """The source that a folder, or none, stands for.
 
@@ -195,6 +224,11 @@ def open_source(folder: Path | None, crop_px: int, seed: int = 0, *, mode: str =
     clean = next((folder / name for name in _CLEAN_FOLDERS if (folder / name).is_dir()), None)
     if degraded is not None and clean is not None and mode in ("auto", "pairs"):
         return _match_pairs(degraded, clean, crop_px, seed)
+    if mode == "auto" and degraded is not None:
+        raise CalibrationError(
+            f"{degraded} is there, but not its partner {folder}/clean (or {', '.join(_CLEAN_FOLDERS[1:])}); "
+            "degraded pictures cannot stand for clean ones: make it, or give a folder of clean photos alone"
+        )
     if mode == "pairs":
         raise CalibrationError(
             f"{folder} does not hold the folders of a set of pairs; make {folder}/degraded and {folder}/clean"

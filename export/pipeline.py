@@ -63,6 +63,9 @@ class ExportConfig:
             raise UsageError(f"router form {self.router!r} is not one of {', '.join(ROUTERS)}")
         if self.dft not in FORMS:
             raise UsageError(f"DFT form {self.dft!r} is not one of {', '.join(FORMS)}")
+        wrong = [graph for graph in self.graphs if graph not in GRAPHS]
+        if wrong or not self.graphs:
+            raise UsageError(f"graph {wrong[0] if wrong else ''!r} is not one of {', '.join(GRAPHS)}")
         if self.tile_px < 32 or self.halo_px < 0 or 2 * self.halo_px >= self.tile_px:
             raise UsageError(
                 f"tile {self.tile_px} px with halo {self.halo_px} px: the tile must be at least 32 px and wider than "

@@ -92,11 +92,14 @@ def sort_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return [waiting[k] for k in ordered]
 
 
-def inferred(model: onnx.ModelProto, batch: int | None = None, data_prop: bool = False) -> onnx.GraphProto:
+def inferred(
+    model: onnx.ModelProto, batch: int | None = None, data_prop: bool = False, side: int | None = None
+) -> onnx.GraphProto:
     """The graph, without its weights, with the shapes that ONNX infers; old notes of shapes are not believed.
 
-    ``batch`` sets axis 0 of every input that leaves it open (the outputs' shapes are then inferred anew). Weights only
-    lend their shape: copying them each time made the passes over a large network take half an hour.
+    ``batch`` sets axis 0 of every input that leaves it open, ``side`` every other axis (the outputs' shapes are then
+    inferred anew). Weights only lend their shape: copying them each time made the passes over a large network take
+    half an hour.
     """
     graph = onnx.GraphProto()
     graph.name = model.graph.name
@@ -109,11 +112,13 @@ def inferred(model: onnx.ModelProto, batch: int | None = None, data_prop: bool =
             graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    if batch is not None:
+    if batch is not None or side is not None:
         for value in graph.input:
-            dims = value.type.tensor_type.shape.dim
-            if value.name in inputs and dims and not dims[0].HasField("dim_value"):
-                dims[0].dim_value = batch
+            dims = value.type.tensor_type.shape.dim if value.name in inputs else []
+            for axis, dim in enumerate(dims):
+                length = side if axis else batch
+                if length is not None and not dim.HasField("dim_value"):
+                    dim.dim_value = length
         for value in graph.output:
             value.type.tensor_type.ClearField("shape")
     light = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

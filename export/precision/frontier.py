@@ -33,6 +33,8 @@ class BudgetConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ExportError(f"{name} {value} is not a number of at least 0")
+        if not 0 <= self.min_int8_share <= 1:
+            raise ExportError(f"min_int8_share {self.min_int8_share} is not a number from 0 to 1")
 
     def holds(self, loss: QualityLoss) -> bool:
         return (self.max_drop_db is None or loss.worst_db <= self.max_drop_db) and (
@@ -140,6 +142,8 @@ def search_budget(
         return Point(name, tuple(sorted(float_layers)), loss, model.ByteSize(), share)
 
     points = [point("all INT8", set())]
+    if not candidates:
+        return Frontier(tuple(points), 0, False, "No layer of this graph can be in INT8: see what each is kept for.")
     if config.holds(points[0].loss):
         return Frontier(tuple(points), 0, True)
     progress("over budget: measuring what each block costs")
@@ -157,11 +161,12 @@ def search_budget(
         if deadline.passed:
             stopped = "Stopped by the time limit; the same command goes on from here."
             break
-        float_layers |= set(entry.layers)
-        left = sum(layer.macs for layer in candidates if layer.name not in float_layers) / macs
-        if left < config.min_int8_share:
-            stopped = f"Stopped: less than {100 * config.min_int8_share:.0f} % of the arithmetic would be left in INT8."
-            break
+        tried = float_layers | set(entry.layers)
+        left = sum(layer.macs for layer in candidates if layer.name not in tried) / macs
+        if left < config.min_int8_share:  # a smaller one further down may still do
+            stopped = f"Less than {100 * config.min_int8_share:.0f} % of the arithmetic would be left in INT8."
+            continue
+        float_layers = tried
         points.append(point(f"{entry.name} in float", set(float_layers)))
         if config.holds(points[-1].loss):
             return Frontier(tuple(points), len(points) - 1, True, "", tuple(ranking))

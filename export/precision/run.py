@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clusir.calibration.balance import BalanceConfig, Draw
+from clusir.calibration.base import CalibrationSource, Sample
 from clusir.calibration.coverage import Coverage
 from clusir.calibration.manifest import Manifest, write_manifest
-from clusir.calibration.sources import open_source
-from clusir.errors import BackendError, BudgetError, ClusirError, ExportError, UsageError
+from clusir.calibration.sources import hold_out, open_source
+from clusir.errors import BackendError, BudgetError, CalibrationError, ClusirError, ExportError, UsageError
 from clusir.export.precision.advice import Advice, Timing, advise, time_variants
 from clusir.export.precision.evaluate import Evaluator
 from clusir.export.precision.frontier import BudgetConfig, Frontier, search_budget
@@ -145,14 +147,16 @@ def make_precisions(
     tile = folder / f"{stem}.tile.onnx"
     graphs = ({"tile": tile} if tile.is_file() else {}) | {"whole": whole}
     reference = Reference(whole)
-    source = open_source(config.calibration, crop_px_of(reference.spec), config.seed, mode=config.calibration_mode)
+    source, held_out = hold_out(
+        open_source(config.calibration, crop_px_of(reference.spec), config.seed, mode=config.calibration_mode)
+    )
     progress("drawing calibration crops")
     draw, manifest = draw_calibration(source, reference, config.balance, config.manifest)
     write_manifest(manifest, folder / "calibration.json")
     report.coverage, report.manifest_sha256 = draw.coverage, manifest.sha256
     skipped = getattr(getattr(source, "photos", None), "skipped", ())
     report.notes += [f"calibration leaves out {why}" for why in skipped]
-    samples = _evaluation(source, config, manifest)
+    samples = _evaluation(source, held_out, config, report.notes)
     evaluators = {graph: Evaluator(reference, samples, path) for graph, path in graphs.items()}
     if "fp16" in config.precisions:
         for graph, path in graphs.items():
@@ -175,11 +179,24 @@ def _variant(path: Path, stem: str, precision: str) -> Path:
     return path.with_name(path.name.replace(stem, f"{stem}.{precision}", 1))
 
 
-def _evaluation(source: Any, config: PrecisionConfig, manifest: Manifest) -> list[Any]:
-    """Held-out crops with truth: of the same source, or of the built-in photos where it has no truth."""
-    if source.sample(0).clean is None:
-        source = open_source(None, source.crop_px, config.seed + 1)
-    return draw_evaluation(source, config.evaluation_crops, [index for index, _, _ in manifest.samples])
+def _evaluation(
+    source: CalibrationSource, held_out: CalibrationSource | None, config: PrecisionConfig, notes: list[str]
+) -> list[Sample]:
+    """Crops with truth of photos that calibrate nothing: those held out, or the built-in ones where there are none."""
+    if held_out is None:
+        if config.calibration is None:
+            raise CalibrationError("the photos inside scikit-image are one only; give a folder with --calibration")
+        held_out = open_source(None, source.crop_px, config.seed + 1)
+        notes.append(
+            "quality is measured on the built-in photos: the calibration folder has no photo to spare, or no truth"
+        )
+    samples = draw_evaluation(held_out, config.evaluation_crops)
+    counts = Counter(sample.degradation for sample in samples)
+    short = {kind: count for kind, count in counts.items() if count < config.evaluation_crops}
+    if short:
+        found = ", ".join(f"{count} of {kind}" for kind, count in short.items())
+        notes.append(f"quality is measured on fewer crops than the {config.evaluation_crops} wanted: {found}")
+    return samples
 
 
 def _make_int8(
@@ -232,11 +249,12 @@ def _make_int8(
             (path.parent / "frontier.svg").write_text(frontier_svg(frontier, config.budget.max_drop_db), "utf-8")
             if not frontier.met:
                 failure = _over_budget(frontier.best.loss, config, report)
-        model = quantizer.build(float_layers)
+        known = {layer.name for layer in quantizer.layers}
+        mine = {name: why for name, why in float_layers.items() if name in known}
+        model = quantizer.build(mine)
         out = _variant(path, stem, "int8")
         write_atomically(model, out)
-        known = {layer.name for layer in quantizer.layers}
-        report.int8[graph] = quantizer.report(model, {k: v for k, v in float_layers.items() if k in known})
+        report.int8[graph] = quantizer.report(model, mine)
         report.files["int8", graph] = out
     return failure
 

@@ -42,7 +42,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, identity: Sequence[str]) -> None:
-        self._path, self._identity = path, tuple(identity)
+        self._path, self._identity = path, (*identity, *_versions())
         self._found: dict[str, dict[str, Any]] = {}
         self.hits = 0
         if path is None or not path.is_file():
@@ -69,9 +69,19 @@ class Journal:
         self._found[key] = loss.to_json()
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "loss": loss.to_json()}) + "\n")
+                file.write(("\n" if torn else "") + json.dumps({"key": key, "loss": loss.to_json()}) + "\n")
         return loss
+
+
+def _versions() -> tuple[str, ...]:
+    """What quantises and runs: another version may answer otherwise."""
+    import onnxruntime
+
+    import clusir
+
+    return (f"clusir {clusir.__version__}", f"onnxruntime {onnxruntime.__version__}")
 
 
 @dataclass(frozen=True)

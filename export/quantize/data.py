@@ -125,10 +125,15 @@ def draw_evaluation(source: CalibrationSource, per_degradation: int, after: Sequ
     """``per_degradation`` crops of each degradation, with truth, none of them among the indices ``after``.
 
     Untouched photos are left out: their PSNR is unbounded, so decibels say nothing there. Raises CalibrationError
-    where the source has no truth or too few crops.
+    where the source has no truth, or no crop of a degradation; of too few crops all are taken.
     """
     used, found = set(after), dict[str, list[Sample]]()
     wanted = [kind for kind in source.degradations if kind != CLEAN]
+    if not wanted:
+        raise CalibrationError(
+            f"every picture of the {source.name} source is labelled {CLEAN!r}, after the first folder below its root; "
+            "decibels of pictures that are good already say nothing: name that folder after its degradation"
+        )
     # From the end: calibration draws from the start.
     for index in range(len(source) - 1, -1, -1):
         if all(len(found.get(kind, ())) >= per_degradation for kind in wanted):

@@ -41,13 +41,15 @@ def equalise(graph: Graph, calibration: Calibration) -> Graph:
     model.CopyFrom(graph.model)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for pair in pairs:
-        expand, project = graph.weight(pair.expand.input[1]), graph.weight(pair.project.input[1])
+        # From the copy: in a chain of pairs the second convolution of one is the first of the next.
+        expand, project = (numpy_helper.to_array(tensors[node.input[1]]) for node in (pair.expand, pair.project))
+        bias = numpy_helper.to_array(tensors[pair.expand.input[2]])
         scale = channel_scale(loudest[pair.hidden], np.abs(project).max(axis=(0, 2, 3)))
         if scale is None:
             continue
         changed = {
             pair.expand.input[1]: expand / scale[:, None, None, None],
-            pair.expand.input[2]: graph.weight(pair.expand.input[2]) / scale,
+            pair.expand.input[2]: bias / scale,
             pair.project.input[1]: project * scale[None, :, None, None],
         }
         for name, value in changed.items():

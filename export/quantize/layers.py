@@ -16,12 +16,14 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from clusir.errors import ExportError
+from clusir.export.graph.index import Names, inferred
 from clusir.spec import ModelSpec
 
-__all__ = ["FIRST", "Graph", "Layer", "groups_of", "is_dense", "load_graph", "metadata_of"]
+__all__ = ["FIRST", "Graph", "Layer", "groups_of", "is_dense", "load_graph", "metadata_of", "own_weights"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LEAST_INTENSITY = 80
+NOMINAL_PX = 128
 FIRST = "first convolution"
 _EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
 _ONE_EXPERT = re.compile(r"^(?:experts\.)?(\d+)\.")
@@ -32,7 +34,8 @@ _ROUTER = re.compile(r"(?:^|\.)(?:router|gate_net|pcgrm)s?(?:\.|$)")
 class Layer:
     """One convolution. ``block`` is the module path of its weight less the last part, for totals per block.
 
-    ``macs`` counts multiply-accumulates for one picture (0 where the size is not static). ``expert`` is (level, e);
+    ``macs`` counts multiply-accumulates for one picture (of NOMINAL_PX, padded to the model's rule, where the size is
+    not static). ``expert`` is (level, e);
     e = -1 for a layer that all experts of the level share. ``keep``: why the layer must stay in float, or empty.
     """
 
@@ -69,6 +72,11 @@ def is_dense(weight_shape: Sequence[int]) -> bool:
     return first * second >= _LEAST_INTENSITY * (first + second)
 
 
+def _area(shape: Sequence[int]) -> int:
+    """Height times width of a map BxCxHxW; 0 where they are not known."""
+    return int(np.prod(shape[2:])) if len(shape) > 2 and min(shape[2:]) > 0 else 0
+
+
 def groups_of(node: NodeProto) -> int:
     """The number of groups of a convolution."""
     return next((a.i for a in node.attribute if a.name == "group"), 1)
@@ -87,7 +95,8 @@ class Graph:
 
     def __post_init__(self) -> None:
         graph = self.model.graph
-        self.initialisers = {tensor.name: tensor for tensor in graph.initializer}
+        given = {value.name for value in graph.input}  # an initializer among them is a default, no constant
+        self.initialisers = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in given}
         for node in graph.node:
             for name in node.output:
                 self.producer[name] = node
@@ -122,11 +131,11 @@ class Graph:
         names = {node.name for node in nodes}
         last = self._last(names)
         router = self.router_nodes()
+        sizes = self._sizes()
         experts = self._experts([node.input[1] for node in nodes])
         layers = []
         for node in nodes:
-            name, shape = node.input[1], self.shapes.get(node.output[0], ())
-            area = int(np.prod(shape[2:])) if len(shape) > 2 and min(shape[2:]) > 0 else 0
+            name, area = node.input[1], _area(sizes.get(node.output[0], ()))
             keep = ""
             if node.name in router or _ROUTER.search(name):
                 keep = "router"
@@ -137,9 +146,22 @@ class Graph:
             elif area == 1:
                 keep = "acts on one vector per picture"
             dims = tuple(self.initialisers[name].dims)
-            macs = int(np.prod(dims)) * area
+            # A transposed convolution multiplies at each place of its input, the others at each of their output.
+            places = area if node.op_type == "Conv" else _area(sizes.get(node.input[0], ()))
+            macs = int(np.prod(dims)) * places
             layers.append(Layer(name, node.name, dims, macs, experts.get(name), keep))
         return layers
+
+    def _sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, with a nominal height and width where the graph leaves them open."""
+        if all(min(shape[1:], default=1) > 0 for shape in self.shapes.values()):
+            return self.shapes
+        side = self.spec.size.padded(NOMINAL_PX) if self.spec is not None else NOMINAL_PX
+        graph = inferred(self.model, 1, data_prop=True, side=side)
+        return {
+            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+            for v in (*graph.input, *graph.value_info, *graph.output)
+        }
 
     @property
     def main_output(self) -> str:
@@ -230,6 +252,50 @@ class Graph:
         return found
 
 
+def name_nodes(model: ModelProto) -> None:
+    """Give every node a name of its own, in place: a layer is told by its node."""
+    taken: set[str] = {node.name for node in model.graph.node}
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            name, number = f"{node.op_type}_{index}", 0
+            while name in taken:
+                number += 1
+                name = f"{node.op_type}_{index}_{number}"
+            node.name = name
+        taken.add(node.name)
+        seen.add(node.name)
+
+
+def own_weights(model: ModelProto) -> ModelProto:
+    """The same model with a weight and a bias of its own for every convolution (a copy where one was shared).
+
+    A layer in integers would otherwise take its weight along into whatever else reads it.
+    """
+    given = {v.name for v in model.graph.input}
+    constants = {t.name: t for t in model.graph.initializer if t.name not in given}
+    convolutions = [n for n in model.graph.node if n.op_type in _CONVOLUTIONS]
+    # What something else reads, or an earlier convolution has, is not free any more.
+    held = {name for n in model.graph.node if n.op_type not in _CONVOLUTIONS for name in n.input}
+    held |= {v.name for v in model.graph.output}
+    copies: list[tuple[str, int, str]] = []
+    for node in convolutions:
+        for at, name in list(enumerate(node.input))[1:]:
+            if name in constants and name in held:
+                copies.append((node.name, at, name))
+            held.add(name)
+    if not copies:
+        return model
+    out = ModelProto()
+    out.CopyFrom(model)
+    names, nodes = Names(out.graph), {n.name: n for n in out.graph.node}
+    for node_name, at, name in copies:
+        copy = out.graph.initializer.add()
+        copy.CopyFrom(constants[name])
+        copy.name = nodes[node_name].input[at] = names.fresh(f"{name}.{node_name}")
+    return out
+
+
 def metadata_of(model: ModelProto) -> dict[str, str]:
     """The model's ``metadata_props`` as a dictionary."""
     return {entry.key: entry.value for entry in model.metadata_props}
@@ -238,7 +304,7 @@ def metadata_of(model: ModelProto) -> dict[str, str]:
 def load_graph(source: Path | ModelProto) -> Graph:
     """Read an ONNX model (external data beside it included), name its nodes, infer shapes.
 
-    Raises ExportError where the file is not a model, or holds branches: integers are made of the dense form only.
+    Raises ExportError where the file is not a model, or holds branches or loops: integers are made of the dense form.
     """
     if isinstance(source, ModelProto):
         model = ModelProto()
@@ -250,11 +316,10 @@ def load_graph(source: Path | ModelProto) -> Graph:
             raise ExportError(f"{source} cannot be read as an ONNX model ({error}); export it again") from error
     if any(node.op_type == "If" for node in model.graph.node):
         raise ExportError("the graph runs its experts in branches (If); quantise the dense form: --router dense")
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
-        taken.add(node.name)
+    inside = next((n for n in model.graph.node for a in n.attribute if a.HasField("g") or a.graphs), None)
+    if inside is not None:
+        raise ExportError(f"{inside.op_type} {inside.name} holds a graph of its own; only plain graphs are quantised")
+    name_nodes(model)
     metadata = metadata_of(model)
     spec = ModelSpec.from_metadata(metadata) if "clusir.spec_version" in metadata else None
     return Graph(onnx.shape_inference.infer_shapes(model), spec)

@@ -22,7 +22,7 @@ from clusir.export.quantize.bias import add_zero_biases, correct_biases
 from clusir.export.quantize.compact import share_constants, store_as_float16, store_as_int8
 from clusir.export.quantize.equalise import equalise
 from clusir.export.quantize.inputs import input_scales, scale_inputs
-from clusir.export.quantize.layers import FIRST, Graph, Layer, load_graph
+from clusir.export.quantize.layers import FIRST, Graph, Layer, load_graph, own_weights
 from clusir.export.quantize.outputs import Scales, output_scales, scale_outputs
 from clusir.export.quantize.ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
 from clusir.export.quantize.rounding import Moments, input_moments, round_weights
@@ -121,7 +121,8 @@ class Quantizer:
     ) -> None:
         self.config = config or QuantizeConfig()
         original = load_graph(source)
-        self.graph: Graph = load_graph(add_zero_biases(original)) if self.config.bias_correction else original
+        owned = load_graph(own_weights(original.model))
+        self.graph: Graph = load_graph(add_zero_biases(owned)) if self.config.bias_correction else owned
         self.bytes_fp32 = original.model.ByteSize()
         if self.config.equalise:
             self.graph = equalise(self.graph, calibration)
@@ -160,12 +161,21 @@ class Quantizer:
         return [layer for layer in self.layers if not layer.keep]
 
     def build(self, float_layers: Iterable[str] = ()) -> ModelProto:
-        """The INT8 model with ``float_layers`` (layer names) left in float besides those that always are."""
+        """The INT8 model with ``float_layers`` (layer names) left in float besides those that always are.
+
+        Raises ExportError where the graph has no layer of such a name.
+        """
         from onnxruntime.quantization import CalibrationMethod, QuantType
         from onnxruntime.quantization.calibrate import TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         names = set(float_layers)
+        unknown = sorted(names - {layer.name for layer in self.layers})
+        if unknown:
+            raise ExportError(
+                f"the graph has no layer {unknown[0]!r} to leave in float; its layers are named by their weights, for "
+                f"example {self.layers[0].name if self.layers else 'none'}"
+            )
         chosen = [layer for layer in self.candidates if layer.name not in names]
         scales = {layer.name: self._output_scales[layer.name] for layer in chosen if layer.name in self._output_scales}
         model = scale_outputs(self._unscaled, scales)

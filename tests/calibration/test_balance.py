@@ -113,7 +113,21 @@ def test_empty_requests_are_refused() -> None:
     with pytest.raises(CalibrationError, match="cannot be drawn"):
         draw_balanced(Source(length=0), None, ())
     with pytest.raises(CalibrationError, match="cannot be drawn"):
-        draw_blind(Source(), None, (), BalanceConfig(size=0))
+        draw_blind(Source(length=0), None, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 0}, "size 0 of a calibration set is not at least 1"),
+        ({"minimum": 0}, "minimum 0"),
+        ({"size": 64, "pool": 10}, "a pool of 10 candidates cannot give a set of 64 crops"),
+        ({"share": float("nan")}, "share nan"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        BalanceConfig(**changes)
 
 
 def test_active_experts_and_coverage_table() -> None:

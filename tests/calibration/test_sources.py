@@ -8,7 +8,15 @@ from PIL import Image
 from clusir.calibration.base import CalibrationSource
 from clusir.calibration.manifest import Manifest, replay, write_manifest
 from clusir.calibration.photos import built_in_photos
-from clusir.calibration.sources import CLEAN, MIXTURE, FolderSource, PairSource, SyntheticSource, open_source
+from clusir.calibration.sources import (
+    CLEAN,
+    MIXTURE,
+    FolderSource,
+    PairSource,
+    SyntheticSource,
+    hold_out,
+    open_source,
+)
 from clusir.degrade.recipe import KINDS
 from clusir.errors import CalibrationError
 
@@ -148,3 +156,49 @@ def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(CalibrationError, match="is not a calibration manifest"):
             Manifest.read(path)
+
+
+def photos_of(source: CalibrationSource | None) -> set[str]:
+    assert isinstance(source, (SyntheticSource, PairSource))
+    truths = source.clean if isinstance(source, PairSource) else source.photos
+    return {photo.sha256 for photo in truths.photos}
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_photos_that_are_held_out_give_no_calibration_crop(tmp_path: Path, count: int) -> None:
+    for index in range(count):
+        write_photo(tmp_path / f"{index}.png", seed=index)
+    (tmp_path / "again.png").write_bytes((tmp_path / "1.png").read_bytes())
+    source = open_source(tmp_path, 48)
+    kept, held = hold_out(source)
+    assert not photos_of(kept) & photos_of(held)
+    assert photos_of(kept) | photos_of(held) == photos_of(source)
+    assert len(photos_of(held)) == 1 + (count - 1) // 5
+    assert held is not None
+    assert kept.sample(0).clean is not None
+
+
+def test_pairs_are_held_out_by_their_clean_picture(tmp_path: Path) -> None:
+    for index, name in enumerate(("a", "b", "c")):
+        for kind in ("rain", "haze"):
+            write_photo(tmp_path / "clean" / kind / f"{name}.png", seed=index)
+            write_photo(tmp_path / "degraded" / kind / f"{name}.png", seed=10 + index)
+    kept, held = hold_out(open_source(tmp_path, 48))
+    assert not photos_of(kept) & photos_of(held)
+    assert isinstance(held, PairSource)
+    assert [p.name for p in held.degraded.photos] == [p.name for p in held.clean.photos]
+    assert held.degradations == kept.degradations == ("haze", "rain")
+
+
+def test_a_source_of_one_photo_or_without_truth_has_none_to_hold_out(folder: Path, tmp_path: Path) -> None:
+    write_photo(tmp_path / "one" / "a.png")
+    for source in (open_source(tmp_path / "one", 48), open_source(folder, 48, mode="as-is")):
+        assert hold_out(source) == (source, None)
+
+
+def test_degraded_pictures_without_their_partners_are_not_taken_for_clean_ones(tmp_path: Path) -> None:
+    for name in ("degraded", "claen"):
+        write_photo(tmp_path / name / "a.png")
+    with pytest.raises(CalibrationError, match=r"degraded is there, but not its partner .*clean"):
+        open_source(tmp_path, 32)
+    assert isinstance(open_source(tmp_path, 32, mode="synthetic"), SyntheticSource)

@@ -29,6 +29,10 @@ def pretend(model: ModelProto) -> QualityLoss:
     return QualityLoss({"noise": total, "haze": total / 10}, 50.0, 0.0)
 
 
+def never_measured() -> QualityLoss:
+    raise AssertionError("this is in the journal")
+
+
 @pytest.fixture(scope="module")
 def quantizer(routed: Any) -> Quantizer:
     return Quantizer(routed.whole, routed.calibration(), QuantizeConfig(compact=False))
@@ -94,6 +98,9 @@ def test_the_time_limit_stops_and_the_journal_goes_on(quantizer: Quantizer, tmp_
     def never(model: ModelProto) -> QualityLoss:
         raise AssertionError("everything is in the journal")
 
+    torn = Journal(path, ("x",))
+    torn.measure(["new"], lambda: pretend(onnx.ModelProto()))
+    assert Journal(path, ("x",)).measure(["new"], never_measured) == pretend(onnx.ModelProto())
     journal = Journal(path, ("x",))
     again = search_budget(quantizer, never, BudgetConfig(max_drop_db=0.1), journal)
     assert again.met
@@ -102,12 +109,53 @@ def test_the_time_limit_stops_and_the_journal_goes_on(quantizer: Quantizer, tmp_
         search_budget(quantizer, never, BudgetConfig(max_drop_db=0.1), Journal(path, ("another model",)))
 
 
+def test_a_layer_that_is_too_large_is_passed_over_and_a_smaller_one_still_tried(quantizer: Quantizer) -> None:
+    """What costs most holds most of the arithmetic; a smaller layer alone would do."""
+    largest = max(quantizer.candidates, key=lambda layer: layer.macs)
+    small = min(quantizer.candidates, key=lambda layer: layer.macs)
+    assert small.macs < 0.5 * largest.macs
+    share = 1 - 0.9 * largest.macs / sum(layer.macs for layer in quantizer.candidates)
+
+    def measure(model: ModelProto) -> QualityLoss:
+        names = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4}
+        lost = 9.0 * (f"{largest.name}_quantized" in names and f"{small.name}_quantized" in names)
+        alone = 5.0 * (names == {f"{largest.name}_quantized"}) + 0.01 * (names == {f"{small.name}_quantized"})
+        return QualityLoss({"noise": lost + alone}, 50.0, 0.0)
+
+    frontier = search_budget(quantizer, measure, BudgetConfig(max_drop_db=0.1, min_int8_share=share, refine=False))
+    assert frontier.met, frontier.stopped
+    assert largest.name not in frontier.best.float_layers
+
+
+def test_a_graph_without_integer_layers_meets_no_budget(quantizer: Quantizer, routed: Any) -> None:
+    empty = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(compact=False))
+    empty.layers = [replace(layer, keep="for the test") for layer in empty.layers]
+    frontier = search_budget(empty, pretend, BudgetConfig(max_drop_db=1.0))
+    assert not frontier.met
+    assert "No layer of this graph can be in INT8" in frontier.stopped
+
+
+def test_the_mean_is_bounded_by_itself_and_the_best_point_is_kept(quantizer: Quantizer) -> None:
+    assert BudgetConfig(mean_drop_db=0.4).holds(QualityLoss({"a": 0.0, "b": 0.7}, 50.0))
+    assert not BudgetConfig(mean_drop_db=0.3).holds(QualityLoss({"a": 0.0, "b": 0.7}, 50.0))
+    assert not BudgetConfig(mean_drop_db=0.3).holds(QualityLoss({"a": math.nan}, 50.0))
+    calls = iter([1.0] + [0.5] * len(quantizer.candidates) + [0.7] + [2.0] * len(quantizer.candidates))
+    losses = lambda model: QualityLoss({"noise": next(calls)}, 50.0)  # noqa: E731
+    frontier = search_budget(quantizer, losses, BudgetConfig(max_drop_db=0.1, refine=False, min_int8_share=0.2))
+    assert not frontier.met
+    assert frontier.best.loss.worst_db == min(point.loss.worst_db for point in frontier.points)
+    assert frontier.chosen < len(frontier.points) - 1
+
+
 def test_deadlines() -> None:
     assert Deadline(0.0).passed
     assert not Deadline(None).passed
     assert not Deadline(1e9).passed
     with pytest.raises(ExportError, match="max_drop_db -1 is not a number of at least 0"):
         BudgetConfig(max_drop_db=-1)
+    for share in (math.nan, -0.1, 1.5):
+        with pytest.raises(ExportError, match="min_int8_share"):
+            BudgetConfig(min_int8_share=share)
     with pytest.raises(ExportError, match="max_drop_db nan"):
         BudgetConfig(max_drop_db=math.nan)
 
@@ -170,3 +218,14 @@ def test_variants_are_timed_in_turn_and_failures_are_told(routed: Any, tmp_path:
     assert timings[0].median_ms >= timings[0].best_ms > 0
     assert len(problems) == 1
     assert "int8 does not run on ONNX Runtime" in problems[0]
+
+
+def test_another_version_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path, ("x",)).measure(["a"], lambda: pretend(onnx.ModelProto()))
+    Journal(path, ("x",)).measure(["a"], never_measured)
+    for module in ("clusir", "onnxruntime"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"{module}.__version__", "0.0.0")
+            with pytest.raises(AssertionError, match="in the journal"):
+                Journal(path, ("x",)).measure(["a"], never_measured)

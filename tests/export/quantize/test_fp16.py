@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from small_graphs import Net
 
 from clusir.errors import BudgetError, CalibrationError
 from clusir.export.graph.session import Probe
@@ -121,3 +122,41 @@ def test_a_model_that_is_not_finite_is_refused(routed: Any, tmp_path: Path) -> N
     onnx.save(scaled(routed.whole, np.inf, "encoder.0.block.expand.weight", ""), tmp_path / "m.onnx")
     with pytest.raises(CalibrationError, match="not finite in the float32 model"):
         convert_fp16(tmp_path / "m.onnx", tmp_path / "out.onnx", routed.calibration().feeds[:1])
+
+
+def small(bias: float = 0.0) -> Net:
+    """x + conv(conv(x)), the first convolution's result tiny where it is asked for."""
+    net = Net()
+    first = net.op("Conv", net.input("x", 1, 4, 8, 8), net.random(4, 4, 3, 3, name="first.weight"), pads=[1] * 4)
+    second = net.op(
+        "Conv", net.op("Mul", first, net.const(1e-7)), net.random(4, 4, 3, 3, name="second.weight"), pads=[1] * 4
+    )
+    third = net.op("Conv", net.op("Mul", second, net.const(1e7)), net.random(4, 4, 1, 1, name="third.weight"))
+    pooled = net.op("Softmax", net.op("Add", third, net.const(bias)), axis=1)
+    net.output(net.op("Add", "x", net.op("Mul", third, pooled), name="y"))
+    return net
+
+
+def test_what_float16_has_no_digits_for_stays_in_float32(tmp_path: Path) -> None:
+    net = small()
+    onnx.save(net.model(), tmp_path / "m.onnx")
+    feeds = [net.feeds(scale=0.3)]
+    # No block is put back afterwards: the floor alone has to do it.
+    report = convert_fp16(tmp_path / "m.onnx", tmp_path / "out.onnx", feeds, Fp16Config(agreement_db=0.0))
+    assert report.reasons["lies below float16's digits"] >= 2
+    assert report.agreement_db is not None
+    assert report.agreement_db > 45
+    for reason in ("global residual", "sum, norm, softmax or comparison", "first convolution"):
+        assert report.reasons[reason] >= 1, report.reasons
+
+
+def test_the_residual_keeps_the_digits_of_the_picture(tmp_path: Path) -> None:
+    """The picture itself comes through bit by bit where nothing is added to it."""
+    net = Net()
+    first = net.op("Conv", net.input("x", 1, 3, 8, 8), net.random(4, 3, 3, 3, name="a.weight"), pads=[1] * 4)
+    second = net.op("Conv", net.op("Relu", first), net.const(np.zeros((3, 4, 3, 3)), "b.weight"), pads=[1] * 4)
+    net.output(net.op("Add", "x", second, name="y"))
+    onnx.save(net.model(), tmp_path / "m.onnx")
+    convert_fp16(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    feeds = net.feeds()
+    assert np.array_equal(Probe(onnx.load(tmp_path / "out.onnx")).run(feeds)["y"], feeds["x"])
