@@ -39,8 +39,8 @@ def _count(graph: onnx.GraphProto, around: dict[str, list[int]]) -> Counter[str]
         if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
             counts[node.op_type] += node_macs(node, shapes)
         elif branches:
-            ways: list[Counter[str]] = [_count(branch, shapes) for branch in branches]
-            counts += max(ways, key=lambda way: sum(way.values()))
+            ways = [_count(branch, shapes) for branch in branches]
+            counts += ways[max(range(len(ways)), key=lambda way: sum(ways[way].values()))]
     return counts
 
 
