@@ -6,7 +6,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusir.cli._common import Printer
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from clusir.runtimes.batch.parts import Outcome
     from clusir.runtimes.restore.restorer import Restorer
 
-__all__ = ["RunOutput"]
+__all__ = ["RunOutput", "passed_over"]
+
+_NOTED_APART = 10  # pictures whose notes are shown one by one; of more, each note is counted
 
 
 class RunOutput:
@@ -33,6 +37,8 @@ class RunOutput:
         self._restorer, self._options, self._total, self._names = restorer, options, total, names
         self._json, self._quiet = options["as_json"], options["quiet"]
         self._counts = {"restored": 0, "skipped": 0, "failed": 0}
+        self._notes: Counter[str] = Counter()
+        self.passed: set[Path] = set()
         self._pixels = 0
         self._begin = time.perf_counter()
         self._progress: Any = None
@@ -65,6 +71,7 @@ class RunOutput:
         elif outcome.status == "restored":
             if self._options["explain"]:
                 self._explain(outcome)
+            self._note_what_was_lost(outcome)
             if self._options["watch"] and not self._quiet:
                 self._out.line(printable(f"{outcome.job.name} -> {outcome.job.target}"))
         if self._progress is not None:
@@ -87,6 +94,7 @@ class RunOutput:
         left = 0 if self._options["watch"] else max(0, self._total - sum(self._counts.values()))
         if self._json:
             facts: dict[str, Any] = {**self._counts, "not_done": left}
+            facts["passed_over"] = dict(sorted(Counter(path.suffix.lower() for path in self.passed).items()))
             facts |= {"seconds": round(seconds, 3), "megapixels": self._pixels / 1e6}
             facts |= {"backend": restorer.name, "placement": placement, "routing": restorer.routing}
             facts |= {"precision": restorer.spec.precision, "model": str(restorer.files.whole)}
@@ -101,10 +109,27 @@ class RunOutput:
                 f"{counts} in {seconds:.1f} s{rate} on {restorer.name} ({nodes}), "
                 f"{restorer.spec.precision}, routing {restorer.routing}"
             )
+            for note, count in sorted(self._notes.items()):
+                self._out.line(f"note: {note} ({count} {'picture' if count == 1 else 'pictures'})")
+            if self.passed:
+                self._out.line(passed_over(self.passed))
             if self._counts["skipped"] and not self._options["skip_existing"]:
                 self._out.line("what was skipped was done before; --no-resume does it again")
         if self._out.problem is not None:
             self._err.line(f"error: standard output cannot be written ({self._out.problem}); the pictures are done")
+
+    def _note_what_was_lost(self, outcome: Outcome) -> None:
+        from clusir.runtimes.images.names import printable
+
+        notes = outcome.info.notes if outcome.info is not None else ()
+        if self._total > _NOTED_APART:
+            self._notes.update(printable(note) for note in notes)
+        elif notes and not self._quiet:
+            line = printable(f"note: {self._named(outcome.job.name)}: {'; '.join(notes)}")
+            if self._progress is None:
+                self._err.line(line)
+            else:
+                self._err.guarded(lambda: self._progress.console.print(line, markup=False, highlight=False))
 
     def _named(self, text: str) -> str:
         for path, name in self._names.items():
@@ -148,6 +173,19 @@ class RunOutput:
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
+
+
+def passed_over(paths: Collection[Path]) -> str:
+    """A line that counts pictures of formats that are not read, and says what to do about each."""
+    from clusir.runtimes.images.formats import unread_format
+
+    counts = Counter(path.suffix.lower() for path in paths)
+    by_advice: dict[str, list[str]] = {}
+    for suffix, count in sorted(counts.items()):
+        by_advice.setdefault(unread_format(suffix) or "", []).append(f"{count} {suffix}")
+    parts = [f"{', '.join(found)}: {advice}" for advice, found in by_advice.items()]
+    what = "picture is of a format" if len(paths) == 1 else "pictures are of formats"
+    return f"passed over: {len(paths)} {what} not read here ({'; '.join(parts)})"
 
 
 def _strict(line: dict[str, Any]) -> str:

@@ -145,22 +145,24 @@ def _check_report(report: Path, model: str | None) -> None:
 
 
 def _restore(request: Request, suffix: str | None, options: dict[str, Any], signals: Signals) -> int:
-    from clusir.cli._run_output import RunOutput
+    from clusir.cli._run_output import RunOutput, passed_over
     from clusir.errors import UsageError
     from clusir.runtimes.batch.jobs import plan_jobs
     from clusir.runtimes.images.formats import READ_SUFFIXES
 
     inputs, output = request.inputs, Path(request.output)
 
+    passed: set[Path] = set()
+
     def plan() -> list[Job]:
-        return plan_jobs(
-            inputs, output, options["recursive"], suffix, compare=options["compare"], waiting=options["watch"]
-        )
+        rules = {"compare": options["compare"], "waiting": options["watch"]}
+        return plan_jobs(inputs, output, options["recursive"], suffix, **rules, passed=passed)
 
     jobs = plan()
     if not jobs and not options["watch"]:
         raise UsageError(
             f"{', '.join(inputs)}: no pictures in there; names that end in {', '.join(READ_SUFFIXES)} are read"
+            + (f"; {passed_over(passed)}" if passed else "")
         )
     if options["report"] is not None and Path(options["report"]).resolve() in {
         path.resolve() for job in jobs for path in (job.source, job.target)
@@ -168,6 +170,7 @@ def _restore(request: Request, suffix: str | None, options: dict[str, Any], sign
         raise UsageError(f"--report {options['report']}: that is a picture's name; name a file like report.html")
     with _open_restorer(options) as restorer:
         shown = RunOutput(restorer, options, len(jobs), request.names, request.to_stdout)
+        shown.passed = passed
         try:
             _restore_all(_Run(plan, jobs, inputs, output, options), restorer, shown, signals)
         except UsageError:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clusir.runtimes.batch.journal import JOURNAL_NAME, known_outputs
-from clusir.runtimes.images.formats import READ_SUFFIXES
+from clusir.runtimes.images.formats import READ_SUFFIXES, unread_format
 from clusir.runtimes.images.names import is_comparison
 
 __all__ = ["Finder", "is_glob"]
@@ -24,11 +24,15 @@ def is_glob(text: str) -> bool:
 
 
 class Finder:
-    """Finds pictures in folders. Every find is (path, reason why it cannot be read or None), in a stable order."""
+    """Finds pictures in folders. Every find is (path, reason why it cannot be read or None), in a stable order.
+
+    ``passed`` are the files that are pictures by their names, and of formats that are not read here.
+    """
 
     def __init__(self, output: Path, recursive: bool = True) -> None:
         self._recursive = recursive
         self._excluded = output.resolve()
+        self.passed: set[Path] = set()
         self._written: dict[str, int] = known_outputs(output)
 
     def is_written(self, path: Path) -> bool:
@@ -52,6 +56,7 @@ class Finder:
                 found.append((here, refusal))
             # A folder that is called like a picture is named in the summary, not passed over.
             found += [(path, None) for path in (*folders, *files) if _looks_like_a_picture(path)]
+            self.passed.update(path for path in files if unread_format(path.suffix.lower()) is not None)
             if self._recursive:
                 waiting += [path for path in folders if self._may_enter(path)]
         return [item for item in sorted(found) if not self.is_written(item[0])]
@@ -64,6 +69,7 @@ class Finder:
         root = Path(*parts[:fixed])
         found = dict(self._matches(root, list(parts[fixed:])))
         if parts[-1].endswith("*"):
+            self.passed.update(p for p in found if unread_format(p.suffix.lower()) is not None)
             found = {p: why for p, why in found.items() if _looks_like_a_picture(p) or why is not None}
         return root, [item for item in sorted(found.items()) if not self.is_written(item[0])]
 

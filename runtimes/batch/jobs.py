@@ -46,6 +46,7 @@ def plan_jobs(
     *,
     compare: bool = False,
     waiting: bool = False,
+    passed: set[Path] | None = None,
 ) -> list[Job]:
     """The jobs of ``inputs`` in a stable order.
 
@@ -54,6 +55,8 @@ def plan_jobs(
     :class:`clusir.runtimes.batch.find.Finder`. ``suffix`` (``.png``) changes the format of all; GIF always becomes PNG.
     ``compare`` reserves names for comparisons as well. ``waiting``: what is not there yet is no error. Raises
     UsageError where an input is not there, a glob matches nothing, or the output is a file and has to be a folder.
+
+    ``passed`` gets the pictures of formats that are not read.
     """
     if not inputs:
         raise UsageError("no pictures given; name files, folders or globs")
@@ -70,6 +73,8 @@ def plan_jobs(
         _refuse_file_name(inputs, output)
     jobs: list[Job] = []
     finder = Finder(output, recursive)
+    if passed is not None:
+        finder.passed = passed
     for text in inputs:
         for path, root, refusal in _expand(text, output, finder, waiting):
             jobs.append(_job(path, root, output, suffix, refusal))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clusir.errors import ImageError
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.images.files import Picture
+from clusir.runtimes.images.metadata.colour import shown_as_srgb
 from clusir.runtimes.images.names import as_text
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.restorer import RowSource, Work
@@ -137,7 +138,9 @@ class Watched:
             kept[at] = band[rows[at] - start, columns]
 
     def look(self) -> Look:
-        return Look(self._before, self._after, self._rows.step)
+        """Both as sRGB, which is what comparison and report are seen in."""
+        info = self._picture.info  # what the numbers mean does not change, though the output may not be able to say it
+        return Look(shown_as_srgb(self._before, info), shown_as_srgb(self._after, info), self._rows.step)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class BmpFields:
     bits: int
     offset: int
     fields: tuple[tuple[int, int], ...]
+    dpi: tuple[float, float] | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -77,7 +78,9 @@ def read_fields(path: Path) -> BmpFields | None:
         raise ImageError(
             f"a BMP of bit fields {', '.join(f'{m:08X}' for m in masks)} is not read; save it as 24 or 32 bit"
         )
-    return BmpFields(width, abs(height), height < 0, bits, offset, fields)
+    x, y = struct.unpack_from("<ii", head, 38)
+    dpi = (x * 0.0254, y * 0.0254) if x > 0 and y > 0 else None
+    return BmpFields(width, abs(height), height < 0, bits, offset, fields, dpi)
 
 
 def _field(mask: int, bits: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from clusir.errors import ImageError
-from clusir.runtimes.images.bmp_reader import read_fields, read_profile
+from clusir.runtimes.images.bmp_reader import BmpFields, read_fields, read_profile
 from clusir.runtimes.images.jpeg_reader import coding_of, complete_jpeg, jpeg_facts
 from clusir.runtimes.images.jxl_header import read_jxl
 from clusir.runtimes.images.metadata.colour import cmyk_to_srgb
@@ -103,6 +103,9 @@ def probe_with_pillow(
 
     Raises ImageError for several frames, and for a mode that is not restored.
     """
+    fields = read_fields(path) if kind == "BMP" else None
+    if fields is not None:
+        return _probe_fields(path, fields, check)
     data, parts = None, None
     if kind == "JPEG":
         data = path.read_bytes()
@@ -135,13 +138,8 @@ def probe_with_pillow(
     orientation = 1 if kind in _TURNED_BY_DECODER else orientation_of(info.exif, info.xmp)
     width, height = turned(info.width, info.height, orientation)
     info = upright_info(_with(info, width=width, height=height), orientation)
-    fields = read_fields(path) if kind == "BMP" else None
-    if fields is not None:
-        info = _with(info, dtype=fields.dtype, channels=len(fields.fields))
 
     def decode() -> Any:
-        if fields is not None:
-            return WholeRows(fields.read(path))
         ended = None if kind != "JPEG" else path.read_bytes()
         if ended is not None:
             ended = complete_jpeg(ended, parse_jpeg(ended))
@@ -149,6 +147,18 @@ def probe_with_pillow(
             return PillowRows(image, info, orientation)
 
     return info, orientation, decode
+
+
+def _probe_fields(
+    path: Path, fields: BmpFields, check: Callable[[int, int, float], None]
+) -> tuple[PictureInfo, int, Any]:
+    check(fields.width, fields.height, fields.bits / 8)
+    icc, note = read_profile(path)
+    info = PictureInfo(
+        "BMP", fields.width, fields.height, len(fields.fields), fields.dtype, icc=icc, dpi=fields.dpi,
+        notes=(note,) if note else (),
+    )  # fmt: skip
+    return info, 1, lambda: WholeRows(fields.read(path))
 
 
 def _with(info: PictureInfo, **changes: Any) -> PictureInfo:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from picture_files import jpeg, png, rgb
 from PIL import Image, ImageCms
 
 from clusir.runtimes.images.files import open_picture, output_info, save_picture
@@ -26,30 +26,6 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r dc:title="t"/></x:xmpmeta>'
 IPTC = b"\x1c\x02\x78\0\x05fog 3"
 PHOTOSHOP = b"8BIM\x04\x04\0\0" + len(IPTC).to_bytes(4, "big") + IPTC
 EXIF_BYTES = 0x9286
-
-
-def rgb(channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
-    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (20, 24, channels)).astype(dtype)
-    return pixels[:, :, 0] if channels == 1 else pixels
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb()).save(buffer, "PNG")
-    data = buffer.getvalue()
-    return data[:33] + b"".join(chunk(*c) for c in chunks) + data[33:]
-
-
-def jpeg(*segments: tuple[int, bytes], **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb()).save(buffer, "JPEG", **options)
-    data = buffer.getvalue()
-    extra = b"".join(bytes((0xFF, m)) + (len(p) + 2).to_bytes(2, "big") + p for m, p in segments)
-    return data[:20] + extra + data[20:]
 
 
 def exif(maker: bool = False) -> bytes:

@@ -45,23 +45,34 @@ def _transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
 
 
 def shown_as_srgb(pixels: NDArray[Any], info: PictureInfo) -> NDArray[Any]:
-    """HxWxC as a viewer of sRGB has to be given it: by the file's cICP, its profile, or its gAMA and cHRM, whichever
-    ranks first. The same array where it is sRGB already, or where its profile cannot be used; otherwise float32 or
-    uint8, alpha as it was."""
+    """HxWxC as a viewer of sRGB has to be given it: by the file's cICP, its profile, or its gAMA, whichever ranks
+    first.
+
+    The same array where it is sRGB already, or where its profile cannot be used; otherwise uint8, alpha as it was. Grey
+    becomes RGB under a profile.
+    """
+    has_alpha = pixels.shape[2] in (2, 4)
+    convert = _conversion(info, pixels.shape[2] - has_alpha)
+    if convert is None:
+        return pixels
+    bands = []
+    for start in range(0, len(pixels), _ROWS):
+        unit = _unit(pixels[start : start + _ROWS])
+        shown = convert(unit[:, :, : unit.shape[2] - has_alpha])
+        joined = np.concatenate([shown, unit[:, :, -1:]], axis=2) if has_alpha else shown
+        bands.append(np.rint(joined * 255).astype(np.uint8))
+    return np.concatenate(bands)
+
+
+def _conversion(info: PictureInfo, colours: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
     chunks = {e.name: e.data for e in info.extras if e.kind == "png_colour"}
-    alpha = pixels[:, :, -1:] if info.has_alpha else None
-    colours = pixels[:, :, : pixels.shape[2] - info.has_alpha]
-    if len(chunks.get("cICP", b"")) == 4:
-        shown = _from_cicp(_unit(colours), *chunks["cICP"][:2])
-    elif info.icc:
-        shown = _from_profile(colours, info.icc)
-    elif len(chunks.get("gAMA", b"")) == 4 and struct.unpack(">I", chunks["gAMA"])[0]:
-        shown = _encoded(_unit(colours) ** np.float32(1e5 / struct.unpack(">I", chunks["gAMA"])[0]))
-    else:
-        return pixels
-    if shown is colours:
-        return pixels
-    return shown if alpha is None else np.concatenate([shown, _unit(alpha)], axis=2)
+    cicp = chunks.get("cICP", b"")
+    if len(cicp) == 4:
+        return lambda unit: _from_cicp(unit, cicp[0], cicp[1])
+    if info.icc:
+        return _from_profile(info.icc, colours)
+    gamma = struct.unpack(">I", chunks["gAMA"])[0] if len(chunks.get("gAMA", b"")) == 4 else 0
+    return (lambda unit: _encoded(unit ** np.float32(1e5 / gamma))) if gamma else None
 
 
 def _unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -69,17 +80,21 @@ def _unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
     return np.clip(pixels.astype(np.float32) / np.float32(top), 0, 1)
 
 
-def _from_profile(colours: NDArray[Any], icc: bytes) -> NDArray[Any]:
-    space = icc[16:20]
-    mode = {b"RGB ": "RGB", b"GRAY": "L"}.get(space)
-    if mode is None or (mode == "RGB") != (colours.shape[2] == 3):
-        return colours
-    eight = np.rint(_unit(colours) * 255).astype(np.uint8)
+def _from_profile(icc: bytes, colours: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+    mode = {b"RGB ": "RGB", b"GRAY": "L"}.get(icc[16:20])
+    if mode is None or (mode == "RGB") != (colours == 3):
+        return None
     try:
-        converted = _transform(icc, mode)(Image.fromarray(eight if mode == "RGB" else eight[:, :, 0]))
+        transform = _transform(icc, mode)
     except ImageError:
-        return colours
-    return (np.asarray(converted) / np.float32(255)).astype(np.float32)
+        return None
+
+    def convert(unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        eight = np.rint(unit * 255).astype(np.uint8)
+        shown = transform(Image.fromarray(np.ascontiguousarray(eight if mode == "RGB" else eight[:, :, 0])))
+        return np.asarray(shown).astype(np.float32) / np.float32(255)
+
+    return convert
 
 
 def _encoded(linear: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -90,6 +105,7 @@ def _encoded(linear: NDArray[np.float32]) -> NDArray[np.float32]:
     )
 
 
+_ROWS = 256
 # To linear sRGB from BT.2020 and Display P3 (columns are the primaries; ITU-R BT.2087, SMPTE EG 432-1).
 _TO_SRGB = {
     9: ((1.660491, -0.587641, -0.072850), (-0.124550, 1.132900, -0.008349), (-0.018151, -0.100579, 1.118730)),
