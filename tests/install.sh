@@ -2,7 +2,7 @@
 # Installs what the tests of the C++ library and of the two web pages need, from Debian and npm, where this machine allows
 # it: cmake, g++, two header packages, node, npm, Chromium, and the npm packages of runtimes/web. What is installed is
 # said, and so is what cannot be had; the tests that need it are then skipped with a reason of tests/needs.py.
-#   install.sh [--full]      --full: also a JDK, the Arm cross compiler and its emulator
+#   install.sh [--full]      --full: also a JDK, the cross compilers for Arm and Windows, an emulator and Wine
 set -u
 cd "$(dirname "$0")/.."
 missing=()
@@ -17,6 +17,9 @@ need "$(command -v npm || echo none)" npm
 if [ "${1:-}" = --full ]; then
     need "$(command -v aarch64-linux-gnu-g++ || echo none)" g++-aarch64-linux-gnu
     need "$(command -v qemu-aarch64 || echo none)" qemu-user
+    need "$(command -v x86_64-w64-mingw32-g++-posix || echo none)" g++-mingw-w64-x86-64-posix
+    need "$(command -v wine || echo none)" wine
+    need "$(command -v wine || echo none)" wine64
     need "$(command -v javac || echo none)" default-jdk-headless
 fi
 if [ ${#missing[@]} -gt 0 ]; then

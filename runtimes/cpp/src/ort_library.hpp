@@ -5,6 +5,9 @@
 #define ORT_API_MANUAL_INIT
 #endif
 #include <clusir/clusir.h>
+#if defined(_WIN32) && !defined(_MSC_VER)
+#define _Return_type_success_(condition)  // an annotation of Microsoft's that ORT's header defines for no other compiler
+#endif
 #include <onnxruntime_c_api.h>
 
 #include <string>

@@ -166,6 +166,20 @@ void opening() {
     wrong.threads = -1;
     refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_INVALID_ARGUMENT,
             "negative threads");
+    // Names of files are UTF-8, also where the system's own are not.
+    const std::string odd =
+        "d\xC3\xBC"
+        "nn \xE7\x85\xA7";
+    for (const char* part : {".onnx", ".tile.onnx", ".router.onnx"})
+        std::filesystem::copy_file(std::filesystem::u8path(folder + "/standin" + part),
+                                   std::filesystem::u8path(folder + "/" + odd + part),
+                                   std::filesystem::copy_options::overwrite_existing);
+    checks.that(clusir_open((folder + "/" + odd + ".onnx").c_str(), &right, &model) == CLUSIR_OK,
+                std::string("a name in UTF-8: ") + clusir_last_error());
+    clusir_spec spec{};
+    spec.struct_size = sizeof spec;
+    checks.that(clusir_get_spec(model, &spec) == CLUSIR_OK && spec.statistics == 8, "with what lies beside it");
+    clusir_close(model);
     wrong = options();
     wrong.device = "CPU";
     checks.that(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model) == CLUSIR_OK,
@@ -185,11 +199,11 @@ void opening() {
         refused(clusir_open((folder + "/standin.onnx").c_str(), &wrong, &model), CLUSIR_NO_BACKEND, "no ONNX Runtime");
     }
     for (const auto& entry : std::filesystem::directory_iterator(folder + "/bad")) {
-        const std::string path = entry.path().string();
+        const std::string path = entry.path().u8string();
         if (path.find(".router.") != std::string::npos) continue;
         const clusir_status status = clusir_open(path.c_str(), &right, &model);
         if (status != CLUSIR_OK) {
-            std::printf("refused %s: %s\n", entry.path().filename().c_str(), clusir_last_error());
+            std::printf("refused %s: %s\n", entry.path().filename().u8string().c_str(), clusir_last_error());
             refused(status, CLUSIR_BAD_MODEL, path);
             continue;
         }
@@ -197,7 +211,7 @@ void opening() {
         auto pixels = noise(60 * 60 * 3), result = pixels;
         const auto in = clusir::view(pixels.data(), 60, 60, 3), out = clusir::view(result.data(), 60, 60, 3);
         const clusir_status ran = clusir_restore(model, &in, &out, nullptr);
-        std::printf("failed %s: %s\n", entry.path().filename().c_str(), clusir_last_error());
+        std::printf("failed %s: %s\n", entry.path().filename().u8string().c_str(), clusir_last_error());
         checks.that(ran == CLUSIR_BAD_MODEL || ran == CLUSIR_FAILED, path + ": ran");
         clusir_close(model);
         model = nullptr;
