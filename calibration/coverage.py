@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.markdown import table
+
 __all__ = ["Coverage", "active_experts", "measure_coverage"]
 
 
@@ -56,19 +58,17 @@ class Coverage:
     def to_markdown(self) -> str:
         """The coverage table: a row per degradation, a column per expert (``1.0`` = level 1, expert 0), sums below."""
         names = [f"{level + 1}.{expert}" for level, counts in enumerate(self.experts) for expert in range(len(counts))]
-        lines = ["| degradation | crops | " + "".join(f"{name} | " for name in names)]
-        lines.append("|---|---:|" + "---:|" * len(names))
-        for kind, count in self.degradations.items():
-            cells = [str(value) for level in self.matrix.get(kind, ()) for value in level]
-            lines.append(f"| {kind} | {count} | " + "".join(f"{cell} | " for cell in cells))
+        rows = [
+            [kind, str(count), *(str(value) for level in self.matrix.get(kind, ()) for value in level)]
+            for kind, count in self.degradations.items()
+        ]
         low = set(self.under_served)
         sums = [
             f"**{value}**" if (level, expert) in low else str(value)
             for level, counts in enumerate(self.experts)
             for expert, value in enumerate(counts)
         ]
-        lines.append(f"| all | {self.total} | " + "".join(f"{cell} | " for cell in sums))
-        return "\n".join(line.rstrip() for line in lines)
+        return table(["degradation", "crops", *names], [*rows, ["all", str(self.total), *sums]]).rstrip("\n")
 
 
 def measure_coverage(

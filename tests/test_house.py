@@ -19,7 +19,7 @@ COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
 
 # The floors, lowest first: a folder may import what stands on a lower line, never a higher one or a neighbour's.
 FLOORS = (
-    ("clusir.lazy", "clusir.names"),
+    ("clusir.lazy", "clusir.markdown", "clusir.names"),
     ("clusir", "clusir.errors", "clusir.weights"),
     ("clusir.spec",),
     ("clusir.degrade",),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from clusir.degrade.recipe import FAMILIES, KINDS, draw_recipe
 from clusir.errors import UsageError
+from clusir.markdown import table
 
 __all__ = ["ClusterReport", "centre_crops", "cluster_report", "label_clusters", "model_router"]
 
@@ -91,14 +92,12 @@ class ClusterReport:
 
     def to_markdown(self) -> str:
         """One table of figures per level and one of names."""
-        lines = ["| level | purity | NMI | least used expert | clusters |", "|---|---:|---:|---:|---|"]
+        rows = []
         for level, names in enumerate(self.labels()):
             usage = self.experts[level].mean(0)
-            lines.append(
-                f"| {level + 1} | {self.purity(level):.2f} | {self.nmi(level):.2f} | "
-                f"{usage.min() / usage.sum():.2f} | {', '.join(names)} |"
-            )
-        return "\n".join(lines) + "\n"
+            figures = [self.purity(level), self.nmi(level), usage.min() / usage.sum()]
+            rows.append([str(level + 1), ", ".join(names), *(f"{figure:.2f}" for figure in figures)])
+        return table(("level", "clusters", "purity", "NMI", "least used expert"), rows, left=2)
 
     def to_svg(self) -> str:
         """A self-contained picture: per level a heat map of clusters and one of experts, kinds down, shares as ink."""
@@ -106,18 +105,18 @@ class ClusterReport:
         parts: list[str] = []
         x = label
         for level, (clusters, experts) in enumerate(zip(self.clusters, self.experts, strict=True)):
-            for title, table, hue in ((f"level {level + 1}: clusters", clusters, 215), ("experts", experts, 20)):
+            for title, shares, hue in ((f"level {level + 1}: clusters", clusters, 215), ("experts", experts, 20)):
                 parts.append(f'<text x="{x}" y="18" font-weight="bold">{escape(title)}</text>')
-                for column in range(table.shape[1]):
+                for column in range(shares.shape[1]):
                     parts.append(f'<text x="{x + cell * (column + 0.5)}" y="38" text-anchor="middle">{column}</text>')
-                    for row in range(table.shape[0]):
-                        share = float(table[row, column])
+                    for row in range(shares.shape[0]):
+                        share = float(shares[row, column])
                         parts.append(
                             f'<rect x="{x + cell * column}" y="{top + cell * row}" width="{cell - 1}" '
                             f'height="{cell - 1}" fill="hsl({hue},70%,{100 - 62 * share:.0f}%)">'
                             f"<title>{escape(self.kinds[row])}: {share:.2f}</title></rect>"
                         )
-                x += cell * table.shape[1] + gap
+                x += cell * shares.shape[1] + gap
         for row, kind in enumerate(self.kinds):
             parts.append(
                 f'<text x="{label - 8}" y="{top + cell * (row + 0.65)}" text-anchor="end">{escape(kind)}</text>'

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from clusir.degrade.recipe import KINDS, PRESETS, Recipe, draw_step
 from clusir.errors import ImageError, UsageError
+from clusir.markdown import table
 from clusir.quality.baselines import BASELINES, require_skimage
 from clusir.quality.metrics import psnr, ssim
 
@@ -72,15 +73,15 @@ class QualityTable:
         compared = any(row.baselines for row in self.rows)
         head = ["degradation", "input dB", "restored dB", "gain dB", "input SSIM", "restored SSIM"]
         head += ["best baseline dB"] if compared else []
-        lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+        rows = []
         for row in self.rows:
             cells = [row.name, f"{row.input_psnr_db:.2f}", f"{row.psnr_db:.2f}", f"{row.gain_db:+.2f}"]
             cells += [f"{row.input_ssim:.3f}", f"{row.ssim:.3f}"]
             if compared:
                 best = row.best_baseline()
                 cells.append(f"{best[1]:.2f} ({best[0]})" if best else "")
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + "\n"
+            rows.append(cells)
+        return table(head, rows)
 
 
 def list_pictures(folder: str | Path, limit: int | None = None) -> list[Path]:

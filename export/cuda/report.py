@@ -10,8 +10,8 @@ from typing import Any
 
 from clusir.export.cuda.plan import MatrixPlan, MatrixRow
 from clusir.export.validate.tolerances import tolerance
+from clusir.markdown import table
 from clusir.runtimes.machine.fingerprint import describe
-from clusir.runtimes.machine.table import markdown_table
 
 __all__ = ["MatrixReport"]
 
@@ -103,12 +103,12 @@ class MatrixReport:
             f"Square tiles of {self.plan.tile_px} px; parity against PyTorch float32 on the CPU; TF32 off; latency of "
             f"one batch from device memory to device memory. {where}\n",
             "## Bars\n",
-            markdown_table(("bar", "", "measured"), bars, left=3),
+            table(("bar", "", "measured"), bars, left=3),
             "## Rows\n",
-            markdown_table(_COLUMNS, [_cells(row) for row in good], left=6),
+            table(_COLUMNS, [_cells(row) for row in good], left=6),
         ]
         if refused:
-            text += ["## Refused\n", markdown_table(("row", "reason"), refused, left=2)]
+            text += ["## Refused\n", table(("row", "reason"), refused, left=2)]
         return "\n".join(text)
 
     def write(self, folder: Path) -> None:

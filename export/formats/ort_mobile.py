@@ -27,6 +27,7 @@ import onnx
 
 from clusir.errors import ExportError, UsageError, ValidationError
 from clusir.export.validate.tolerances import tolerance
+from clusir.markdown import table
 from clusir.spec import ModelSpec
 
 __all__ = ["MobileFile", "MobileReport", "write_ort_mobile"]
@@ -60,18 +61,14 @@ class MobileReport:
 
     def to_markdown(self) -> str:
         """A section of the export report."""
-        lines = [
-            "## ONNX Runtime Mobile",
-            f"A minimal ONNX Runtime needs {self.operators} operators: `{self.config}`. Details: `usability.txt`.",
-            "",
-            "| file | graph | kB | of | largest difference | NNAPI | CoreML |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for file in self.files:
-            sizes = f"{file.bytes / 1e3:.0f} | {file.source_bytes / 1e3:.0f}"
-            verdicts = f"{file.usability['NNAPI']} | {file.usability['CoreML MLProgram']}"
-            lines.append(f"| `{file.path}` | {file.graph} | {sizes} | {file.max_abs:.2g} | {verdicts} |")
-        return "\n".join(lines)
+        about = f"A minimal ONNX Runtime needs {self.operators} operators: `{self.config}`. Details: `usability.txt`."
+        rows = [
+            (f"`{file.path}`", file.graph, file.usability["NNAPI"], file.usability["CoreML MLProgram"],
+             f"{file.bytes / 1e3:.0f}", f"{file.source_bytes / 1e3:.0f}", f"{file.max_abs:.2g}")
+            for file in self.files
+        ]  # fmt: skip
+        head = ("file", "graph", "NNAPI", "CoreML", "kB", "of", "largest difference")
+        return f"## ONNX Runtime Mobile\n\n{about}\n\n{table(head, rows, left=4)}"
 
 
 def write_ort_mobile(models: Path | Sequence[Path], folder: Path) -> MobileReport:

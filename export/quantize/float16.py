@@ -21,6 +21,7 @@ from clusir.errors import BudgetError, CalibrationError
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.quantize.layers import FIRST, Graph, load_graph
 from clusir.export.quantize.steps import stamp, write_atomically
+from clusir.markdown import table
 
 __all__ = ["Fp16Config", "Fp16Report", "convert_fp16", "structural_float32"]
 
@@ -66,15 +67,11 @@ class Fp16Report:
 
     def to_markdown(self) -> str:
         agreement = "" if self.agreement_db is None else f", {self.agreement_db:.1f} dB from float32 on the worst crop"
-        lines = [
+        return (
             f"FP16: {self.nodes - sum(self.kept.values())} of {self.nodes} nodes in float16, "
-            f"{self.bytes_fp16 / 1e6:.2f} of {self.bytes_fp32 / 1e6:.2f} MB ({self.size_ratio:.2f}x){agreement}.",
-            "",
-            "| nodes kept in float32 | why |",
-            "|---:|---|",
-            *(f"| {count} | {reason} |" for reason, count in sorted(self.reasons.items())),
-        ]
-        return "\n".join(lines)
+            f"{self.bytes_fp16 / 1e6:.2f} of {self.bytes_fp32 / 1e6:.2f} MB ({self.size_ratio:.2f}x){agreement}.\n\n"
+            + table(("why kept in float32", "nodes"), [(why, str(n)) for why, n in sorted(self.reasons.items())])
+        )
 
 
 def convert_fp16(

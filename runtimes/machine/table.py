@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clusir.markdown import table
 from clusir.runtimes.machine.fingerprint import describe
 from clusir.runtimes.machine.measure import Measurement
 
-__all__ = ["COLUMNS", "as_json", "markdown_table", "rows", "to_markdown"]
+__all__ = ["COLUMNS", "as_json", "rows", "to_markdown"]
 
 COLUMNS = (
     "size",
@@ -59,13 +60,6 @@ def rows(measurements: Sequence[Measurement]) -> list[tuple[str, ...]]:
     return table
 
 
-def markdown_table(columns: Sequence[str], table: Sequence[Sequence[str]], left: int = 4) -> str:
-    """A Markdown table; the first ``left`` columns are words, the others figures."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * left + "---:|" * (len(columns) - left)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return "\n".join(lines) + "\n"
-
-
 def to_markdown(
     measurements: Sequence[Measurement], machine: dict[str, Any], runs: int, quality: Sequence[str] = ()
 ) -> str:
@@ -73,7 +67,7 @@ def to_markdown(
     return "\n".join(
         [
             "# clusir-bench\n",
-            markdown_table(COLUMNS, rows(measurements)),
+            table(COLUMNS, rows(measurements), left=4),
             f"{runs} pictures per row, file to file (PNG), the rows of one size taking turns in one process: read the "
             "relative column first. Size is the side of a square picture in pixels; MPix/s is restoration alone; peak "
             "memory is that of a process of its own; opening and the first picture are not in the percentiles.\n",

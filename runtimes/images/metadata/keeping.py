@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from clusir.markdown import table
 from clusir.runtimes.images.metadata.jpeg_segments import MAX_SEGMENT
 from clusir.runtimes.images.metadata.tags import has_maker_note
 from clusir.runtimes.images.picture import Extra, PictureInfo
@@ -176,11 +177,11 @@ def _settled_extras(info: PictureInfo, target: str) -> tuple[tuple[Extra, ...], 
 
 def as_markdown() -> str:
     """The table of docs/running.md."""
-    lines = ["| | " + " | ".join(TARGETS) + " |", "|---" * (len(TARGETS) + 1) + "|"]
-    for row in ROWS.values():
-        cells = [row.how if row.verdict(t) == CHANGED else row.verdict(t) for t in TARGETS]
-        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [row.label, *(row.how if row.verdict(t) == CHANGED else row.verdict(t) for t in TARGETS)]
+        for row in ROWS.values()
+    ]
+    return table(["", *TARGETS], rows, left=1 + len(TARGETS))
 
 
 if __name__ == "__main__":
