@@ -1,6 +1,6 @@
 """Every reason why a test may be skipped. A skip with any other reason fails (see conftest.py).
 
-hardware: nothing can be installed for it.
+hardware: nothing can be installed for it (a device, or what the kernel and a container allow).
 minutes:  the test takes minutes, or its tools are large; ``make full`` installs the tools and runs it.
 tools:    ``make test`` installs them with ``tests/install.sh``, as root on Debian; elsewhere the line names them.
 """
@@ -19,6 +19,9 @@ NEEDS = {
     "cuda": "hardware: a CUDA device",
     "no cuda": "hardware: a machine without a CUDA device",
     "pixel-major": "hardware: a CPU on which OpenVINO keeps the maps of convolutions pixel by pixel",
+    "cgroup": "hardware: root, and a control group (cgroup) that may be made",
+    "mount": "hardware: root, and a file system that may be mounted",
+    "namespace": "hardware: root, and a process namespace that may be made (unshare)",
     "full": "minutes: CLUSIR_FULL=1 (make full)",
     "jdk": "minutes: a JDK, default-jdk-headless (make full)",
     "arm": "minutes: g++-aarch64-linux-gnu, qemu-user and the Arm wheel of onnxruntime (make full)",
