@@ -34,6 +34,7 @@ def main(out: Path, precision: str) -> None:
     from clusir.quality.metrics import psnr
     from clusir.runtimes.report.collect import ReportWriter
     from clusir.runtimes.report.compare import write_comparison
+    from clusir.runtimes.restore.explain import routing_levels
     from clusir.runtimes.restore.restorer import Restorer
 
     console = stdout()
@@ -61,9 +62,7 @@ def main(out: Path, precision: str) -> None:
                     f"chelsea, {wanted} on {backend}",
                     damaged,
                     restored,
-                    posterior=None if routing is None else routing.posterior,
-                    gate=None if routing is None else routing.gate,
-                    spec=restorer.spec,
+                    levels=routing_levels(routing.posterior, routing.gate, restorer.spec) if routing else (),
                     timings_ms={"infer": work.infer_s * 1000},
                     note=f"PSNR {before:.2f} dB before, {after:.2f} dB after",
                 )

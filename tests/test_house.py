@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,64 @@ def test_every_public_name_is_there() -> None:
 def test_no_file_is_longer_than_400_lines() -> None:
     long = {str(p): n for p in modules().values() if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
     assert long == {}
+
+
+# Functions of more parameters than seven, each with its reason.
+MANY_PARAMETERS = {
+    "runtimes/restore/restorer.py Restorer.__init__": "the public constructor: each is an option with a default",
+    "export/lowering/operators.py _attention": "the signature of the ATen operator",
+    "export/trace/substitutes.py _conv_transpose2d": "the signature of the ATen operator",
+    "clusir/cli/_export_session.py add_precisions": "a step of the command, called in one place",
+    "clusir/training/loop.py train": "the public entry point: each is an option with a default",
+    "export/cuda/matrix.py _run_group": "one step of the matrix, called in one place",
+    "export/formats/executorch.py write_executorch": "the public entry point: each is an option with a default",
+    "export/precision/nncf.py quantize_nncf": "the public entry point: each is an option with a default",
+    "export/precision/run.py _make_int8": "one step of the list, called in one place",
+    "export/validate/foreign.py validate": "one step of the export, called in one place",
+}
+
+
+def wide_functions(tree: ast.AST, most: int = 7, inside: str = "") -> list[str]:
+    """Functions with more than ``most`` parameters beside self; entry points of commands (click) are left out."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        name = inside
+        if isinstance(node, ast.ClassDef):
+            name = f"{inside}{node.name}."
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            is_command = any("command(" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if len([n for n in names if n not in ("self", "cls")]) > most and not is_command:
+                found.append(f"{inside}{node.name}")
+            name = f"{inside}{node.name}."
+        found += wide_functions(node, most, name)
+    return found
+
+
+def test_no_function_has_more_than_seven_parameters() -> None:
+    wide = {
+        f"{path.relative_to(ROOT)} {name}"
+        for path in modules().values()
+        for name in wide_functions(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert wide - set(MANY_PARAMETERS) == set()
+
+
+def test_the_check_of_parameters_can_fail() -> None:
+    many = ", ".join("abcdefgh")
+    assert wide_functions(ast.parse(f"class A:\n    def f(self, {many}): ...")) == ["A.f"]
+    assert wide_functions(ast.parse(f"@command(name='x')\ndef main({many}): ...")) == []
+
+
+def test_no_folder_holds_more_than_twenty_files() -> None:
+    left_out = {".git", ".venv", "node_modules", "__pycache__", "golden", "build", "dist", "demo-out", "site"}
+    full = {}
+    for top in ("clusir", "export", "runtimes", "calibration", "tests", "docs", ".ci"):
+        for folder, folders, files in os.walk(ROOT / top):
+            folders[:] = [name for name in folders if name not in left_out]
+            if len(files) > 20:
+                full[str(Path(folder).relative_to(ROOT))] = len(files)
+    assert full == {}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

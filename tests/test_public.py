@@ -50,7 +50,7 @@ PUBLIC = {
     "clusir.network":
         "CONFIGS ClusIR ModelConfig Restoration Routing load read_metadata resolve save shipped",
     "clusir.quality":
-        "BASELINES ClusterReport QualityRow QualityTable cluster_report label_clusters psnr quality_table "
+        "BASELINES ClusterReport QualityPlan QualityRow QualityTable cluster_report label_clusters psnr quality_table "
         "ssim",
     "clusir.runtimes":
         "Restorer Runner open_runner",

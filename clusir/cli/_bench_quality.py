@@ -19,7 +19,7 @@ def measure_quality(
     options: dict[str, Any], measured: Sequence[Measurement], say: Callable[[str], None]
 ) -> list[QualityTable]:
     """One quality table per model, backend and precision (the size of the pictures is the photos' own)."""
-    from clusir.quality.evaluate import quality_table
+    from clusir.quality.evaluate import QualityPlan, quality_table
     from clusir.runtimes.restore.restorer import Restorer
 
     tables: list[QualityTable] = []
@@ -36,9 +36,9 @@ def measure_quality(
             table = quality_table(
                 options["quality"],
                 restorer.restore,
+                # Baselines are the same for every model.
+                QualityPlan(limit=options["limit"], baselines=options["baselines"] and not tables),
                 model=label,
-                limit=options["limit"],
-                baselines=options["baselines"] and not tables,  # they are the same for every model
             )
             tables.append(table)
     return tables

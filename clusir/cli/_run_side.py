@@ -44,6 +44,8 @@ class Side:
             raise
         if self._report is None:
             return
+        from clusir.runtimes.restore.explain import routing_levels
+
         times = {"decode": outcome.decode_s, "infer": outcome.work.infer_s, "encode": outcome.encode_s}
         notes = list(outcome.info.notes) if outcome.info else []
         notes += ["done before"] if outcome.status == "skipped" else []
@@ -51,9 +53,7 @@ class Side:
             job.name,
             look.before,
             look.after,
-            posterior=routing.posterior if routing else None,
-            gate=routing.gate if routing else None,
-            spec=self._spec,
+            levels=routing_levels(routing.posterior, routing.gate, self._spec) if routing else (),
             size=(outcome.info.width, outcome.info.height) if outcome.info else None,
             timings_ms={k: 1000 * v for k, v in times.items() if outcome.status == "restored"},
             note="; ".join(notes),

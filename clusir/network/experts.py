@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ class SparseExperts(nn.Module):
 
     everywhere = False
 
-    def __init__(self, width: int, ranks: tuple[int, ...], kernels: tuple[int, ...]) -> None:
+    def __init__(self, width: int, ranks: Sequence[int], kernels: Sequence[int]) -> None:
         super().__init__()
         self.experts = nn.ModuleList(Expert(width, r, k) for r, k in zip(ranks, kernels, strict=True))
 
@@ -62,16 +64,16 @@ class SparseExperts(nn.Module):
 class MoEBlock(nn.Module):
     """The routed block of an encoder level: shared path, chosen experts, residual. BxCxHxW and gate BxE to BxCxHxW.
 
-    ``attention`` selects MoCE-IR's form (a channel-attention expert that all pictures share, and cross-attention from
-    the routed result to it); without it the experts see the input twice and are added back through one 1x1 convolution.
+    ``experts``: rank and kernel size of each. ``attention`` selects MoCE-IR's form (a channel-attention expert that all
+    pictures share, and cross-attention from the routed result to it); without it the experts see the input twice and
+    are added back through one 1x1 convolution.
     """
 
     def __init__(
         self,
         width: int,
         heads: int,
-        ranks: tuple[int, ...],
-        kernels: tuple[int, ...],
+        experts: Sequence[tuple[int, int]],
         *,
         norm: str,
         attention: bool,
@@ -80,7 +82,7 @@ class MoEBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = make_norm(norm, width)
-        self.experts = SparseExperts(width, ranks, kernels)
+        self.experts = SparseExperts(width, *zip(*experts, strict=True))
         self.leave = scale_init(nn.Conv2d(width, width, 1, bias=False))
         self.attention = attention
         if attention:

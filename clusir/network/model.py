@@ -72,8 +72,10 @@ class EncoderLevel(nn.Module):
         self.moe = MoEBlock(
             width,
             config.heads[level],
-            tuple(max(8, int(width * f)) for f in config.expert_rank_fractions),
-            config.expert_kernels,
+            [
+                (max(8, int(width * fraction)), kernel)
+                for fraction, kernel in zip(config.expert_rank_fractions, config.expert_kernels, strict=True)
+            ],
             norm=config.norm,
             attention=config.moe_attention,
             feed_forward=config.feed_forward,

@@ -14,12 +14,13 @@ from clusir.lazy import lazy
 if TYPE_CHECKING:
     from clusir.quality.baselines import BASELINES
     from clusir.quality.clusters import ClusterReport, cluster_report, label_clusters
-    from clusir.quality.evaluate import QualityRow, QualityTable, quality_table
+    from clusir.quality.evaluate import QualityPlan, QualityRow, QualityTable, quality_table
     from clusir.quality.metrics import psnr, ssim
 
 __all__ = [
     "BASELINES",
     "ClusterReport",
+    "QualityPlan",
     "QualityRow",
     "QualityTable",
     "cluster_report",
@@ -34,7 +35,7 @@ __getattr__, __dir__ = lazy(
     {
         "baselines": "BASELINES",
         "clusters": "ClusterReport cluster_report label_clusters",
-        "evaluate": "QualityRow QualityTable quality_table",
+        "evaluate": "QualityPlan QualityRow QualityTable quality_table",
         "metrics": "psnr ssim",
     },
 )

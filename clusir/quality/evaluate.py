@@ -23,7 +23,7 @@ from clusir.markdown import table
 from clusir.quality.baselines import BASELINES, require_skimage
 from clusir.quality.metrics import psnr, ssim
 
-__all__ = ["ROWS", "QualityRow", "QualityTable", "list_pictures", "make_recipe", "quality_table"]
+__all__ = ["ROWS", "QualityPlan", "QualityRow", "QualityTable", "list_pictures", "make_recipe", "quality_table"]
 
 Bytes = NDArray[np.uint8]
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -121,47 +121,55 @@ def make_recipe(row: str, seed: int, name: str) -> Recipe:
     return Recipe((draw_step(row.removesuffix(" (middle)"), 0.5, rng),), int(rng.integers(2**63)))
 
 
+@dataclass(frozen=True)
+class QualityPlan:
+    """What is measured. ``limit`` takes that many pictures at even distances (None: all); ``baselines`` adds classical
+    filters, which takes seconds per picture."""
+
+    rows: Sequence[str] = ROWS
+    limit: int | None = None
+    seed: int = 0
+    baselines: bool = False
+    with_ssim: bool = True
+
+
 def quality_table(
     folder: str | Path,
     restore: Callable[[Bytes], Bytes],
+    plan: QualityPlan | None = None,
     *,
     model: str = "",
-    rows: Sequence[str] = ROWS,
-    limit: int | None = None,
-    seed: int = 0,
-    baselines: bool = False,
-    with_ssim: bool = True,
     observe: Callable[[str, int, int], None] = lambda row, done, total: None,
 ) -> QualityTable:
-    """Damage every picture of ``folder`` in each of ``rows``, restore it, and measure.
+    """Degrade every picture of ``folder`` in each row of ``plan``, restore it, and measure.
 
     ``restore``: HxWx3 uint8 to the same (called once per picture and row). ``model`` is a name for the heading.
-    ``limit`` takes that many pictures at even distances. ``baselines`` adds classical filters, which takes seconds per
-    picture. ``observe(row, done, total)`` is called after every picture. Raises UsageError for an unknown row or an
-    empty folder, ImageError for a file that is no picture, BackendError where scikit-image is missing and needed.
+    ``observe(row, done, total)`` is called after every picture. Raises UsageError for an unknown row or an empty
+    folder, ImageError for a file that is no picture, BackendError where scikit-image is missing and needed.
     """
-    unknown = [row for row in rows if row not in ROWS]
+    plan = plan or QualityPlan()
+    unknown = [row for row in plan.rows if row not in ROWS]
     if unknown:
         raise UsageError(f"unknown degradation row {unknown[0]!r}; there are {', '.join(ROWS)}")
-    if baselines or with_ssim:
+    if plan.baselines or plan.with_ssim:
         require_skimage()
-    paths = list_pictures(folder, limit)
+    paths = list_pictures(folder, plan.limit)
     measured = []
-    total, done = len(paths) * len(rows), 0
-    for row in rows:
+    total, done = len(paths) * len(plan.rows), 0
+    for row in plan.rows:
         figures: dict[str, list[tuple[float, float]]] = {}
         for path in paths:
             clean = read_picture(path)
-            damaged = make_recipe(row, seed, path.name).apply(clean.astype(np.float32) / np.float32(255.0))
+            damaged = make_recipe(row, plan.seed, path.name).apply(clean.astype(np.float32) / np.float32(255.0))
             results = {"input": _to_bytes(damaged), "model": restore(_to_bytes(damaged))}
-            if baselines:
+            if plan.baselines:
                 results |= {name: _to_bytes(run(damaged)) for name, run in BASELINES.get(row, {}).items()}
             for name, picture in results.items():
-                figures.setdefault(name, []).append(_measure(picture, clean, with_ssim))
+                figures.setdefault(name, []).append(_measure(picture, clean, plan.with_ssim))
             done += 1
             observe(row, done, total)
         measured.append(_row(row, figures))
-    return QualityTable(str(folder), model, seed, tuple(measured))
+    return QualityTable(str(folder), model, plan.seed, tuple(measured))
 
 
 def _to_bytes(image: NDArray[np.floating[Any]]) -> Bytes:

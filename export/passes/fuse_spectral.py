@@ -105,7 +105,7 @@ def _rewrite(edit: GraphEdit, linear: LinearGraph, found: Filter) -> str:
         if mask is not None:
             value = edit.node("Mul", [value, mask], f"{hint}/masked")
         if found.response is not None:
-            value = mix(edit, value, found.response, rows, columns, [*lead, *shape[-2:]], False, hint)
+            value = mix(edit, value, found.response, (rows, columns), [*lead, *shape[-2:]], False, hint)
         value = _rows(edit, value, rows, shape, f"{hint}/rows_back", back=True)
         value = edit.reshape(value, [*lead, *shape[-2:]], f"{hint}/tall") if rows.factor > 1 else value
         back = edit.constant(columns.stage1 * found.scale, f"{hint}/columns_back")
@@ -119,7 +119,7 @@ def _rewrite(edit: GraphEdit, linear: LinearGraph, found: Filter) -> str:
         if mask is not None or found.response is not None:
             value = edit.reshape(value, [shape[-1], *lead, shape[-2]], f"{hint}/spectrum")
         if found.response is not None:
-            value = mix(edit, value, found.response, rows, columns, [shape[-1], *lead, shape[-2]], True, hint)
+            value = mix(edit, value, found.response, (rows, columns), [shape[-1], *lead, shape[-2]], True, hint)
         if mask is not None:
             value = edit.node("Mul", [value, _width_first(edit, mask, len(shape))], f"{hint}/masked")
         value = _columns(edit, value, columns, f"{hint}/columns_back", back=True, scale=found.scale)

@@ -40,14 +40,14 @@ def mix(
     edit: GraphEdit,
     value: str,
     response: NDArray[np.complex128],
-    rows: RealPlan,
-    columns: RealPlan,
+    plans: tuple[RealPlan, RealPlan],
     shape: list[int],
     width_first: bool,
     hint: str,
 ) -> str:
     """Filter coefficients of ``shape`` [..., H, W], or [W, ..., H], by at most four products with constants and two
-    exchanges. ``response`` [H, W] as for :func:`mixing`, not all zeros."""
+    exchanges. ``response`` [H, W] as for :func:`mixing`, not all zeros; ``plans`` of the rows and of the columns."""
+    rows, columns = plans
     last = len(shape) - 1
     across, along = (0, last) if width_first else (last, last - 1)
     parts = mixing(response, rows, columns)

@@ -8,19 +8,18 @@ and beyond ``limit`` pictures they are only counted: a page of a million rows he
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clusir.errors import ImageError
 from clusir.runtimes.images.atomic import write_whole
 from clusir.runtimes.images.names import as_text
 from clusir.runtimes.images.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
-from clusir.runtimes.restore.explain import Level, routing_levels
-from clusir.spec import ModelSpec
+from clusir.runtimes.restore.explain import Level
 
 __all__ = ["Entry", "Pair", "ReportWriter", "Totals"]
 
@@ -95,9 +94,7 @@ class ReportWriter:
         before: Picture,
         after: Picture,
         *,
-        posterior: ArrayLike | None = None,
-        gate: ArrayLike | None = None,
-        spec: ModelSpec | None = None,
+        levels: Sequence[Level] = (),
         size: tuple[int, int] | None = None,
         timings_ms: Mapping[str, float] | None = None,
         note: str = "",
@@ -105,8 +102,8 @@ class ReportWriter:
         """Add a restored picture.
 
         ``before`` and ``after``: [H,W] or [H,W,1..4] of uint8, uint16 or float 0..1, one height and width.
-        ``posterior`` and ``gate`` are the routing that the picture was restored with, as in
-        :func:`clusir.runtimes.restore.explain.routing_levels`; all three of posterior, gate and spec, or none.
+        ``levels`` is the routing that the picture was restored with, as
+        :func:`clusir.runtimes.restore.explain.routing_levels` gives it.
         ``size`` is the picture's (width, height) where the arrays are a thinned copy of a huge one. ``timings_ms``
         names the steps in their order, for example decode, infer, encode. Raises ImageError where the sizes differ.
         """
@@ -120,13 +117,10 @@ class ReportWriter:
                 return
         small = [shrunk(eight_bit(p), _OVERVIEW_PX) for p in (before, after)]
         change = float(np.abs(small[0].astype(np.int16) - small[1].astype(np.int16)).mean())
-        levels: tuple[Level, ...] = ()
-        if posterior is not None and gate is not None and spec is not None:
-            levels = tuple(routing_levels(posterior, gate, spec))
         with self._lock:
             room = self._left > 0
         pairs = self._pairs(before, after, small, (width, height)) if room else ()
-        entry = Entry(name, width, height, pairs, levels, dict(timings_ms or {}), change, "", note)
+        entry = Entry(name, width, height, pairs, tuple(levels), dict(timings_ms or {}), change, "", note)
         with self._lock:
             self._left -= sum(len(p.before) + len(p.after) for p in pairs)
             self.entries.append(entry)

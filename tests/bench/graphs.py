@@ -25,11 +25,11 @@ import torch
 
 from clusir.errors import UsageError
 from clusir.runtimes.machine.fingerprint import cpu_model, package_versions
-from tests.bench.kernels import KERNELS, by_kind
-from tests.bench.prepare import COMPILED_FORMS, Prepared, forms_of, line, prepare
+from tests.bench.pages.kernels import KERNELS, by_kind
+from tests.bench.pages.prepare import COMPILED_FORMS, Prepared, forms_of, line, prepare
+from tests.bench.pages.transforms import CASES, CONTENDERS, bench_transforms
+from tests.bench.pages.written import NETWORKS, STAND_INS, densified, network, picture, routed
 from tests.bench.timing import RUNTIMES, Call, Time, alternate, compiled_call, convolution_peak, torch_call
-from tests.bench.transforms import CASES, CONTENDERS, bench_transforms
-from tests.bench.written import NETWORKS, STAND_INS, densified, network, picture, routed
 
 __all__ = ["Page", "Row", "bench_network", "main"]
 
@@ -227,7 +227,7 @@ def _open(folder: Path, machine: dict[str, Any]) -> Page:
 
 def _save(page: Page, folder: Path) -> None:
     """Write both files, the journal at once or not at all."""
-    from tests.bench.page import as_markdown
+    from tests.bench.pages.page import as_markdown
 
     part = folder / "graphs.json.part"
     part.write_text(json.dumps(asdict(page), indent=1))
@@ -244,7 +244,7 @@ def _names(words: str, option: str) -> list[str]:
 
 
 def _ablate(names: list[str], size: int, runs: int, threads: int, cpu_clock: bool) -> str:
-    from tests.bench.ablation import ablate, ablation_table
+    from tests.bench.pages.ablation import ablate, ablation_table
 
     return ablation_table([ablate(name, size, runs, threads, cpu_clock) for name in names])
 

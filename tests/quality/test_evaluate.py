@@ -13,7 +13,7 @@ from clusir.degrade.recipe import PRESETS, degrade
 from clusir.errors import ImageError, UsageError
 from clusir.quality.baselines import BASELINES, dehaze_dark_channel
 from clusir.quality.clusters import cluster_report, label_clusters
-from clusir.quality.evaluate import ROWS, failures, list_pictures, make_recipe, quality_table
+from clusir.quality.evaluate import ROWS, QualityPlan, failures, list_pictures, make_recipe, quality_table
 from clusir.quality.metrics import psnr
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_photos) -> Path:
 
 
 def test_leaving_the_input_as_it_is_gains_nothing(folder: Path) -> None:
-    table = quality_table(folder, lambda pixels: pixels, with_ssim=True)
+    table = quality_table(folder, lambda pixels: pixels)
     assert [row.name for row in table.rows] == list(ROWS)
     for row in table.rows:
         assert row.gain_db == 0
@@ -35,7 +35,7 @@ def test_leaving_the_input_as_it_is_gains_nothing(folder: Path) -> None:
 
 
 def test_the_damage_is_clipped_eight_bit_noise_of_the_named_sigma(folder: Path) -> None:
-    row = quality_table(folder, lambda pixels: pixels, rows=("noise 25",)).rows[0]
+    row = quality_table(folder, lambda pixels: pixels, QualityPlan(rows=("noise 25",))).rows[0]
     # 20 log10(255 / 25) = 20.17; clipping takes some of the noise away.
     assert 20.1 < row.input_psnr_db < 21.5
 
@@ -49,10 +49,10 @@ def test_a_restorer_that_knows_the_truth_is_seen_as_perfect_and_a_worse_one_fail
     def oracle(pixels: np.ndarray) -> np.ndarray:
         return min(originals, key=lambda o: float(np.abs(o.astype(float) - pixels).mean()))
 
-    best = quality_table(folder, oracle, rows=("noise 15", "clean"), with_ssim=False)
+    best = quality_table(folder, oracle, QualityPlan(rows=("noise 15", "clean"), with_ssim=False))
     assert [row.psnr_db for row in best.rows] == [60, 60]
     assert list(failures(best)) == []
-    worst = quality_table(folder, lambda pixels: 255 - pixels, rows=("noise 15", "clean"), with_ssim=False)
+    worst = quality_table(folder, lambda pixels: 255 - pixels, QualityPlan(rows=("noise 15", "clean"), with_ssim=False))
     assert len(list(failures(worst))) == 2
 
 
@@ -61,7 +61,7 @@ def test_a_subset_is_damaged_as_in_the_whole_and_another_seed_is_not(folder: Pat
     for limit, seed in ((3, 0), (1, 0), (1, 1)):
         quality_table(
             folder, lambda pixels, key=limit * 10 + seed: seen.setdefault(key, []).append(pixels.tobytes()) or pixels,
-            rows=("rain heavy",), limit=limit, seed=seed, with_ssim=False,
+            QualityPlan(rows=("rain heavy",), limit=limit, seed=seed, with_ssim=False),
         )  # fmt: skip
     assert seen[10][0] in seen[30]
     assert seen[11][0] not in seen[30]
@@ -69,7 +69,7 @@ def test_a_subset_is_damaged_as_in_the_whole_and_another_seed_is_not(folder: Pat
 
 
 def test_the_table_reads_as_markdown_and_json(folder: Path) -> None:
-    table = quality_table(folder, lambda p: p, rows=("noise 25", "jpeg 10"), baselines=True, limit=1, model="tiny")
+    table = quality_table(folder, lambda p: p, QualityPlan(("noise 25", "jpeg 10"), 1, baselines=True), model="tiny")
     lines = table.to_markdown().splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
@@ -83,7 +83,10 @@ def test_the_table_reads_as_markdown_and_json(folder: Path) -> None:
 def test_progress_is_told_once_per_picture_and_row(folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
     quality_table(
-        folder, lambda p: p, rows=("clean", "jpeg 40"), with_ssim=False, observe=lambda *step: told.append(step)
+        folder,
+        lambda p: p,
+        QualityPlan(rows=("clean", "jpeg 40"), with_ssim=False),
+        observe=lambda *step: told.append(step),
     )
     assert [done for _, done, _ in told] == [1, 2, 3, 4, 5, 6]
     assert {total for _, _, total in told} == {6}
@@ -112,8 +115,12 @@ def test_the_dark_channel_dehazer_takes_haze_away() -> None:
     ("call", "error", "says"),
     [
         (lambda f: quality_table(f / "none", lambda p: p), UsageError, "is not a folder"),
-        (lambda f: quality_table(f, lambda p: p, rows=("fog",)), UsageError, "unknown degradation row 'fog'"),
-        (lambda f: quality_table(f, lambda p: p, limit=0), UsageError, "limit 0"),
+        (
+            lambda f: quality_table(f, lambda p: p, QualityPlan(rows=("fog",))),
+            UsageError,
+            "unknown degradation row 'fog'",
+        ),
+        (lambda f: quality_table(f, lambda p: p, QualityPlan(limit=0)), UsageError, "limit 0"),
         (lambda f: make_recipe("fog", 0, ""), UsageError, "fog"),
         (lambda f: cluster_report(lambda x: ([], []), []), UsageError, "no picture"),
     ],

@@ -16,6 +16,7 @@ from PIL import Image
 
 from clusir.errors import ImageError
 from clusir.runtimes.report.collect import ReportWriter
+from clusir.runtimes.restore.explain import routing_levels
 from clusir.spec import ModelSpec
 from tests.browser import Browser
 
@@ -23,6 +24,7 @@ LABELS = ("noise", "jpeg", "blur", "<i>rain</i>")
 SPEC = ModelSpec(clusters=(4, 4), experts=(4, 4), cluster_labels=(LABELS, LABELS))
 POSTERIOR = np.array([0.7, 0.1, 0.1, 0.1, 0.9, 0.1, 0.0, 0.0])
 GATE = np.array([0, 0.8, 0, 0, 0.6, 0, 0, 0])
+LEVELS = routing_levels(POSTERIOR, GATE, SPEC)
 NASTY = 'a <script>document.title="owned"</script> "name" & more.png'
 
 
@@ -37,7 +39,7 @@ def _writer(**options: Any) -> ReportWriter:
     writer = ReportWriter("Restored <pictures>", {"backend": "ort:cpu"}, "a machine", **options)
     for i, (name, size) in enumerate({"b.png": (300, 400), NASTY: (40, 40), "a.png": (900, 1200)}.items()):
         times = {"decode": 2.0 + i, "infer": 1500.0 * (i + 1), "encode": 8.0}
-        writer.add(name, *_picture(*size), posterior=POSTERIOR, gate=GATE, spec=SPEC, timings_ms=times, note="a note")
+        writer.add(name, *_picture(*size), levels=LEVELS, timings_ms=times, note="a note")
     writer.add_failure("broken.jpg", "broken.jpg: truncated <here>")
     return writer
 

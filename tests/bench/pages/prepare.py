@@ -1,6 +1,6 @@
 """What the benchmark page needs before it measures: every graph written once, each by a child process with a limit.
 
-``python -m tests.bench.prepare FORM NETWORK SIZE THREADS FILE`` is that child. The plain exporter and
+``python -m tests.bench.pages.prepare FORM NETWORK SIZE THREADS FILE`` is that child. The plain exporter and
 torch.compile have been seen to take minutes, or never to end, on networks with routed experts or an FFT; the page then
 says after how many seconds they were stopped. What has been written stays in the page's folder, so a page that is
 interrupted goes on where it was.
@@ -109,8 +109,8 @@ def _make(form: str, name: str, size: int, threads: int) -> bytes:
     """One form of a network of the page at ``size`` x ``size``; nothing for torch.compile, which leaves its cache."""
     import torch
 
+    from tests.bench.pages.written import densified, network, our_graph, picture, plain_graph
     from tests.bench.timing import compiled_call
-    from tests.bench.written import densified, network, our_graph, picture, plain_graph
 
     torch.set_num_threads(threads)
     model, image = network(name), picture(size)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import ImageCms
-from tiff_files import BLACK, CMYK, PALETTE, RGB, WHITE, YCBCR, Form, tiff_bytes
 
 from clusir.errors import ImageError
 from clusir.runtimes.images.files import open_picture, output_info, save_picture
 from tests.needs import program
+from tests.runtimes.images.tiff_files import BLACK, CMYK, PALETTE, RGB, WHITE, YCBCR, Form, tiff_bytes
 
 HEIGHT, WIDTH = 21, 19
 COUNT = int(os.environ.get("CLUSIR_FUZZ", "300"))
@@ -158,14 +158,14 @@ def test_subsampled_ycbcr(tmp_path: Path, subsampling: tuple[int, int], compress
     form = Form(8, "u", YCBCR, compression=compression)
     strips = [np.concatenate([np.concatenate(r) for r in units[i : i + rows // v]]) for i in range(0, down, rows // v)]
     # A picture of one row of bytes per strip carries the units; its own tags are then replaced.
-    from tiff_files import packed_by_libtiff
+    from tests.runtimes.images.tiff_files import packed_by_libtiff
 
     packed = [s.tobytes() if compression == 1 else packed_by_libtiff(s.tobytes(), compression) for s in strips]
     data, offsets = b"", []
     for piece in packed:
         offsets.append(8 + len(data))
         data += piece
-    from tiff_files import _directory
+    from tests.runtimes.images.tiff_files import _directory
 
     tags = {256: (4, [WIDTH]), 257: (4, [HEIGHT]), 258: (3, [8] * 3), 259: (3, [compression]), 262: (3, [YCBCR]),
             273: (4, offsets), 277: (3, [3]), 278: (4, [rows]), 279: (4, [len(p) for p in packed]),

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from picture_files import jpeg, png, rgb
 from PIL import Image, ImageCms
 
 from clusir.runtimes.images.files import open_picture, output_info, save_picture
 from clusir.runtimes.images.metadata.keeping import CHANGED, KEPT, NOTED, ROWS, TARGETS, as_markdown
 from clusir.runtimes.images.picture import PictureInfo
+from tests.runtimes.images.picture_files import jpeg, png, rgb
 
-PAGE = Path(__file__).parents[2] / "docs" / "running.md"
+PAGE = Path(__file__).parents[3] / "docs" / "running.md"
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "WEBP": ".webp", "AVIF": ".avif", "HEIF": ".heic",

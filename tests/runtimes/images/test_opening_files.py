@@ -68,7 +68,7 @@ def test_a_run_writes_no_identifier_into_the_home_folder(tmp_path: Path) -> None
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_web_package_takes_arrays_of_another_page(tmp_path: Path) -> None:
-    pixels = Path(__file__).parents[2] / "runtimes" / "web" / "src" / "pixels.js"
+    pixels = Path(__file__).parents[3] / "runtimes" / "web" / "src" / "pixels.js"
     script = tmp_path / "realm.mjs"
     script.write_text(
         f"import vm from 'node:vm';\nimport {{ topOf }} from {str(pixels.as_uri())!r};\n"

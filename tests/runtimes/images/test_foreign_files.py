@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import chunk, exif_block, jpeg, png, rgb
 from PIL import Image, ImageCms
-from tiff_files import BLACK, RGB, Form, tiff_bytes
 
 from clusir.errors import ImageError
 from clusir.runtimes.images.files import open_picture, output_info, save_picture
+from tests.runtimes.images.picture_files import chunk, exif_block, jpeg, png, rgb
+from tests.runtimes.images.tiff_files import BLACK, RGB, Form, tiff_bytes
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

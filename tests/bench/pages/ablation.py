@@ -12,8 +12,8 @@ import onnx
 import torch
 
 from clusir.export.passes.order import fusing_passes
+from tests.bench.pages.written import densified, fused, lowered_graph, network
 from tests.bench.timing import RUNTIMES, alternate
-from tests.bench.written import densified, fused, lowered_graph, network
 
 __all__ = ["Ablation", "ablate", "ablation_table"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.bench.transforms import CASES, CONTENDERS
+from tests.bench.pages.transforms import CASES, CONTENDERS
 
 if TYPE_CHECKING:
     from tests.bench.graphs import Page, Row

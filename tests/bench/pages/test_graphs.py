@@ -15,12 +15,12 @@ from torch import nn
 
 from clusir.errors import UsageError
 from tests.bench import graphs as bench_graphs
-from tests.bench import prepare as bench_prepare
 from tests.bench.graphs import Page, Row, _open, _save, bench_network
-from tests.bench.page import as_markdown
-from tests.bench.prepare import Prepared, failure, prepare
+from tests.bench.pages import prepare as bench_prepare
+from tests.bench.pages.page import as_markdown
+from tests.bench.pages.prepare import Prepared, failure, prepare
+from tests.bench.pages.transforms import CASES
 from tests.bench.timing import Time
-from tests.bench.transforms import CASES
 
 MACHINE = {"processor": "a CPU", "threads": 1, "clock": "wall", "picture_px": 8, "runs": 1, "torch": "2",
            "onnxruntime": "1", "openvino": "2026"}  # fmt: skip

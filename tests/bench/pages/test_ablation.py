@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clusir.export.passes.simplify import operators
-from tests.bench.ablation import Ablation, _without_each, ablation_table
-from tests.bench.kernels import by_kind, ort_kernels
+from tests.bench.pages.ablation import Ablation, _without_each, ablation_table
+from tests.bench.pages.kernels import by_kind, ort_kernels
 
 
 def upsampling() -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from clusir.export.base import Pass, Pipeline
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.trace.writer import OPSET, quiet_exporter
-from tests.bench.networks import (
+from tests.bench.pages.networks import (
     ChannelNormStandIn,
     MoEStandIn,
     PatchFFTStandIn,
