@@ -14,12 +14,15 @@
     │       └── BudgetError      4  a quality budget could not be met
     └── InterruptedRun         130  stopped by the user; the work can be resumed
 
+A command that did what was asked and has to warn of something that a script should see ends with 5.
+
 Messages are one line and say what was given, what is allowed, and what to do.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "WARNING_EXIT_CODE",
     "BackendError",
     "BudgetError",
     "CalibrationError",
@@ -32,6 +35,9 @@ __all__ = [
     "UsageError",
     "ValidationError",
 ]
+
+
+WARNING_EXIT_CODE = 5
 
 
 class ClusirError(Exception):
@@ -79,7 +85,7 @@ class ValidationError(ExportError):
 
 
 class BudgetError(ValidationError):
-    """A quality budget could not be met; the best that was reached is written."""
+    """A quality budget could not be met; of INT8 the best that was reached is written, once it has been compared."""
 
 
 class InterruptedRun(ClusirError):

@@ -8,8 +8,8 @@ maps a picture (BxCxHxW, 0..1) to the restored picture. Routed blocks are descri
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,44 +18,60 @@ import onnx
 import torch
 from torch import nn
 
-from clusir.errors import ExportError, UnsupportedModelError, UsageError, ValidationError
+from clusir.errors import BackendError, ExportError, UnsupportedModelError, UsageError, ValidationError
 from clusir.export.base import PassRecord, Pipeline
 from clusir.export.experts.coverage import check_program
+from clusir.export.experts.join import JoinGates, joined_gates
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex_fft import aten_transforms, pair_translations
 from clusir.export.lowering.fft import FORMS, Form, translation_table
 from clusir.export.lowering.operators import operator_translations, plain_scalars
+from clusir.export.lowering.registry import taught_registry
+from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
 from clusir.export.subject import Subject, read_subject
 from clusir.export.subjects.checks import check_batch, takes_batches
-from clusir.export.subjects.factory import UNUSED, declare_unused, load_factory, parse_input
+from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, trace_sizes
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
-from clusir.export.validate.foreign import Agreement, probes, validate
+from clusir.export.validate.each_pass import ParityAfterEach
+from clusir.export.validate.feeds import random_feeds
+from clusir.export.validate.foreign import ModuleCheck, ModuleRow, probes, validate
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
+from clusir.runtimes.images.atomic import whole_file
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["ModuleExport", "ModuleOptions", "declare_unused", "export_module", "load_factory", "parse_input"]
+__all__ = [
+    "ModuleExport",
+    "ModuleOptions",
+    "declare_unused",
+    "export_module",
+    "load_factory",
+    "parse_input",
+    "verify_module",
+]
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ModuleExport:
-    """What was written and what was verified. ``notes`` are sentences for the report."""
+    """What was written and what was verified: every one of ``sizes``, by the comparisons in ``agreements``. ``notes``
+    are sentences for the report, ``warnings`` those that a script should see."""
 
     path: Path
     spec: ModelSpec
     sizes: tuple[tuple[int, int], ...]
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[ModuleRow, ...]
     routes: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,12 @@ class ModuleOptions:
 
 @dataclass(frozen=True)
 class _Written:
-    """A file that agrees with the model."""
+    """A file that agrees with the model, byte by byte what is put in place."""
 
-    model: onnx.ModelProto
+    data: bytes
     spec: ModelSpec
     sizes: tuple[tuple[int, int], ...]
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[ModuleRow, ...]
     notes: tuple[str, ...]
 
 
@@ -103,28 +119,84 @@ def export_module(
     ``factory`` is ``"package.module:factory"`` or a module that has not run; ``input_shape`` BxCxHxW is a size that the
     model takes; height, width and batch stay dynamic where the code allows. With described routed blocks the file has a
     second output ``gate`` (Bx the sum of experts). ``more``: fields of ModuleOptions by name. ``progress`` is told each
-    step. Raises UsageError for bad arguments, UnsupportedModelError (with the line) for code that cannot be exported,
-    ValidationError where the file disagrees with PyTorch.
+    step. The graph is compared after each pass, and the file that is put in place with the module. Raises UsageError
+    for bad arguments and where ``out`` is there and no export has written it, UnsupportedModelError (with the line) for
+    code that cannot be exported, ValidationError where the file disagrees with PyTorch.
     """
     chosen = ModuleOptions(**more) if options is None else options
     shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
     _check_options(chosen)
     out = Path(out)
-    progress("reading the model")
-    pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
-    fresh = Fresh(pristine)
+    refuse_foreign(out.parent, [out.name], out.stem)
+    with _subject(factory, shape, chosen.output, progress) as (subject, unused):
+        written = _attempt(subject, chosen, unused, progress)
+    refuse_foreign(out.parent, [out.name], out.stem)
     try:
-        name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
-        subject = read_subject(name, fresh, shape, chosen.output, progress)
-        written = _attempt(subject, chosen, progress)
-    finally:
-        fresh.restore()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    onnx.save_model(written.model, str(part))
-    os.replace(part, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(out) as stream:
+            stream.write(written.data)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written ({error.strerror or error}); check the folder") from error
     notes = (*subject.notes, *written.notes, *sorted(subject.user.notes))
-    return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes)
+    warnings = warnings_of(written.agreements)
+    return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes, warnings)
+
+
+@contextlib.contextmanager
+def _subject(
+    factory: str | nn.Module, shape: tuple[int, int, int, int], output: str | None, progress: Progress
+) -> Iterator[tuple[Subject, tuple[str, ...]]]:
+    """The module, read, and what is declared unused of it. What it caches outside itself is forgotten at the end."""
+    progress("reading the model")
+    with working_folder_first():
+        pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
+        unused = unused_of(factory)
+        fresh = Fresh(pristine)
+        try:
+            name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
+            yield read_subject(name, fresh, shape, output, progress), unused
+        finally:
+            fresh.restore()
+
+
+def verify_module(
+    path: Path, factory: str, sizes: Sequence[tuple[int, int]] | None = None, backends: Sequence[str] | None = None
+) -> tuple[list[ModuleRow], tuple[str, ...]]:
+    """Compare a file that :func:`export_module` wrote with the module: the comparisons, and warnings.
+
+    Raises UsageError where the file does not take one of ``sizes``, ValidationError where it disagrees.
+    """
+    model = onnx.load(path)
+    spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    rule = spec.size
+    if sizes is None:
+        side = rule.static_px or rule.padded(min(spec.tile_px, 96))
+        sizes = validation_sizes(rule, side, side)
+    for height, width in sizes:
+        if (rule.padded(height), rule.padded(width)) != (height, width):
+            raise UsageError(f"size {height}x{width}: {path.name} takes {rule}")
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+    given = ModuleOptions(dft=spec.dft_form, backends=tuple(backends or ONNX_BACKENDS))  # type: ignore[arg-type]
+    runtimes, _ = _backends(given)
+    with _subject(factory, (batch or 1, spec.channels, *sizes[0]), None, lambda _: None) as (subject, _):
+        gates = joined_gates(model)
+        rows = validate(
+            path,
+            ModuleCheck(subject.user, subject.fresh_dense(), sizes, gates, spec.channels, batch, tuple(runtimes)),
+        )
+    return rows, warnings_of(rows)
+
+
+def warnings_of(rows: Sequence[ModuleRow]) -> tuple[str, ...]:
+    """One sentence where a comparison needed more than the table allows."""
+    wide = [row for row in rows if row.rounding]
+    if not wide:
+        return ()
+    worst = max(wide, key=lambda row: row.error)
+    return (
+        f"{len(wide)} of {len(rows)} comparisons differ by more than the table allows, by up to {worst.error:.2g} "
+        f"({worst.what}): the model is ill-conditioned, rounding alone moves its own answer by {worst.rounding:.2g}",
+    )
 
 
 def _check_options(options: ModuleOptions) -> None:
@@ -138,29 +210,34 @@ def _check_options(options: ModuleOptions) -> None:
         )
 
 
-def _attempt(subject: Subject, options: ModuleOptions, progress: Progress) -> _Written:
+def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], progress: Progress) -> _Written:
     """Trace, write and validate, for any size where the code allows it, else for the one size that it was given."""
     height, width = subject.shape[2:]
     if options.size:
-        return _export(subject, options, (options.size, options.size), None, progress)
+        return _export(subject, options, (options.size, options.size), None, unused, progress)
     progress("asking the model which sizes it takes")
     multiple = accepted_multiple(subject.takes, height, width)
     why = "the model's code takes no other"
     for size in trace_sizes(subject.dense, multiple) if multiple else ():
         try:
-            return _export(subject, options, size, multiple, progress)
+            return _export(subject, options, size, multiple, unused, progress)
         except (UntraceableError, ValidationError) as error:
             why = str(error)
     try:
-        written = _export(subject, options, (height, width), None, progress)
+        written = _export(subject, options, (height, width), None, unused, progress)
     except UntraceableError as error:
         raise UnsupportedModelError(why if multiple else str(error)) from error
     note = f"the model's code fixes the size: exported for {height}x{width} only ({why})"
-    return _Written(written.model, written.spec, written.sizes, written.agreements, (note, *written.notes))
+    return _Written(written.data, written.spec, written.sizes, written.agreements, (note, *written.notes))
 
 
 def _export(
-    subject: Subject, options: ModuleOptions, size: tuple[int, int], multiple: int | None, progress: Progress
+    subject: Subject,
+    options: ModuleOptions,
+    size: tuple[int, int],
+    multiple: int | None,
+    unused: Sequence[str],
+    progress: Progress,
 ) -> _Written:
     """One file: traced at ``size``, dynamic where ``multiple`` says which sizes the model itself takes."""
     batch, channels = options.batch or subject.shape[0], subject.shape[1]
@@ -179,12 +256,13 @@ def _export(
         raise UnsupportedModelError(
             f"the restored picture depends on random numbers drawn at {drew}; make that conditional on self.training"
         )
-    notes += _check_weights(subject, traced)
+    notes += _check_weights(subject, traced, unused)
     progress("writing the graph")
     model, gates = _write(traced, options.dft)
     fusing = fusing_passes() if options.dft == "auto" else []
     steps = Pipeline(
         [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *_router_passes(options.router)],
+        ParityAfterEach(model, random_feeds(model, size, channels)),
         before_each=lambda name: progress(f"pass {name}"),
     )
     model = steps.run(model)
@@ -195,31 +273,35 @@ def _export(
     rule = _rule(model, traced, subject, multiple, backends[0], progress)
     spec = _spec(subject, rule, traced, options)
     sizes = validation_sizes(spec.size, *size) if multiple is not None else [size]
-    model = AttachMetadata(spec).apply(model).model
-    agreements = validate(
-        model,
+    last = Pipeline([JoinGates(gates), AttachMetadata(spec)])
+    model = last.run(model)
+    given = ModuleCheck(
         subject.user,
         subject.fresh_dense(),
         sizes,
         gates,
-        channels=channels,
-        batch=None if traced.dynamic_batch else batch,
-        backends=backends,
-        progress=progress,
+        channels,
+        None if traced.dynamic_batch else batch,
+        tuple(backends),
     )
-    return _Written(_join_gates(model, gates), spec, tuple(sizes), tuple(agreements), tuple(notes))
+    with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(model, str(path))
+        rows = validate(path, given, progress)
+        data = path.read_bytes()
+    return _Written(data, spec, tuple(sizes), tuple(rows), tuple(notes))
 
 
 def _as_note(record: PassRecord) -> str:
     return f"{record.name}: {'; '.join(record.notes)}"
 
 
-def _check_weights(subject: Subject, traced: TracedModel) -> list[str]:
+def _check_weights(subject: Subject, traced: TracedModel, unused: Sequence[str]) -> list[str]:
     """Refuse a trace that lost weights; those that the model itself never reads are left out, with a note."""
     idle = {n.removeprefix("model.") for n in subject.watched.unreached}
     routed = bool(subject.watched.read) or bool(dense_blocks(subject.dense))
     left = check_program(
-        traced.original, UNUSED, prefix="model.model.", excuse=lambda names: () if routed else idle & set(names)
+        traced.original, unused, prefix="model.model.", excuse=lambda names: () if routed else idle & set(names)
     )
     if not left:
         return []
@@ -232,8 +314,10 @@ def _backends(options: ModuleOptions) -> tuple[list[str], str]:
     """The runtimes to validate on, and a note on those that were asked for and are not."""
     installed = installed_backends(ONNX_BACKENDS)
     backends = [b for b in installed if b in options.backends and (b == "ort" or options.dft != "op")]
+    if options.dft == "op" and tuple(options.backends) == ("openvino",):
+        raise UsageError("--dft op with --backends openvino: OpenVINO misreads DFT; use --backends ort")
     if not backends:
-        raise ExportError(f"no runtime is installed to compare with; install one with: {install_line('onnxruntime')}")
+        raise BackendError(f"no runtime is installed to compare with; install one with: {install_line('onnxruntime')}")
     left = {"ort", "openvino"} - set(backends)
     if not left:
         return backends, ""
@@ -283,7 +367,7 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
     count = len(traced.program.graph_signature.user_outputs)
     gates = [f"gate_{i}" for i in range(count - 1)]
     plain_scalars(traced.program)
-    with quiet_exporter():
+    with quiet_exporter(), taught_registry():
         try:
             program = torch.onnx.export(
                 traced.program,
@@ -318,21 +402,3 @@ def _spec(subject: Subject, rule: SizeRequirements, traced: TracedModel, options
         router_form=options.router,
         dft_form=options.dft,
     )
-
-
-def _join_gates(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto:
-    """Replace the outputs ``gate_0``, ``gate_1``, ... by one output ``gate``, BxsumE; gates per pixel are dropped."""
-    if not gates:
-        return model
-    outputs = {o.name: o for o in model.graph.output}
-    flat = [g for g in gates if len(outputs[g].type.tensor_type.shape.dim) == 2]
-    kept = [o for o in model.graph.output if o.name not in gates]
-    if flat:
-        model.graph.node.append(onnx.helper.make_node("Concat", flat, ["gate"], name="join_gates", axis=1))
-        total = sum(outputs[g].type.tensor_type.shape.dim[1].dim_value for g in flat)
-        batch = outputs[flat[0]].type.tensor_type.shape.dim[0]
-        size: int | str = batch.dim_param if batch.HasField("dim_param") else batch.dim_value
-        kept.append(onnx.helper.make_tensor_value_info("gate", onnx.TensorProto.FLOAT, [size, total]))
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    return model

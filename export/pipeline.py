@@ -5,11 +5,7 @@ Everything is written into a folder beside the destination and moved to its fina
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +20,8 @@ from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
 from clusir.export.trace.forms import GRAPHS, GraphForm
 from clusir.export.trace.writer import write_onnx
+from clusir.export.validate.each_pass import ParityAfterEach
+from clusir.export.validate.feeds import random_feeds
 from clusir.network.model import ClusIR
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -34,7 +32,6 @@ __all__ = [
     "describe",
     "graph_passes",
     "module_passes",
-    "staged",
     "write_graphs",
 ]
 
@@ -46,7 +43,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to write. ``tile_px`` and ``halo_px`` in pixels; ``cluster_labels`` names the clusters of each level."""
+    """What to write. ``tile_px`` and ``halo_px`` in pixels; ``cluster_labels`` names the clusters of each level;
+    ``check_passes`` compares the graph after each pass, which names the pass that changes an answer."""
 
     router: str = "dense"
     dft: Form = "auto"
@@ -57,6 +55,7 @@ class ExportConfig:
     name: str = "clusir"
     checkpoint_sha256: str = ""
     cluster_labels: tuple[tuple[str, ...], ...] = ()
+    check_passes: bool = False
 
     def __post_init__(self) -> None:
         if self.router not in ROUTERS:
@@ -136,6 +135,8 @@ def build_graph(dense: ClusIR, form: GraphForm, config: ExportConfig) -> tuple[o
         dft=config.dft,
     )
     pipeline = Pipeline(graph_passes(config, spec))
+    if config.check_passes:
+        pipeline.after_each = ParityAfterEach(written, random_feeds(written, (size, size)))
     return pipeline.run(written), pipeline.records
 
 
@@ -159,31 +160,3 @@ def write_graphs(
         onnx.save(proto, str(path))
         written.append(GraphRecord(name, path, (*modules.records, *records), path.stat().st_size))
     return written
-
-
-@contextmanager
-def staged(destination: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write into; its files move to ``destination`` when the block ends well, and vanish when it does not.
-
-    Files named in ``keep`` (relative) move even then, for example a report that says why validation failed.
-    """
-    destination.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".clusir-", dir=destination))
-    try:
-        yield stage
-        promote(stage, destination)
-    except BaseException:
-        for name in keep:
-            if (stage / name).is_file():
-                os.replace(stage / name, destination / name)
-        raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def promote(stage: Path, destination: Path) -> None:
-    """Move every file of ``stage`` to the same relative name below ``destination``, each replaced atomically."""
-    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
-        target = destination / path.relative_to(stage)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)

@@ -89,6 +89,18 @@ def drop_output(stream: Any) -> None:
         os.close(nowhere)
 
 
+def echo_warning(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
+def given_options() -> frozenset[str]:
+    """The parameters of the running command that the user wrote out, by their names in Python."""
+    context = click.get_current_context()
+    default = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return frozenset(name for name in context.params if context.get_parameter_source(name) not in default)
+
+
 def fail(error: BaseException, debug: bool) -> NoReturn:
     """Report ``error`` in one line and exit with its code; with ``debug`` let the traceback through."""
     if debug and not isinstance(error, KeyboardInterrupt):

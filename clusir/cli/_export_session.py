@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,29 +12,37 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from clusir import plain_json
 from clusir.cli._common import console as stdout
-from clusir.errors import BudgetError, UsageError
-from clusir.export.formats.bundle import ExportReport, Validation, export_bundle, validate_files
+from clusir.cli._common import echo_warning
+from clusir.errors import WARNING_EXIT_CODE, BudgetError, UsageError
+from clusir.export.formats.bundle import Destination, ExportReport, Step, export_bundle
 from clusir.export.pipeline import ExportConfig
+from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import ParityRow, check_rows
 from clusir.network import checkpoint as checkpoints
 from clusir.network.model import ClusIR
-from clusir.runtimes.runners.metadata import read_metadata
 
 __all__ = ["ExportRequest", "parity_table", "run", "run_module"]
 
 _BRIEF = 160  # characters of a pass's notes that the terminal shows
 
 Progress = Callable[[str], None]
-Step = Callable[[Path, str, ExportReport], None]
+
+# Options that act on nothing but lower precisions, or on INT8 alone.
+_OF_LOWER = ("calibration", "manifest")
+_OF_INT8 = ("engine", "max_drop", "time_limit")
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The options of one ``clusir-export`` call, named as on its command line."""
+    """The options of one ``clusir-export`` call, named as on its command line. ``bundle``: a folder was named, not a
+    file; ``given``: the options that the user wrote out."""
 
     folder: Path
     stem: str
+    bundle: bool
+    given: frozenset[str]
     openvino: bool
     ort_mobile: bool
     checkpoint: str | None
@@ -53,11 +61,53 @@ class ExportRequest:
     max_drop: float | None
     time_limit: float | None
     input_shape: str
+    check_passes: bool
     as_json: bool
+
+    @property
+    def to(self) -> Destination:
+        return Destination(self.folder, self.stem, self.bundle)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The backends to validate on: of those that are the default, the ones that the other options leave.
+
+        Raises UsageError where the user named OpenVINO beside an option that it cannot serve.
+        """
+        reason = "--device cuda" if self.device == "cuda" else "--dft op" if self.dft == "op" else ""
+        if not reason or "openvino" not in self.backends:
+            return self.backends
+        if "backends" in self.given:
+            raise UsageError(f"{reason} with --backends openvino: OpenVINO cannot serve it; use --backends ort")
+        return tuple(backend for backend in self.backends if backend != "openvino")
+
+
+def refuse_idle_options(request: ExportRequest) -> None:
+    """Raise UsageError for an option that the user wrote and that would do nothing."""
+    lower = set(request.precision) - {"fp32"}
+    idle: dict[str, str] = {}
+    if not lower:
+        idle |= dict.fromkeys(_OF_LOWER, "without --precision fp16 or int8")
+    if "int8" not in lower:
+        idle |= dict.fromkeys(_OF_INT8, "without --precision int8")
+    elif request.engine == "nncf":
+        idle["time_limit"] = "with --engine nncf, which has no limit of time"
+    if request.max_drop is None:
+        idle.setdefault("time_limit", "without --max-drop, whose search it bounds")
+    if not lower and not (request.checkpoint or "").startswith("random:"):
+        idle["seed"] = "without a random: checkpoint or calibration"
+    for name, reason in idle.items():
+        if name in request.given:
+            raise UsageError(f"{_option(name)} does nothing {reason}; leave it out")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def run(request: ExportRequest) -> None:
-    """Export, validate, promote, and print what was measured."""
+    """Export, validate, put in place, and print what was measured."""
+    refuse_idle_options(request)
     if request.folder.exists() and not request.folder.is_dir():
         raise UsageError(f"{request.folder} is a file; name a folder, or a file ending in .onnx")
     model, digest = checkpoints.resolve(request.checkpoint, request.seed)
@@ -70,49 +120,67 @@ def run(request: ExportRequest) -> None:
         name=Path(request.checkpoint or "tiny").stem.replace("random:", "untrained-"),
         checkpoint_sha256=digest,
         cluster_labels=checkpoints.cluster_labels(request.checkpoint),
+        check_passes=request.check_passes,
     )
-    plan = Validation(backends=request.backends, device=request.device)
+    plan = ParityPlan(backends=request.runtimes, device=request.device)
     with Console(stderr=True).status("exporting") as status:
         steps = further_steps(request, plan, model, status.update)
-        report = export_bundle(model, request.folder, request.stem, config, plan, more=steps, progress=status.update)
+        report = export_bundle(model, request.to, config, plan, more=steps, progress=status.update)
+    for name in report.retired:
+        echo_warning(f"{name} belongs to the former {request.stem}.onnx; it is now {name}.stale")
     if request.as_json:
-        click.echo(json.dumps(report.to_dict()))
+        click.echo(plain_json.dumps(report.to_dict()))
         return
     console = stdout()
     print_passes(console, report)
     console.print(parity_table(report.parity))
     for text in report.markdown:
         console.print(Markdown(text))
-    for path in sorted(request.folder.glob(f"{request.stem}*")):
+    for path in (request.folder / name for name in report.files if name.endswith((".onnx", ".xml", ".ort", ".html"))):
         console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
 
 
-def further_steps(request: ExportRequest, plan: Validation, model: ClusIR, progress: Progress) -> list[Step]:
-    """What follows the fp32 graphs: other precisions with their parity, then other formats of all that is there."""
+def further_steps(request: ExportRequest, plan: ParityPlan, model: ClusIR, progress: Progress) -> list[Step]:
+    """What follows the fp32 graphs: other precisions, then other formats of all that is there; each compared."""
     steps: list[Step] = []
-    lower = tuple(p for p in request.precision if p != "fp32")
-    if lower:
+    if lower := tuple(p for p in request.precision if p != "fp32"):
+
+        def validate(paths: Sequence[Path]) -> list[ParityRow]:
+            return validate_files(model, paths, plan, progress)
+
         steps.append(
-            lambda stage, stem, report: add_precisions(request, lower, plan, model, progress, stage, stem, report)
+            lambda stage, stem, report: add_precisions(request, lower, validate, progress, stage, stem, report)
         )
     if request.openvino:
-        steps.append(lambda stage, stem, report: add_openvino(stage, stem))
+
+        def add_openvino(stage: Path, stem: str, report: ExportReport) -> None:
+            from clusir.export.formats.openvino import write_openvino
+
+            paths = write_openvino(report.onnx, stage / "openvino")
+            brief = ParityPlan(("openvino",), sizes=plan.sizes[:2], batches=(1,), threads=plan.threads)
+            rows = validate_files(model, paths, brief, progress, kinds=("noise", "none"))
+            report.parity += rows
+            check_rows(rows, [path.name for path in paths])
+
+        steps.append(add_openvino)
     if request.ort_mobile:
-        steps.append(lambda stage, stem, report: add_ort_mobile(stage, stem, report))
+        steps.append(lambda stage, stem, report: add_ort_mobile(stage, report))
     return steps
 
 
 def add_precisions(
     request: ExportRequest,
     lower: tuple[str, ...],
-    plan: Validation,
-    model: ClusIR,
+    validate: Callable[[Sequence[Path]], list[ParityRow]],
     progress: Progress,
     stage: Path,
     stem: str,
     report: ExportReport,
 ) -> None:
-    """fp16 and int8 files beside the fp32 ones, their quality against ground truth, and their parity."""
+    """fp16 and int8 files beside the fp32 ones, their quality against ground truth, and their parity.
+
+    Of a missed budget the best is kept, with the graphs it needs, once it has been compared as any other file.
+    """
     from clusir.export.precision.frontier import BudgetConfig
     from clusir.export.precision.run import PrecisionConfig, make_precisions
 
@@ -125,42 +193,34 @@ def add_precisions(
         budget=BudgetConfig(max_drop_db=request.max_drop, time_limit_s=request.time_limit),
     )
     state = request.folder / f".{stem}.quantisation"
+    missed: BudgetError | None = None
     try:
         made = make_precisions(stage, stem, config, state=state, progress=progress)
     except BudgetError as error:
-        report.keep += [path.name for path in sorted(stage.glob(f"{stem}.*")) if ".int8" in path.name]
         best = getattr(error, "report", None)
-        if best is not None:
-            report.precisions = best.to_json()
-        raise
+        if best is None:
+            raise
+        missed, made = error, best
     report.precisions = made.to_json()
-    report.markdown.append(made.to_markdown())
-    paths = [path for path in sorted(stage.glob(f"{stem}.*.onnx")) if path.name.split(".")[1] in lower]
-    rows = validate_files(model, paths, plan, progress)
+    report.variants += made.files.values()
+    if not request.bundle:  # beside a named file, names of its own
+        for name in ("calibration.json", "frontier.svg"):
+            if (stage / name).is_file():
+                (stage / name).rename(stage / f"{stem}.{name}")
+    rows = validate(list(made.files.values()))
     report.parity += rows
-    check_rows(rows)
+    check_rows(rows, [path.name for path in made.files.values()])
+    if missed is not None:
+        report.keep += [path.relative_to(stage).as_posix() for path in report.onnx]
+        raise missed
+    report.markdown.append(made.to_markdown())
 
 
-def add_openvino(stage: Path, stem: str) -> None:
-    """Every ONNX file of the stage as OpenVINO IR in ``openvino/``, weights in the precision they have."""
-    import openvino
-
-    (stage / "openvino").mkdir()
-    for path in sorted(stage.glob(f"{stem}*.onnx")):
-        model = openvino.convert_model(path)
-        spec = read_metadata(path)
-        for key, value in spec.items():
-            if key.startswith("clusir."):
-                model.set_rt_info(value, ["clusir", key.removeprefix("clusir.")])
-        openvino.save_model(model, stage / "openvino" / f"{path.stem}.xml", compress_to_fp16=False)
-
-
-def add_ort_mobile(stage: Path, stem: str, report: ExportReport) -> None:
-    """Every ONNX file of the stage as ``.ort`` with its operators and a usability report, in the folder ``mobile``."""
+def add_ort_mobile(stage: Path, report: ExportReport) -> None:
+    """Every ONNX file that was made as ``.ort`` with its operators and a usability report, in the folder ``mobile``."""
     from clusir.export.formats.ort_mobile import write_ort_mobile
 
-    wholes = [p for p in sorted(stage.glob(f"{stem}*.onnx")) if not p.stem.endswith((".tile", ".router"))]
-    report.markdown.append(write_ort_mobile(wholes, stage / "mobile").to_markdown())
+    report.markdown.append(write_ort_mobile(report.onnx, stage / "mobile").to_markdown())
 
 
 def run_module(
@@ -169,17 +229,15 @@ def run_module(
     """Bring your own model: one ONNX file of somebody else's network."""
     from clusir.export.module import ModuleOptions, export_module
 
-    given = click.get_current_context().get_parameter_source
-    default = click.core.ParameterSource.DEFAULT
     options = ModuleOptions(
         dft=request.dft,  # type: ignore[arg-type]  # click has checked it
         router=request.router,
         output=output,
         batch=batch or 0,
         size=size or 0,
-        tile=None if given("tile_px") == default else request.tile_px,
-        halo=None if given("halo_px") == default else request.halo_px,
-        backends=request.backends,
+        tile=request.tile_px if "tile_px" in request.given else None,
+        halo=request.halo_px if "halo_px" in request.given else None,
+        backends=request.runtimes,
     )
     out = request.folder / f"{request.stem}.onnx"
     with Console(stderr=True).status(f"exporting {module}") as status:
@@ -190,18 +248,22 @@ def run_module(
             options=options,
             progress=lambda step: status.update(f"exporting {module}: {step}"),
         )
+    for warning in made.warnings:
+        echo_warning(warning)
     if request.as_json:
-        click.echo(json.dumps(asdict(made), default=str))
-        return
-    console = stdout()
-    for note in made.notes:
-        console.print(f"- {note}", highlight=False)
-    for agreement in made.agreements:
-        console.print(str(agreement), highlight=False)
-    console.print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB", highlight=False)
+        click.echo(plain_json.dumps({**asdict(made), "path": str(made.path)}))
+    else:
+        console = stdout()
+        for note in made.notes:
+            console.print(f"- {note}", highlight=False)
+        for found in made.agreements:
+            console.print(str(found), highlight=False)
+        console.print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB", highlight=False)
     for note in made.notes:
         if note.startswith("WARNING"):
             click.echo(note, err=True)
+    if made.warnings:
+        sys.exit(WARNING_EXIT_CODE)
 
 
 def print_passes(console: Console, report: ExportReport) -> None:

@@ -1,35 +1,33 @@
-"""What ``clusir-verify`` does once its options are read; imports torch and the runtimes."""
+"""What ``clusir-verify`` does once its options are read; imports torch and the exporters."""
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.console import Console
 
+from clusir import plain_json
 from clusir.cli._common import console as stdout
+from clusir.cli._common import echo_warning
 from clusir.cli._export_session import parity_table
-from clusir.errors import UsageError, ValidationError
-from clusir.export.formats.bundle import Validation, validate_files
+from clusir.errors import WARNING_EXIT_CODE, UsageError, ValidationError
+from clusir.export.formats.artefacts import Artefact, artefacts
 from clusir.export.formats.extras import check_golden
-from clusir.export.validate.parity import ParityRow, fill
+from clusir.export.validate.files import ParityPlan, validate_files
+from clusir.export.validate.parity import ParityRow, check_rows
 from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint as checkpoints
 from clusir.runtimes import open_runner
-from clusir.runtimes.runners.files import find_model
-from clusir.runtimes.runners.metadata import read_metadata
-from clusir.spec import ModelSpec
 
-__all__ = ["VerifyRequest", "run", "run_bisect"]
+__all__ = ["VerifyRequest", "run", "run_bisect", "run_module"]
 
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """The options of one ``clusir-verify`` call, named as on its command line."""
+    """The options of one ``clusir-verify`` call, named as on its command line; ``given``: those the user wrote out."""
 
     model: str | None
     checkpoint: str | None
@@ -39,85 +37,108 @@ class VerifyRequest:
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...]
     as_json: bool
+    given: frozenset[str] = frozenset()
+
+    @property
+    def plan(self) -> ParityPlan:
+        """What to compare on. OpenVINO, a default, makes way for a device that it does not have."""
+        backends = self.backends
+        if self.device == "cuda" and "backends" not in self.given:
+            backends = tuple(b for b in backends if b != "openvino")
+        return ParityPlan(backends, self.device, self.sizes, self.batches)
 
 
 def run(request: VerifyRequest) -> None:
     """Check every graph of the model; prints a table or JSON. Raises ValidationError where any disagrees."""
-    paths = artefacts(request.model)
-    specs = {path: ModelSpec.from_metadata(read_metadata(path)) for path in paths}
-    rows = golden_rows(request, paths)
+    if "seed" in request.given and not (request.checkpoint or "").startswith("random:"):
+        raise UsageError("--seed does nothing without a random: checkpoint; leave it out")
+    plan = request.plan
+    found = artefacts(request.model)
+    rows = golden_rows(found, plan)
     reference, digest = checkpoints.resolve(request.checkpoint, request.seed)
-    for path, spec in specs.items():
+    for artefact in found:
+        spec = artefact.spec
         if spec.checkpoint_sha256 != digest:
             raise UsageError(
-                f"{path.name} was exported from checkpoint {spec.checkpoint_sha256[:12] or '(untrained)'}, "
-                f"the reference is {digest[:12] or '(untrained)'}; name the right one with --checkpoint"
+                f"{artefact.name} was exported from checkpoint {spec.checkpoint_sha256[:12] or '(untrained)'}, "
+                f"the reference is {digest[:12] or '(untrained)'}; name the right one with --checkpoint, or with "
+                "--module where it is no network of clusir"
             )
-        wrong = [size for size in request.sizes if any(side % spec.size.multiple_of for side in size)]
+        wrong = [size for size in plan.sizes if any(side % spec.size.multiple_of for side in size)]
         if wrong and not spec.size.static_px:
             height, width = wrong[0]
-            raise UsageError(f"size {height}x{width}: {path.name} takes multiples of {spec.size.multiple_of} px")
-    plan = Validation(request.backends, request.device, request.sizes, request.batches)
+            raise UsageError(f"size {height}x{width}: {artefact.name} takes multiples of {spec.size.multiple_of} px")
     with Console(stderr=True).status("verifying") as status:
-        rows += validate_files(reference, paths, plan, status.update)
+        rows += validate_files(reference, [artefact.path for artefact in found], plan, status.update)
+    print_rows(rows, request.as_json)
+    check_rows(rows, [artefact.path.name for artefact in found])
+
+
+def print_rows(rows: list[ParityRow], as_json: bool) -> None:
+    """Every comparison as JSON, or the worst of them as a table."""
     failed = [row for row in rows if not row.ok]
-    if request.as_json:
-        click.echo(json.dumps({"rows": [row.to_dict() for row in rows], "failed": len(failed)}))
+    if as_json:
+        click.echo(plain_json.dumps({"rows": [row.to_dict() for row in rows], "failed": len(failed)}))
     else:
         stdout().print(parity_table(rows))
-    if failed:
-        raise ValidationError(f"{len(failed)} of {len(rows)} comparisons are out of tolerance (see the table)")
 
 
-def golden_rows(request: VerifyRequest, paths: list[Path]) -> list[ParityRow]:
-    """The golden cases of a bundle, on every precision and backend; none where there is no ``golden`` folder."""
-    folder = paths[0].parent / "golden"
+def golden_rows(found: list[Artefact], plan: ParityPlan) -> list[ParityRow]:
+    """The golden cases of a bundle, on every precision and backend; none where a file and not a bundle was named."""
     rows: list[ParityRow] = []
-    for path in paths if folder.is_dir() else []:
-        for backend in request.backends:
-            with open_runner(path, backend, request.device) as runner:
-                if runner.spec.graph == "whole":
-                    found = check_golden(runner, folder, tolerance(runner.spec.precision, request.device))
-                    rows += [replace(row, artefact=f"{path.name} golden") for row in found]
+    for artefact in found:
+        if artefact.golden is None or artefact.spec.graph != "whole":
+            continue
+        for backend in plan.runtimes(artefact.path):
+            device = plan.device if artefact.path.suffix == ".onnx" else "cpu"
+            with open_runner(artefact.path, backend, device) as runner:
+                bound = tolerance(runner.spec.precision, device)
+                rows += check_golden(runner, artefact.golden, bound, f"{artefact.name} golden")
     return rows
 
 
-def artefacts(model: str | None) -> list[Path]:
-    """Every ONNX file of a bundle, or a file with the graphs and precisions that stand beside it."""
-    files = find_model(model)
-    if files.whole.suffix != ".onnx":
-        raise UsageError(f"model {files.whole}: clusir-verify checks .onnx files")
-    folder, stem = files.whole.parent, files.whole.name.removesuffix(".onnx")
-    names = [f"{stem}{variant}{graph}.onnx" for variant in ("", ".fp16", ".int8") for graph in ("", ".tile", ".router")]
-    return [folder / name for name in names if (folder / name).is_file()]
+def run_module(request: VerifyRequest, module: str) -> None:
+    """A file that was exported with ``clusir-export --module``, against the module."""
+    from clusir.export.module import verify_module
+
+    if idle := sorted({"checkpoint", "seed", "batches", "device"} & request.given):
+        raise UsageError(f"--{idle[0]} does nothing with --module; leave it out")
+    path = Path(request.model or "")
+    if path.suffix != ".onnx":
+        raise UsageError(f"model {path}: --module is for an .onnx file that clusir-export --module wrote")
+    if not path.is_file():
+        raise UsageError(f"model {path}: no such file")
+    sizes = request.sizes if "sizes" in request.given else None
+    backends = request.backends if "backends" in request.given else None
+    found, warnings = verify_module(path, module, sizes, backends)
+    for warning in warnings:
+        echo_warning(warning)
+    if request.as_json:
+        click.echo(plain_json.dumps({"rows": [vars(one) for one in found], "failed": 0}))
+    else:
+        for one in found:
+            stdout().print(str(one), highlight=False)
+    if warnings:
+        sys.exit(WARNING_EXIT_CODE)
 
 
 def run_bisect(a: Path, b: Path, tolerance: float, out: Path, as_json: bool) -> None:
     """Find the first tensor in which ``a`` (ONNX, or a checkpoint for PyTorch) and ``b`` (ONNX) differ. Raises
     ValidationError where there is one, so that a script sees it in the exit code."""
-    from clusir.calibration.photos import built_in_photos
-    from clusir.degrade.recipe import degrade
     from clusir.export.validate.bisect import bisect
     from clusir.export.validate.bisect_torch import bisect_module
-    from clusir.export.validate.parity import uniform_routing
+    from clusir.export.validate.feeds import bisection_feeds
 
     for path in (a, b):
         if not path.is_file():
             raise UsageError(f"{path}: no such file")
     if b.suffix != ".onnx" or a.suffix not in (".onnx", ".safetensors"):
         raise UsageError(f"--bisect {a} {b}: B is an .onnx file, A an .onnx or a .safetensors file")
-    spec = ModelSpec.from_metadata(read_metadata(b))
-    side = spec.size.static_px or spec.tile_px
-    photo = built_in_photos(16).photos[0]
-    crop = fill(photo.crop(0, 0, max(photo.height, photo.width)), side, side)
-    damaged = degrade(crop, "noise", 0.5, np.random.default_rng(0))
-    feeds = {spec.input_name: np.ascontiguousarray(damaged.transpose(2, 0, 1)[None])}
-    if spec.graph == "tile":
-        feeds |= uniform_routing(spec)({"image": feeds[spec.input_name]})
+    feeds = bisection_feeds(b)
     if a.suffix == ".safetensors":
         found = bisect_module(checkpoints.load(a), b, feeds, tolerance, out)
     else:
         found = bisect(a, b, feeds, tolerance, out)
-    click.echo(json.dumps(found.to_json()) if as_json else found.to_markdown())
+    click.echo(plain_json.dumps(found.to_json()) if as_json else found.to_markdown())
     if found.found:
-        sys.exit(ValidationError.exit_code)
+        raise ValidationError(f"{b.name} differs from {a.name} at tensor {found.tensor}")

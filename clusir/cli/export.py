@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clusir.cli._common import command
+from clusir.cli._common import command, given_options
 from clusir.cli._values import Decibels, Seconds, Words
 from clusir.errors import UsageError
 from clusir.names import ONNX_BACKENDS, PRECISIONS
@@ -146,17 +146,19 @@ def check_options(module: bool) -> None:
 @click.option("--output", metavar="WHICH", help="Which of the tensors that --module returns: position or key. [found]")
 @click.option("--batch", type=click.IntRange(1, 256), help="The one batch of --module's file. [any]")
 @click.option("--size", type=click.IntRange(8, 4096), help="The one height and width of --module's file. [any]")
+@click.option("--check-passes", is_flag=True, help="Compare the graph after each pass; a pass to blame is named.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(**options: Any) -> None:
     """Export a network to ONNX. Files are written only if they match PyTorch.
 
     Three graphs are written: NAME.onnx answers alone; NAME.tile.onnx and NAME.router.onnx let all tiles of a large
-    picture share one routing.
+    picture share one routing. An option that would do nothing is refused.
 
     \b
     Exit codes: 0 done; 2 usage; 3 a backend or device is not available;
     4 refused by a pass, by the comparison or by --max-drop: only the report is
-    written (if --max-drop is missed, the best INT8 file that was found is kept).
+    written (if --max-drop is missed, the best INT8 file that was found is kept);
+    5 written, with a warning.
 
     \b
     Examples:
@@ -170,11 +172,12 @@ def main(**options: Any) -> None:
     from clusir.cli._export_session import ExportRequest, run, run_module
 
     path = Path(options.pop("onnx_path"))
-    folder, stem = (path.parent, path.stem) if path.suffix == ".onnx" else (path, "model")
+    bundle = path.suffix != ".onnx"
+    folder, stem = (path, "model") if bundle else (path.parent, path.stem)
     module = options.pop("module")
     check_options(module is not None)
     which = {name: options.pop(name) for name in _MODULE_ONLY}
-    request = ExportRequest(folder=folder, stem=stem, **options)
+    request = ExportRequest(folder=folder, stem=stem, bundle=bundle, given=given_options(), **options)
     if module is not None:
         run_module(request, module, **which)
     else:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from clusir.cli._common import command
+from clusir.cli._common import command, given_options
 from clusir.cli._values import Integers, Sizes, Words
+from clusir.errors import UsageError
 from clusir.names import ONNX_BACKENDS
 
 __all__ = ["main"]
@@ -15,6 +16,11 @@ __all__ = ["main"]
 
 @command(name="clusir-verify", short_help="Compare exported files with PyTorch on this machine.")
 @click.argument("model", required=False, metavar="[BUNDLE_OR_MODEL]")
+@click.option(
+    "--module",
+    metavar="PACKAGE.MODULE:FACTORY",
+    help="Compare a file of clusir-export --module with what this function returns.",
+)
 @click.option(
     "--checkpoint",
     metavar="FILE",
@@ -64,6 +70,7 @@ __all__ = ["main"]
 )
 def main(
     model: str | None,
+    module: str | None,
     checkpoint: str | None,
     seed: int,
     backends: tuple[str, ...],
@@ -77,20 +84,34 @@ def main(
 ) -> None:
     """Compare an exported file with PyTorch on this machine: every graph, precision, backend, size and degradation.
 
-    With no model named, the shipped one is checked.
+    With no model named, the shipped one is checked. Of a bundle every file in its manifest is checked, by its hash and,
+    where it is a model, by running it. An option that would do nothing is refused.
 
     \b
-    Exit codes: 0 everything agrees; 2 usage; 3 a backend is not available; 4 something differs.
+    Exit codes: 0 everything agrees; 2 usage, or a file is missing or not what
+    the manifest says; 3 a backend is not available; 4 something differs;
+    5 it agrees, with a warning.
 
     \b
     Examples:
       clusir-verify                               the shipped model, on ONNX Runtime and OpenVINO
       clusir-verify out/ --backend openvino       one bundle on one backend
+      clusir-verify mine.onnx --module my.net:build
       clusir-verify --bisect model.onnx model.int8.onnx
     """
     from clusir.cli import _verify_session as session
 
+    given = given_options()
+    acts_on_bisection = {"bisect", "tolerance", "out", "as_json", "debug"}
+    idle = given - acts_on_bisection if bisect is not None else given & {"tolerance", "out"}
+    if idle:
+        name = {"model": "MODEL", "backends": "--backend", "as_json": "--json"}.get(word := min(idle), f"--{word}")
+        raise UsageError(f"{name} does nothing {'with' if bisect is not None else 'without'} --bisect; leave it out")
     if bisect is not None:
         session.run_bisect(Path(bisect[0]), Path(bisect[1]), tolerance, out, as_json)
         return
-    session.run(session.VerifyRequest(model, checkpoint, seed, backends, device, sizes, batches, as_json))
+    request = session.VerifyRequest(model, checkpoint, seed, backends, device, sizes, batches, as_json, given)
+    if module is not None:
+        session.run_module(request, module)
+    else:
+        session.run(request)

@@ -7,7 +7,8 @@ network, not the bus.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import BoundSession, NodeReport, open_session, profile_nodes
 from clusir.spec import ModelSpec
 
-__all__ = ["OrtEngine", "TorchEngine", "card_memory_mib"]
+__all__ = ["OrtEngine", "TorchEngine", "card_memory_mib", "exact_kernels"]
 
 
 def card_memory_mib() -> float | None:
@@ -30,6 +31,18 @@ def card_memory_mib() -> float | None:
         return float(done.stdout.split()[0])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Inside, PyTorch computes float32 without TF32 and tries convolution kernels out; afterwards as before."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
 class OrtEngine:
@@ -70,7 +83,8 @@ class OrtEngine:
 
 
 class TorchEngine:
-    """The network itself: ``eager``, ``channels_last`` or ``compile``, in fp32 (TF32 off) or fp16 (autocast).
+    """The network itself: ``eager``, ``channels_last`` or ``compile``, in fp32 or fp16 (autocast); to be used inside
+    :func:`exact_kernels`.
 
     Autocast, not ``model.half()``: norms, softmax and the FFT need float32, and so does the ONNX file's float16.
     """
@@ -78,9 +92,6 @@ class TorchEngine:
     def __init__(
         self, model: ClusIR, mode: str, precision: str, device: str, feeds: Mapping[str, Array], spec: ModelSpec
     ) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True
         self.spec, self.name = spec, f"torch:{device}"
         layout = torch.channels_last if mode == "channels_last" else torch.contiguous_format
         self._device, self._layout, self._half = device, layout, precision == "fp16"

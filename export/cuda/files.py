@@ -7,10 +7,11 @@ from pathlib import Path
 
 from clusir.calibration.balance import BalanceConfig
 from clusir.calibration.sources import open_source
-from clusir.export.pipeline import ExportConfig, staged, write_graphs
+from clusir.export.pipeline import ExportConfig, write_graphs
 from clusir.export.quantize.data import Reference, calibrate, crop_px_of, draw_calibration
 from clusir.export.quantize.float16 import Fp16Config, convert_fp16
 from clusir.export.quantize.steps import quantize_int8
+from clusir.export.staging import staged
 from clusir.network.model import ClusIR
 
 __all__ = ["make_file"]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import ClusirError
-from clusir.export.cuda.engines import OrtEngine, TorchEngine, card_memory_mib, require
+from clusir.export.cuda.engines import OrtEngine, TorchEngine, card_memory_mib, exact_kernels, require
 from clusir.export.cuda.files import make_file
 from clusir.export.cuda.plan import FULL, QUICK, MatrixPlan, MatrixRow
 from clusir.export.cuda.report import MatrixReport
 from clusir.export.pipeline import ExportConfig, describe
-from clusir.export.validate.parity import ParityCase, compare, parity_cases, reference_outputs
+from clusir.export.validate.parity import ParityCase, parity_cases, reference_outputs, run_case
 from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint as checkpoints
 from clusir.network.model import ClusIR
@@ -69,14 +69,18 @@ def run_matrix(
             for batch in plan.batches:
                 group = _Group(name, precision, batch)
                 progress(f"{name} {precision} batch {batch}")
-                _run_group(group, model, digest, plan, folder, device, runs, log, progress)
-    report = MatrixReport(fingerprint(), device, plan, runs, [r for r in log.rows.values() if _belongs(r, plan)])
+                with exact_kernels():
+                    _run_group(group, model, digest, plan, folder, device, runs, log, progress)
+    report = MatrixReport(
+        fingerprint(), device, plan, runs, [r for r in log.rows.values() if _belongs(r, plan, device)]
+    )
     report.write(folder)
     return report
 
 
-def _belongs(row: MatrixRow, plan: MatrixPlan) -> bool:
-    return row.model in plan.models and row.precision in plan.precisions and row.batch in plan.batches
+def _belongs(row: MatrixRow, plan: MatrixPlan, device: str) -> bool:
+    same = (row.device, row.tile_px) == (device, plan.tile_px)
+    return same and row.model in plan.models and row.precision in plan.precisions and row.batch in plan.batches
 
 
 def _rows(group: _Group, plan: MatrixPlan, device: str) -> Iterator[MatrixRow]:
@@ -105,7 +109,7 @@ def _run_group(
     progress: Progress,
 ) -> None:
     """Open every engine of the group, check each against the reference, then time them in turns."""
-    rows = [replace(row, checkpoint=digest) for row in _rows(group, plan, device)]
+    rows = [replace(row, checkpoint=digest, device=device, tile_px=plan.tile_px) for row in _rows(group, plan, device)]
     rows = [row for row in rows if log.lacks(row)]
     if not rows:
         return
@@ -165,13 +169,13 @@ def _check(
     """Parity over all cases, and where the nodes ran."""
     bounds = tolerance(row.precision, device)
     found = [
-        compare(engine, {"image": case.image}, reference, case, bounds, row.key)
+        run_case(engine, {"image": case.image}, reference, case, bounds, row.key)
         for case, reference in zip(cases, expected, strict=True)
     ]
     row.max_abs = max(f.max_abs for f in found)
     row.psnr_db = min(f.psnr_db for f in found)
     row.flips = sum(f.flips for f in found)
-    row.ok = all(f.ok for f in found)
+    row.within = row.ok = bool(found) and all(f.ok for f in found)
     if isinstance(engine, OrtEngine):
         report = engine.nodes({"image": cases[0].image})
         row.nodes, row.tensor_on_cpu, row.copies = report.nodes, report.tensor_on_cpu, report.copies

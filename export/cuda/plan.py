@@ -44,10 +44,11 @@ QUICK = MatrixPlan(
 class MatrixRow:
     """One configuration. ``engine``: ``ort``, ``ort + CUDA graph`` or ``torch <mode>``; ``form``: router and FFT form.
 
-    ``max_abs`` in units of the 0..1 range, ``psnr_db`` and ``flips`` against PyTorch float32 on the CPU, the worst over
-    the inputs; ``ok``: within tolerance and, on CUDA, no tensor operator on the CPU. Latency is of one batch, from
-    device to device; ``memory_mib`` is what the card gave while the row was open. ``checkpoint`` is the sha256 of the
-    weights (empty: random ones): rows of other weights are other rows.
+    ``max_abs`` in units of the 0..1 range, ``psnr_db`` and ``flips`` against PyTorch float32 on the CPU, the worst
+    over the inputs; ``within``: all outputs within tolerance; ``ok``: that and, on CUDA, no tensor operator on the
+    CPU. Latency is of one batch, from device to device; ``memory_mib`` is what the card gave while the row was
+    open. ``checkpoint`` is the sha256 of the weights (empty: random ones); rows of other weights, another
+    ``device`` or side of a tile are other rows.
     """
 
     model: str
@@ -61,6 +62,7 @@ class MatrixRow:
     psnr_db: float | None = None
     flips: int | None = None
     ok: bool = False
+    within: bool = False
     p50_ms: float | None = None
     p95_ms: float | None = None
     megapixels_per_s: float | None = None
@@ -69,11 +71,14 @@ class MatrixRow:
     tensor_on_cpu: dict[str, int] = field(default_factory=dict)
     copies: int = 0
     error: str = ""
+    device: str = ""
+    tile_px: int = 0
 
     @property
     def key(self) -> str:
         """What makes the row unique in its matrix."""
-        return "/".join((self.model, self.engine, self.form, self.shape, self.precision, str(self.batch)))
+        where = (self.device, f"{self.tile_px} px") if self.device else ()
+        return "/".join((self.model, self.engine, self.form, self.shape, self.precision, str(self.batch), *where))
 
     @property
     def reference_only(self) -> bool:

@@ -52,7 +52,7 @@ class MatrixReport:
             worst = min(rows, key=lambda r: r.psnr_db or 0.0, default=None)
             largest = max((r.max_abs or 0.0 for r in rows), default=0.0)
             figure = "not measured" if worst is None else f"worst {worst.psnr_db:.1f} dB, {largest:.1e} ({worst.key})"
-            met = None if worst is None else all(r.ok or r.tensor_on_cpu for r in rows)
+            met = None if worst is None else all(r.within for r in rows)
             found.append((f"{precision} >= {bounds.psnr_db:g} dB{limit}{gates}", met, figure))
         on_cpu = [r for r in self.judged if r.tensor_on_cpu]
         cuda = self.device == "cuda"

@@ -114,7 +114,8 @@ def top_k_gate(scores: Tensor, k: int, *, renormalise: bool = False) -> Tensor:
 class DenseBlock:
     """The dense forward of one described block. ``gates`` collects the gate of each call; ``forced`` overrides it.
 
-    ``forced`` is BxE and replaces the gate that the block computes, so that each expert can be compared on its own.
+    ``forced`` is BxE and replaces the gate that the block computes (at every pixel, where it is one per pixel), so that
+    each expert can be compared on its own.
     """
 
     name: str
@@ -144,7 +145,8 @@ class DenseBlock:
                 f"block {self.name}: its gate is {given}; it must be Bx{len(experts)}, one weight per expert"
             )
         if self.forced is not None:
-            gate = self.forced.to(gate.dtype)
+            forced = self.forced.to(gate.dtype)
+            gate = forced.reshape(*forced.shape, *([1] * (gate.dim() - 2))).expand_as(gate)
         self.gates.append(gate)
         mixed: Any = None
         for index, expert in enumerate(experts):

@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clusir.degrade.recipe import KINDS
+from clusir import plain_json
 from clusir.errors import ClusirError, ExportError
 from clusir.export.formats.extras import write_golden_cases, write_manifest, write_page
-from clusir.export.pipeline import ExportConfig, GraphRecord, describe, staged, write_graphs
-from clusir.export.validate.parity import (
-    ParityRow,
-    check_rows,
-    compare,
-    parity_cases,
-    reference_outputs,
-    uniform_routing,
-)
-from clusir.export.validate.tolerances import tolerance
+from clusir.export.ownership import refuse_foreign, retire
+from clusir.export.pipeline import ExportConfig, GraphRecord, describe, write_graphs
+from clusir.export.staging import staged
+from clusir.export.trace.forms import GRAPHS
+from clusir.export.validate.files import ParityPlan, validate_files
+from clusir.export.validate.parity import ParityRow, check_rows
 from clusir.network.checkpoint import sha256, shipped
 from clusir.network.model import ClusIR
-from clusir.runtimes import open_runner
-from clusir.runtimes.runners.base import Array
-from clusir.spec import ModelSpec
 
-__all__ = ["ExportReport", "Validation", "export_bundle", "validate_files"]
+__all__ = ["Destination", "ExportReport", "Step", "export_bundle"]
 
 Progress = Callable[[str], None]
 
-# The tile and the router graph are the whole graph's halves: what they could get wrong on their own shows on a few
-# kinds.
-_SIDE_GRAPH_KINDS = ("noise", "haze", "none")
-
 
 @dataclass(frozen=True)
-class Validation:
-    """What an export is checked on: backends by name, sizes (height, width in pixels, used by dynamic graphs; a
-    static graph is checked at its own), batches. ``threads`` None lets each runtime choose."""
+class Destination:
+    """Where files go: ``<stem>.onnx`` and the others named after it into ``folder``; a ``bundle`` has a manifest,
+    golden cases and a page beside them."""
 
-    backends: tuple[str, ...] = ("ort", "openvino")
-    device: str = "cpu"
-    sizes: tuple[tuple[int, int], ...] = ((64, 64), (96, 160), (272, 336))
-    batches: tuple[int, ...] = (1, 3)
-    threads: int | None = None
+    folder: Path
+    stem: str = "model"
+    bundle: bool = True
+
+    @property
+    def report(self) -> str:
+        """The name of the report."""
+        return "report.json" if self.bundle else f"{self.stem}.report.json"
+
+    def known_names(self, graphs: Sequence[str]) -> list[str]:
+        """What is written in any case, to be refused before an hour of work where it is somebody else's."""
+        names = [f"{self.stem}{GRAPHS[graph].suffix}" for graph in graphs]
+        return [*names, self.report, *(("manifest.json", "report.html") if self.bundle else ())]
 
 
 @dataclass
 class ExportReport:
-    """Everything that an export did and measured. ``markdown``: sections of further steps; ``keep``: names of files
-    that are worth having although the export is refused."""
+    """Everything that an export did and measured. ``variants``: graphs in lower precisions; ``markdown``: sections of
+    further steps; ``keep``: names of files that are worth having although the export is refused, each of them compared;
+    ``files``: what was put in place, relative to the destination; ``retired``: see :func:`ownership.retire`."""
 
     graphs: list[GraphRecord] = field(default_factory=list)
+    variants: list[Path] = field(default_factory=list)
     parity: list[ParityRow] = field(default_factory=list)
     precisions: dict[str, Any] = field(default_factory=dict)
     markdown: list[str] = field(default_factory=list)
     keep: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
+
+    @property
+    def onnx(self) -> list[Path]:
+        """Every ONNX file that was made, where it was made."""
+        return [*(graph.path for graph in self.graphs), *self.variants]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -74,100 +78,73 @@ class ExportReport:
             ],
             "parity": [row.to_dict() for row in self.parity],
             "precisions": self.precisions,
+            "files": self.files,
         }
 
 
-def validate_files(
-    model: ClusIR, paths: Sequence[Path], plan: Validation, progress: Progress = lambda _: None
-) -> list[ParityRow]:
-    """Parity of every graph on every backend against PyTorch: every size and batch of the plan, the whole graph
-    on all degradations.
-
-    Raises BackendError where a backend is not installed; whether the rows are within tolerance is for
-    :func:`check_rows`. What the routers answer is checked on the whole graph's gates.
-    """
-    rows: list[ParityRow] = []
-    for path in paths:
-        with ExitStack() as stack:
-            runners = [
-                stack.enter_context(open_runner(path, backend, plan.device, plan.threads)) for backend in plan.backends
-            ]
-            progress(f"validating {path.name} on {', '.join(runner.name for runner in runners)}")
-            spec = runners[0].spec
-            side = spec.size.static_px
-            bounds = tolerance(spec.precision, plan.device)
-            routing = tile_routing(model, spec) if spec.graph == "tile" else None
-            kinds = (*KINDS, "none") if spec.graph == "whole" else _SIDE_GRAPH_KINDS
-            for case in parity_cases(((side, side),) if side else plan.sizes, plan.batches, kinds):
-                feeds = {"image": case.image}
-                if routing is not None:
-                    feeds |= routing(feeds)
-                expected = reference_outputs(model, feeds, spec.graph)
-                rows += [compare(r, feeds, expected, case, bounds, path.name) for r in runners]
-    return rows
-
-
-def tile_routing(model: ClusIR, spec: ModelSpec) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
-    """Routing to feed a tile graph with: in fp32 every expert in turn, so that none can be missing; in lower
-    precisions what the reference itself decides, since ranges were calibrated on pictures with the experts that
-    belong to them."""
-    if spec.precision == "fp32":
-        return uniform_routing(spec, model)
-
-    def own(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        decided = reference_outputs(model, feeds)
-        return {name: decided[name] for name in ("posterior", "gate", "statistics")}
-
-    return own
+Step = Callable[[Path, str, ExportReport], None]
 
 
 def export_bundle(
     model: ClusIR,
-    destination: Path,
-    stem: str,
+    to: Destination,
     config: ExportConfig,
-    plan: Validation,
+    plan: ParityPlan,
     *,
-    more: Sequence[Callable[[Path, str, ExportReport], None]] = (),
+    more: Sequence[Step] = (),
     progress: Progress = lambda _: None,
 ) -> ExportReport:
-    """Export, validate, then promote into ``destination``. ``more`` are further steps on the staged folder (other
-    precisions, other formats), each given the folder, the stem and the report. When a step refuses, nothing is
-    promoted but the report, ``report.json`` (``<stem>.report.json`` for a named file), with the reason."""
+    """Export, validate, then put everything in place. ``more`` are further steps on the staged folder (other
+    precisions, other formats), each given the folder, the stem and the report; each compares what it writes.
+
+    When a step refuses, nothing is put in place but the report, with the reason, and what the step says is worth
+    keeping. Raises UsageError where a file is in the way that no export has written.
+    """
     report = ExportReport()
-    name = "report.json" if stem == "model" else f"{stem}.report.json"
-    with staged(destination, report.keep) as stage:
-        report.keep.append(name)
+    refuse_foreign(to.folder, to.known_names(config.graphs), to.stem)
+    before = to.folder / f"{to.stem}.onnx"
+    replaced = before.read_bytes() if before.is_file() else None
+
+    def check(names: list[str]) -> None:
+        refuse_foreign(to.folder, names, to.stem)
+
+    with staged(to.folder, report.keep, check) as stage:
+        report.keep.append(to.report)
         try:
-            report.graphs = write_graphs(model, stage, stem, config, progress)
-            report.parity = validate_files(model, [graph.path for graph in report.graphs], plan, progress)
-            check_rows(report.parity)
+            report.graphs = write_graphs(model, stage, to.stem, config, progress)
+            paths = [graph.path for graph in report.graphs]
+            report.parity = validate_files(model, paths, plan, progress)
+            check_rows(report.parity, [path.name for path in paths])
             for step in more:
-                step(stage, stem, report)
-            if stem == "model":
-                complete_bundle(model, stage, config, report)
+                step(stage, to.stem, report)
+            if to.bundle:
+                write_golden_cases(model, stage, describe(model, config))
         except ClusirError as error:
-            write_report(stage / name, report, str(error))
+            write_report(stage / to.report, report, str(error))
             raise
         except Exception as error:
-            write_report(stage / name, report, str(error))
+            write_report(stage / to.report, report, str(error))
             raise ExportError(f"{type(error).__name__}: {error}") from error
-        write_report(stage / name, report)
+        complete(model, stage, to, config, report)
+    report.retired = retire(to.folder, to.stem, report.files, replaced)
     return report
 
 
-def complete_bundle(model: ClusIR, stage: Path, config: ExportConfig, report: ExportReport) -> None:
-    """Golden cases, the page, the model card and, last, the manifest."""
-    spec = describe(model, config)
-    write_golden_cases(model, stage, spec)
-    drawings = sorted(stage.glob("*.svg"))
-    write_page(stage / "report.html", f"{config.name}: export report", report.to_dict(), report.markdown, drawings)
-    if config.checkpoint_sha256 == sha256(shipped()):
-        shutil.copy(shipped().with_name("MODEL_CARD.md"), stage / "MODEL_CARD.md")
-    write_manifest(stage, spec)
+def complete(model: ClusIR, stage: Path, to: Destination, config: ExportConfig, report: ExportReport) -> None:
+    """What is written last: the page and the model card of a bundle, the report, and the manifest, which names all."""
+    if to.bundle:
+        drawings = sorted(stage.glob("*.svg"))
+        write_page(stage / "report.html", f"{config.name}: export report", report.to_dict(), report.markdown, drawings)
+        if config.checkpoint_sha256 == sha256(shipped()):
+            shutil.copy(shipped().with_name("MODEL_CARD.md"), stage / "MODEL_CARD.md")
+    files = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+    files = {name for name in files if not name.startswith(".")} | {to.report}
+    report.files = sorted(files | ({"manifest.json"} if to.bundle else set()))
+    write_report(stage / to.report, report)
+    if to.bundle:
+        write_manifest(stage, describe(model, config), sorted(files))
 
 
 def write_report(path: Path, report: ExportReport, failure: str = "") -> None:
     """The report as JSON, with ``failure`` where the export was refused."""
-    text = json.dumps({**report.to_dict(), "failure": failure}, indent=2, allow_nan=True)
-    path.write_text(text.replace("Infinity", '"inf"') + "\n", encoding="utf-8")
+    path.write_text(plain_json.dumps({**report.to_dict(), "failure": failure}, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ from clusir.errors import BackendError, ClusirError, ExportError, UsageError, Va
 from clusir.export.base import Pipeline
 from clusir.export.experts.dense import DensifyExperts
 from clusir.export.formats.static_fft import SplitByMatrices
+from clusir.export.staging import staged
 from clusir.export.trace.forms import GRAPHS, GraphForm, RouterGraph
+from clusir.export.validate.compare import check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.names import install_line
 from clusir.network import checkpoint
@@ -88,32 +89,27 @@ def write_executorch(
     passes: Pipeline[nn.Module] = Pipeline([DensifyExperts(), SplitByMatrices(tile_px)])
     fixed = passes.run(model)
     assert isinstance(fixed, ClusIR)
-    folder.mkdir(parents=True, exist_ok=True)
     records = []
-    for form in (GRAPHS[name] for name in graphs):
-        spec = ModelSpec(
-            name=stem,
-            graph=form.name,
-            checkpoint_sha256=checkpoint_sha256,
-            size=SizeRequirements(multiple, multiple, tile_px),
-            tile_px=tile_px,
-            halo_px=halo_px,
-            clusters=model.config.clusters,
-            experts=(model.config.experts,) * model.config.levels,
-            top_k=model.config.top_k,
-            cluster_labels=cluster_labels,
-            statistics=0 if form.name == "whole" else model.statistics_size(),
-        )
-        path = folder / f"{stem}{form.suffix.removesuffix('.onnx')}.pte"
-        part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+    with staged(folder) as stage:
+        for form in (GRAPHS[name] for name in graphs):
+            spec = ModelSpec(
+                name=stem,
+                graph=form.name,
+                checkpoint_sha256=checkpoint_sha256,
+                size=SizeRequirements(multiple, multiple, tile_px),
+                tile_px=tile_px,
+                halo_px=halo_px,
+                clusters=model.config.clusters,
+                experts=(model.config.experts,) * model.config.levels,
+                top_k=model.config.top_k,
+                cluster_labels=cluster_labels,
+                statistics=0 if form.name == "whole" else model.statistics_size(),
+            )
+            path = stage / f"{stem}{form.suffix.removesuffix('.onnx')}.pte"
             feeds = example(model, form, tile_px, samples)
-            delegated = _write(form.build(fixed), feeds, part, spec, delegate)
-            worst = _compare(part, form.build(model), example(model, form, tile_px, samples, seed=1), path.name)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        records.append(ProgramRecord(form.name, path, path.stat().st_size, delegated, worst))
+            delegated = _write(form.build(fixed), feeds, path, spec, delegate)
+            worst = _compare(path, form.build(model), example(model, form, tile_px, samples, seed=1), form, path.name)
+            records.append(ProgramRecord(form.name, folder / path.name, path.stat().st_size, delegated, worst))
     return records
 
 
@@ -167,23 +163,22 @@ def _write(module: nn.Module, feeds: tuple[Tensor, ...], path: Path, spec: Model
     return delegated
 
 
-def _compare(path: Path, reference: nn.Module, feeds: tuple[Tensor, ...], name: str) -> float:
+def _compare(path: Path, reference: nn.Module, feeds: tuple[Tensor, ...], form: GraphForm, name: str) -> float:
     """Largest absolute difference of any output from PyTorch's; refuses more than float32's tolerance."""
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method("forward")
-    found = method.execute(feeds)
+    found = list(method.execute(feeds))
     with torch.no_grad():
         expected = reference(*feeds)
-    expected = [expected] if isinstance(expected, Tensor) else list(expected)
-    worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    allowed = tolerance("fp32").max_abs
-    assert allowed is not None
-    if not worst <= allowed:
-        raise ValidationError(
-            f"{name} differs from PyTorch by {worst:.3g}, more than {allowed:.3g}; it was not written"
-        )
-    return worst
+    wanted = [expected] if isinstance(expected, Tensor) else list(expected)
+    if len(found) != len(wanted):
+        raise ValidationError(f"{name}: it has {len(found)} outputs, {len(wanted)} are expected; it was not written")
+    ours, theirs = (
+        {output: tensor.numpy() for output, tensor in zip(form.outputs, tensors, strict=True)}
+        for tensors in (wanted, found)
+    )
+    return check(compare(ours, theirs, tolerance("fp32")), f"{name} against PyTorch").max_abs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

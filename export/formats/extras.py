@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from clusir import plain_json
 from clusir.errors import ModelFormatError
-from clusir.export.validate.parity import ParityRow, parity_cases, reference_outputs
+from clusir.export.validate.compare import Gates, compare
+from clusir.export.validate.parity import ParityCase, ParityRow, parity_cases, reference_outputs
 from clusir.export.validate.tolerances import Tolerance
 from clusir.network.model import ClusIR
 from clusir.runtimes.runners.base import Array, Runner
@@ -39,20 +41,20 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(folder: Path, spec: ModelSpec) -> None:
-    """``manifest.json``: every file of the bundle with its bytes and SHA-256, the spec, and the versions behind it."""
+def write_manifest(folder: Path, spec: ModelSpec, names: Sequence[str]) -> None:
+    """``manifest.json``: every file of the bundle (``names``, relative) with its bytes and SHA-256, the spec, and the
+    versions behind it."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
-        content = path.read_bytes()
-        name = path.relative_to(folder).as_posix()
+    for name in names:
+        content = (folder / name).read_bytes()
         files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest = {"format": 1, "spec": spec.to_metadata(), "versions": installed_versions(), "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / "manifest.json").write_text(plain_json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def write_golden_cases(model: ClusIR, folder: Path, spec: ModelSpec) -> None:
     """``golden/<degradation>.npz``: ``image`` uint8 HxWx3; from PyTorch ``restored`` float32 (the middle 96x96 pixels),
-    ``posterior`` and ``gate``."""
+    ``posterior``, ``gate`` and ``expert_probability``, by which near ties are known."""
     side = spec.size.static_px or 64
     (folder / "golden").mkdir(exist_ok=True)
     for case in parity_cases(((side, side),), (1,), _GOLDEN_KINDS):
@@ -64,33 +66,31 @@ def write_golden_cases(model: ClusIR, folder: Path, spec: ModelSpec) -> None:
             restored=middle(expected["restored"]),
             posterior=expected["posterior"],
             gate=expected["gate"],
+            expert_probability=expected["expert_probability"],
         )
 
 
-def check_golden(runner: Runner, folder: Path, bounds: Tolerance) -> list[ParityRow]:
-    """Run a whole graph on the golden cases of its bundle. Raises ModelFormatError where a case cannot be read."""
-    from clusir.quality.metrics import psnr
-
+def check_golden(runner: Runner, folder: Path, bound: Tolerance, artefact: str) -> list[ParityRow]:
+    """Run a whole graph on the golden cases of its bundle. Raises ModelFormatError where there is none, or one cannot
+    be read."""
     rows = []
+    spec = runner.spec
     for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as stored:
-                case = {name: stored[name] for name in ("image", "restored", "posterior", "gate")}
-        except (OSError, ValueError, KeyError) as error:
+                known = dict(stored)
+            image, expected = known["image"], {name: known[name] for name in ("restored", "posterior", "gate")}
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != spec.channels:
+                raise ValueError(f"its image is {image.dtype} {image.shape}, not uint8 HxWx{spec.channels}")
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ModelFormatError(f"golden case {path} cannot be read ({error}); export the bundle again") from error
-        got = runner.run({"image": to_batch(case["image"])})
-        restored = middle(got["restored"])
-        max_abs = float(np.abs(restored - case["restored"]).max())
-        agreement = psnr(restored, case["restored"])
-        flips = int(((got["gate"] > 0) != (case["gate"] > 0)).any())
-        ok = agreement >= bounds.psnr_db and (bounds.max_abs is None or max_abs <= bounds.max_abs)
-        height, width = case["image"].shape[:2]
-        rows.append(
-            ParityRow(
-                "golden", runner.name, path.stem, f"{height}x{width}", 1, max_abs, agreement, flips,
-                ok and not (flips and bounds.gates_equal),
-            )
-        )  # fmt: skip
+        case = ParityCase(path.stem, to_batch(image))
+        got = runner.run({"image": case.image})
+        got = {name: middle(array) if name == spec.output_name else array for name, array in got.items()}
+        gates = Gates(spec.experts, spec.top_k, known.get("expert_probability")) if spec.routed else None
+        rows.append(ParityRow.of(compare(expected, got, bound, gates), artefact, runner.name, case, bound))
+    if not rows:
+        raise ModelFormatError(f"{folder} holds no golden case; export the bundle again")
     return rows
 
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from clusir.errors import ExportError, UsageError, ValidationError
+from clusir import plain_json
+from clusir.errors import ExportError, UsageError
+from clusir.export.trace.quiet import printing_to
+from clusir.export.validate.compare import Gates, check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.markdown import table
 from clusir.spec import ModelSpec
@@ -99,7 +101,7 @@ def write_ort_mobile(models: Path | Sequence[Path], folder: Path) -> MobileRepor
         sizes = path.stat().st_size, source.stat().st_size
         files.append(MobileFile(spec.graph, path.name, source.name, *sizes, _compare(source, path, spec), verdict))
     report = MobileReport(tuple(files), CONFIG_NAME, _count_operators(config))
-    (folder / "usability.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / "usability.json").write_text(plain_json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "usability.txt").write_text("\n".join(text for _, text in verdicts), encoding="utf-8")
     return report
 
@@ -136,12 +138,13 @@ def _fix_batch(source: Path, path: Path) -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
     """The converter prints and logs; what it prints is kept for the error message."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        with printing_to(io.StringIO()) as out:
             yield out
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _convert(scratch: Path, folder: Path) -> str:
@@ -168,7 +171,7 @@ def _usability(path: Path) -> tuple[dict[str, str], str]:
     handler = logging.StreamHandler(out)
     logger.addHandler(handler)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with printing_to(io.StringIO()):
             analyze_model(path, logger=logger)
     finally:
         logger.removeHandler(handler)
@@ -188,31 +191,32 @@ def _count_operators(config: Path) -> int:
 
 
 def _compare(source: Path, path: Path, spec: ModelSpec) -> float:
-    """Largest absolute difference of any output on a seeded input; refuses more than the tolerance."""
+    """Largest absolute difference of the outputs on a seeded input; refuses more than the tolerance."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    rng = np.random.default_rng(0)
     sessions = [
         onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in (source, path)
     ]
+    feeds = _example(sessions[0], spec)
+    before, after = (_named(session, feeds) for session in sessions)
+    bound = tolerance("fp32" if spec.graph == "router" else spec.precision)
+    gates = Gates(spec.experts, spec.top_k) if spec.routed else None
+    return check(compare(before, after, bound, gates), f"{path.name} against {source.name}").max_abs
+
+
+def _example(session: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """Seeded inputs: a picture of noise, and vectors that sum to 1."""
+    rng = np.random.default_rng(0)
     side = spec.size.static_px or spec.size.padded(64)
     feeds = {}
-    for port in sessions[0].get_inputs():
+    for port in session.get_inputs():
         shape = (1, spec.channels, side, side) if len(port.shape) == 4 else (1, port.shape[1])
         values = rng.random(shape, dtype=np.float32)
         feeds[port.name] = values if len(shape) == 4 else values / values.sum()
-    worst, noise, count = 0.0, 0.0, 0
-    for before, after in zip(sessions[0].run(None, feeds), sessions[1].run(None, feeds), strict=True):
-        difference = np.abs(np.asarray(before, np.float64) - after)
-        worst = max(worst, float(difference.max()))
-        noise, count = noise + float((difference**2).sum()), count + difference.size
-    bar = tolerance("fp32" if spec.graph == "router" else spec.precision)
-    psnr_db = 10 * np.log10(count / max(noise, 1e-30))
-    if (bar.max_abs is not None and worst > bar.max_abs) or psnr_db < bar.psnr_db:
-        raise ValidationError(
-            f"{path.name} differs from {source.name} by {worst:.3g} at most, {psnr_db:.1f} dB; "
-            f"allowed is {bar.max_abs or 'any'} and {bar.psnr_db} dB"
-        )
-    return worst
+    return feeds
+
+
+def _named(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip((port.name for port in session.get_outputs()), session.run(None, dict(feeds)), strict=True))

@@ -20,7 +20,7 @@ from onnxscript import opset18 as op
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.lowering import dft, matrices
 from clusir.export.lowering.matrices import Value, constant, integers, length_of
-from clusir.export.lowering.registry import takes_complex, teach_registry
+from clusir.export.lowering.registry import takes_complex
 
 __all__ = ["FORMS", "Form", "translation_table"]
 
@@ -29,7 +29,8 @@ FORMS: tuple[Form, ...] = ("auto", "matmul", "op")
 
 
 def translation_table(form: Form = "auto") -> dict[Any, Callable[..., Any]]:
-    """The ``custom_translation_table=`` of ``torch.onnx.export(..., dynamo=True, opset_version=18)``.
+    """The ``custom_translation_table=`` of ``torch.onnx.export(..., dynamo=True, opset_version=18)``, which has to be
+    called inside :func:`clusir.export.lowering.registry.taught_registry`.
 
     ``matmul``: one MatMul with the whole matrix for each axis in turn. ``auto``: the cheapest form of each call site.
     ``op``: torch's own lowering to the ONNX DFT operator (an empty table). Raises UsageError for another form.
@@ -38,7 +39,6 @@ def translation_table(form: Form = "auto") -> dict[Any, Callable[..., Any]]:
         raise UsageError(f"DFT form {form!r} is not one of {', '.join(FORMS)}; use --dft auto")
     if form == "op":
         return {}
-    teach_registry()
     aten = torch.ops.aten
     table: dict[Any, Callable[..., Any]] = {
         aten._fft_r2c.default: _r2c if form == "auto" else _r2c_by_axis,

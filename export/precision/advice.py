@@ -18,6 +18,8 @@ __all__ = ["Advice", "Timing", "advise", "time_variants"]
 
 # Below this gain a second artefact is not worth its quality.
 _WORTH = 1.1
+# A variant that loses more on any degradation is none to recommend, however fast it is.
+_LARGEST_LOSS_DB = 1.0
 _LABELS = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 
 
@@ -82,10 +84,16 @@ def time_variants(
     return timings, problems
 
 
+def _told(name: str, gain: float, loss: QualityLoss) -> str:
+    lost = "" if loss.worst_db <= _LARGEST_LOSS_DB else f" at the cost of {loss.worst_db:.2f} dB on {loss.worst}"
+    return f"{name.upper()} {gain:.2f}x{lost}"
+
+
 def advise(timings: Sequence[Timing], losses: Mapping[tuple[str, str], QualityLoss]) -> list[Advice]:
     """One piece of advice per backend that timed fp32: the fastest variant if it gains 10 % or more, else fp32.
 
-    ``losses``: (backend, variant) to the measured loss; a variant without one is not recommended.
+    ``losses``: (backend, variant) to the measured loss; a variant without one is not recommended, nor is one that loses
+    more than ``_LARGEST_LOSS_DB`` on any degradation.
     """
     advice = []
     for backend in dict.fromkeys(timing.backend for timing in timings):
@@ -93,12 +101,12 @@ def advise(timings: Sequence[Timing], losses: Mapping[tuple[str, str], QualityLo
         if "fp32" not in times:
             continue
         label = _LABELS.get(backend, backend)
-        gains = {name: times["fp32"] / ms for name, ms in times.items() if (backend, name) in losses}
+        every = {name: times["fp32"] / ms for name, ms in times.items() if (backend, name) in losses}
+        gains = {name: gain for name, gain in every.items() if losses[backend, name].worst_db <= _LARGEST_LOSS_DB}
         best = max(gains, key=lambda name: gains[name], default="fp32")
-        if gains.get(best, 1.0) < _WORTH:
-            told = (
-                "; ".join(f"{name.upper()} {gain:.2f}x" for name, gain in gains.items()) or "nothing else was measured"
-            )
+        if not (gains.get(best, 1.0) >= _WORTH):
+            told = "; ".join(_told(name, gain, losses[backend, name]) for name, gain in every.items())
+            told = told or "nothing else was measured"
             advice.append(Advice(backend, "fp32", 1.0, f"{label} on this machine: no gain ({told}), use fp32"))
             continue
         loss = losses[backend, best]

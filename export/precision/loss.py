@@ -11,7 +11,7 @@ import numpy as np
 
 from clusir.calibration.base import Sample
 from clusir.export.graph.session import Array
-from clusir.quality.metrics import psnr
+from clusir.export.validate.compare import measure
 
 __all__ = ["Quality", "QualityLoss", "compare_quality", "measure_quality"]
 
@@ -21,7 +21,8 @@ Run = Callable[[int], tuple[Array, Array | None]]
 
 @dataclass(frozen=True)
 class Quality:
-    """PSNR (dB, pictures clipped to 0..1) of every sample against its truth, its degradation, its active experts."""
+    """PSNR (dB, pictures clipped to 0..1; -inf where one is not finite) of every sample against its truth, its
+    degradation, its active experts."""
 
     degradations: tuple[str, ...]
     psnr_db: tuple[float, ...]
@@ -45,16 +46,16 @@ class QualityLoss:
 
     @property
     def mean_db(self) -> float:
-        return sum(self.drop_db.values()) / len(self.drop_db)
+        return sum(map(_or_inf, self.drop_db.values())) / len(self.drop_db)
 
     @property
     def worst(self) -> str:
-        """The degradation that loses most."""
-        return max(self.drop_db, key=lambda kind: self.drop_db[kind])
+        """The degradation that loses most; one whose loss is no number loses more than any other."""
+        return max(self.drop_db, key=lambda kind: _or_inf(self.drop_db[kind]))
 
     @property
     def worst_db(self) -> float:
-        return self.drop_db[self.worst]
+        return _or_inf(self.drop_db[self.worst])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,7 +68,14 @@ class QualityLoss:
         return cls(dict(data["drop_db"]), float(data["agreement_db"]), data["flips"])
 
 
+def _or_inf(drop_db: float) -> float:
+    return math.inf if math.isnan(drop_db) else drop_db
+
+
 def _picture(image: Array) -> Array:
+    """HxWx3, clipped to 0..1; all NaN where a single value is not finite, which clipping would hide."""
+    if not np.isfinite(image).all():
+        return np.full_like(image[0].transpose(1, 2, 0), np.nan)
     clipped: Array = np.clip(image[0].transpose(1, 2, 0), 0.0, 1.0)
     return clipped
 
@@ -80,10 +88,16 @@ def measure_quality(run: Run, samples: Sequence[Sample]) -> Quality:
         if sample.clean is None:
             raise ValueError(f"sample {sample.key} has no truth to measure against")
         pictures.append(_picture(restored))
-        values.append(float(psnr(pictures[-1], _picture(sample.clean))))
+        values.append(measure(_picture(sample.clean), pictures[-1]).psnr_db)
         if gate is not None:
             active.append(tuple(int(i) for i in np.flatnonzero(gate[0])))
     return Quality(tuple(s.degradation for s in samples), tuple(values), tuple(pictures), tuple(active))
+
+
+def _drop(before: float, after: float) -> float:
+    if after == math.inf:
+        return 0.0
+    return before - after if math.isfinite(after) else math.inf
 
 
 def compare_quality(reference: Quality, other: Quality) -> QualityLoss:
@@ -96,9 +110,8 @@ def compare_quality(reference: Quality, other: Quality) -> QualityLoss:
     for kind, before, after, a, b in zip(
         reference.degradations, reference.psnr_db, other.psnr_db, reference.restored, other.restored, strict=True
     ):
-        drop = before - after if math.isfinite(after) else (math.inf if math.isnan(after) else 0.0)
-        drops.setdefault(kind, []).append(drop)
-        agreement.append(min(float(psnr(a, b)), 200.0))
+        drops.setdefault(kind, []).append(_drop(before, after))
+        agreement.append(min(measure(a, b).psnr_db, 200.0))
     flips = None
     if reference.active and other.active:
         flips = float(np.mean([a != b for a, b in zip(reference.active, other.active, strict=True)]))

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import ModelProto
 
-from clusir.errors import BackendError, ExportError
+from clusir.errors import BackendError, ExportError, UsageError
 from clusir.export.quantize.float16 import structural_float32
 from clusir.export.quantize.ranges import Calibration
+from clusir.export.quantize.saturation import check_pair_sums
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, stamp, write_atomically
 from clusir.names import install_line
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PUT_BACK", "quantize_nncf"]
 
+_ACTING = ("reduce_range", "dense_only", "exact_routing", "equalise", "manifest_sha256")
 PUT_BACK = "put back by NNCF"
 
 # Products and sums over many values, and shape arithmetic: integers cost digits there and buy no time.
@@ -59,9 +61,11 @@ def quantize_nncf(
 ) -> QuantizeReport:
     """Quantise the float32 graph at ``model_path`` with NNCF and write an ONNX file.
 
+    Of ``config`` only what ``_ACTING`` names has a meaning here; any other field that is not its default is refused.
     With ``evaluator`` and ``max_drop_db`` NNCF's accuracy control puts operators back to float until the worst
     degradation loses no more than that. ``float_layers``: more layer names to leave in float. Raises BackendError
-    where NNCF is not installed, ExportError where it refuses the graph.
+    where NNCF is not installed, ExportError where it refuses the graph, or where its weights are not right on CPUs
+    without VNNI.
     """
     try:
         import nncf
@@ -72,6 +76,7 @@ def quantize_nncf(
             f"install it with: {install_line('nncf')}, or use --engine ort"
         ) from error
     config = config or QuantizeConfig()
+    acting = _acting(config)
     # The default engine's quantiser knows which layers stay float, and refuses activations that are not finite.
     quantizer = Quantizer(model_path, calibration, replace(config, bias_correction=False), under_served)
     graph = quantizer.graph
@@ -106,11 +111,23 @@ def quantize_nncf(
         raise ExportError(f"NNCF refuses the graph: {str(error).splitlines()[0]}; use --engine ort") from error
     del model.graph.value_info[:]
     if graph.spec is not None:
-        notes = json.dumps({"engine": "nncf", **asdict(config)}, sort_keys=True)
+        notes = json.dumps({"engine": "nncf", **acting}, sort_keys=True)
         stamp(model, replace(graph.spec, precision="int8"), {"clusir.quantisation": notes})
     onnx.checker.check_model(model)
+    if config.reduce_range:
+        check_pair_sums(model)
     write_atomically(model, out_path)
-    return _report(model, quantizer, config)
+    return _report(model, quantizer, acting)
+
+
+def _acting(config: QuantizeConfig) -> dict[str, Any]:
+    """What of the configuration NNCF takes; everything else is the other engine's. Raises UsageError where something
+    else was asked for."""
+    fields, default = asdict(config), asdict(QuantizeConfig())
+    for name, value in fields.items():
+        if name not in _ACTING and value != default[name]:
+            raise UsageError(f"engine nncf does not take {name}={value!r}; leave it out, or use --engine ort")
+    return {name: fields[name] for name in _ACTING}
 
 
 def _score(evaluator: Evaluator, candidate: ModelProto, numbers: list[int]) -> tuple[float, list[float]]:
@@ -124,7 +141,7 @@ def _named(model: ModelProto, types: Iterable[str]) -> set[str]:
     return {node.name for node in model.graph.node if node.op_type in wanted}
 
 
-def _report(model: ModelProto, quantizer: Quantizer, config: QuantizeConfig) -> QuantizeReport:
+def _report(model: ModelProto, quantizer: Quantizer, acting: dict[str, Any]) -> QuantizeReport:
     producer = {name: node for node in model.graph.node for name in node.output}
     integer = {
         node.name
@@ -136,7 +153,7 @@ def _report(model: ModelProto, quantizer: Quantizer, config: QuantizeConfig) -> 
     kept = {layer.name: layer.keep for layer in quantizer.layers if layer.keep}
     quantised = tuple(layer.name for layer in quantizer.candidates if layer.node in integer)
     kept |= {layer.name: PUT_BACK for layer in quantizer.candidates if layer.node not in integer}
-    return QuantizeReport("nncf", quantised, kept, quantizer.bytes_fp32, model.ByteSize(), asdict(config))
+    return QuantizeReport("nncf", quantised, kept, quantizer.bytes_fp32, model.ByteSize(), acting)
 
 
 @contextlib.contextmanager

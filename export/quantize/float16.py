@@ -21,6 +21,7 @@ from clusir.errors import BudgetError, CalibrationError
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.quantize.layers import FIRST, Graph, load_graph
 from clusir.export.quantize.steps import stamp, write_atomically
+from clusir.export.validate.compare import measure
 from clusir.markdown import table
 
 __all__ = ["Fp16Config", "Fp16Report", "convert_fp16", "structural_float32"]
@@ -80,8 +81,8 @@ def convert_fp16(
     """Convert a float32 graph (whole or tile); ``feeds`` are inputs that show its tensors' ranges and check the result.
 
     If the result disagrees, blocks are put back to float32, the one that hurts most first. Raises CalibrationError
-    where the float32 model itself is not finite, BudgetError where even then the agreement is not reached (the best
-    is written).
+    where the float32 model itself is not finite, BudgetError where even then the agreement is not reached: nothing is
+    written then.
     """
     config = config or Fp16Config()
     graph = load_graph(model_path)
@@ -90,13 +91,18 @@ def convert_fp16(
     model = _convert(graph, set(reasons))
     reached = _agreement(model, feeds, graph, expected)
     added: list[str] = []
-    while reached is not None and reached < config.agreement_db:
+    while reached is not None and not (reached >= config.agreement_db):
         block, better = _worst_block(graph, set(reasons), feeds, expected)
         if not block:
             break
         added.append(block)
         reasons |= dict.fromkeys(_block_nodes(graph)[block] - reasons.keys(), "its block hurts most in float16")
         model, reached = _convert(graph, set(reasons)), better
+    if reached is not None and not (reached >= config.agreement_db):
+        raise BudgetError(
+            f"float16 agrees with float32 to {reached:.1f} dB only, {config.agreement_db:.1f} dB are asked for; "
+            "nothing is written: use fp32 or int8"
+        )
     _finish(model, graph, config, len(reasons))
     write_atomically(model, out_path)
     kept: dict[str, int] = {}
@@ -105,15 +111,9 @@ def convert_fp16(
         if node.name in reasons:
             kept[node.op_type] = kept.get(node.op_type, 0) + 1
             counts[reasons[node.name]] = counts.get(reasons[node.name], 0) + 1
-    report = Fp16Report(
+    return Fp16Report(
         kept, counts, len(graph.model.graph.node), graph.model.ByteSize(), model.ByteSize(), reached, tuple(added)
     )
-    if reached is not None and reached < config.agreement_db:
-        raise BudgetError(
-            f"float16 agrees with float32 to {reached:.1f} dB only, {config.agreement_db:.1f} dB are asked for; the "
-            f"best that was reached is in {out_path}: use fp32 or int8"
-        )
-    return report
 
 
 def structural_float32(graph: Graph) -> dict[str, str]:
@@ -260,11 +260,8 @@ def _run(model: ModelProto, feeds: Sequence[Feeds], graph: Graph) -> list[np.nda
 
 def _agreement(model: ModelProto, feeds: Sequence[Feeds], graph: Graph, expected: list[np.ndarray]) -> float | None:
     """PSNR in dB between the model's output and the expected one on the worst crop; None without crops."""
-    values = []
-    for got, want in zip(_run(model, feeds, graph), expected, strict=True):
-        error = float(np.mean((got.astype(np.float64) - want) ** 2))
-        values.append(-np.inf if not np.isfinite(error) else -10 * np.log10(max(error, 1e-20)))
-    return float(min(values)) if values else None
+    values = [measure(want, got).psnr_db for got, want in zip(_run(model, feeds, graph), expected, strict=True)]
+    return min(values) if values else None
 
 
 def _finish(model: ModelProto, graph: Graph, config: Fp16Config, kept: int) -> None:

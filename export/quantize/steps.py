@@ -27,6 +27,7 @@ from clusir.export.quantize.outputs import Scales, output_scales, scale_outputs
 from clusir.export.quantize.ranges import CLIPPING, Calibration, TensorRange, collect_ranges, owners_of
 from clusir.export.quantize.rounding import Moments, input_moments, round_weights
 from clusir.export.quantize.saturation import check_pair_sums
+from clusir.runtimes.images.atomic import whole_file
 from clusir.spec import ModelSpec
 
 __all__ = ["QuantizeConfig", "QuantizeReport", "Quantizer", "quantize_int8", "write_atomically"]
@@ -119,7 +120,9 @@ class Quantizer:
         config: QuantizeConfig | None = None,
         under_served: Iterable[tuple[int, int]] = (),
     ) -> None:
-        self.config = config or QuantizeConfig()
+        config = config or QuantizeConfig()
+        # Additions in integers take the place of the scales in front of float sums; what is recorded is what acts.
+        self.config = replace(config, scale_outputs=False) if config.residuals else config
         original = load_graph(source)
         owned = load_graph(own_weights(original.model))
         self.graph: Graph = load_graph(add_zero_biases(owned)) if self.config.bias_correction else owned
@@ -320,13 +323,14 @@ def stamp(model: ModelProto, spec: ModelSpec, more: dict[str, str]) -> None:
 
 
 def write_atomically(model: ModelProto, path: Path) -> None:
-    """Write beside the target first, then rename: no half file is ever seen."""
-    part = path.with_name(path.name + ".part")
+    """Write beside the target first, then rename: no half file is ever seen. Raises ExportError where it cannot."""
     try:
-        part.write_bytes(model.SerializeToString())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        with whole_file(path) as stream:
+            stream.write(model.SerializeToString())
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be written ({error.strerror or error}); check the folder and the disk"
+        ) from error
 
 
 def quantize_int8(

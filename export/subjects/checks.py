@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.subjects.outputs import tensors_of
+from clusir.export.validate.compare import measure
 
 __all__ = ["check_batch", "check_function", "first_tensor", "reference", "takes_batches"]
 
@@ -33,8 +34,10 @@ def reference(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the larger of 1 and the largest magnitude."""
-    return float((a - b).abs().max()) / max(1.0, float(a.abs().max()))
+    """Largest difference, relative to the larger of 1 and the largest magnitude; inf where one is not finite or has
+    another shape."""
+    scale = max(1.0, float(a.abs().max())) if bool(torch.isfinite(a).all()) else 1.0
+    return measure(a.numpy(), b.numpy(), scale=scale).max_abs
 
 
 @torch.no_grad()
@@ -52,7 +55,7 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor, drew: str
     if not bool(torch.isfinite(first).all()):
         raise UnsupportedModelError("the model returns values that are not finite; check its weights")
     change = _largest(first, reference(model, images))
-    if change > 1e-6:
+    if not (change <= 1e-6):
         where = f"; it draws random numbers at {drew}" if drew else ""
         raise UnsupportedModelError(
             f"the model is not deterministic in eval mode: the same picture gave answers that differ by {change:.2g}"
@@ -60,7 +63,7 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor, drew: str
         )
     if dense is not model:
         apart = _largest(first, reference(dense, images))
-        if apart > 1e-4:
+        if not (apart <= 1e-4):
             raise UnsupportedModelError(
                 f"the description of the routed blocks does not say what the model does: answers differ by "
                 f"{apart:.2g}; check gate and combine in register_moe"
@@ -78,7 +81,7 @@ def check_batch(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[str
     if isinstance(together, str):
         return (together,)
     apart = _largest(first, together)
-    if apart > 1e-4:
+    if not (apart <= 1e-4):
         raise UnsupportedModelError(
             f"the model's answer to a picture depends on the other pictures of its batch (by {apart:.2g}): a statistic "
             "or a routing decision is taken over the batch; take it per sample, or describe the block with register_moe"
@@ -106,7 +109,7 @@ def _batched(model: nn.Module, images: Tensor) -> Tensor | str:
 
 def _differs_in_batch(model: nn.Module, images: Tensor, single: Tensor) -> bool:
     together = _batched(model, images)
-    return isinstance(together, str) or _largest(single, together) > 1e-4
+    return isinstance(together, str) or not (_largest(single, together) <= 1e-4)
 
 
 def _shape(t: Tensor) -> str:

@@ -18,18 +18,44 @@ from clusir.errors import ClusirError, UnsupportedModelError, UsageError
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.user_code import innermost_user_line
 
-__all__ = ["UNUSED", "declare_unused", "load_factory", "parse_input"]
+__all__ = ["declare_unused", "load_factory", "parse_input", "unused_of", "working_folder_first"]
 
-# Regular expressions of parameters that the user says never take part.
-UNUSED: list[str] = []
+# Regular expressions of parameters that the user says never take part: by whose they are (a factory's name, or a
+# class), and those that the next export takes for its own.
+_UNUSED: dict[str, tuple[str, ...]] = {}
+_PENDING: list[str] = []
 
 
 def declare_unused(*patterns: str) -> None:
     """Say that parameters whose names match one of the regular expressions (from the start) never take part.
 
     Such weights (a head of the training, a leftover block) are otherwise taken for experts that the trace has lost.
+    Said while a factory is imported or called, it holds for what that factory makes; said elsewhere, for the class of
+    the model that is exported next.
     """
-    UNUSED.extend(patterns)
+    _PENDING.extend(patterns)
+
+
+def unused_of(factory: str | nn.Module) -> tuple[str, ...]:
+    """The patterns that hold for one export; what was said since the last one now belongs to it."""
+    owner = factory if isinstance(factory, str) else f"{type(factory).__module__}.{type(factory).__qualname__}"
+    _UNUSED[owner] = tuple(dict.fromkeys((*_UNUSED.get(owner, ()), *_PENDING)))
+    _PENDING.clear()
+    return _UNUSED[owner]
+
+
+@contextlib.contextmanager
+def working_folder_first() -> Iterator[None]:
+    """Inside, modules are looked for in the current folder first; afterwards the search path is what it was."""
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
 
 
 def parse_input(text: str) -> tuple[int, int, int, int]:
@@ -52,9 +78,7 @@ def load_factory(spec: str) -> nn.Module:
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise UsageError(f"--module {spec!r} is not package.module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    with _alone(spec), portable():
+    with working_folder_first(), _alone(spec), portable():
         try:
             found: Any = importlib.import_module(name)
             for part in attribute.split("."):

@@ -13,8 +13,8 @@ from torch import fx
 
 __all__ = ["calling_user_line", "innermost_user_line", "is_users", "line_of_node"]
 
-_LIBRARIES = tuple(str(Path(sysconfig.get_path(p)).resolve()) for p in ("stdlib", "purelib", "platlib"))
-_OWN = str(Path(__file__).resolve().parents[1])
+_LIBRARIES = tuple(Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "purelib", "platlib"))
+_OWN = Path(__file__).resolve().parents[1]
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -22,8 +22,8 @@ def is_users(filename: str) -> bool:
     """Whether a file is neither Python's, a library's nor this package's."""
     if filename.startswith("<"):
         return False
-    path = str(Path(filename).resolve())
-    return not path.startswith((*_LIBRARIES, _OWN))
+    path = Path(filename).resolve()
+    return not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, _OWN))
 
 
 def _show(filename: str, line: int) -> str:

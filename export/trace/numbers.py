@@ -8,11 +8,13 @@ names mean symbolic forms of the same values in the modules of the user's code; 
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -157,6 +159,28 @@ def _replacements() -> dict[int, Any]:
     return found
 
 
+def _types_that_are_only_called(space: dict[str, Any]) -> set[str]:
+    """Those of ``int`` and ``float`` with which the code of a module does nothing but call, annotate, or ask for
+    instances: ``type(x) is int`` would take another path than it does outside."""
+    try:
+        tree = ast.parse(Path(str(space.get("__file__"))).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return set()
+    fine: set[builtins.int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            fine.add(id(node.func))
+            if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
+                fine |= {id(inner) for kind in node.args[1:] for inner in ast.walk(kind)}
+        if isinstance(node, ast.Compare) and not any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops):
+            fine |= {id(inner) for inner in (node.left, *node.comparators)}
+        for name in ("annotation", "returns"):
+            if isinstance(written := getattr(node, name, None), ast.AST):
+                fine |= {id(inner) for inner in ast.walk(written)}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in fine}
+    return {"int", "float"} - used
+
+
 def _is_type(module: ModuleType, name: str) -> bool:
     return isinstance(getattr(module, name), type)
 
@@ -181,8 +205,9 @@ def symbolic_numbers(model: nn.Module) -> Iterator[None]:
             if id(value) in replaced:
                 undo.append((space, name, value))
                 space[name] = replaced[id(value)]
+        types = _types_that_are_only_called(space)
         for name, value in builtin.items():
-            if name not in space:
+            if name not in space and (name in types or not isinstance(value, type)):
                 undo.append((space, name, None))
                 space[name] = value
     try:

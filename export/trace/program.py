@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from clusir.export.lowering.complex import lower_complex
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
 from clusir.export.trace.numbers import symbolic_numbers
+from clusir.export.trace.quiet import printing_to
 from clusir.export.trace.substitutes import Traceable
 
 __all__ = ["FixedSizeError", "TracedModel", "UntraceableError", "random_draw", "trace_module"]
@@ -183,7 +185,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        with warnings.catch_warnings(), printing_to(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

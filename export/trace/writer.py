@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from clusir.errors import ExportError
 from clusir.export.lowering.fft import Form, translation_table
+from clusir.export.lowering.registry import taught_registry
+from clusir.export.trace.quiet import printing_to
 
 __all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx"]
 
@@ -39,7 +41,7 @@ def write_onnx(
     """
     dim = torch.export.Dim.DYNAMIC
     shapes = tuple({0: dim, 2: dim, 3: dim} if dynamic_size and t.ndim == 4 else {0: dim} for t in example)
-    with quiet_exporter():
+    with quiet_exporter(), taught_registry():
         try:
             program = torch.onnx.export(
                 module,
@@ -132,7 +134,7 @@ def quiet_exporter() -> Iterator[None]:
     """Hold back the exporter's progress, deprecation notes and torchvision remarks: none is about the user's model."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")]
     before: list[tuple[Any, int]] = [(logger, logger.level) for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), printing_to(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

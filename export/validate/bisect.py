@@ -5,7 +5,6 @@ Tensors are aligned by name. The passes of this project keep names: precisions o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +14,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
+from clusir import plain_json
 from clusir.errors import ExportError, UsageError
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.quantize.layers import Graph, load_graph
+from clusir.export.validate.compare import Difference, measure
 
-__all__ = ["Divergence", "bisect", "bisect_values", "relative_error"]
+__all__ = ["Divergence", "bisect", "bisect_values", "difference"]
 
 # Tensors looked at in one run: all of them at once can be gigabytes.
 _CHUNK = 48
@@ -74,18 +75,12 @@ class Divergence:
         return "\n".join(lines)
 
 
-def relative_error(expected: np.ndarray, got: np.ndarray) -> float:
-    """Root mean square of the difference over that of ``expected``; infinite for other shapes or values not finite."""
-    if expected.shape != got.shape:
-        return float("inf")
-    difference = got.astype(np.float64) - expected.astype(np.float64)
-    if not np.isfinite(difference).all():
-        return float("inf")
-    if difference.size == 0:
-        return 0.0
-    scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
-    error = float(np.sqrt(np.mean(difference**2)))
-    return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
+def difference(expected: np.ndarray, got: np.ndarray) -> Difference:
+    """As :func:`measure`; infinities and NaN that both have in the same places are equal (a mask holds -inf), and so
+    are two empty tensors."""
+    if expected.shape == got.shape and expected.size == 0:
+        return Difference(0, 0.0, float("inf"), 0.0)
+    return measure(expected, got, not_finite=True)
 
 
 def bisect(
@@ -98,16 +93,30 @@ def bisect(
     ``divergence.json``. Raises UsageError where no tensor names match or an input is missing, ExportError where a graph
     does not run.
     """
-    trusted = load_graph(a)
-    missing = [name for name in trusted.inputs if name not in feeds]
-    if missing:
-        raise UsageError(f"no value was given for the graph input {missing[0]}; inputs are {', '.join(trusted.inputs)}")
+    trusted, suspect = load_graph(a), load_graph(b)
+    _need_inputs(trusted, feeds)
+    _need_inputs(suspect, feeds)
+    if trusted.model.SerializeToString() == suspect.model.SerializeToString():
+        # Two runs of one graph may still differ, where it draws random numbers.
+        return Divergence("", "", "", 0.0, 0.0, _positive(tolerance), len(_float_outputs(suspect)))
 
     def values_of(names: Sequence[str]) -> dict[str, np.ndarray]:
         return dict(Probe(trusted.model, names, optimise=False).run(feeds))
 
     names = {name for node in trusted.model.graph.node for name in node.output if name}
-    return _search(values_of, names, load_graph(b), feeds, tolerance, out_dir, trusted)
+    return _search(values_of, names, suspect, feeds, tolerance, out_dir, trusted)
+
+
+def _need_inputs(graph: Graph, feeds: Feeds) -> None:
+    for name in graph.inputs:
+        if name not in feeds:
+            raise UsageError(f"no value was given for the graph input {name}; inputs are {', '.join(graph.inputs)}")
+
+
+def _positive(tolerance: float) -> float:
+    if not (tolerance > 0):
+        raise UsageError(f"tolerance {tolerance} is not a positive number")
+    return tolerance
 
 
 def bisect_values(
@@ -134,8 +143,8 @@ def _search(
     out_dir: Path | None,
     trusted: Graph | None,
 ) -> Divergence:
-    if not tolerance > 0:
-        raise UsageError(f"tolerance {tolerance} is not a positive number")
+    _positive(tolerance)
+    _need_inputs(suspect, feeds)
     aligned = [name for name in _float_outputs(suspect) if name in known]
     if not aligned:
         raise UsageError(
@@ -146,13 +155,15 @@ def _search(
     for chunk in _chunks(aligned):
         want, got = values_of(chunk), Probe(suspect.model, chunk, optimise=False).run(feeds)
         for name in chunk:
-            error, largest = relative_error(want[name], got[name]), _max_abs(want[name], got[name])
-            if error > tolerance:
+            apart = difference(want[name], got[name])
+            if not (apart.relative <= tolerance):
                 node = suspect.producer[name]
-                found = Divergence(name, node.name, node.op_type, error, largest, tolerance, len(aligned))
+                found = Divergence(
+                    name, node.name, node.op_type, apart.relative, apart.max_abs, tolerance, len(aligned)
+                )
                 return _reproduce(found, agreed, suspect, trusted, values_of, feeds, out_dir)
             agreed.add(name)
-            worst = (max(worst[0], error), max(worst[1], largest))
+            worst = (max(worst[0], apart.relative), max(worst[1], apart.max_abs))
     return Divergence("", "", "", worst[0], worst[1], tolerance, len(aligned))
 
 
@@ -166,12 +177,6 @@ def _float_outputs(graph: Graph) -> list[str]:
     values = (*graph.model.graph.value_info, *graph.model.graph.output)
     floats = {value.name for value in values if value.type.tensor_type.elem_type in _FLOATS}
     return [name for node in graph.model.graph.node for name in node.output if name in floats]
-
-
-def _max_abs(expected: np.ndarray, got: np.ndarray) -> float:
-    if expected.shape != got.shape or expected.size == 0:
-        return float("inf") if expected.shape != got.shape else 0.0
-    return float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max())
 
 
 def _cut(graph: Graph, tensor: str, stop: set[str]) -> tuple[list[NodeProto], list[str]]:
@@ -239,7 +244,7 @@ def _reproduce(
         expected = Probe(models["a.onnx"], optimise=False).run(_as_inputs(models["a.onnx"], inputs))[found.tensor]
     got = Probe(sub, optimise=False).run(inputs)[found.tensor]
     result = Divergence(
-        **{**asdict(found), "local_relative": relative_error(expected, got), "boundary": tuple(boundary)},
+        **{**asdict(found), "local_relative": difference(expected, got).relative, "boundary": tuple(boundary)},
     )
     if out_dir is None:
         return result
@@ -251,7 +256,7 @@ def _reproduce(
         np.savez_compressed(out_dir / "expected.npz", **{found.tensor: expected})
         files = (*sorted(models), "inputs.npz", "expected.npz")
         result = Divergence(**{**asdict(result), "files": files})
-        (out_dir / "divergence.json").write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8")
+        (out_dir / "divergence.json").write_text(plain_json.dumps(result.to_json(), indent=1) + "\n", "utf-8")
     except OSError as error:
         raise ExportError(f"the reproducer cannot be written to {out_dir} ({error}); choose another folder") from error
     return result

@@ -17,6 +17,8 @@ from clusir.export.validate.bisect import Divergence, bisect_values
 
 __all__ = ["bisect_module", "record_module"]
 
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
 
 def _tensor_names(graph: Graph) -> dict[str, str]:
     """Weight name (as in the module's state) to the name of the tensor that its convolution or product writes."""
@@ -29,19 +31,26 @@ def _tensor_names(graph: Graph) -> dict[str, str]:
     return found
 
 
+def _matched(module: nn.Module, names: dict[str, str]) -> dict[str, str]:
+    """Weight name in ``module`` to tensor name in the file: under the prefix by which most weights find their own."""
+    own = [f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, _LAYERS)]
+    prefixes = {weight[: -len(mine)] for weight in names for mine in own if weight.endswith(f".{mine}")} | {""}
+    best = max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + mine in names for mine in own))
+    return {mine: names[best + mine] for mine in own if best + mine in names}
+
+
 def record_module(module: nn.Module, run: Callable[[], object], graph: Graph) -> dict[str, np.ndarray]:
     """Run the network through ``run`` and return {tensor name in ``graph``: value} for every layer both have.
 
-    A layer is matched by its weight's name; a prefix that the exporter's wrapper added is allowed for.
+    A layer is matched by its weight's name; one prefix that the exporter's wrapper added to all of them is allowed for.
     """
-    names = _tensor_names(graph)
+    names = _matched(module, _tensor_names(graph))
     values: dict[str, np.ndarray] = {}
     handles = []
     for name, layer in module.named_modules():
-        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if not isinstance(layer, _LAYERS):
             continue
-        weight = f"{name}.weight"
-        tensor = next((t for w, t in names.items() if w == weight or w.endswith("." + weight)), None)
+        tensor = names.get(f"{name}.weight")
         if tensor is None:
             continue
 

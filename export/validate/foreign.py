@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
+import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +17,55 @@ from torch import Tensor, nn
 from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import first_tensor, reference
+from clusir.export.validate.compare import check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
+from clusir.runtimes.runners.base import Array
 
-__all__ = ["Agreement", "compare_answers", "forced_copy", "plain_pictures", "probes", "validate"]
+__all__ = ["ModuleCheck", "ModuleRow", "compare_answers", "forced_copy", "plain_pictures", "probes", "validate"]
 
 
 # Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
 _ROUNDING_FACTOR = 4.0
+# Whatever a model's own rounding is: a file that is further off than this is another model.
+_ROUNDING_CEILING = 1e-2
+_PICTURES, _FEW = 8, 2  # different pictures at the first size, and at the others
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """One comparison. ``error``: largest absolute difference, relative to the larger of 1 and the largest magnitude."""
+class ModuleRow:
+    """One comparison that is within its bound. ``error``: largest absolute difference of any output, relative to the
+    larger of 1 and its largest magnitude; ``count``: values compared; ``rounding``: where the bound of the table was
+    missed, by how much float32 alone moves PyTorch's own answer, of which four times is allowed."""
 
     backend: str
     what: str
     error: float
+    count: int
+    rounding: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.backend}: {self.what}: {self.error:.1e}"
+        own = f" (ill-conditioned: rounding moves PyTorch's own answer by {self.rounding:.2g})" if self.rounding else ""
+        return f"{self.backend}: {self.what}{own}: {self.error:.1e}"
+
+
+@dataclass(frozen=True)
+class ModuleCheck:
+    """What a file is compared with, and on what.
+
+    ``dense``: the user's module with its described blocks made dense (the module itself where there is none);
+    ``sizes``: heights and widths in pixels, the first of them with eight different pictures; ``gates``: the tensors of
+    the graph that hold the gates of ``dense``'s blocks, one for each call, through which each expert is forced;
+    ``batch``: what the graph is fixed to, None where it is free; ``backends``: the runtimes to ask.
+    """
+
+    user: nn.Module
+    dense: nn.Module
+    sizes: Sequence[tuple[int, int]]
+    gates: Sequence[str] = ()
+    channels: int = 3
+    batch: int | None = None
+    backends: Sequence[str] = ("ort",)
 
 
 def probes(count: int, channels: int, height: int, width: int) -> Tensor:
@@ -71,15 +100,21 @@ def plain_pictures(channels: int, height: int, width: int) -> Tensor:
     return torch.cat([torch.zeros_like(colour), torch.ones_like(colour), colour])
 
 
-def forced_copy(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto:
-    """The graph with every gate tensor replaced, wherever it is used, by a graph input ``forced_<its name>``."""
+def compare_answers(what: str, want: Tensor, got: np.ndarray) -> None:
+    """Raise ValidationError where ``got`` is not the picture ``want`` within the bound."""
+    check(compare({"restored": want.numpy()}, {"restored": got}, tolerance("brought")), what)
+
+
+def forced_copy(model: onnx.ModelProto, gates: Mapping[str, Array]) -> onnx.ModelProto:
+    """The graph with every gate tensor replaced, wherever it is used, by a graph input ``forced_<its name>``; ``gates``
+    maps the names to examples, Bx... (all axes but the second are open)."""
     forced = onnx.ModelProto()
     forced.CopyFrom(model)
-    known = {v.name: v for v in [*forced.graph.output, *forced.graph.value_info]}
-    for gate in gates:
-        entry = forced.graph.input.add()
-        entry.CopyFrom(known[gate])
-        entry.name = f"forced_{gate}"
+    for gate, example in gates.items():
+        shape = [size if axis == 1 else f"{gate}_{axis}" for axis, size in enumerate(example.shape)]
+        forced.graph.input.append(
+            onnx.helper.make_tensor_value_info(f"forced_{gate}", onnx.TensorProto.FLOAT, ["batch", *shape[1:]])
+        )
     names = {gate: f"forced_{gate}" for gate in gates}
 
     def rename(graph: onnx.GraphProto) -> None:
@@ -88,33 +123,14 @@ def forced_copy(model: onnx.ModelProto, gates: Sequence[str]) -> onnx.ModelProto
                 if name in names:
                     node.input[position] = names[name]
             for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    rename(attribute.g)
+                for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    rename(inner)
 
     rename(forced.graph)
     kept = [o for o in forced.graph.output if o.name not in names]
     del forced.graph.output[:]
     forced.graph.output.extend(kept)
     return forced
-
-
-def compare_answers(
-    backend: str, what: str, want: Tensor, got: np.ndarray, doubt: Callable[[], float] = lambda: 0.0
-) -> Agreement:
-    """Raise ValidationError where ``got`` is not ``want`` within the bound.
-
-    ``doubt`` is asked only where the bound is missed: by how much rounding alone moves the model's own answer."""
-    expected = want.numpy()
-    if got.shape != expected.shape:
-        raise ValidationError(f"{backend}, {what}: the output has shape {got.shape}, the model's has {expected.shape}")
-    error = float(np.abs(got - expected).max()) / max(1.0, float(np.abs(expected).max()))
-    limit = tolerance("fp32").max_abs or 0.0
-    if error <= limit:
-        return Agreement(backend, what, error)
-    own = doubt()
-    if error <= _ROUNDING_FACTOR * own:
-        return Agreement(backend, f"{what} (ill-conditioned: rounding moves PyTorch's own answer by {own:.2g})", error)
-    raise ValidationError(f"{backend}, {what}: differs from PyTorch by {error:.2g}, allowed is {limit:g}")
 
 
 @torch.no_grad()
@@ -131,80 +147,139 @@ def _rounding(model: nn.Module, pictures: Tensor) -> float:
     return float((single - double).abs().max()) / max(1.0, float(single.abs().max()))
 
 
-def validate(
-    model: onnx.ModelProto,
-    user: nn.Module,
-    dense: nn.Module,
-    sizes: Sequence[tuple[int, int]],
-    gates: Sequence[str],
-    *,
-    channels: int,
-    batch: int | None,
-    backends: Sequence[str],
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Agreement]:
-    """Compare an ONNX model with the user's module; raises ValidationError on the first miss.
+def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = lambda _: None) -> list[ModuleRow]:
+    """Compare every output of an ONNX file with the user's module; raises ValidationError on the first miss, and where
+    there is nothing to compare.
 
-    ``sizes``: heights and widths in pixels, the first of them also with eight different pictures and as a batch.
-    ``gates``: the tensors of the graph that hold the gates of ``dense``'s blocks; each expert is forced through them.
     At every size also black, white and one-coloured pictures, unless the model's own answer to one is not finite.
-    ``batch``: the batch that the graph is fixed to, None where it is free. ``backends``: the runtimes to ask.
     """
+    rows: list[ModuleRow] = []
+    names = [o.name for o in onnx.load(path).graph.output]
     cases = []
-    for number, (height, width) in enumerate(sizes):
-        pictures = probes(8 if number == 0 else 2, channels, height, width)
-        cases.append((f"{height}x{width} pictures", pictures, reference(user, pictures)))
-        plain = plain_pictures(channels, height, width)
-        wanted = reference(user, plain)
-        finite = torch.isfinite(wanted).flatten(1).all(1)  # a model may answer black with 0 / 0 itself
-        if bool(finite.any()):
-            cases.append((f"{height}x{width} black, white and one-coloured", plain[finite], wanted[finite]))
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        path, forced = Path(folder) / "model.onnx", Path(folder) / "forced.onnx"
-        onnx.save_model(model, str(path))
-        if gates:
-            onnx.save_model(forced_copy(model, gates), str(forced))
-        for backend in backends:
-            with open_runner(path, backend, "cpu") as runner:
-                for what, pictures, want in cases:
-                    progress(f"validating on {backend}: {what}")
-                    for start, stop in _groups(len(pictures), batch):
-                        got = runner.run({"image": pictures[start:stop].numpy()})["restored"]
-                        label = f"{what} {start + 1}..{stop}"
-                        doubt = functools.partial(_rounding, user, pictures[start:stop])
-                        found.append(compare_answers(backend, label, want[start:stop], got, doubt))
-            if gates:
-                found += _forced(backend, forced, dense, sizes[0], gates, channels, batch or 1)
-    return found
+    for number, (height, width) in enumerate(given.sizes):
+        pictures = probes(_count(number, given.batch), given.channels, height, width)
+        cases.append((f"{height}x{width} pictures", pictures, _expected(given, pictures, names)))
+        plain = plain_pictures(given.channels, height, width)
+        finite = torch.isfinite(reference(given.user, plain)).flatten(1).all(1)  # a model may answer black with 0 / 0
+        plain = _whole_batches(plain[finite], given.batch)
+        if len(plain):
+            label = f"{height}x{width} black, white and one-coloured"
+            cases.append((label, plain, _expected(given, plain, names)))
+    for backend in given.backends:
+        with open_runner(path, backend, "cpu") as runner:
+            for label, pictures, expected in cases:
+                progress(f"validating on {backend}: {label}")
+                for start, stop in _groups(len(pictures), given.batch):
+                    some = pictures[start:stop]
+                    want = {name: array[start:stop] for name, array in expected.items()}
+                    got = runner.run({"image": some.numpy()})
+                    rows.append(_row(backend, f"{label} {start + 1}..{stop}", given.user, some, (want, got)))
+    if given.gates:
+        rows += _forced(path, given)
+    if not rows:
+        raise ValidationError(f"{path.name}: nothing was compared with the module")
+    return rows
+
+
+def _expected(given: ModuleCheck, pictures: Tensor, names: Sequence[str]) -> dict[str, Array]:
+    expected: dict[str, Array] = {"restored": reference(given.user, pictures).numpy()}
+    if "gate" in names:
+        expected["gate"] = _joined(_gates_of(given.dense, pictures))
+    return expected
+
+
+def _whole_batches(pictures: Tensor, batch: int | None) -> Tensor:
+    """The pictures, again from the first until the batch is full, where the graph takes one batch only."""
+    if batch is None or not len(pictures):
+        return pictures
+    return pictures[torch.arange(-(-len(pictures) // batch) * batch) % len(pictures)]
+
+
+def _count(number: int, batch: int | None) -> int:
+    """How many pictures to compare at a size: whole batches, at least one of them."""
+    wanted = _PICTURES if number == 0 else _FEW
+    return wanted if batch is None else -(-wanted // batch) * batch
 
 
 def _groups(count: int, batch: int | None) -> list[tuple[int, int]]:
-    """Each picture alone, then all together; in groups of the fixed batch where there is one."""
+    """Each picture alone, then several together; in groups of the fixed batch where there is one."""
     if batch is not None:
-        return [(i, i + batch) for i in range(0, count - batch + 1, batch)]
+        return [(i, i + batch) for i in range(0, count, batch)]
     return [*((i, i + 1) for i in range(count)), (0, min(count, 4))]
 
 
+def _row(
+    backend: str,
+    what: str,
+    user: nn.Module,
+    pictures: Tensor,
+    answers: tuple[Mapping[str, Array], Mapping[str, Array]],
+) -> ModuleRow:
+    """``answers``: what is expected, and what came."""
+    want, got = answers
+    bound = tolerance("brought")
+    found = compare(want, got, bound)
+    if found.ok or not math.isfinite(found.max_abs):
+        check(found, f"{backend}, {what}")
+        return ModuleRow(backend, what, found.max_abs, found.count)
+    own = _rounding(user, pictures)
+    allowed = min(_ROUNDING_FACTOR * own, _ROUNDING_CEILING)
+    if not (allowed > (bound.max_abs or 0.0)):
+        check(found, f"{backend}, {what}")
+    wider = replace(bound, max_abs=allowed, psnr_db=-20 * math.log10(allowed))
+    found = check(compare(want, got, wider), f"{backend}, {what} (rounding moves PyTorch's own answer by {own:.2g})")
+    return ModuleRow(backend, what, found.max_abs, found.count, own)
+
+
 @torch.no_grad()
-def _forced(
-    backend: str, path: Path, dense: nn.Module, size: tuple[int, int], gates: Sequence[str], channels: int, batch: int
-) -> list[Agreement]:
+def _gates_of(dense: nn.Module, pictures: Tensor) -> list[Array]:
+    """The gate of each call of each described block, for pictures that are given one at a time."""
+    found: list[list[Array]] = []
+    for picture in pictures:
+        blocks = dense_blocks(dense)
+        for block in blocks:
+            block.gates.clear()
+        dense(picture[None])
+        found.append([gate.numpy() for block in blocks for gate in block.gates])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def _joined(gates: Sequence[Array]) -> Array:
+    """One output of them all, BxsumE; gates per pixel are left out."""
+    joined: Array = np.concatenate([gate for gate in gates if gate.ndim == 2], axis=1)
+    return joined
+
+
+@torch.no_grad()
+def _forced(path: Path, given: ModuleCheck) -> list[ModuleRow]:
     """Each expert of each block alone in charge, the same in PyTorch and in the graph."""
-    dense = copy.deepcopy(dense)
+    dense = copy.deepcopy(given.dense)
     blocks = dense_blocks(dense)
-    image = probes(batch, channels, *size)
-    found = []
+    batch = given.batch or 1
+    image = probes(batch, given.channels, *given.sizes[0])
+    rows = []
     experts = [len(b.experts) for b in blocks]
-    with open_runner(path, backend, "cpu") as runner:
+    with tempfile.TemporaryDirectory() as folder:
+        turns = []
         for turn in range(max(experts)):
             choice = [turn % n for n in experts]
             for block, expert, n in zip(blocks, choice, experts, strict=True):
                 block.forced = torch.eye(n)[expert].expand(batch, n)
-            want = first_tensor(dense(image))
-            feeds = {
-                f"forced_{g}": np.ascontiguousarray(b.forced, np.float32) for g, b in zip(gates, blocks, strict=True)
-            }
-            got = runner.run({"image": image.numpy(), **feeds})["restored"]
-            found.append(compare_answers(backend, f"experts forced to {choice}", want, got))
-    return found
+                block.gates.clear()
+            want = first_tensor(dense(image)).numpy()
+            # The gates as each call used them: a block may be called more than once, and its gate may be per pixel.
+            used = [np.ascontiguousarray(gate, np.float32) for block in blocks for gate in block.gates]
+            if len(used) != len(given.gates):
+                raise ValidationError(f"{path.name}: it has {len(given.gates)} gates, the module {len(used)}")
+            turns.append((choice, want, dict(zip(given.gates, used, strict=True))))
+        forced = Path(folder) / "forced.onnx"
+        onnx.save_model(forced_copy(onnx.load(path), turns[0][2]), str(forced))
+        for backend in given.backends:
+            with open_runner(forced, backend, "cpu") as runner:
+                for choice, want, gates in turns:
+                    feeds = {f"forced_{name}": array for name, array in gates.items()}
+                    got = {"restored": runner.run({"image": image.numpy(), **feeds})["restored"]}
+                    what = f"experts forced to {choice}"
+                    found = check(compare({"restored": want}, got, tolerance("brought")), f"{backend}, {what}")
+                    rows.append(ModuleRow(backend, what, found.max_abs, found.count))
+    return rows

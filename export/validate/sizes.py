@@ -38,7 +38,7 @@ def agreement_by_size(
                     return False
                 try:
                     got = runner.run({"image": pictures.numpy()})["restored"]
-                    compare_answers(backend, f"{height}x{width}", want, got, lambda: 0.0)
+                    compare_answers(f"{backend}, {height}x{width}", want, got)
                 except Exception:  # a runtime's own error is a size that the file does not serve
                     return False
                 return True

@@ -134,10 +134,11 @@ def _brought_graph(dense: nn.Module, image: Tensor) -> onnx.ModelProto:
     """The export of a brought model, its dynamic axes fixed to the image's size."""
     from clusir.export.lowering.complex_fft import pair_translations
     from clusir.export.lowering.fft import translation_table
+    from clusir.export.lowering.registry import taught_registry
     from clusir.export.trace.program import trace_module
 
     traced = trace_module(dense, torch.rand(2, *image.shape[1:]))
-    with quiet_exporter():
+    with quiet_exporter(), taught_registry():
         program = torch.onnx.export(
             traced.program, dynamo=True, opset_version=OPSET, input_names=["image"], verbose=False,
             custom_translation_table=pair_translations(translation_table("auto")),

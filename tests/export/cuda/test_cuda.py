@@ -259,7 +259,7 @@ def test_bars_say_met_missed_and_not_measured() -> None:
     from clusir.runtimes.machine.fingerprint import fingerprint
 
     def row(engine: str, precision: str, p50: float, **more: Any) -> MatrixRow:
-        good = {"max_abs": 1e-5, "psnr_db": 99.0, "flips": 0, "ok": True, "p50_ms": p50, "p95_ms": p50}
+        good = {"max_abs": 1e-5, "psnr_db": 99.0, "flips": 0, "ok": True, "within": True, "p50_ms": p50, "p95_ms": p50}
         return MatrixRow("tiny", engine, "dense", "static", precision, 1, **{**good, **more})
 
     plan = replace(FULL, models=("tiny",), batches=(1, 4))
@@ -322,3 +322,52 @@ def test_cuda_graph_replays_the_same_picture(card: None) -> None:
             bound.write(_image(seed=seed))
             bound.run()
         np.testing.assert_array_equal(graph.read()["restored"], plain.read()["restored"])
+
+
+def test_a_row_on_the_cpu_is_judged_by_its_answers_all_the_same() -> None:
+    from clusir.export.cuda.plan import FULL, MatrixRow
+    from clusir.export.cuda.report import MatrixReport
+    from clusir.runtimes.machine.fingerprint import fingerprint
+
+    bad = MatrixRow("tiny", "ort", "dense", "static", "fp32", 1, max_abs=0.9, psnr_db=3.0, tensor_on_cpu={"DFT": 1})
+    for within in (False, True):
+        report = MatrixReport(fingerprint(), "cuda", FULL, 5, [replace(bad, within=within)])
+        bars = {bar: state for bar, state, _ in report.bars()}
+        assert bars["fp32 >= 80 dB and <= 0.001 max abs, gates equal"] is within
+        assert bars["no tensor operator on the CPU"] is False
+        assert not report.passed
+
+
+def test_a_row_belongs_to_its_device_and_tile(tmp_path: Path) -> None:
+    from clusir.export.cuda.matrix import _belongs, _Log
+    from clusir.export.cuda.plan import FULL, MatrixRow
+
+    row = MatrixRow("tiny", "ort", "dense", "static", "fp32", 1, device="cpu", tile_px=64)
+    log = _Log(tmp_path / "rows.jsonl")
+    log.finish(row)
+    log = _Log(tmp_path / "rows.jsonl")
+    assert not log.lacks(row)
+    for other in (replace(row, device="cuda"), replace(row, tile_px=256), replace(row, checkpoint="1")):
+        assert log.lacks(other)
+    assert _belongs(row, replace(FULL, tile_px=64), "cpu")
+    assert not _belongs(row, FULL, "cpu")
+    assert not _belongs(row, replace(FULL, tile_px=64), "cuda")
+
+
+def test_pytorch_is_left_as_it_was() -> None:
+    import torch
+
+    from clusir.export.cuda.engines import exact_kernels
+
+    def state() -> tuple[bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+    before = state()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        with exact_kernels():
+            assert state() == (False, False, True)
+        assert state() == (True, True, before[2])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clusir.errors import ExportError, UnsupportedModelError, UsageError, ValidationError
+from clusir.export.experts.join import JoinGates
 from clusir.export.experts.registry import (
     DensifyRegistered,
     clear_registry,
@@ -25,7 +26,7 @@ from clusir.export.module import _write, export_module
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.subjects.checks import reference
 from clusir.export.trace.program import trace_module
-from clusir.export.validate.foreign import probes, validate
+from clusir.export.validate.foreign import ModuleCheck, probes, validate
 from clusir.runtimes import open_runner
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -161,13 +162,15 @@ def test_a_forced_expert_that_differs_is_caught(tmp_path: Path) -> None:
     blocks = dense_blocks(dense)
     traced = trace_module(dense, probes(1, 3, 16, 20))
     model, gates = _write(traced, "auto")
-    model = AttachMetadata(ModelSpec(size=SizeRequirements(1, 1))).apply(model).model
-    check = {"channels": 3, "batch": None, "backends": ["ort"]}
-    assert validate(model, dense, dense, [(16, 20)], gates, **check)  # type: ignore[arg-type]
+    model = JoinGates(gates).apply(AttachMetadata(ModelSpec(size=SizeRequirements(1, 1))).apply(model).model).model
+    given = ModuleCheck(dense, dense, [(16, 20)], gates)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert validate(tmp_path / "model.onnx", given)
     weight = next(t for t in model.graph.initializer if "experts.2.weight" in t.name)
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.5, weight.name))
+    onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValidationError, match="experts forced to"):
-        validate(model, dense, dense, [(16, 20)], gates, **check)  # type: ignore[arg-type]
+        validate(tmp_path / "model.onnx", given)
     assert len(blocks) == 1
 
 

@@ -8,12 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from clusir.errors import UsageError
 from clusir.export.trace.writer import write_onnx
-from clusir.export.validate.bisect import bisect, bisect_values, relative_error
+from clusir.export.validate.bisect import bisect, bisect_values, difference
 from clusir.export.validate.bisect_torch import bisect_module
 
 
@@ -70,11 +70,11 @@ def test_the_first_of_several_in_the_order_of_computation(routed: Any, feeds: di
 
 def test_values_that_are_not_finite_or_have_another_shape_diverge() -> None:
     one = np.ones(3, np.float32)
-    assert relative_error(one, np.array([1, np.nan, 1], np.float32)) == np.inf
-    assert relative_error(one, np.ones(4, np.float32)) == np.inf
-    assert relative_error(np.zeros(3, np.float32), one) == np.inf
-    assert relative_error(np.zeros(3, np.float32), np.zeros(3, np.float32)) == 0.0
-    assert relative_error(2 * one, 3 * one) == pytest.approx(0.5)
+    assert difference(one, np.array([1, np.nan, 1], np.float32)).relative == np.inf
+    assert difference(one, np.ones(4, np.float32)).relative == np.inf
+    assert difference(np.zeros(3, np.float32), one).relative == np.inf
+    assert difference(np.zeros(3, np.float32), np.zeros(3, np.float32)).relative == 0.0
+    assert difference(2 * one, 3 * one).relative == pytest.approx(0.5)
 
 
 def test_requests_that_make_no_sense_are_refused(routed: Any, feeds: dict[str, np.ndarray]) -> None:
@@ -112,3 +112,77 @@ def test_a_network_against_its_file_blames_the_layer_that_changed(tmp_path: Path
     assert (tmp_path / "b.onnx").is_file()
     with pytest.raises(UsageError, match="share no layer by name"):
         bisect_module(nn.Sequential(nn.ReLU()), model, feeds, 1e-4)
+
+
+class Twins(nn.Module):
+    """Two layers whose names end alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 3, 3, padding=1)
+        self.body = nn.Module()
+        self.body.head = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.body.head(image)))
+        return out
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.model(image)
+        return out
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_layers_whose_names_end_alike_are_not_mixed_up(wrapped: bool) -> None:
+    torch.manual_seed(0)
+    network = Twins().eval()
+    source = Wrapped(network) if wrapped else network
+    model = write_onnx(source, (torch.rand(2, 3, 16, 16),), ["image"], ["restored"], dynamic_size=False)
+    found = bisect_module(network, model, {"image": torch.rand(1, 3, 16, 16).numpy()}, 1e-4)
+    assert (found.found, found.aligned) == (False, 2)
+
+
+def masked(value: float) -> onnx.ModelProto:
+    """A graph with infinities, NaN, an empty tensor and random numbers inside."""
+    nodes = [
+        helper.make_node("Mul", ["image", "mask"], ["masked"]),
+        helper.make_node("Slice", ["image", "zero", "zero"], ["empty"]),
+        helper.make_node("Sqrt", ["below"], ["nan"]),
+        helper.make_node("RandomUniformLike", ["image"], ["noise"]),
+        helper.make_node("Add", ["image", "value"], ["restored"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in ("image", "restored")]
+    constants = {"mask": -np.inf, "below": -1.0, "value": value}
+    tensors = [numpy_helper.from_array(np.array([v], np.float32), n) for n, v in constants.items()]
+    tensors.append(numpy_helper.from_array(np.array([0], np.int64), "zero"))
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_a_file_against_itself_differs_nowhere() -> None:
+    feeds = {"image": np.ones((1, 4), np.float32)}
+    same = bisect(masked(0.0), masked(0.0), feeds, 1e-6)
+    assert (same.found, same.relative) == (False, 0.0)
+    with pytest.raises(UsageError, match="is not a positive number"):
+        bisect(masked(0.0), masked(0.0), feeds, float("nan"))
+
+
+def test_infinities_that_both_have_are_no_difference(tmp_path: Path) -> None:
+    a, b = masked(0.0), masked(0.5)
+    for model in (a, b):
+        del model.graph.node[3]  # random numbers differ from run to run
+    found = bisect(a, b, {"image": np.ones((1, 4), np.float32)}, 1e-6)
+    assert found.tensor == "restored"
+
+
+def test_an_input_that_only_the_other_file_has_is_asked_for() -> None:
+    other = masked(0.0)
+    other.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    with pytest.raises(UsageError, match="no value was given for the graph input more"):
+        bisect(masked(0.0), other, {"image": np.ones((1, 4), np.float32)}, 1e-6)

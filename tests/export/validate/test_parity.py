@@ -12,10 +12,10 @@ from graphs_under_test import check_plain
 
 from clusir.errors import ValidationError
 from clusir.export.experts.dense import DensifyExperts
-from clusir.export.formats.bundle import Validation, validate_files
 from clusir.export.pipeline import GraphRecord
 from clusir.export.quantize.finetune import integer_convolutions
 from clusir.export.quantize.layers import load_graph
+from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import check_rows, parity_cases, reference_outputs
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
@@ -32,7 +32,7 @@ def paths(records: dict[str, GraphRecord]) -> list[Path]:
 
 def test_static_graphs_agree_with_pytorch(static_export: Export) -> None:
     model, records = static_export
-    rows = validate_files(model, paths(records), Validation(threads=THREADS))
+    rows = validate_files(model, paths(records), ParityPlan(threads=THREADS))
     check_rows(rows)
     assert {row.runner for row in rows} == {"ort:cpu", "openvino:cpu"}
     assert {row.size for row in rows} == {"64x64"}
@@ -84,7 +84,7 @@ def test_a_lost_expert_fails_validation(static_export: Export, tmp_path: Path) -
         node.input[:] = ["gate_kept" if name == "gate" else name for name in node.input]
     graph.graph.node.insert(0, onnx.helper.make_node("Mul", ["gate", "kept"], ["gate_kept"]))
     onnx.save(graph, tmp_path / "model.tile.onnx")
-    rows = validate_files(model, [tmp_path / "model.tile.onnx"], Validation(backends=("ort",), threads=THREADS))
+    rows = validate_files(model, [tmp_path / "model.tile.onnx"], ParityPlan(backends=("ort",), threads=THREADS))
     with pytest.raises(ValidationError, match=r"model\.tile\.onnx on ort:cpu disagrees"):
         check_rows(rows)
 
@@ -124,4 +124,4 @@ def test_shipped_files_come_from_the_shipped_checkpoint() -> None:
 def test_shipped_files_agree_with_pytorch() -> None:
     folder = checkpoint.shipped().parent
     files = [folder / f"tiny{suffix}" for suffix in (".onnx", ".tile.onnx", ".router.onnx")]
-    check_rows(validate_files(checkpoint.load(checkpoint.shipped()), files, Validation(threads=THREADS)))
+    check_rows(validate_files(checkpoint.load(checkpoint.shipped()), files, ParityPlan(threads=THREADS)))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from graphs_under_test import check_plain, shallow
 
-from clusir.export.formats.bundle import Validation, validate_files
 from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
-from clusir.export.validate.parity import check_rows, compare, parity_cases, reference_outputs
+from clusir.export.validate.files import ParityPlan, validate_files
+from clusir.export.validate.parity import check_rows, parity_cases, reference_outputs, run_case
 from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint
 from clusir.network.model import CONFIGS, ClusIR, ModelConfig
@@ -29,7 +29,9 @@ def whole_rows(model: ClusIR, path: Path, sizes: tuple[tuple[int, int], ...], ba
         with open_runner(path, backend, "cpu", THREADS) as runner:
             for case in parity_cases(sizes, batches, ("noise", "haze")):
                 feeds = {"image": case.image}
-                rows.append(compare(runner, feeds, reference_outputs(model, feeds), case, tolerance("fp32"), path.name))
+                rows.append(
+                    run_case(runner, feeds, reference_outputs(model, feeds), case, tolerance("fp32"), path.name)
+                )
     check_rows(rows)
 
 
@@ -37,7 +39,7 @@ def test_dynamic_graphs_agree_with_pytorch(dynamic_export: Export) -> None:
     """Every kind of damage at two sizes, and a large one with two kinds; everything at all three with CLUSIR_FULL."""
     model, records = dynamic_export
     full = "CLUSIR_FULL" in os.environ
-    plan = Validation() if full else Validation(sizes=((64, 64), (96, 160)), batches=(1,), threads=THREADS)
+    plan = ParityPlan() if full else ParityPlan(sizes=((64, 64), (96, 160)), batches=(1,), threads=THREADS)
     rows = validate_files(model, [record.path for record in records.values()], plan)
     check_rows(rows)
     assert {row.size for row in rows} == {f"{h}x{w}" for h, w in plan.sizes}

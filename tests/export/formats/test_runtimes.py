@@ -1,0 +1,98 @@
+"""What is written for other runtimes is compared in them: no NaN passes, and nothing of the process is left changed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from standin_bundle import GOLDEN, GRAPHS, Edit, constant_nan, spec_of
+
+from clusir.errors import ValidationError
+from clusir.export.formats import executorch, ort_mobile
+from clusir.export.formats.ort_mobile import _quiet
+from clusir.export.trace.forms import GRAPHS as FORMS
+
+
+@pytest.mark.parametrize("graph", list(GRAPHS))
+def test_an_ort_file_is_compared_in_every_output(tmp_path: Path, graph: str) -> None:
+    good = GOLDEN / GRAPHS[graph]
+    spec = spec_of(good)
+    assert ort_mobile._compare(good, good, spec) == 0.0
+    spoilt = tmp_path / "spoilt.onnx"
+    outputs = {"whole": ("restored", "posterior", "gate"), "tile": ("restored",)}
+    for name in outputs.get(graph, ("posterior", "expert_probability", "statistics")):
+        for kind, value in (("Add", 0.01), ("Mul", float("nan"))):
+            shutil.copy(good, spoilt)
+            Edit(spoilt).output(name, kind, value)
+            with pytest.raises(ValidationError, match=rf"^spoilt\.onnx against {good.name}: output {name}"):
+                ort_mobile._compare(good, spoilt, spec)
+    shutil.copy(good, spoilt)
+    constant_nan(spoilt)
+    with pytest.raises(ValidationError, match="not finite"):
+        ort_mobile._compare(good, spoilt, spec)
+
+
+def test_the_level_of_logging_is_the_callers_again() -> None:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with _quiet():
+            assert logging.root.manager.disable == logging.CRITICAL
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(before)
+    with _quiet():
+        assert logging.root.manager.disable >= logging.WARNING
+    assert logging.root.manager.disable == before
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda a: a, ""),
+        (lambda a: [a[0], a[1] * NAN, a[2]], "output posterior: its values are not finite"),
+        (lambda a: [a[0] * NAN, a[1], a[2]], "output restored"),
+        (lambda a: [a[0], a[1], a[2] * NAN], "output gate"),
+        (lambda a: [a[0] + 2e-4, a[1], a[2]], "output restored: differs by 0.0002"),
+        (lambda a: [a[0], a[1], a[2][:, :1]], "output gate: its shape"),
+        (lambda a: a[:2], "it has 2 outputs, 3 are expected"),
+        (lambda a: [], "it has 0 outputs"),
+    ],
+)
+def test_an_executorch_program_is_compared_in_every_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, why: str
+) -> None:
+    """With a runtime that answers what it is told to: the real one needs an environment of its own."""
+    answer = [torch.rand(1, 3, 4, 4), torch.rand(1, 4), torch.rand(1, 4)]
+
+    class Stub:
+        get = staticmethod(lambda: Stub)
+        load_program = staticmethod(lambda _: Stub)
+        load_method = staticmethod(lambda _: Stub)
+        execute = staticmethod(lambda _: spoil(answer))
+
+    for name in ("executorch", "executorch.runtime"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(sys.modules["executorch.runtime"], "Runtime", Stub, raising=False)
+
+    class Reference(torch.nn.Module):
+        def forward(self, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(answer)
+
+    def compare() -> float:
+        return executorch._compare(tmp_path / "x.pte", Reference(), (torch.rand(1),), FORMS["whole"], "x.pte")
+
+    if not why:
+        assert compare() == 0.0
+        return
+    with pytest.raises(ValidationError, match=why):
+        compare()

@@ -1,0 +1,154 @@
+"""What a precision costs, and which is recommended: NaN and infinities are losses; options act or are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from clusir.calibration.base import Sample
+from clusir.errors import BudgetError, UsageError
+from clusir.export.precision.advice import Timing, advise
+from clusir.export.precision.frontier import BudgetConfig
+from clusir.export.precision.loss import QualityLoss, compare_quality, measure_quality
+from clusir.export.quantize import float16
+from clusir.export.quantize.float16 import convert_fp16
+from clusir.export.quantize.steps import QuantizeConfig, Quantizer
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "c"])))
+def test_a_loss_that_is_no_number_is_the_worst_in_any_order(order: tuple[str, ...]) -> None:
+    drops = {"a": NAN, "b": 0.01, "c": 0.02}
+    loss = QualityLoss({kind: drops[kind] for kind in order}, 40.0)
+    assert (loss.worst, loss.worst_db, loss.mean_db) == ("a", INF, INF)
+    assert not BudgetConfig(max_drop_db=0.1).holds(loss)
+    assert not BudgetConfig(mean_drop_db=0.1).holds(loss)
+    fine = QualityLoss({"b": 0.01, "c": 0.02}, 40.0)
+    assert (fine.worst, fine.worst_db) == ("c", 0.02)
+    assert BudgetConfig(max_drop_db=0.02, mean_drop_db=0.015).holds(fine)
+    assert not BudgetConfig(max_drop_db=0.019).holds(fine)
+
+
+def loss_of(spoil: Any) -> QualityLoss:
+    """The loss of a restored picture of a white wall, 0.1 too dark, that ``spoil`` changes."""
+    wall = np.ones((1, 3, 4, 4), np.float32)
+    sample = Sample(0, "x", "noise", wall * np.float32(0.5), wall)
+    base, other = (measure_quality(lambda _, r=r: (r, None), [sample]) for r in (wall * np.float32(0.9), spoil(wall)))
+    return compare_quality(base, other)
+
+
+def one_pixel(value: float) -> Any:
+    def spoil(wall: np.ndarray) -> np.ndarray:
+        restored = wall * np.float32(0.9)
+        restored[0, 1, 2, 3] = value
+        return restored
+
+    return spoil
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_a_picture_that_is_not_finite_loses_infinitely_much(value: float) -> None:
+    for spoil in (one_pixel(value), lambda wall: np.full_like(wall, value)):
+        loss = loss_of(spoil)
+        assert loss.drop_db == {"noise": INF}
+        assert loss.agreement_db == -INF
+        assert not BudgetConfig(max_drop_db=100.0).holds(loss)
+
+
+def test_finite_losses_are_differences_of_psnr() -> None:
+    assert loss_of(lambda wall: wall * np.float32(0.9)).drop_db["noise"] == 0.0
+    assert loss_of(lambda wall: wall * np.float32(0.8)).drop_db["noise"] == pytest.approx(20 * math.log10(2), abs=1e-4)
+    assert loss_of(lambda wall: wall * np.float32(0.95)).drop_db["noise"] == pytest.approx(-6.02, abs=0.01)
+    assert loss_of(lambda wall: wall).drop_db["noise"] == 0.0  # perfect
+    assert loss_of(lambda wall: wall * 2).drop_db["noise"] == 0.0  # clipped, as it is shown
+
+
+def timings(**ms: float) -> list[Timing]:
+    return [Timing("ort", variant, value, value, 3) for variant, value in ms.items()]
+
+
+def losses(**drop: float) -> dict[tuple[str, str], QualityLoss]:
+    return {("ort", variant): QualityLoss({"noise": 0.0, "haze": value}, 40.0) for variant, value in drop.items()}
+
+
+@pytest.mark.parametrize("lost", [INF, NAN, 5.0, 1.01])
+def test_a_variant_that_spoils_the_picture_is_not_recommended(lost: float) -> None:
+    found = advise(timings(fp32=10, int8=5), losses(int8=lost))[0]
+    assert (found.variant, found.speedup) == ("fp32", 1.0)
+    assert "use fp32" in found.sentence
+    assert "INT8 2.00x at the cost of" in found.sentence
+    best = advise(timings(fp32=10, int8=5, fp16=8), losses(int8=lost, fp16=0.001))[0]
+    assert (best.variant, best.speedup) == ("fp16", 1.25)
+
+
+def test_the_fastest_that_keeps_the_picture_is_recommended() -> None:
+    found = advise(timings(fp32=10, int8=5, fp16=8), losses(int8=0.1, fp16=0.0))[0]
+    assert (found.variant, found.speedup) == ("int8", 2.0)
+    assert "2.00x faster" in found.sentence
+    assert advise(timings(fp32=10, int8=9.5), losses(int8=0.0))[0].variant == "fp32"
+    assert advise(timings(fp32=10, int8=5), {})[0].variant == "fp32"  # nothing was measured
+
+
+def test_float16_that_disagrees_is_not_written(routed: Any, tmp_path: Path) -> None:
+    feeds = routed.calibration().feeds[:1]
+    for reached in (40.0, NAN, -INF):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(float16, "_agreement", lambda *_, reached=reached: reached)
+            with pytest.raises(BudgetError, match="nothing is written"):
+                convert_fp16(routed.whole, tmp_path / "half.onnx", feeds)
+    assert list(tmp_path.iterdir()) == []
+    agreement = convert_fp16(routed.whole, tmp_path / "half.onnx", feeds).agreement_db
+    assert agreement is not None
+    assert 60 < agreement < math.inf
+
+
+def test_what_is_recorded_of_the_quantiser_is_what_acts(routed: Any) -> None:
+    quantizer = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(residuals=True, least_squares=False))
+    assert quantizer.config.scale_outputs is False
+    model = quantizer.build()
+    notes = json.loads(next(p.value for p in model.metadata_props if p.key == "clusir.quantisation"))
+    assert (notes["residuals"], notes["scale_outputs"]) == (True, False)
+    assert quantizer.report(model, {}).config["scale_outputs"] is False
+    assert Quantizer(routed.whole, routed.calibration()).config == QuantizeConfig()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"clipping": "minmax"}, {"per_channel": False}, {"compact": False}, {"residuals": True}, {"least_squares": False},
+     {"bias_correction": False}, {"scale_outputs": False}, {"scale_inputs": False}],
+    ids=str,
+)  # fmt: skip
+def test_nncf_refuses_what_it_does_not_take(routed: Any, tmp_path: Path, option: dict[str, Any]) -> None:
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    from clusir.export.precision.nncf import quantize_nncf
+
+    with pytest.raises(UsageError, match=f"engine nncf does not take {next(iter(option))}="):
+        quantize_nncf(routed.whole, tmp_path / "x.onnx", routed.calibration(), QuantizeConfig(**option))
+
+
+def test_nncf_records_what_acts_and_is_right_on_every_cpu(
+    routed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    from clusir.export.precision import nncf
+
+    checked: list[onnx.ModelProto] = []
+    monkeypatch.setattr(nncf, "check_pair_sums", checked.append)
+    out = tmp_path / "x.onnx"
+    report = nncf.quantize_nncf(routed.whole, out, routed.calibration(), QuantizeConfig(manifest_sha256="7" * 64))
+    acting = {
+        name: asdict(QuantizeConfig())[name] for name in ("reduce_range", "dense_only", "exact_routing", "equalise")
+    }
+    assert report.config == acting | {"manifest_sha256": "7" * 64}
+    properties = {p.key: p.value for p in onnx.load(out).metadata_props}
+    assert json.loads(properties["clusir.quantisation"]) == {"engine": "nncf"} | report.config
+    assert len(checked) == 1
