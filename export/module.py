@@ -41,7 +41,7 @@ from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.feeds import random_feeds
-from clusir.export.validate.foreign import ModuleCheck, ModuleRow, probes, validate
+from clusir.export.validate.foreign import ModuleCheck, ModuleRow, probes, validate, warnings_of
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
 from clusir.runtimes.images.atomic import whole_file
@@ -185,18 +185,6 @@ def verify_module(
             ModuleCheck(subject.user, subject.fresh_dense(), sizes, gates, spec.channels, batch, tuple(runtimes)),
         )
     return rows, warnings_of(rows)
-
-
-def warnings_of(rows: Sequence[ModuleRow]) -> tuple[str, ...]:
-    """One sentence where a comparison needed more than the table allows."""
-    wide = [row for row in rows if row.rounding]
-    if not wide:
-        return ()
-    worst = max(wide, key=lambda row: row.error)
-    return (
-        f"{len(wide)} of {len(rows)} comparisons differ by more than the table allows, by up to {worst.error:.2g} "
-        f"({worst.what}): the model is ill-conditioned, rounding alone moves its own answer by {worst.rounding:.2g}",
-    )
 
 
 def _check_options(options: ModuleOptions) -> None:

@@ -22,7 +22,16 @@ from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
 
-__all__ = ["ModuleCheck", "ModuleRow", "compare_answers", "forced_copy", "plain_pictures", "probes", "validate"]
+__all__ = [
+    "ModuleCheck",
+    "ModuleRow",
+    "compare_answers",
+    "forced_copy",
+    "plain_pictures",
+    "probes",
+    "validate",
+    "warnings_of",
+]
 
 
 # Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
@@ -283,3 +292,15 @@ def _forced(path: Path, given: ModuleCheck) -> list[ModuleRow]:
                     found = check(compare({"restored": want}, got, tolerance("brought")), f"{backend}, {what}")
                     rows.append(ModuleRow(backend, what, found.max_abs, found.count))
     return rows
+
+
+def warnings_of(rows: Sequence[ModuleRow]) -> tuple[str, ...]:
+    """One sentence where a comparison needed more than the table allows."""
+    wide = [row for row in rows if row.rounding]
+    if not wide:
+        return ()
+    worst = max(wide, key=lambda row: row.error)
+    return (
+        f"{len(wide)} of {len(rows)} comparisons differ by more than the table allows, by up to {worst.error:.2g} "
+        f"({worst.what}): the model is ill-conditioned, rounding alone moves its own answer by {worst.rounding:.2g}",
+    )
