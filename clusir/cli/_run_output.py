@@ -44,7 +44,8 @@ class RunOutput:
         self._progress: Any = None
         self._task: Any = None
         self._out, self._err = Printer(err=to_stderr), Printer(err=True)
-        if sys.stderr.isatty() and not (self._json or self._quiet or options["watch"]) and total > 1:
+        watched = sys.stderr is not None and sys.stderr.isatty()
+        if watched and not (self._json or self._quiet or options["watch"]) and total > 1:
             self._start_progress(total)
 
     @property
@@ -150,6 +151,8 @@ class RunOutput:
         from clusir.runtimes.images.names import printable
         from clusir.runtimes.restore.explain import explain_lines
 
+        if self._out.stream() is None:
+            return
         routing = outcome.work.routing
         lines = [escape(printable(self._named(outcome.job.name)))]
         if routing is not None:

@@ -72,6 +72,9 @@ def _check(inputs: tuple[str, ...], output: str, options: Mapping[str, Any]) -> 
         raise UsageError(f"output -: --compare needs a file beside which it can write; {_STDOUT} is none")
     if output == "-" and options["as_json"]:
         raise UsageError(f"output -: {_STDOUT} takes the picture, and --json wants it as well; name a file with -o")
+    for stream, name, used in ((sys.stdin, _STDIN, "-" in inputs), (sys.stdout, _STDOUT, output == "-")):
+        if used and stream is None:
+            raise UsageError(f"{which}: {name} is closed")
     if "-" in inputs and sys.stdin.isatty():
         raise UsageError(f"input -: {_STDIN} is a terminal; send a picture into it")
     if output == "-" and sys.stdout.isatty():

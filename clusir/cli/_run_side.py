@@ -19,6 +19,7 @@ class Side:
     def __init__(self, restorer: Restorer, report: bool, budget_mb: float) -> None:
         self._spec = restorer.spec
         self._report: Any = _open_report(restorer, budget_mb) if report else None
+        self._most_private: tuple[int, Path] | None = None
 
     def wanted(self, job: Job, done: bool) -> bool:
         """Whether the pictures before and after are needed. Of what is ``done``, the comparison may be there."""
@@ -46,6 +47,7 @@ class Side:
             return
         from clusir.runtimes.restore.explain import routing_levels
 
+        self._note_permissions(job.source)
         times = {"decode": outcome.decode_s, "infer": outcome.work.infer_s, "encode": outcome.encode_s}
         notes = list(outcome.info.notes) if outcome.info else []
         notes += ["done before"] if outcome.status == "skipped" else []
@@ -62,7 +64,16 @@ class Side:
     def write(self, path: str | None) -> None:
         """The report's page. Raises ImageError where it cannot be written."""
         if self._report is not None and path is not None:
-            self._report.write(path)
+            self._report.write(path, self._most_private[1] if self._most_private else None)
+
+    def _note_permissions(self, source: Path) -> None:
+        """The page shows every picture, so it is no more open than the most private of them."""
+        try:
+            mode = source.stat().st_mode & 0o066
+        except OSError:
+            return
+        if self._most_private is None or mode.bit_count() < self._most_private[0]:
+            self._most_private = mode.bit_count(), source
 
 
 def _is_current(comparison: Path, target: Path) -> bool:

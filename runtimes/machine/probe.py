@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.runtimes.runners.quiet import import_openvino
+
 __all__ = ["PROBE_MODEL", "Probe", "expected_output", "list_devices", "probe"]
 
 # y = Relu(Conv(x, w)): x and y float32 [1,1,4,4], w = 0..8 as a 3x3 kernel, padding 1, opset 18. The onnx package is
@@ -66,8 +68,7 @@ def _run_ort(provider: str) -> tuple[NDArray[np.float32], str, str]:
 
 
 def _run_openvino(device: str) -> tuple[NDArray[np.float32], str, str]:
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(PROBE_MODEL), device)
     output = np.asarray(compiled({"x": _INPUT})[0])
@@ -88,9 +89,7 @@ def _list(backend: str) -> list[str]:
 
         return list(ort.get_available_providers())
     if backend == "openvino":
-        import openvino
-
-        return list(openvino.Core().available_devices)
+        return list(import_openvino().Core().available_devices)
     import torch  # as in _run_torch
 
     return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

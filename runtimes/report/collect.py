@@ -150,12 +150,13 @@ class ReportWriter:
             pairs.append(Pair(data_uri(crops[0], 95), data_uri(crops[1], 95), w, h, caption, True))
         return tuple(pairs)
 
-    def write(self, path: str | Path) -> Path:
-        """Write the page to ``path``, whole or not at all. Raises ImageError where it cannot be written."""
+    def write(self, path: str | Path, like: Path | None = None) -> Path:
+        """Write the page to ``path``, whole or not at all, no more open to others than ``like``. Raises ImageError
+        where it cannot be written."""
         from clusir.runtimes.report.html import render
 
         path = Path(path)
         with self._lock:
             text = render(self.title, self.facts, sorted(self.entries, key=lambda e: e.name), self.totals, self.footer)
         page = as_text(text).encode("utf-8")  # a file name may hold bytes that are no text
-        return write_whole(path, lambda stream: stream.write(page), "report")
+        return write_whole(path, lambda stream: stream.write(page), "report", like)

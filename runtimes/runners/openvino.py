@@ -23,6 +23,7 @@ from clusir.names import INPUTS, OUTPUTS, install_line
 from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.feeds import check_feeds
+from clusir.runtimes.runners.quiet import import_openvino
 from clusir.spec import ModelSpec
 
 __all__ = ["OpenVinoRunner", "cache_dir"]
@@ -54,7 +55,7 @@ class OpenVinoRunner:
 
     def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
         try:
-            import openvino as ov
+            ov = import_openvino()
         except ImportError as error:
             raise BackendError(
                 f"backend openvino: openvino cannot be imported ({error}); install it with: {install_line('openvino')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from clusir.cli.run import main
+from clusir.runtimes.images.files import save_picture
+from clusir.runtimes.images.picture import PictureInfo
 from clusir.spec import ModelSpec
 from tests import needs
 
@@ -54,9 +57,11 @@ def flat(path: Path, value: int, size: tuple[int, int] = (64, 48)) -> Path:
     return path
 
 
-def wait_for_partial(folder: Path, process: subprocess.Popen[Any]) -> None:
+def hold_while_writing(folder: Path, process: subprocess.Popen[Any]) -> None:
+    """Halt a run when a half-written picture is there; ``SIGCONT`` lets it go on."""
     while process.poll() is None:
         if folder.is_dir() and any("partial" in name for name in os.listdir(folder)):
+            process.send_signal(signal.SIGSTOP)
             return
         time.sleep(0.002)
     raise AssertionError("the run was over before a half-written picture was seen")
@@ -200,9 +205,10 @@ def test_an_input_that_is_replaced_while_it_is_restored_is_done_again(model: str
     flat(tmp_path / "new.png", 200, (1000, 900))
     arguments = [*COMMAND, str(source.parent), "-o", str(out), "--model", model]
     first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_partial(out, first)
+    hold_while_writing(out, first)
     source.write_bytes((tmp_path / "new.png").read_bytes())
-    first.wait()
+    first.send_signal(signal.SIGCONT)
+    first.wait(120)
     second = run(source.parent, "-o", out, "--model", model)
     assert second.stdout.startswith("1 restored"), second
     with Image.open(out / "a.png") as image:
@@ -392,9 +398,10 @@ def test_two_machines_write_to_one_folder(model: str, tmp_path: Path) -> None:
     photo(tmp_path / "small" / "other.png")
     out = tmp_path / "out"
     first = subprocess.Popen([*COMMAND, str(tmp_path / "big"), "-o", str(out), "--model", model])
-    wait_for_partial(out, first)
+    hold_while_writing(out, first)
     other = ["unshare", "-p", "-f", "--mount-proc", *COMMAND, str(tmp_path / "small"), "-o", str(out), "--model", model]
     second = subprocess.run(other, capture_output=True, timeout=120)
+    first.send_signal(signal.SIGCONT)
     assert (first.wait(120), second.returncode) == (0, 0), second.stderr
     assert tree(out) == ["big.png", "other.png"]
     assert run(tmp_path / "big", "-o", out, "--model", model).stdout.startswith("0 restored, 1 skipped")
@@ -403,5 +410,37 @@ def test_two_machines_write_to_one_folder(model: str, tmp_path: Path) -> None:
 def test_private_pictures_stay_private(model: str, tmp_path: Path) -> None:
     source = photo(tmp_path / "in" / "a.png")
     source.chmod(0o600)
-    assert run(source.parent, "-o", tmp_path / "out", "--model", model, "--compare", umask=0o022).returncode == 0
+    photo(tmp_path / "in" / "open.png")
+    arguments = (source.parent, "-o", tmp_path / "out", "--model", model, "--compare", "--report", tmp_path / "r.html")
+    assert run(*arguments, umask=0o022).returncode == 0
+    assert (tmp_path / "r.html").stat().st_mode & 0o777 == 0o600  # it shows the private one too
+    assert (tmp_path / "out" / "open.png").stat().st_mode & 0o777 == 0o644
     assert [(tmp_path / "out" / n).stat().st_mode & 0o777 for n in ("a.png", "a.compare.jpg")] == [0o600, 0o600]
+
+
+def test_a_journal_of_an_earlier_version_is_said(model: str, tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".clusir-journal.jsonl").write_text('{"target": "a.png"}\n')
+    first, second = (run(tmp_path / "in", "-o", tmp_path / "out", "--model", model) for _ in range(2))
+    assert first.stderr.startswith("note: ")
+    assert "an earlier version is not read" in first.stderr
+    assert (second.returncode, second.stderr) == (0, "")
+
+
+def test_comparisons_and_reports_count_as_memory(model: str, tmp_path: Path) -> None:
+    """Before and after of 16 bit, both in 8 bit, the sheet and its encoding: 350 MB more where unbounded."""
+    info = PictureInfo("PNG", 3600, 3600, 3, np.dtype(np.uint16))
+    row = np.arange(3600 * 3, dtype=np.uint16).reshape(1, 3600, 3)
+    save_picture(tmp_path / "a.png", (row.repeat(100, axis=0) for _ in range(36)), info)
+    code = (
+        "import resource, subprocess, sys\nassert subprocess.run(sys.argv[1:]).returncode == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    arguments = [tmp_path / "a.png", "-o", tmp_path / "o.png", "--model", model, "--max-memory", "360M", "-q"]
+    looks = ["--compare", "--report", tmp_path / "r.html"]
+    command = [sys.executable, "-c", code, *COMMAND, *map(str, [*arguments, *looks])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 360 << 20
+    with Image.open(tmp_path / "o.compare.jpg") as image:
+        assert image.width > 1000  # every second or third pixel, not none

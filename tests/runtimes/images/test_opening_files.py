@@ -57,7 +57,13 @@ def test_a_run_writes_no_identifier_into_the_home_folder(tmp_path: Path) -> None
         "import sys, numpy\nfrom clusir.runtimes import Restorer\n"
         "Restorer(sys.argv[1], backend='ort').restore(numpy.zeros((8, 8, 3), numpy.uint8))"
     )
-    for command in (["-c", script, str(model)], ["-m", "clusir.runtimes.machine.probe", "ort"]):
+    environment["CLUSIR_CACHE"] = "off"  # OpenVINO's compiled models, which are documented
+    for command in (
+        ["-c", script, str(model)],
+        ["-c", script.replace("'ort'", "'openvino'"), str(model)],
+        ["-m", "clusir.runtimes.machine.probe", "ort"],
+        ["-m", "clusir.runtimes.machine.probe", "openvino"],
+    ):
         home = tmp_path / "home"
         home.mkdir()
         subprocess.run([sys.executable, *command], check=True, env=environment | {"HOME": str(home)}, cwd=tmp_path,
