@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clusir.errors import BackendError, ExportError
 from clusir.runtimes.runners.metadata import read_metadata
+from clusir.runtimes.runners.quiet import import_openvino
 
 __all__ = ["write_openvino"]
 
@@ -18,7 +19,7 @@ def write_openvino(models: Sequence[Path], folder: Path) -> list[Path]:
     where OpenVINO is not installed, ExportError where it refuses a graph.
     """
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise BackendError(
             f"--openvino: openvino cannot be imported ({error}); install it with: pip install 'clusir[openvino]'"
