@@ -48,8 +48,8 @@ def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tup
     """The cluster report of the first model named (or the shipped one), and what it was measured on.
 
     Centre crops of the size that the model takes (its tile's, where it takes any) of ``--limit`` photos, each with
-    every kind of damage at two random severities, through the model's own routing. Raises UsageError where the model
-    has no routers, or where the folder holds no photo of that size.
+    every kind of degradation at two random severities, through the model's own routing. Raises UsageError where the
+    model has no routers, or where the folder holds no photo of that size.
     """
     from clusir.errors import UsageError
     from clusir.quality.clusters import centre_crops, cluster_report

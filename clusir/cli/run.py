@@ -10,6 +10,7 @@ import click
 
 from clusir.cli._common import Printer, command
 from clusir.errors import InterruptedRun
+from clusir.names import BACKENDS, DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
     from clusir.cli._run_output import RunOutput
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\b
 Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
-3 the backend or device asked for is not there; 130 interrupted, run again to resume.
+3 the backend or device is not available; 130 interrupted, run again to resume.
 """
 _SMALL_BYTES = 2 << 30  # where half of it may not be there once the model is open
 _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
@@ -32,57 +33,59 @@ _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routi
 @click.argument("inputs", nargs=-1, metavar="IMAGE...")
 @click.option("-o", "--output", help="A file for one picture, otherwise a folder; - is standard output.  [required]")
 @click.option("--model", help="ONNX file, checkpoint, bundle folder or zip.  [default: the shipped model]")
-@click.option("--backend", type=click.Choice(["auto", "ort", "openvino", "torch"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Runtime.")
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice(DEVICES),
     default="auto",
     show_default=True,
-    help="A device that is named and not there is an error.",
+    help="auto: CUDA if it works. A device that is named and not available is an error.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: its own choice]")
-@click.option("--fallback", is_flag=True, help="Allow the CPU where the named device is not there.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Which file of the bundle.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: the runtime decides]")
+@click.option("--fallback", is_flag=True, help="Use the CPU if the device is not available.")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="Open NAME.fp16.onnx or NAME.int8.onnx beside the model."
+)
 @click.option(
     "--routing",
     type=click.Choice(["shared", "tile"]),
-    help="One routing for the whole picture, or each tile its own.  [default: shared where the model can]",
+    help="shared: choose experts once for the whole picture; tile: for each tile.  [default: shared if possible]",
 )
 @click.option(
     "--alpha",
     type=click.Choice(["keep", "process", "drop"]),
     default="keep",
     show_default=True,
-    help="Keep alpha bit-exact, restore it as well, or leave it out.",
+    help="Keep alpha bit-exact, restore it too, or leave it out.",
 )
 @click.option("--format", "suffix", metavar="SUFFIX", help="Write all pictures as this format, for example png.")
+@click.option("--recursive/--no-recursive", default=True, help="Also take pictures from subfolders.  [default: yes]")
+@click.option("--skip-existing", is_flag=True, help="Skip inputs whose output file exists.")
+@click.option("--no-resume", is_flag=True, help="Restore again what the journal in the output folder lists as done.")
+@click.option("--max-memory", metavar="SIZE", help="Largest resident memory of the process, for example 1500M.")
 @click.option(
-    "--recursive/--no-recursive", default=True, help="Look into folders inside folders.  [default: recursive]"
+    "--max-pixels", type=click.IntRange(1), default=1 << 29, show_default=True, help="Refuse larger pictures."
 )
-@click.option("--skip-existing", is_flag=True, help="Leave pictures alone that have an output, whatever it is.")
-@click.option("--no-resume", is_flag=True, help="Do again what the output folder's journal knows as done.")
-@click.option("--max-memory", metavar="SIZE", help="Bound on the resident memory, for example 1500M.")
-@click.option("--max-pixels", type=click.IntRange(1), default=1 << 29, show_default=True, help="Larger pictures fail.")
 @click.option("--compare", is_flag=True, help="Also write NAME.compare.jpg: before | after.")
-@click.option("--explain", is_flag=True, help="Print what the model recognised and which experts ran.")
-@click.option("--report", metavar="FILE", help="Write one self-contained HTML page.")
-@click.option("--watch", is_flag=True, help="Go on restoring what appears in the folders, until Ctrl-C.")
+@click.option("--explain", is_flag=True, help="Print which degradations were recognised, and which experts ran.")
+@click.option("--report", metavar="FILE", help="Write an HTML page with before and after.")
+@click.option("--watch", is_flag=True, help="Keep restoring what appears in the folders, until Ctrl-C.")
 @click.option(
     "--ray",
     is_flag=False,
     flag_value="local",
     metavar="[ADDRESS]",
-    help="Restore on a Ray cluster: auto, HOST:PORT, or without a value one of this machine.",
+    help="Restore on a Ray cluster: auto or HOST:PORT; without a value, on the processes of this machine.",
 )
-@click.option("--ray-workers", type=click.IntRange(1), help="Models open at a time.  [default: one per CPU or card]")
+@click.option("--ray-workers", type=click.IntRange(1), help="Models open at once.  [default: one per CPU or GPU]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture, and one for the summary.")
-@click.option("-q", "--quiet", is_flag=True, help="Only failures.")
+@click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 def main(inputs: tuple[str, ...], output: str | None, **options: Any) -> None:
     """Restore pictures: noise, blur, rain, haze, low light, JPEG artefacts, and mixtures of them.
 
     IMAGE is a file, a folder, a glob, or - for standard input. A folder goes to a folder with the same paths and
-    names. Size, bit depth, colour profile, EXIF, alpha and format are kept. An interrupted run goes on where it
-    stopped.
+    names. Size, bit depth, colour profile, EXIF, alpha and format are kept. Run the command again to resume an
+    interrupted run.
     """
     import warnings
 

@@ -1,6 +1,6 @@
 """What a person without a network would use: classical filters, run on the same pixels for comparison.
 
-Each baseline is told what damage it faces, and the noise level where there is one, which the network is not. HxWx3
+Each baseline is told what degradation it faces, and the noise level where there is one, which the network is not. HxWx3
 float32 in 0..1 in and out. scikit-image does the work; the dehazer is numpy, because no library here has one.
 """
 

@@ -1,7 +1,7 @@
 """What the clusters learned: purity, normalised mutual information, expert usage per degradation, and names.
 
-Labels appear here and nowhere in training: pictures get one known kind of damage, the routers say which cluster they
-see, and the two are compared.
+Labels appear here and nowhere in training: pictures get one known kind of degradation, the routers say which cluster
+they see, and the two are compared.
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ def cluster_report(
         for row, kind in enumerate(kinds):
             for draw in range(draws):
                 recipe = draw_recipe(np.random.default_rng([seed, index, zlib.crc32(kind.encode()), draw]), (kind,), 1)
-                damaged = recipe.apply(picture)
-                posteriors, gates = router(np.ascontiguousarray(damaged.transpose(2, 0, 1)[None]))
+                degraded = recipe.apply(picture)
+                posteriors, gates = router(np.ascontiguousarray(degraded.transpose(2, 0, 1)[None]))
                 if not clusters:
                     clusters = [np.zeros((len(kinds), p.shape[1])) for p in posteriors]
                     severities = [np.zeros((len(kinds), p.shape[1])) for p in posteriors]

@@ -1,6 +1,6 @@
 """Quality against ground truth: the standard protocol, one row per degradation, next to classical baselines.
 
-Protocol: clean RGB photos are damaged with seed 0, clipped and quantised to 8 bit; the restored picture is clipped and
+Protocol: clean RGB photos are degraded with seed 0, clipped and quantised to 8 bit; the restored picture is clipped and
 quantised too; PSNR and SSIM over RGB and the whole picture; the mean over photos. What restores is a function from
 picture to picture, for example :meth:`clusir.Restorer.restore`: tiles, backend and precision are its business.
 """
@@ -35,7 +35,7 @@ ROWS: tuple[str, ...] = (*PRESETS, *(f"{kind} (middle)" for kind in KINDS))
 
 @dataclass(frozen=True)
 class QualityRow:
-    """Means over ``pictures`` of one damage. PSNR in dB; ``baselines``: name -> {"psnr_db", "ssim"}."""
+    """Means over ``pictures`` of one degradation. PSNR in dB; ``baselines``: name -> {"psnr_db", "ssim"}."""
 
     name: str
     pictures: int
@@ -109,7 +109,8 @@ def read_picture(path: Path) -> Bytes:
 
 
 def make_recipe(row: str, seed: int, name: str) -> Recipe:
-    """The damage of the picture file ``name`` in ``row``; it depends on nothing else, so subsets give the same pixels.
+    """The degradation of the picture file ``name`` in ``row``; it depends on nothing else, so subsets give the same
+    pixels.
 
     Raises UsageError for a row that is not in ``ROWS``.
     """
@@ -160,10 +161,10 @@ def quality_table(
         figures: dict[str, list[tuple[float, float]]] = {}
         for path in paths:
             clean = read_picture(path)
-            damaged = make_recipe(row, plan.seed, path.name).apply(clean.astype(np.float32) / np.float32(255.0))
-            results = {"input": _to_bytes(damaged), "model": restore(_to_bytes(damaged))}
+            degraded = make_recipe(row, plan.seed, path.name).apply(clean.astype(np.float32) / np.float32(255.0))
+            results = {"input": _to_bytes(degraded), "model": restore(_to_bytes(degraded))}
             if plan.baselines:
-                results |= {name: _to_bytes(run(damaged)) for name, run in BASELINES.get(row, {}).items()}
+                results |= {name: _to_bytes(run(degraded)) for name, run in BASELINES.get(row, {}).items()}
             for name, picture in results.items():
                 figures.setdefault(name, []).append(_measure(picture, clean, plan.with_ssim))
             done += 1

@@ -105,7 +105,7 @@ class TrainConfig:
         if self.model not in CONFIGS:
             raise UsageError(f"no configuration named {self.model!r}; there are {', '.join(CONFIGS)}")
         if (self.steps > 0) == (self.seconds > 0):
-            raise UsageError("a run needs one budget: steps (--steps) or seconds (--time-budget), not both, not none")
+            raise UsageError("give exactly one of steps (--steps) and seconds (--time-budget)")
         if self.qat and CONFIGS[self.model].feed_forward != "conv":
             raise UsageError(
                 f"qat trains configurations of dense convolutions (tiny); {self.model} is quantised as it is"

@@ -15,8 +15,8 @@ __all__ = ["label_weights"]
 def label_weights(path: Path, photos: PhotoSet, crop_px: int, limit: int) -> ClusterReport | None:
     """Name the clusters of the checkpoint at ``path`` and store the names in it; None where no photo is large enough.
 
-    Every kind of damage at two severities on centre crops of ``limit`` photos. Training itself never sees these labels.
-    Beside the checkpoint: ``clusters.md``, ``clusters.json`` and ``clusters.svg``.
+    Every kind of degradation at two severities on centre crops of ``limit`` photos. Training itself never sees these
+    labels. Beside the checkpoint: ``clusters.md``, ``clusters.json`` and ``clusters.svg``.
     """
     crops = centre_crops(photos.photos, crop_px, limit)
     if not crops:

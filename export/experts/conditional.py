@@ -60,7 +60,7 @@ class BranchExperts(GraphPass):
             else:
                 left.add(waiting[0].node.output[0])
         if not moved:
-            return PassResult(model, False, ("no shape for the skipped result of an expert is known",))
+            return PassResult(model, False, ("experts not branched: their output shape could not be inferred",))
         drop_unused(graph)
         kept = f"; {len(left)} stay dense (the shape of a skipped result is not known)" if left else ""
         return PassResult(result, True, (f"{moved} experts run only where a sample chose them{kept}",))

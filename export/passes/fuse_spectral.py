@@ -200,7 +200,7 @@ def _permuted_mask(edit: GraphEdit, linear: LinearGraph, mask: str, rows: RealPl
             mirrored = np.take(array, -np.arange(rows.n) % rows.n, axis=-2)
             # Value by value: what follows may subtract the large ones and multiply what is left.
             if not (np.abs(mirrored - array) <= _ROUNDING * np.abs(array)).all():
-                raise Refused(f"the mask's constant {name} tells +f from -f of the height")
+                raise Refused(f"mask {name} is not symmetric in vertical frequency")
             array = np.take(array, rows.frequency, axis=-2)
         if array.ndim >= 1 and array.shape[-1] == bins and bins > 1:
             array = np.take(array, columns.frequency, axis=-1)

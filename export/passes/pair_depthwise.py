@@ -81,7 +81,9 @@ class PairDepthwise(GraphPass):
             edit.drop_unused()
             notes.append(f"{value}: {len(paired)} depthwise convolutions instead of {len(lanes)}")
         if not notes:
-            return PassResult(model, False, ("no depthwise convolutions side by side would fill blocks of channels",))
+            return PassResult(
+                model, False, ("no Split - depthwise Conv - Concat with fewer than 16 channels per Conv",)
+            )
         return PassResult(edit.model, True, tuple(notes))
 
 

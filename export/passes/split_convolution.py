@@ -42,7 +42,7 @@ class SplitConvolution(GraphPass):
             for conv in reversed(convs):
                 lanes = _cut(edit, conv, lanes, channels)
             parts_of.update(zip(split.output, lanes, strict=True))
-            notes.append(f"{len(channels)} lanes of {len(convs)} instead of a split of {split.input[0]}")
+            notes.append(f"Conv + Split {split.input[0]} became {len(channels) * len(convs)} Convs")
         if not notes:
             return PassResult(model, False, ("no convolution is only split",))
         edit.redirect_all(parts_of)

@@ -159,7 +159,7 @@ def search_budget(
     stopped = ""
     for entry in sorted(ranking, key=lambda s: (-trade(s), s.name)):
         if deadline.passed:
-            stopped = "Stopped by the time limit; the same command goes on from here."
+            stopped = "Stopped by the time limit; run the same command again to continue the search."
             break
         tried = float_layers | set(entry.layers)
         left = sum(layer.macs for layer in candidates if layer.name not in tried) / macs

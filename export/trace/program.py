@@ -124,7 +124,7 @@ def _explain(error: Exception) -> UnsupportedModelError:
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in reason or "data dependent" in reason:
         return UnsupportedModelError(
-            f"{line}: what runs here depends on the picture, a trace would keep one route: {_ADVICE}"
+            f"{line}: control flow depends on input values; torch.export would record one branch only: {_ADVICE}"
         )
     return UntraceableError(f"{line}: torch.export cannot trace this ({kind}: {reason[:200]})")
 

@@ -1,4 +1,4 @@
-"""What is installed, what really runs, and the exact line that mends what is broken. No runtime is imported here."""
+"""What is installed, what really runs, and the exact command that fixes what is broken. No runtime is imported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model's own account of a picture: which damage it recognised, and which experts it sent the picture to."""
+"""The model's own account of a picture: which degradations it recognised, and which experts it sent the picture to."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def explain_lines(
 ) -> list[str]:
     """The routing of one picture as lines of rich markup, for ``console.print``.
 
-    First the recognised damage over all levels; then per level the ``top`` clusters and every expert that ran, each
-    with a bar of ``width`` characters (``plain``: ASCII). Arguments as in :func:`routing_levels`. A model without
+    First the recognised degradations over all levels; then per level the ``top`` clusters and every expert that ran,
+    each with a bar of ``width`` characters (``plain``: ASCII). Arguments as in :func:`routing_levels`. A model without
     routing gives one line that says so.
     """
     levels = routing_levels(posterior, gate, spec)

@@ -184,8 +184,8 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({}, "one budget"),
-        ({"steps": 5, "seconds": 5.0}, "one budget"),
+        ({}, "exactly one of"),
+        ({"steps": 5, "seconds": 5.0}, "exactly one of"),
         ({"steps": 5, "model": "huge"}, "huge"),
         ({"steps": 5, "stages": [[0.0, 4, 30, 1]]}, "multiple of 16"),
         ({"steps": 5, "stages": [[0.0, 3, 32, 1]]}, "4 x quads"),
@@ -295,7 +295,7 @@ def test_the_command_trains_and_resumes_with_a_longer_budget(
         (["--steps", "1", "--threads", "0"], 2, "--threads 0"),
         (["--steps", "1", "--workers", "-1"], 2, "--workers -1"),
         (["--steps", "1", "--config", "missing.toml"], 2, "missing.toml"),
-        ([], 2, "one budget"),
+        ([], 2, "exactly one of"),
         (["--resume"], 2, "no training state"),
         (["--resume", "--start-from", "x.safetensors"], 2, "give one"),
     ],

@@ -107,7 +107,7 @@ def test_constant_mask_is_permuted_at_export() -> None:
 
 
 def test_filter_refuses_a_mask_that_tells_up_from_down() -> None:
-    refuse(FuseSpectralFilter(), SoftFilter(lopsided=True), (2, 4, 12, 12), "tells +f from -f")
+    refuse(FuseSpectralFilter(), SoftFilter(lopsided=True), (2, 4, 12, 12), "is not symmetric in vertical frequency")
 
 
 def test_filter_refuses_a_mask_made_of_the_spectrum() -> None:
