@@ -136,7 +136,9 @@ def _is_side_page(page: TiffPage) -> bool:
 
 def _described(page: TiffPage) -> TiffPicture:
     width, height, channels = int(page.imagewidth), int(page.imagelength), int(page.samplesperpixel)
-    photometric = _number(page, 262, GREY)
+    photometric = _number(page, 262, -1)
+    if photometric < 0:
+        raise ImageError("a TIFF without PhotometricInterpretation does not say what its numbers mean; save it anew")
     if photometric not in _COLOURS:
         name = _OTHER_PHOTOMETRIC.get(photometric, f"photometric interpretation {photometric}")
         raise ImageError(f"a TIFF of {name} is not restored; convert it to grey or RGB of 8 or 16 bit")

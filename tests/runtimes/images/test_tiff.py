@@ -195,6 +195,7 @@ def test_cmyk_by_its_profile(tmp_path: Path, bits: int, extra: tuple[int, ...]) 
     ("tags", "word"),
     [
         ({262: (3, [8])}, r"L\*a\*b"),
+        ({262: (3, [])}, "PhotometricInterpretation"),
         ({262: (3, [34892])}, "raw photo"),
         ({50706: (1, [1, 4, 0, 0])}, "raw photo"),
         ({258: (3, [8, 8, 5])}, "differ in depth"),
