@@ -18,8 +18,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 # Tensors of an exported graph; a graph has some of them. A brought model may call the picture and the result otherwise
 # (ModelSpec.input_name, output_name).
-INPUTS = ("image", "posterior", "gate", "statistics")
-OUTPUTS = ("restored", "posterior", "gate", "expert_probability", "statistics")
+INPUTS = ("image", "posterior", "gate", "statistics", "permissions")
+OUTPUTS = ("restored", "posterior", "gate", "expert_probability", "statistics", "evidence")
 
 # Which extra of this package brings a module.
 _EXTRAS = {

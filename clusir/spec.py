@@ -27,6 +27,7 @@ _GRAPHS = ("whole", "tile", "router")
 _MAX_TILE_PX = 4096  # a tile is held in memory several times over
 _MAX_LEVELS = 64
 _MAX_CLUSTERS = 4096
+_LEFT_OUT = ("statistics", "families", "evidence_thresholds")
 _MAX_TEXT = 1024  # characters
 _MAX_BOUND = 1e6
 _LEAST_WIDTH = 1e-3  # of a value range, and of its larger bound: less cannot be told apart in float32
@@ -67,6 +68,11 @@ class ModelSpec:
     routing: ``clusters`` and ``experts`` are empty. ``statistics`` is the length S of the pooled statistics [B, S]
     (``clusir.network.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without, and in a
     whole graph.
+
+    ``families`` names the families of degradations that may be mended or not (empty: the model cannot be told). Its
+    router graph then takes a second input, ``permissions`` [1, F] float32: 0..1 mends a family that far, and -p as far
+    as p where the picture's evidence for it reaches its ``evidence_thresholds``; whole and router graph give
+    ``evidence`` [B, F] in 0..1. A whole graph mends as if it were given -1 for all.
     """
 
     name: str = "clusir"
@@ -92,6 +98,8 @@ class ModelSpec:
     tolerances: Mapping[str, float] = field(default_factory=dict)
     statistics: int = 0
     scale: int = 1
+    families: tuple[str, ...] = ()
+    evidence_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         def refuse(what: str) -> None:
@@ -119,6 +127,7 @@ class ModelSpec:
             self.router_form,
             self.dft_form,
             *(label for level in self.cluster_labels for label in level),
+            *self.families,
         ):
             if len(text) > _MAX_TEXT:
                 refuse(f"{text[:20]!r}... is longer than {_MAX_TEXT} characters")
@@ -144,6 +153,12 @@ class ModelSpec:
             refuse(f"statistics {self.statistics} are not within 0..{MAX_STATISTICS}")
         if self.cluster_labels and tuple(map(len, self.cluster_labels)) != self.clusters:
             refuse("cluster labels do not match the clusters")
+        if len(set(self.families)) != len(self.families) or len(self.families) > _MAX_LEVELS:
+            refuse(f"families {self.families} are not at most {_MAX_LEVELS} different names")
+        if len(self.evidence_thresholds) != len(self.families):
+            refuse(f"evidence thresholds {self.evidence_thresholds} are not one for each of the families")
+        if any(not 0 <= threshold <= 1 for threshold in self.evidence_thresholds):
+            refuse(f"evidence thresholds {self.evidence_thresholds} are not within 0..1")
         if any(not 0 <= bound < math.inf for bound in self.tolerances.values()):
             refuse(f"tolerances {dict(self.tolerances)} are not finite numbers from 0 on")
 
@@ -153,9 +168,9 @@ class ModelSpec:
         return bool(self.clusters)
 
     def to_metadata(self) -> dict[str, str]:
-        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics`` where there are none;
-        ``scale`` is written, with spec version 2, where it is not 1."""
-        values = {k: v for k, v in asdict(self).items() if k != "statistics" or v}
+        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics``, ``families`` and their
+        thresholds where there are none; ``scale`` is written, with spec version 2, where it is not 1."""
+        values = {k: v for k, v in asdict(self).items() if k not in _LEFT_OUT or v}
         if self.scale == 1:
             del values["scale"]
         return {_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in values.items()}
@@ -234,6 +249,10 @@ def _coerce(key: str, value: Any) -> Any:
         return (_number(low), _number(high))
     if key in ("clusters", "experts"):
         return tuple(_integer(v) for v in _list(value))
+    if key == "families":
+        return tuple(_string(v) for v in _list(value))
+    if key == "evidence_thresholds":
+        return tuple(_number(v) for v in _list(value))
     if key == "cluster_labels":
         return tuple(tuple(_string(label) for label in _list(level)) for level in _list(value))
     if key == "tolerances":

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 from torch import nn
 
+from clusir.degrade.kinds import FAMILY_NAMES
 from clusir.errors import UsageError
 from clusir.export.base import Pass, PassRecord, Pipeline
 from clusir.export.experts.dense import DensifyExperts
@@ -119,6 +120,8 @@ def describe(model: ClusIR, config: ExportConfig, graph: str = "whole") -> Model
         top_k=model.config.top_k,
         cluster_labels=config.cluster_labels,
         statistics=0 if graph == "whole" else model.statistics_size(),
+        families=FAMILY_NAMES if model.evidence is not None else (),
+        evidence_thresholds=() if model.evidence is None else tuple(model.evidence.thresholds.tolist()),
     )
 
 
@@ -129,8 +132,8 @@ def build_graph(dense: ClusIR, form: GraphForm, config: ExportConfig) -> tuple[o
     written = write_onnx(
         form.build(dense),
         form.example(dense, size),
-        form.inputs,
-        form.outputs,
+        form.inputs(dense),
+        form.outputs(dense),
         dynamic_size=config.dynamic,
         dft=config.dft,
     )

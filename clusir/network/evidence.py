@@ -52,7 +52,12 @@ class TonalStatistics(nn.Module):
 
 
 class EvidenceHead(nn.Module):
-    """The probability of each family, Bx6 in 0..1, from Bx(TRACES+BANDS) statistics and the picture's tones."""
+    """The probability of each family, Bx6 in 0..1, from Bx(TRACES+BANDS) statistics and the picture's tones.
+
+    ``thresholds``, 6: the evidence from which on a family is mended unasked; 0 until they are calibrated.
+    """
+
+    thresholds: Tensor
 
     def __init__(self, hidden: int = 64) -> None:
         super().__init__()
@@ -61,6 +66,7 @@ class EvidenceHead(nn.Module):
             nn.Linear(TRACES + BANDS + TONES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
         self.say = nn.Linear(hidden, FAMILY_COUNT)
+        self.register_buffer("thresholds", torch.zeros(FAMILY_COUNT))
 
     def statistics(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         """What :meth:`judge` reads: ``seen`` (traces and oriented energies) and the tones of the picture."""
@@ -70,6 +76,11 @@ class EvidenceHead(nn.Module):
         """Log odds, Bx6."""
         odds: Tensor = self.say(self.read(statistics))
         return odds
+
+    def permit(self, permissions: Tensor, evidence: Tensor) -> Tensor:
+        """Permissions in 0..1 from those asked for: a negative one, -p, is p where there is evidence enough, else 0."""
+        sure = (evidence >= self.thresholds).to(evidence.dtype)
+        return torch.where(permissions < 0, -permissions * sure, permissions)
 
     def forward(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         return torch.sigmoid(self.judge(self.statistics(image, seen, pooled)))

@@ -185,13 +185,11 @@ class ClusIR(nn.Module):
         routing: tuple[tuple[Tensor, Tensor], ...] | None = None,
         pooled: PooledStatistics | None = None,
         permissions: Tensor | None = None,
-        thresholds: Tensor | None = None,
     ) -> Restoration:
         """``routing`` (posterior and gate of each level) and ``pooled`` that replays: what the tiles of a picture
-        share. ``permissions`` Bx6 in 0..1 (None: all 1) says which families may be mended, and how far;
-        ``thresholds`` Bx6 (None: all 0) takes the permission of each family with less evidence than that. Both are
-        for configurations with ``permissions`` and are not read where ``pooled`` replays. Where ``pooled`` takes the
-        batch together their batch is 1."""
+        share. ``permissions`` Bx6 says which families may be mended, and how far: 0..1, or -1..0 for as far as that
+        where the evidence reaches the family's threshold (None: all -1). They are for configurations with
+        ``permissions`` and are not read where ``pooled`` replays; where it takes the batch together theirs is 1."""
         """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the
         routers' own, so that all tiles of a picture can share one routing; ``pooled`` records, or gives, the other
         numbers that are pooled over the picture. Raises ValueError on sizes that do not fit."""
@@ -202,7 +200,7 @@ class ClusIR(nn.Module):
                 "pad it, or use clusir.Restorer, which tiles and pads"
             )
         traces = None if self.traces is None or routing is not None else self.traces(image, pooled)
-        seen = self.look(image, traces, pooled, self.allowed(image, permissions, thresholds, pooled))
+        seen = self.look(image, traces, pooled, self.asked(image, permissions, pooled))
         cue = seen.cue
         image = image if seen.added is None else image + seen.added
         x = self.embed(image)
@@ -232,32 +230,25 @@ class ClusIR(nn.Module):
             seen.evidence,
         )
 
-    def allowed(
-        self,
-        image: Tensor,
-        permissions: Tensor | None,
-        thresholds: Tensor | None,
-        pooled: PooledStatistics | None,
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """The permissions asked for and the thresholds, or None: where there are none, or where ``pooled`` replays
-        what followed from them."""
+    def asked(self, image: Tensor, permissions: Tensor | None, pooled: PooledStatistics | None) -> Tensor | None:
+        """The permissions asked for, or None: where there are none, or where ``pooled`` replays what they led to."""
         if self.evidence is None or (pooled is not None and pooled.replays):
             return None
         if permissions is None:
             batch = 1 if pooled is not None and pooled.together else image.shape[0]
-            permissions = image.new_ones(batch, FAMILY_COUNT)
-        return permissions, thresholds
+            permissions = -image.new_ones(batch, FAMILY_COUNT)
+        return permissions
 
     def look(
         self,
         image: Tensor,
         traces: Tensor | None,
         pooled: PooledStatistics | None,
-        asked: tuple[Tensor, Tensor | None] | None = None,
+        asked: Tensor | None = None,
     ) -> _Seen:
         """What the picture's own statistics say before any feature: the damage cue, what deblurring adds to the grey
-        picture, Bx1xHxW, the evidence Bx6 and the permissions that it leaves. ``traces`` where they are known
-        already; ``asked``: permissions and thresholds."""
+        picture, Bx1xHxW, the evidence Bx6 and the permissions that it leaves of those ``asked`` for. ``traces`` where
+        they are known already."""
         if self.cue is None or self.traces is None:
             return _Seen()
         measure, cue = self.traces, self.cue
@@ -269,10 +260,8 @@ class ClusIR(nn.Module):
 
         evidence = permissions = None
         if self.evidence is not None and asked is not None:
-            permissions, thresholds = asked
             evidence = self.evidence(image, statistics(), pooled)
-            if thresholds is not None:
-                permissions = permissions * (evidence >= thresholds).to(evidence.dtype)
+            permissions = self.evidence.permit(asked, evidence)
         found = cue(statistics, pooled, permissions)
         if self.deblur is None:
             return _Seen(found, None, evidence, permissions)

@@ -32,6 +32,7 @@ from clusir.export.validate.tolerances import tolerance
 from clusir.names import install_line
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
+from clusir.network.evidence import FAMILY_COUNT
 from clusir.network.router import top_k_gate
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -121,12 +122,12 @@ def example(model: ClusIR, form: GraphForm, tile_px: int, samples: int = _SAMPLE
     image = F.interpolate(coarse, size=(tile_px, tile_px), mode="bicubic", align_corners=False)
     image = (image + 0.05 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
     if form.name == "router":
-        return (image,)
+        return (image, -torch.ones(1, FAMILY_COUNT)) if model.config.permissions else (image,)
     image = image[:1].clone()
     if form.name == "whole":
         return (image,)
     with torch.no_grad():
-        posterior, probability, statistics = RouterGraph(model).eval()(image)  # of this very tile
+        posterior, probability, statistics = RouterGraph(model).eval()(image)[:3]  # of this very tile
     levels = probability.split([model.config.experts] * model.config.levels, dim=1)
     gate = torch.cat([top_k_gate(level, model.config.top_k) for level in levels], dim=1)
     return image, posterior, gate, statistics

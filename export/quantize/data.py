@@ -53,7 +53,10 @@ class Reference:
             if not path.is_file():
                 raise ExportError(f"{path} is not there, and the tile graph needs its statistics; export all graphs")
             self._router = Probe(load_graph(path).model)
-        return self._router.run({self.input_name: image})["statistics"]
+        feeds = {self.input_name: image}
+        if "permissions" in self._router.inputs:
+            feeds["permissions"] = np.full((1, len(self.spec.families) if self.spec else 0), -1.0, np.float32)
+        return self._router.run(feeds)["statistics"]
 
     @property
     def experts(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clusir.network.evidence import FAMILY_COUNT
 from clusir.network.model import ClusIR
 from clusir.network.pooled import PooledStatistics
 
@@ -19,15 +20,17 @@ __all__ = ["GRAPHS", "GraphForm", "RouterGraph", "TileGraph", "WholeGraph"]
 
 
 class WholeGraph(nn.Module):
-    """image Bx3xHxW -> restored (the same shape), posterior BxsumL, gate BxsumE."""
+    """image Bx3xHxW -> restored (the same shape), posterior BxsumL, gate BxsumE and, of a network with permissions,
+    evidence BxF: it mends what it may unasked."""
 
     def __init__(self, model: ClusIR) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         done = self.model(image)
-        return done.restored, torch.cat(done.posteriors, dim=1), torch.cat(done.gates, dim=1)
+        outputs = (done.restored, torch.cat(done.posteriors, dim=1), torch.cat(done.gates, dim=1))
+        return outputs if done.evidence is None else (*outputs, done.evidence)
 
 
 class TileGraph(nn.Module):
@@ -48,7 +51,8 @@ class TileGraph(nn.Module):
 
 
 class RouterGraph(nn.Module):
-    """image Nx3xHxW -> posterior 1xsumL, expert_probability 1xsumE (before top-k), statistics 1xS.
+    """image Nx3xHxW -> posterior 1xsumL, expert_probability 1xsumE (before top-k), statistics 1xS; of a network with
+    permissions, image and permissions 1xF -> these and evidence 1xF.
 
     The batch are samples of one picture, and what is said is said of all of them together. Of a network without
     attention in the decoder only the encoder remains.
@@ -58,21 +62,32 @@ class RouterGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, permissions: Tensor | None = None) -> tuple[Tensor, ...]:
         pooled = PooledStatistics(together=True)
-        done = self.model(image, None, pooled)
-        return torch.cat(done.posteriors, dim=1), torch.cat(done.expert_probabilities, dim=1), pooled.recorded()
+        done = self.model(image, None, pooled, permissions)
+        posterior, probability = torch.cat(done.posteriors, dim=1), torch.cat(done.expert_probabilities, dim=1)
+        outputs = (posterior, probability, pooled.recorded())
+        return outputs if done.evidence is None else (*outputs, done.evidence)
 
 
 @dataclass(frozen=True)
 class GraphForm:
-    """Which module stands for a graph, and what its tensors are called in the file."""
+    """Which module stands for a graph, and what its tensors are called in the file; networks with permissions have
+    more of them."""
 
     name: str
     module: type[nn.Module]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    plain_inputs: tuple[str, ...]
+    plain_outputs: tuple[str, ...]
     suffix: str
+
+    def inputs(self, model: ClusIR) -> tuple[str, ...]:
+        told = model.config.permissions and self.name == "router"
+        return (*self.plain_inputs, "permissions") if told else self.plain_inputs
+
+    def outputs(self, model: ClusIR) -> tuple[str, ...]:
+        tells = model.config.permissions and self.name != "tile"
+        return (*self.plain_outputs, "evidence") if tells else self.plain_outputs
 
     def build(self, model: ClusIR) -> nn.Module:
         return self.module(model).eval()
@@ -81,6 +96,8 @@ class GraphForm:
         """Inputs to trace with: a batch of 2, because tracers take 0 and 1 for constants."""
         config = model.config
         image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        if self.name == "router" and config.permissions:
+            return image, torch.full((1, FAMILY_COUNT), 0.5)
         if self.name != "tile":
             return (image,)
         posterior = torch.cat([torch.full((2, n), 1.0 / n) for n in config.clusters], dim=1)

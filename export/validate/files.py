@@ -9,7 +9,14 @@ from pathlib import Path
 
 from clusir.degrade.recipe import KINDS
 from clusir.errors import UsageError
-from clusir.export.validate.parity import ParityRow, parity_cases, reference_outputs, run_case, uniform_routing
+from clusir.export.validate.parity import (
+    ParityRow,
+    parity_cases,
+    permission_vectors,
+    reference_outputs,
+    run_case,
+    uniform_routing,
+)
 from clusir.export.validate.tolerances import tolerance
 from clusir.network.model import ClusIR
 from clusir.runtimes import open_runner
@@ -75,6 +82,8 @@ def validate_files(
             side = spec.size.static_px
             bounds = tolerance(spec.precision, device)
             routing = tile_routing(model, spec) if spec.graph == "tile" else None
+            if spec.graph == "router" and spec.families:
+                routing = permission_vectors(spec)
             every = kinds or ((*KINDS, "none") if spec.graph == "whole" else _SIDE_GRAPH_KINDS)
             batches = (1,) if path.suffix == ".ort" else plan.batches
             for case in parity_cases(((side, side),) if side else plan.sizes, batches, every):

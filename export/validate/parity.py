@@ -27,6 +27,7 @@ __all__ = [
     "check_rows",
     "output_names",
     "parity_cases",
+    "permission_vectors",
     "reference_outputs",
     "run_case",
     "uniform_routing",
@@ -108,7 +109,8 @@ def reference_outputs(model: ClusIR, feeds: Mapping[str, Array], graph: str = "w
         if graph == "tile":
             pooled = PooledStatistics(torch.from_numpy(feeds["statistics"]))
             routing = _split_routing(model, feeds)
-        done: Restoration = model(image, routing, pooled)
+        asked = torch.from_numpy(feeds["permissions"]) if "permissions" in feeds else None
+        done: Restoration = model(image, routing, pooled, asked)
     outputs = {
         "restored": done.restored,
         "posterior": torch.cat(done.posteriors, dim=1),
@@ -117,6 +119,8 @@ def reference_outputs(model: ClusIR, feeds: Mapping[str, Array], graph: str = "w
     }
     if graph != "tile":
         outputs["statistics"] = pooled.recorded()
+    if done.evidence is not None:
+        outputs["evidence"] = done.evidence
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
@@ -182,8 +186,27 @@ def output_names(spec: ModelSpec) -> tuple[str, ...]:
     """The outputs that a graph must have, in the order of the form."""
     statistics = ("statistics",) if spec.statistics else ()
     if spec.graph == "router":
-        return ("posterior", "expert_probability", *statistics)
-    return ("restored", "posterior", "gate") if spec.graph == "whole" and spec.routed else ("restored",)
+        evidence = ("evidence",) if spec.families else ()
+        return ("posterior", "expert_probability", *statistics, *evidence)
+    if spec.graph == "tile" or not spec.routed:
+        return ("restored",)
+    return ("restored", "posterior", "gate", "evidence") if spec.families else ("restored", "posterior", "gate")
+
+
+def permission_vectors(spec: ModelSpec) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """What a router is told, in turn: nothing, all, no family at all, one family alone, another one in part."""
+    families = len(spec.families)
+    turn = count()
+
+    def feeds(given: Mapping[str, Array]) -> dict[str, Array]:
+        start = next(turn)
+        kinds = (-1.0, 1.0, 0.0)
+        permissions = np.full((1, families), kinds[start % 5] if start % 5 < 3 else 0.0, np.float32)
+        if start % 5 >= 3:
+            permissions[0, start % families] = 1.0 if start % 5 == 3 else 0.4
+        return {"permissions": permissions}
+
+    return feeds
 
 
 def run_case(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clusir.degrade.kinds import FAMILY_NAMES
 from clusir.errors import BackendError, UsageError
 from clusir.names import install_line
 from clusir.runtimes.runners.base import Array
@@ -73,11 +74,15 @@ class TorchRunner:
             experts=(config.experts,) * config.levels,
             top_k=config.top_k,
             statistics=0 if graph == "whole" else self._model.statistics_size(),
+            families=FAMILY_NAMES if config.permissions else (),
+            evidence_thresholds=tuple(self._model.evidence.thresholds.tolist()) if config.permissions else (),
         )
         self._inputs: dict[str, Sequence[int | str | None]] = {"image": (None, 3, None, None)}
         if graph == "tile":
             self._inputs |= {"posterior": (None, sum(self.spec.clusters)), "gate": (None, sum(self.spec.experts))}
             self._inputs["statistics"] = (None, self.spec.statistics)
+        if graph == "router" and self.spec.families:
+            self._inputs["permissions"] = (1, len(self.spec.families))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. H and W must be multiples of the model's size
@@ -99,18 +104,21 @@ class TorchRunner:
                 given = PooledStatistics(tensors["statistics"])
                 return {"restored": _numpy(self._model(tensors["image"], self._routing(tensors), given).restored)}
             recorded = PooledStatistics(together=self.spec.graph == "router")
-            done = self._model(tensors["image"], None, recorded)
+            done = self._model(tensors["image"], None, recorded, tensors.get("permissions"))
+            told = {} if done.evidence is None else {"evidence": _numpy(done.evidence)}
             posterior = _numpy(torch.cat(done.posteriors, dim=1))
             if self.spec.graph == "router":
                 return {
                     "posterior": posterior,
                     "expert_probability": _numpy(torch.cat(done.expert_probabilities, dim=1)),
                     "statistics": _numpy(recorded.recorded()),
+                    **told,
                 }
             return {
                 "restored": _numpy(done.restored),
                 "posterior": posterior,
                 "gate": _numpy(torch.cat(done.gates, dim=1)),
+                **told,
             }
 
     def _routing(self, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -58,13 +58,15 @@ void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSp
     if (router.graph != "router") bad_model("the router file says that it is a " + router.graph + " graph");
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
-                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics);
+                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families);
     };
     if (form(router) != form(spec)) bad_model("the tile graph and the router graph are of two different models");
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     expect(port(graph.inputs(), spec.input_name, "input"), {1, spec.channels, side, side});
     expect(port(graph.outputs(), "posterior", "output"), {1, spec.posterior_size()});
     expect(port(graph.outputs(), "expert_probability", "output"), {1, spec.gate_size()});
+    if (!spec.families.empty())
+        expect(port(graph.inputs(), "permissions", "input"), {1, static_cast<std::int64_t>(spec.families.size())});
     if (!spec.statistics) return;
     expect(port(graph.outputs(), "statistics", "output"), {1, spec.statistics});
     // It is given several samples of a picture at once.
@@ -122,13 +124,18 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
         probability(static_cast<std::size_t>(spec_.gate_size())),
         statistics(static_cast<std::size_t>(spec_.statistics));
+    // -1: as far as the evidence says (clusir/spec.py).
+    const std::vector<float> permissions(spec_.families.size(), -1.0F);
     const auto run = [&](const std::vector<float>& images) {
         const auto batch = static_cast<std::int64_t>(images.size() / one);
         std::vector<Fetch> fetches{{"posterior", {1, spec_.posterior_size()}, posterior.data()},
                                    {"expert_probability", {1, spec_.gate_size()}, probability.data()}};
         if (spec_.statistics) fetches.push_back({"statistics", {1, spec_.statistics}, statistics.data()});
-        router_->run({{spec_.input_name.c_str(), {batch, spec_.channels, rows.tile, columns.tile}, images.data()}},
-                     fetches);
+        std::vector<Feed> feeds{
+            {spec_.input_name.c_str(), {batch, spec_.channels, rows.tile, columns.tile}, images.data()}};
+        const auto families = static_cast<std::int64_t>(spec_.families.size());
+        if (families) feeds.push_back({"permissions", {1, families}, permissions.data()});
+        router_->run(feeds, fetches);
         mean.add(posterior, probability);
         check_finite(statistics.data(), statistics.size(), "statistics");
     };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include <nlohmann/json.hpp>
 
@@ -105,6 +106,28 @@ void read_range(const Fields& fields, ModelSpec& spec) {
     spec.scale = static_cast<float>(width);
 }
 
+void read_families(const Fields& fields, ModelSpec& spec) {
+    json names, thresholds;
+    if (fields.read("families", names)) {
+        if (!names.is_array() || names.size() > kMostLevels) Fields::refuse("families", "is not a list of at most 64 names");
+        for (const auto& name : names) spec.families.push_back(Fields::checked_text("families", name));
+    }
+    if (fields.read("evidence_thresholds", thresholds)) {
+        if (!thresholds.is_array() || thresholds.size() > kMostLevels)
+            Fields::refuse("evidence_thresholds", "is not a list of at most 64 numbers");
+        for (const auto& value : thresholds) {
+            if (!value.is_number()) Fields::refuse("evidence_thresholds", "is not a list of numbers");
+            const double threshold = value.get<double>();
+            if (!(threshold >= 0.0 && threshold <= 1.0)) Fields::refuse("evidence_thresholds", "is not within 0..1");
+            spec.evidence_thresholds.push_back(threshold);
+        }
+    }
+    if (spec.families.size() != spec.evidence_thresholds.size())
+        Fields::refuse("evidence_thresholds", "has not one number for each of the families");
+    if (std::set<std::string>(spec.families.begin(), spec.families.end()).size() != spec.families.size())
+        Fields::refuse("families", "names one twice");
+}
+
 void read_labels(const Fields& fields, ModelSpec& spec) {
     json labels;
     if (!fields.read("cluster_labels", labels)) return;
@@ -172,6 +195,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     read_layout(fields);
     read_size(fields, spec);
     read_range(fields, spec);
+    read_families(fields, spec);
     read_labels(fields, spec);
     read_tolerances(fields, spec);
 

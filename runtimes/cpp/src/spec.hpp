@@ -16,7 +16,8 @@ constexpr const char* kSpecFields[] = {
     "name",        "graph",          "spec_version", "checkpoint_sha256", "layout",   "colour_order",
     "value_range", "input_name",     "output_name",  "channels",          "size",     "tile_px",
     "halo_px",     "precision",      "router_form",  "dft_form",          "clusters", "experts",
-    "top_k",       "cluster_labels", "tolerances",   "statistics",        "scale"};
+    "top_k",       "cluster_labels", "tolerances",   "statistics",        "scale",    "families",
+    "evidence_thresholds"};
 
 struct ModelSpec {
     std::string name = "clusir";
@@ -35,6 +36,8 @@ struct ModelSpec {
     int top_k = 1;
     int statistics = 0;  // length of the pooled statistics that tiles share; 0: they compute their own
     int upscale = 1;  // the field "scale": how many times as high and wide the output is
+    std::vector<std::string> families;  // that may be mended or not, in the order of the router's permissions
+    std::vector<double> evidence_thresholds;
     std::vector<std::vector<std::string>> cluster_labels;
     std::map<std::string, double> tolerances;
 

@@ -69,7 +69,10 @@ export async function restore(image, spec, run, pause) {
       const size = dims.reduce((product, length) => product * length);
       const images = new Float32Array(batch.length * size);
       batch.forEach(([top, left], i) => images.set(windowAt(top, left), i * size));
-      const out = await run("router", { [spec.input_name]: [images, [batch.length, ...dims.slice(1)]] });
+      const asked = { [spec.input_name]: [images, [batch.length, ...dims.slice(1)]] };
+      const families = spec.families.length;
+      if (families) asked.permissions = [new Float32Array(families).fill(-1), [1, families]]; // as the evidence says
+      const out = await run("router", asked);
       seen.posterior.push(checked(out, "posterior", [1, sum(spec.clusters)]));
       seen.expert.push(checked(out, "expert_probability", [1, sum(spec.experts)]));
       if (spec.statistics) {

@@ -100,6 +100,8 @@ export const FIELDS = {
   tolerances: [{}, (value) => isObject(value) && Object.values(value).every((bound) => isNumber(bound) && bound >= 0)],
   statistics: [0, within(0, 2 ** 24)],
   scale: [1, within(1, 8)],
+  families: [[], listOf(isText)],
+  evidence_thresholds: [[], listOf((value) => isNumber(value) && value >= 0 && value <= 1)],
 };
 
 /** For JSON.parse: refuses numbers that no double holds; zero has no sign. */
@@ -134,6 +136,8 @@ export function readSpec(metadata) {
   if (spec.experts.some((experts) => spec.top_k > experts))
     refuse("model metadata: top_k is more than a level's experts");
   if (spec.scale !== 1 && spec.clusters.length) refuse("model metadata: a scale beside routed levels is not read here");
+  if (spec.evidence_thresholds.length !== spec.families.length || new Set(spec.families).size < spec.families.length)
+    refuse("model metadata: evidence thresholds and families do not belong together");
   const labels = spec.cluster_labels;
   if (
     labels.length &&

@@ -1,0 +1,213 @@
+"""Teach the evidence head what degradations look like, and from when on it is sure: minutes, after everything else.
+
+The head reads fixed statistics of the picture and nothing of the network, so it is fitted alone, by labels: the
+families that a recipe brought into a crop. A third of the training photos and the validation photos are held out.
+On one half of them the log odds of each family are scaled (Platt, 1999); on the other the calibration error is
+measured, and the thresholds of haze and low light are set on undamaged crops of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clusir.degrade.recipe import FAMILY_NAMES, Recipe
+from clusir.network.model import ClusIR
+from clusir.training.data import as_taken, draw_training_recipe
+from clusir.training.photos import PhotoSet
+
+__all__ = ["TONAL", "EvidenceReport", "calibrate_evidence", "reliability"]
+
+TONAL = ("haze", "low_light")
+"""The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
+
+_COUNTS = (0.4, 0.4, 0.15, 0.05)
+_FALSE_ALARMS = 0.005  # of undamaged crops
+_LEAST_THRESHOLD = 0.5
+_STEPS, _BATCH, _RATE, _DECAY, _JITTER = 3000, 256, 2e-3, 1e-2, 0.05
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class EvidenceReport:
+    """By family, in the order of ``FAMILY_NAMES``: the threshold, the share of undamaged held-out crops that reach it,
+    the share of degraded ones that do (of those at middle severity and above), the expected calibration error, and the
+    reliability curve: (mean evidence, share that have it, crops) of each of ten bins."""
+
+    thresholds: tuple[float, ...]
+    false_alarms: tuple[float, ...]
+    found: tuple[float, ...]
+    calibration_error: tuple[float, ...]
+    curves: tuple[tuple[tuple[float, float, int], ...], ...]
+    crops: int
+
+    def to_dict(self) -> dict[str, object]:
+        return {"families": FAMILY_NAMES} | asdict(self)
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """What the head sees of N crops, which families are in them (NxF), which are undamaged, which strongly so (NxF)."""
+
+    statistics: Tensor
+    labels: Tensor
+    undamaged: Tensor
+    strong: Tensor
+    even: Tensor  # which half of the held-out photos
+
+
+def calibrate_evidence(
+    model: ClusIR,
+    photos: PhotoSet,
+    validation: PhotoSet,
+    weights: dict[str, float],
+    *,
+    crops: int = 2400,
+    crop_px: int = 192,
+    seed: int = 0,
+) -> EvidenceReport:
+    """Fit ``model.evidence`` and set its thresholds. ``crops``: in all, a third of them held out. The random state is
+    left as it was. Raises ValueError for a network without permissions."""
+    head = model.evidence
+    if head is None:
+        raise ValueError("this configuration has no evidence to calibrate")
+    seen = [index for index in range(len(photos)) if index % 3]
+    apart = [(photos, index) for index in range(len(photos)) if index % 3 == 0]
+    apart += 3 * [(validation, index) for index in range(len(validation))]
+    rng = np.random.default_rng(seed)
+    taught = _look(model, [(photos, seen[int(k)]) for k in rng.integers(len(seen), size=crops)], weights, crop_px, rng)
+    held = _look(model, [apart[int(k)] for k in rng.integers(len(apart), size=crops // 2)], weights, crop_px, rng)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _fit(model, taught)
+    with torch.no_grad():
+        odds = head.judge(held.statistics)
+    _scale(head.say, odds[held.even], held.labels[held.even])
+    with torch.no_grad():
+        evidence = torch.sigmoid(head.judge(held.statistics))
+        thresholds = torch.zeros(len(FAMILY_NAMES))
+        for family in TONAL:
+            k = FAMILY_NAMES.index(family)
+            quiet = evidence[held.undamaged, k]
+            thresholds[k] = max(_LEAST_THRESHOLD, float(torch.quantile(quiet, 1 - _FALSE_ALARMS)) + 1e-4)
+        head.thresholds.copy_(thresholds)
+    return _report(evidence, held, thresholds)
+
+
+def reliability(
+    evidence: NDArray[np.float64], present: NDArray[np.bool_]
+) -> tuple[float, list[tuple[float, float, int]]]:
+    """The expected calibration error (Naeini et al., AAAI 2015) of N probabilities, and its curve: of each of ten bins
+    the mean probability, the share that was right and the count; bins without a member are left out."""
+    place = np.minimum((evidence * _BINS).astype(int), _BINS - 1)
+    curve = [
+        (float(evidence[place == b].mean()), float(present[place == b].mean()), int((place == b).sum()))
+        for b in range(_BINS)
+        if (place == b).any()
+    ]
+    error = sum(count * abs(said - was) for said, was, count in curve) / max(len(evidence), 1)
+    return float(error), curve
+
+
+def _look(
+    model: ClusIR,
+    chosen: Sequence[tuple[PhotoSet, int]],
+    weights: dict[str, float],
+    crop_px: int,
+    rng: np.random.Generator,
+) -> _Crops:
+    parts = list(_each(model, chosen, weights, crop_px, rng))
+    statistics, labels, strong = (torch.stack([part[i] for part in parts]) for i in range(3))
+    even = torch.tensor([index % 2 == 0 for _, index in chosen])
+    return _Crops(statistics, labels, labels.sum(1) == 0, strong, even)
+
+
+@torch.no_grad()
+def _each(
+    model: ClusIR,
+    chosen: Sequence[tuple[PhotoSet, int]],
+    weights: dict[str, float],
+    crop_px: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    assert model.evidence is not None
+    assert model.traces is not None
+    assert model.cue is not None
+    for photos, index in chosen:
+        crop = photos.draw_crop(index, crop_px, rng)
+        recipe: Recipe = draw_training_recipe(rng, weights, None, _COUNTS)
+        if not recipe.steps and rng.random() < 0.3:
+            crop = as_taken(crop, rng)
+        image = torch.from_numpy(np.ascontiguousarray(recipe.apply(crop).transpose(2, 0, 1)))[None]
+        seen = model.cue.statistics(image, model.traces(image))
+        label = torch.tensor([float(family in recipe.families) for family in FAMILY_NAMES])
+        middle = {family for step in recipe.steps if step.severity >= 0.5 for family in Recipe((step,), 0).families}
+        strong = torch.tensor([float(family in middle) for family in FAMILY_NAMES])
+        yield model.evidence.statistics(image, seen)[0], label, strong
+
+
+def _fit(model: ClusIR, crops: _Crops) -> None:
+    head = model.evidence
+    assert head is not None
+    enter = head.read[0]
+    assert isinstance(enter, nn.Linear)
+    mean, spread = crops.statistics.mean(0), crops.statistics.std(0).clamp_min(1e-3)
+    for layer in (*head.read, head.say):
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    with torch.no_grad():  # statistics in their own unit, by weights that an ordinary layer can hold
+        enter.weight.div_(spread)
+        enter.bias.sub_(enter.weight @ mean)
+    parameters = [*head.read.parameters(), *head.say.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=_DECAY)
+    for step in range(_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * (1 - step / _STEPS)
+        rows = torch.randint(0, len(crops.labels), (min(_BATCH, len(crops.labels)),))
+        seen = crops.statistics[rows]
+        loss = F.binary_cross_entropy_with_logits(
+            head.judge(seen + _JITTER * spread * torch.randn_like(seen)), crops.labels[rows]
+        )
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+
+def _scale(say: nn.Linear, odds: Tensor, labels: Tensor) -> None:
+    """Platt scaling of each family's log odds, folded into the last layer."""
+    slope, shift = torch.ones(odds.shape[1], requires_grad=True), torch.zeros(odds.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([slope, shift], max_iter=100)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(odds * slope + shift, labels)
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        if torch.isfinite(slope).all() and torch.isfinite(shift).all() and (slope > 0).all():
+            say.weight.mul_(slope[:, None])
+            say.bias.mul_(slope).add_(shift)
+
+
+def _report(evidence: Tensor, held: _Crops, thresholds: Tensor) -> EvidenceReport:
+    odd = ~held.even
+    errors, curves, alarms, found = [], [], [], []
+    for k in range(len(FAMILY_NAMES)):
+        error, curve = reliability(evidence[odd, k].double().numpy(), held.labels[odd, k].numpy() > 0)
+        errors.append(error)
+        curves.append(tuple(curve))
+        least = max(float(thresholds[k]), _LEAST_THRESHOLD)
+        alarms.append(float((evidence[held.undamaged, k] >= least).float().mean()))
+        strong = held.strong[:, k] > 0
+        found.append(float((evidence[strong, k] >= least).float().mean()) if strong.any() else float("nan"))
+    return EvidenceReport(
+        tuple(thresholds.tolist()), tuple(alarms), tuple(found), tuple(errors), tuple(curves), len(evidence)
+    )
