@@ -66,6 +66,9 @@ class RunOutput:
             if self._options["explain"] and outcome.work.routing is not None:
                 routing = outcome.work.routing
                 line |= {"posterior": routing.posterior.tolist(), "gate": routing.gate.tolist()}
+                if len(routing.evidence):
+                    evidence = zip(self._restorer.spec.families, routing.evidence.tolist(), strict=True)
+                    line |= {"evidence": dict(evidence), "hints": outcome.work.hints}
             self._out.line(_strict(line))
         elif outcome.status == "failed":
             self._say_failed(printable(self._named(outcome.reason or "")))
@@ -160,6 +163,7 @@ class RunOutput:
             tiles = outcome.work.tiles
             lines[0] += f" ({tiles} {'tile' if tiles == 1 else 'tiles'}, {shared})"
             lines += explain_lines(routing.posterior, routing.gate, self._restorer.spec, plain=self._out.is_narrow())
+            lines += [f"  {hint}" for hint in outcome.work.hints]
         else:
             lines.append("  the model has no routing")
         console = Console(file=self._out.stream(), highlight=False)

@@ -26,7 +26,9 @@ Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 3 the backend or device is not available; 130 interrupted, run again to resume.
 """
 _SMALL_BYTES = 2 << 30  # where half of it may not be there once the model is open
-_RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha")
+_RESTORER_OPTIONS = (
+    "model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha", "fix", "strength",
+)  # fmt: skip
 
 
 @command(name="clusir-run", short_help="Restore pictures, folders and globs.", epilog=_EPILOG, no_args_is_help=True)
@@ -57,6 +59,19 @@ _RESTORER_OPTIONS = ("model", "backend", "device", "threads", "fallback", "routi
     default="keep",
     show_default=True,
     help="Keep alpha bit-exact, restore it too, or leave it out.",
+)
+@click.option(
+    "--fix",
+    metavar="WHAT",
+    help="noise, jpeg, blur, rain, haze, low-light (commas between), all, or auto: haze and darkness only where they "
+    "are sure.  [default: auto]",
+)
+@click.option(
+    "--strength",
+    default="1",
+    show_default=True,
+    metavar="0..1",
+    help="How far, and (or) families alone: 0.8, noise=0.6, 0.8,noise=0.6.",
 )
 @click.option("--format", "suffix", metavar="SUFFIX", help="Write all pictures as this format, for example png.")
 @click.option("--recursive/--no-recursive", default=True, help="Also take pictures from subfolders.  [default: yes]")
@@ -268,6 +283,8 @@ def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | 
     if is_file_output(run.inputs, run.output):
         return None
     settings = {"backend": restorer.name, "routing": restorer.routing, "alpha": restorer.alpha}
+    if not (restorer.steering.plain and restorer.steering.blend == 1):
+        settings["steering"] = restorer.steering.text
     files = restorer.files
     try:
         unchanged, digest = files.unchanged(), files.sha256()

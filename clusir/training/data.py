@@ -112,7 +112,8 @@ def draw_permissions(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.flo
     way = rng.random()
     if way < 0.3:  # one family alone, as a hand that asks for denoising does
         permissions = np.zeros(count, np.float32)
-        permissions[rng.integers(count)] = 1.0
+        there = present and rng.random() < 0.6
+        permissions[rng.choice(present) if there else rng.integers(count)] = 1.0
     elif way < 0.6 and present:  # all but one that is there
         permissions = np.ones(count, np.float32)
         permissions[rng.choice(present)] = 0.0

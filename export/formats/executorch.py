@@ -31,8 +31,8 @@ from clusir.export.validate.compare import check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.names import install_line
 from clusir.network import checkpoint
-from clusir.network.model import ClusIR
 from clusir.network.evidence import FAMILY_COUNT
+from clusir.network.model import ClusIR
 from clusir.network.router import top_k_gate
 from clusir.spec import ModelSpec, SizeRequirements
 

@@ -36,11 +36,12 @@ def write_onnx(
 ) -> onnx.ModelProto:
     """Trace ``module`` on ``example`` (batch of at least 2) and return it as ONNX.
 
-    The batch axis of every input is dynamic; with ``dynamic_size`` also axes 2 and 3 of every input of rank 4. Raises
-    ExportError with the exporter's reason where it cannot.
+    The batch axis of every input whose example has more than one is dynamic; with ``dynamic_size`` also axes 2 and 3 of
+    every input of rank 4. Raises ExportError with the exporter's reason where it cannot.
     """
     dim = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: dim, 2: dim, 3: dim} if dynamic_size and t.ndim == 4 else {0: dim} for t in example)
+    axes = [() if len(t) == 1 else (0, 2, 3) if dynamic_size and t.ndim == 4 else (0,) for t in example]
+    shapes = tuple(dict.fromkeys(free, dim) for free in axes)
     with quiet_exporter(), taught_registry():
         try:
             program = torch.onnx.export(

@@ -38,6 +38,9 @@ class Canvas:
     alpha channel that is restored as a grey picture), into numbers of the value range of ``spec``. ``alpha`` is
     ``keep``, ``process`` or ``drop``; ``dtype`` is what rows are rounded to (None: the source's).
 
+    ``blend`` 0..1 is the share of the restored picture, held to 0..1, in what comes out, the rest is the source; for
+    models of ``scale`` 1.
+
     Of a model of ``scale`` s, every row of the source becomes s rows, s times as wide; an alpha channel that is kept is
     enlarged bicubically, tile by tile like the colours.
     """
@@ -52,9 +55,11 @@ class Canvas:
         alpha: str = "keep",
         batch: int = 1,
         dtype: np.dtype[Any] | None = None,
+        blend: float = 1.0,
     ) -> None:
         self.source, self.plan, self.dtype, self.spec = source, plan, dtype, spec
         self.infer, self.alpha, self.batch = infer, alpha, batch
+        self.blend = np.float32(blend)
         self.has_alpha = source.channels in (2, 4)
         self.enlarges_alpha = self.has_alpha and alpha == "keep" and spec.scale != 1
         self.layers = 2 if self.has_alpha and (alpha == "process" or self.enlarges_alpha) else 1
@@ -101,18 +106,26 @@ class Canvas:
         unit = np.stack([np.asarray(tile, np.float32) for tile in grey])[..., None]
         return scaled(np.repeat(unit, channels, axis=3), self.spec.value_range)
 
+    def _blended(self, restored: Array, source: Pixels) -> Array:
+        """``blend`` of what was restored, which is held to 0..1 first, and the rest of the source; both HxWxC."""
+        if self.blend == 1:
+            return restored
+        before = to_unit(source)
+        mixed: Array = before + self.blend * (np.clip(restored, 0.0, 1.0) - before)
+        return mixed
+
     def _finish(self, total: Array, window: Pixels) -> Pixels:
         """The one rounding: from the accumulators to the picture's own dtype and channels."""
         colours = window.shape[2] - self.has_alpha
         grey = colours == 1
         dtype = self.dtype or window.dtype
         unit = unscaled(total, self.spec.value_range)
-        picture = from_unit(_grey(unit[0]) if grey else unit[0], dtype)
+        picture = from_unit(self._blended(_grey(unit[0]) if grey else unit[0], window[:, :, :colours]), dtype)
         if not self.has_alpha or self.alpha == "drop":
             return picture
         alpha = window[:, :, -1:]
         if self.layers == 2:
-            alpha = from_unit(_grey(unit[1]), dtype)
+            alpha = from_unit(self._blended(_grey(unit[1]), alpha), dtype)
         elif alpha.dtype != dtype or np.issubdtype(dtype, np.floating):
             alpha = from_unit(to_unit(alpha), dtype)  # floats are held to 0..1, as colours are
         return np.concatenate([picture, alpha], axis=2)

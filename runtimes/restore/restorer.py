@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
-from clusir.runtimes.restore.pixels import check_finite, scaled
+from clusir.runtimes.restore.permissions import hints, steer
+from clusir.runtimes.restore.pixels import check_finite, from_unit, scaled, to_unit
 from clusir.runtimes.restore.routing import Routing, combine
 from clusir.runtimes.restore.sources import ArraySource, Restorable, opened_source
 from clusir.runtimes.restore.tiling import Plan, plan_picture
@@ -26,7 +27,16 @@ __all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "W
 
 ROUTINGS = ("shared", "tile")
 # What the graphs of one model have in common; ``precision`` may differ (the router stays fp32), ``graph`` does.
-_SHARED_FIELDS = ("checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name")
+_SHARED_FIELDS = (
+    "checkpoint_sha256",
+    "clusters",
+    "experts",
+    "top_k",
+    "channels",
+    "value_range",
+    "input_name",
+    "families",
+)
 ALPHA_MODES = ("keep", "process", "drop")
 
 
@@ -37,8 +47,11 @@ class Work:
     tiles: int = 0
     infer_s: float = 0.0
     routing: Routing | None = None
+    # What the picture may suffer from and was left alone, for example "perhaps hazy: --fix haze".
+    hints: list[str] = field(default_factory=list)
     _posteriors: list[Array] = field(default_factory=list, repr=False)
     _gates: list[Array] = field(default_factory=list, repr=False)
+    _evidence: list[Array] = field(default_factory=list, repr=False)
 
 
 class Restorer:
@@ -48,7 +61,9 @@ class Restorer:
     ``fallback`` are those of :func:`clusir.runtimes.open_runner`. ``routing``: ``shared`` computes the routing once per
     picture for all its tiles, ``tile`` lets each tile route itself; None takes ``shared`` where the model has the two
     graphs that it needs. ``alpha``: ``keep`` (bit-exact), ``process`` (restored like a grey picture) or ``drop``.
-    ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA).
+    ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA). ``fix`` says which degradations may be mended,
+    ``strength`` how far (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and
+    darkness only on strong evidence. Strength 0 gives back what went in.
     """
 
     def __init__(
@@ -62,6 +77,8 @@ class Restorer:
         precision: str | None = None,
         alpha: str = "keep",
         batch: int | None = None,
+        fix: str | Iterable[str] | None = None,
+        strength: float | str | Mapping[str, float] = 1.0,
     ) -> None:
         if routing is not None and routing not in ROUTINGS:
             raise UsageError(f"routing {routing!r} is not one of {', '.join(ROUTINGS)}")
@@ -86,6 +103,16 @@ class Restorer:
                 "export it again with clusir-export, or use --routing tile"
             )
         self.routing = "shared" if can_share and routing != "tile" else "tile"
+        try:
+            self.steering = steer(self.spec, fix, strength)
+            if not self.steering.plain and self.routing != "shared":
+                raise UsageError(
+                    f"--fix and strengths of families: {self.files.whole} needs its .tile.onnx and .router.onnx beside "
+                    "it, and --routing shared; --strength 0..1 works without"
+                )
+        except UsageError:
+            self.close()
+            raise
         self.batch = batch or (8 if self.name.endswith("cuda") else 1)
 
     def restore(self, picture: Restorable) -> Any:
@@ -127,6 +154,9 @@ class Restorer:
         if self._closed:
             raise UsageError(f"model {self.files.whole}: this restorer was closed; open it again")
         work = Work() if work is None else work
+        if self.steering.blend == 0:
+            yield from self._untouched(source, dtype)
+            return
         if self.spec.channels == 1 and source.channels > 2:
             raise ImageError("the picture has colours, the model takes grey pictures only; convert it")
         plan = plan_picture(source.height, source.width, self.spec)
@@ -144,15 +174,29 @@ class Restorer:
             alpha=self.alpha,
             batch=self.batch,
             dtype=dtype,
+            blend=self.steering.blend,
         )
         yield from canvas.bands()
         if work.routing is None and work._posteriors:
             work.routing = Routing(_mean(work._posteriors), _mean(work._gates), shared=plan.count == 1)
+            if work._evidence:
+                work.routing = replace(work.routing, evidence=_mean(work._evidence))
+        if work.routing is not None and len(work.routing.evidence):
+            work.hints = hints(work.routing.evidence, self.steering.permissions, self.spec)
+
+    def _untouched(self, source: RowSource, dtype: np.dtype[Any] | None) -> Iterator[Pixels]:
+        """The rows as they are, in bands as high as a tile; less an alpha channel that is to be dropped."""
+        for start in range(0, source.height, self.spec.tile_px):
+            rows = source.rows(start, min(start + self.spec.tile_px, source.height))
+            if self.alpha == "drop" and source.channels in (2, 4):
+                rows = rows[:, :, :-1]
+            yield rows.copy() if dtype is None or dtype == rows.dtype else from_unit(to_unit(rows), dtype)
 
     def _shares(self, plan: Plan) -> bool:
         """Whether a picture is restored by the router and the tile graph. A single tile in fp32 takes the whole graph:
         the same numbers to 1e-6 in two thirds of the time; in fewer bits the two ways would differ visibly."""
-        return self.routing == "shared" and (plan.count > 1 or self.spec.precision != "fp32")
+        alone = plan.count == 1 and self.spec.precision == "fp32" and self.steering.plain
+        return self.routing == "shared" and not alone
 
     def route(
         self, source: RowSource, plan: Plan | None = None, work: Work | None = None, *, alpha: bool = False
@@ -167,7 +211,10 @@ class Restorer:
             samples += [crop_tile(band, plan.x, left, plan.y.tile, self.spec, alpha=alpha) for left in plan.x.sample()]
         # A router without statistics looks at each sample alone; its file may fix the batch to 1.
         batches = [samples] if router.spec.statistics else [[sample] for sample in samples]
-        outs = [self._timed(router, {self.spec.input_name: self._image(batch)}, work or Work()) for batch in batches]
+        told = self.steering.feeds()
+        outs = [
+            self._timed(router, {self.spec.input_name: self._image(batch)} | told, work or Work()) for batch in batches
+        ]
         return combine({name: np.concatenate([out[name] for out in outs]) for name in outs[0]}, router.spec)
 
     def warm_up(self) -> None:
@@ -195,7 +242,8 @@ class Restorer:
         else:
             out = self._timed(self._runner, {self.spec.input_name: image}, work)
             if self.spec.routed and told:
-                for name, kept in (("posterior", work._posteriors), ("gate", work._gates)):
+                found = [("posterior", work._posteriors), ("gate", work._gates)]
+                for name, kept in found + [("evidence", work._evidence)] * bool(self.spec.families):
                     check_finite(out[name], f"{self.files.whole.name}: {name}")
                     kept.append(out[name])
         restored = out[self.spec.output_name]

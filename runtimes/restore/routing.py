@@ -25,12 +25,14 @@ class Routing:
     """What the model recognised and which experts run: ``posterior`` [sum of clusters] and ``gate`` [sum of experts],
     all levels concatenated, float32. ``shared`` says whether every tile got this routing; otherwise each tile chose its
     own and these are the averages. ``statistics`` [S] are the shared pooled statistics (empty where the model's tiles
-    compute their own)."""
+    compute their own), ``evidence`` [F] how likely each family of degradations is in the picture (empty where the model
+    does not say)."""
 
     posterior: Array
     gate: Array
     shared: bool
     statistics: Array = field(default_factory=lambda: np.empty(0, np.float32))
+    evidence: Array = field(default_factory=lambda: np.empty(0, np.float32))
 
     def feeds(self, batch: int) -> dict[str, Array]:
         """The inputs of a tile graph beside the picture, for ``batch`` tiles."""
@@ -42,8 +44,9 @@ class Routing:
 
 def router_outputs(spec: ModelSpec) -> tuple[str, ...]:
     """The outputs of a router graph: what :func:`combine` averages."""
-    names = ("posterior", "expert_probability")
-    return (*names, "statistics") if spec.statistics else names
+    names: tuple[str, ...] = ("posterior", "expert_probability")
+    names = (*names, "statistics") if spec.statistics else names
+    return (*names, "evidence") if spec.families else names
 
 
 def combine(sampled: Mapping[str, Array], spec: ModelSpec) -> Routing:
@@ -56,7 +59,8 @@ def combine(sampled: Mapping[str, Array], spec: ModelSpec) -> Routing:
     mean = {name: sampled[name].mean(axis=0, dtype=np.float64).astype(np.float32) for name in router_outputs(spec)}
     gates = [top_k_gate(p, spec.top_k) for p in split_levels(mean["expert_probability"], spec.experts)]
     routing = Routing(mean["posterior"], np.concatenate(gates), shared=True)
-    return replace(routing, statistics=mean["statistics"]) if spec.statistics else routing
+    more = {name: mean[name] for name in ("statistics", "evidence") if name in mean}
+    return replace(routing, **more)
 
 
 def top_k_gate(probability: Array, k: int) -> Array:

@@ -63,7 +63,7 @@ class TorchRunner:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         self._model: Any = checkpoint.load(path).to(self._device).eval()
-        config = self._model.config
+        config, head = self._model.config, self._model.evidence
         self.name = f"torch:{self._device.type}"
         self.spec = ModelSpec(
             name=Path(path).stem,
@@ -74,8 +74,8 @@ class TorchRunner:
             experts=(config.experts,) * config.levels,
             top_k=config.top_k,
             statistics=0 if graph == "whole" else self._model.statistics_size(),
-            families=FAMILY_NAMES if config.permissions else (),
-            evidence_thresholds=tuple(self._model.evidence.thresholds.tolist()) if config.permissions else (),
+            families=() if head is None else FAMILY_NAMES,
+            evidence_thresholds=() if head is None else tuple(head.thresholds.tolist()),
         )
         self._inputs: dict[str, Sequence[int | str | None]] = {"image": (None, 3, None, None)}
         if graph == "tile":

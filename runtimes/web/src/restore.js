@@ -11,6 +11,7 @@ const SHARED = ["checkpoint_sha256", "clusters", "experts", "top_k", "channels",
   "tile_px",
   "size",
   "statistics",
+  "families",
 ]);
 
 /**

@@ -90,7 +90,23 @@ def _router(graph: _Graph, spec: ModelSpec, statistics: bool) -> None:
         graph.op("Concat", *parts, output=output, axis=1)
     if statistics:
         mixed = graph.op("MatMul", pooled, graph.weight(_FEATURES, _FEATURES, scale=1.0))
-        graph.op("Tanh", mixed, output="statistics")
+        found = graph.op("Tanh", mixed, output=None if spec.families else "statistics")
+        if spec.families:
+            _permissions(graph, spec, pooled, found)
+
+
+def _permissions(graph: _Graph, spec: ModelSpec, pooled: str, found: str) -> None:
+    """pooled, and in a router permissions -> evidence, and statistics that follow from what is permitted."""
+    families = len(spec.families)
+    odds = graph.op("MatMul", pooled, graph.weight(_FEATURES, families, scale=0.2))
+    graph.op("Sigmoid", odds, output="evidence")
+    asked = "permissions" if spec.graph == "router" else graph.constant(np.full((1, families), -1, np.float32))
+    thresholds = graph.constant(np.array(spec.evidence_thresholds, np.float32))
+    sure = graph.op("Cast", graph.op("GreaterOrEqual", "evidence", thresholds), to=TensorProto.FLOAT)
+    told = graph.op("Less", asked, graph.constant(np.zeros(1, np.float32)))
+    permitted = graph.op("Where", told, graph.op("Mul", graph.op("Neg", asked), sure), asked)
+    moved = graph.op("MatMul", permitted, graph.weight(families, _FEATURES, scale=1.0))
+    graph.op("Add", found, moved, output="statistics")
 
 
 def _top_k(graph: _Graph, spec: ModelSpec) -> None:
@@ -155,13 +171,17 @@ def write_standin(
     value_range: tuple[float, float] = (0.0, 1.0),
     names: tuple[str, str] = ("image", "restored"),
     spoilt: str = "",
+    families: dict[str, float] | None = None,
 ) -> Path:
     """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path.
 
     Without ``statistics`` tiles share the routing alone. ``names`` are those of the picture's tensors. The output
-    ``spoilt`` is NaN in every graph that has it, for any picture."""
+    ``spoilt`` is NaN in every graph that has it, for any picture. ``families`` and their thresholds: the router takes
+    permissions, and statistics follow them."""
     folder.mkdir(parents=True, exist_ok=True)
-    spec = standin_spec(tile_px, halo_px, top_k, value_range=value_range, input_name=names[0], output_name=names[1])
+    told = {"families": tuple(families), "evidence_thresholds": tuple(families.values())} if families else {}
+    named = {"value_range": value_range, "input_name": names[0], "output_name": names[1]}
+    spec = standin_spec(tile_px, halo_px, top_k, **named, **told)
     sizes = {"statistics": _FEATURES} if statistics else {}
     tile_spec, router_spec = (replace(spec, graph=graph, **sizes) for graph in ("tile", "router"))  # type: ignore[arg-type]
     image: list[int | str] = ["batch", 3, tile_px, tile_px]
@@ -182,10 +202,12 @@ def write_standin(
     given: dict[str, list[int | str]] = {"statistics": ["batch", _FEATURES]} if statistics else {}
     routing = {"posterior": posterior, "gate": gate}
     before, after = {names[0]: image}, {names[1]: image}
-    _save(path, whole, spec, before, after | routing)
+    evidence: dict[str, list[int | str]] = {"evidence": ["batch", len(families)]} if families else {}
+    _save(path, whole, spec, before, after | routing | evidence)
     _save(folder / f"{name}.tile.onnx", tile, tile_spec, before | routing | given, after)
-    found = {"posterior": posterior, "expert_probability": gate} | given
+    found = {"posterior": posterior, "expert_probability": gate} | given | evidence
     if statistics:
         found = {name: [1, *shape[1:]] for name, shape in found.items()}
-    _save(folder / f"{name}.router.onnx", router, router_spec, before, found)
+    asked: dict[str, list[int | str]] = {"permissions": [1, len(families)]} if families else {}
+    _save(folder / f"{name}.router.onnx", router, router_spec, before | asked, found)
     return path
