@@ -38,9 +38,6 @@ class Canvas:
     alpha channel that is restored as a grey picture), into numbers of the value range of ``spec``. ``alpha`` is
     ``keep``, ``process`` or ``drop``; ``dtype`` is what rows are rounded to (None: the source's).
 
-    ``blend`` 0..1 is the share of the restored picture, held to 0..1, in what comes out, the rest is the source; for
-    models of ``scale`` 1.
-
     Of a model of ``scale`` s, every row of the source becomes s rows, s times as wide; an alpha channel that is kept is
     enlarged bicubically, tile by tile like the colours.
     """
@@ -55,17 +52,19 @@ class Canvas:
         alpha: str = "keep",
         batch: int = 1,
         dtype: np.dtype[Any] | None = None,
-        blend: float = 1.0,
     ) -> None:
         self.source, self.plan, self.dtype, self.spec = source, plan, dtype, spec
         self.infer, self.alpha, self.batch = infer, alpha, batch
-        self.blend = np.float32(blend)
+        self.blend = np.float32(1.0)
         self.has_alpha = source.channels in (2, 4)
         self.enlarges_alpha = self.has_alpha and alpha == "keep" and spec.scale != 1
         self.layers = 2 if self.has_alpha and (alpha == "process" or self.enlarges_alpha) else 1
         self.large = Plan(plan.y.enlarged(spec.scale, spec.halo_px), plan.x.enlarged(spec.scale, spec.halo_px))
 
-    def bands(self) -> Iterator[Pixels]:
+    def bands(self, blend: float = 1.0) -> Iterator[Pixels]:
+        """Rows, top to bottom. ``blend`` 0..1 is the share of the restored picture, held to 0..1, in them; the
+        rest is the source. It needs a model of ``scale`` 1."""
+        self.blend = np.float32(blend)
         plan, height, scale = self.plan, self.source.height, self.spec.scale
         rows = min(plan.y.tile, height)
         window = self.source.rows(0, rows)

@@ -174,9 +174,8 @@ class Restorer:
             alpha=self.alpha,
             batch=self.batch,
             dtype=dtype,
-            blend=self.steering.blend,
         )
-        yield from canvas.bands()
+        yield from canvas.bands(self.steering.blend)
         if work.routing is None and work._posteriors:
             work.routing = Routing(_mean(work._posteriors), _mean(work._gates), shared=plan.count == 1)
             if work._evidence:
