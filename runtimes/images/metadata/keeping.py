@@ -18,10 +18,11 @@ from clusir.runtimes.images.metadata.jpeg_segments import MAX_SEGMENT
 from clusir.runtimes.images.metadata.tags import has_maker_note
 from clusir.runtimes.images.picture import Extra, PictureInfo
 
-__all__ = ["CHANGED", "KEPT", "NOTED", "ROWS", "TARGETS", "Row", "as_markdown", "settle"]
+__all__ = ["BIG_TIFF", "CHANGED", "KEPT", "NOTED", "ROWS", "TARGETS", "Row", "as_markdown", "settle"]
 
 KEPT, CHANGED, NOTED = "kept", "changed", "noted"
 TARGETS = ("PNG", "JPEG", "TIFF", "WEBP", "AVIF", "HEIF", "JXL", "BMP")
+BIG_TIFF = 4_000_000_000  # bytes of pixels, from which on a TIFF is written as BigTIFF
 _EIGHT_BIT = ("JPEG", "WEBP", "AVIF", "HEIF", "JXL", "BMP")
 # Where a MakerNote's offsets stay valid: formats that hold an EXIF block as one piece.
 _BLOCK = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "JXL")
@@ -137,6 +138,8 @@ def settle(info: PictureInfo, target: str) -> PictureInfo:
     if target == "JPEG" and settled.exif and len(settled.exif) > _EXIF_LIMIT:
         notes.append(f"EXIF of {len(settled.exif)} bytes is left out: JPEG holds {_EXIF_LIMIT}")
         settled = replace(settled, exif=None)
+    if target == "TIFF" and settled.exif and settled.bytes_decoded > BIG_TIFF:
+        notes.append("EXIF's and GPS's directories are left out of a TIFF over 4 GB")
     if target in _EIGHT_BIT:
         settled = replace(settled, dtype=np.dtype(np.uint8))
     elif target == "PNG" and settled.dtype == np.float32:

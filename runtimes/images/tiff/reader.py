@@ -52,6 +52,8 @@ def probe_tiff(path: Path, limits: Limits) -> tuple[PictureInfo, TiffPicture]:
     extras = [Extra("photoshop", kept[_PHOTOSHOP])] if _PHOTOSHOP in kept else []
     extras += [Extra("iptc", kept[_IPTC])] if _IPTC in kept else []
     notes = [*picture.notes, *_depth_notes(picture)]
+    if 301 in tags:
+        notes.append("its TransferFunction says what its numbers mean and is left out")
     if _LAYERS in kept:
         notes.append("Photoshop's layers are left out")
     if picture.orientation > 1 and PLACE_TAGS & tags.keys():

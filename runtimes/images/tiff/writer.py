@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.runtimes.images.metadata.keeping import BIG_TIFF
 from clusir.runtimes.images.metadata.tags import EXIF_IFD, GPS_IFD, LAYOUT_TAGS, Tag, pack_ifd, read_ifd
 from clusir.runtimes.images.picture import PictureInfo, whole_ratio
 
 __all__ = ["write_tiff"]
 
 _STRIP_BYTES = 1 << 20
-_BIG = 4_000_000_000
 # EXIF's main directory where it stands for the TIFF's own: sizes and offsets of a camera's file are not this file's.
 _NOT_OURS = LAYOUT_TAGS | {EXIF_IFD, GPS_IFD}
 # tifffile writes no tags of EXIF and GPS: these, of the same place in the order of numbers, are written in their stead.
@@ -43,7 +43,7 @@ def write_tiff(stream: BinaryIO, info: PictureInfo, bands: Iterable[NDArray[Any]
         options |= {"resolution": tuple((n, 1) for n in whole_ratio(info.aspect, 2**31)), "resolutionunit": 1}
     grey = info.channels <= 2
     named: Any = _Named(stream)
-    big = info.bytes_decoded > _BIG
+    big = info.bytes_decoded > BIG_TIFF
     with tifffile.TiffWriter(named, byteorder="<" if order == "<" else ">", bigtiff=big) as writer:
         writer.write(
             _strips(bands, info, rows, order, predicts),
@@ -104,7 +104,7 @@ def _extra_tags(info: PictureInfo, tags: dict[int, Tag], order: str) -> list[tup
     found: list[tuple[int, int, int, Any, bool]] = [
         (n, t.kind, t.count, t.value, True) for n, t in tags.items() if n not in _NOT_OURS
     ]
-    if info.bytes_decoded <= _BIG:
+    if info.bytes_decoded <= BIG_TIFF:
         found += [(stand_in, 4, 1, 0, True) for stand_in, n in _STAND_INS.items() if n in tags]
     extras = {e.kind: e.data for e in info.extras}
     for number, kind, data in (

@@ -138,6 +138,8 @@ def test_tags_of_a_tiff(tmp_path: Path) -> None:
     old, new = opened(source).tag_v2, opened(data).tag_v2
     assert {n: old[n] for n in geo} == {n: new[n] for n in geo}
     assert not notes
+    curve = tiff_bytes(rgb(), Form(), {301: (3, [0] * 256)})
+    assert any("TransferFunction" in n for n in convert(tmp_path, "a.tif", curve, "b.tif")[1])
     turned = tiff_bytes(rgb(), Form(), geo | {274: (3, [6])})
     data, notes = convert(tmp_path, "a.tif", turned, "b.tif")
     assert 33922 not in opened(data).tag_v2
