@@ -20,7 +20,7 @@ from clusir.errors import BackendError, ClusirError, ImageError
 from clusir.names import install_line
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.batch.journal import Journal
-from clusir.runtimes.batch.memory import MemoryGate
+from clusir.runtimes.batch.memory import MemoryGate, default_budget
 from clusir.runtimes.batch.parts import Look, Outcome, Stamp
 from clusir.runtimes.batch.pipeline import Pipeline, SideOutputs, settle
 from clusir.runtimes.images.picture import Limits
@@ -195,7 +195,8 @@ def restore_on_ray(
         fn_constructor_kwargs={
             "restorer": opening,
             "limits": options.limits,
-            "memory_bytes": options.memory_bytes,
+            # The workers of one machine share its memory.
+            "memory_bytes": options.memory_bytes or default_budget() // workers,
             "looks": side is not None,
         },
         batch_size=_BATCH,

@@ -16,6 +16,7 @@ import numpy as np
 from clusir.degrade.kinds import FAMILY_NAMES
 from clusir.errors import BackendError, UsageError
 from clusir.names import install_line
+from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.feeds import check_feeds
 from clusir.spec import ModelSpec, SizeRequirements
@@ -57,6 +58,7 @@ class TorchRunner:
                 "use --device cpu or --fallback, or install a CUDA build from https://pytorch.org"
             )
         self._device = torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
+        threads = threads or thread_limit()
         if threads:
             torch.set_num_threads(threads)
         if self._device.type == "cuda":

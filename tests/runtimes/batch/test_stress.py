@@ -336,3 +336,17 @@ def test_a_channel_ends_fails_and_is_left() -> None:
     assert list(kept) == [1]  # what only has to be written is
     with pytest.raises(Stopped):
         kept.put(2)
+
+
+def test_an_encoder_that_fails_early_does_not_hold_the_model(
+    restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a picture of many bands, more than wait for the encoder: whoever puts them is told."""
+    (tmp_path / "in").mkdir()
+    hostile_files.photo(0, (1500, 40)).save(tmp_path / "in" / "a.png")
+    hostile_files.photo(1, (40, 40)).save(tmp_path / "in" / "b.png")
+    Injection(1, OSError(errno.EIO, "Input/output error")).into(monkeypatch, PngWriter, "write")
+    outcomes: list[Outcome] = []
+    jobs = plan_jobs([str(tmp_path / "in")], tmp_path / "out")
+    assert ended(lambda: Pipeline(restorer).run(jobs, outcomes.append)) is None
+    assert [o.status for o in outcomes] == ["failed", "restored"]
