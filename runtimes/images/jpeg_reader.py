@@ -20,6 +20,7 @@ from clusir.runtimes.images.pillow_open import opened_by_pillow
 
 __all__ = ["JpegFacts", "coding_of", "complete_jpeg", "jpeg_facts"]
 
+_SMALL = "the JFIF thumbnail, which shows the picture as it was, left out"
 _TO_THE_DECODER = (0xE0, 0xEE)  # JFIF and Adobe
 
 
@@ -51,6 +52,10 @@ def jpeg_facts(data: bytes, parts: JpegParts, limits: Limits) -> JpegFacts:
             facts.extras.append(Extra("comment", payload))
         elif marker == 0xE0 and payload.startswith(b"JFIF\0") and len(payload) >= 12:
             _density(payload, facts)
+            if payload[12:14].strip(b"\0"):
+                facts.notes.append(_SMALL)
+        elif marker == 0xE0 and payload.startswith(b"JFXX\0"):
+            facts.notes.append(_SMALL)
         elif marker == 0xE2 and payload.startswith((b"ICC_PROFILE\0", b"MPF\0")):
             continue  # Pillow puts the profile together; what MPF lists lies behind the picture
         elif marker not in _TO_THE_DECODER:

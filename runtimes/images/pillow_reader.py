@@ -49,6 +49,7 @@ _MODES: dict[str, tuple[str | None, str]] = {
 }
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1, "I;16B": 1, "F": 1}
 _DTYPES = {"I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}
+_WEBP_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"EXIF", b"XMP ", b"ANIM", b"ANMF")
 # Formats whose decoder turns the picture itself, so that EXIF's orientation is not to be applied again.
 _TURNED_BY_DECODER = ("HEIF", "JXL")
 
@@ -175,6 +176,11 @@ def _described(image: Image.Image, path: Path, kind: str, mode: str, notes: list
     comment = image.info.get("comment")
     if kind == "GIF" and isinstance(comment, bytes):
         extras.append(Extra("comment", comment))
+    if kind == "WEBP":
+        unknown = sorted({name for name, _ in _webp_chunks(path) if name not in _WEBP_CHUNKS})
+        notes += [f"further chunks ({', '.join(n.decode('latin1') for n in unknown)}) are left out"] * bool(unknown)
+    if kind == "HEIF" and (image.info.get("depth_images") or image.info.get("aux")):
+        notes.append("its depth and auxiliary pictures (gain map) are left out")
     depth = _coded_bits(image, path, kind)
     if depth > 8 and not mode.startswith("I;16"):
         notes.append(f"{depth} bit become 8")
@@ -217,19 +223,22 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
 
 
-def _webp_is_lossy(path: Path) -> bool:
-    """VP8 is lossy, VP8L lossless; in an extended file the first of either decides."""
+def _webp_chunks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """(name, length) of the chunks, 64 at most."""
     with path.open("rb") as stream:
         stream.seek(12)
         for _ in range(64):
             head = stream.read(8)
             if len(head) < 8:
-                break
-            kind, length = struct.unpack("<4sI", head)
-            if kind in (b"VP8 ", b"VP8L"):
-                return bool(kind == b"VP8 ")
+                return
+            name, length = struct.unpack("<4sI", head)
+            yield name, length
             stream.seek(length + length % 2, 1)
-    return True
+
+
+def _webp_is_lossy(path: Path) -> bool:
+    """VP8 is lossy, VP8L lossless; in an extended file the first of either decides."""
+    return next((name == b"VP8 " for name, _ in _webp_chunks(path) if name in (b"VP8 ", b"VP8L")), True)
 
 
 class PillowRows:

@@ -435,3 +435,14 @@ def test_other_formats_are_named(tmp_path: Path, head: bytes, word: str) -> None
     (tmp_path / "a.dat").write_bytes(head + bytes(64))
     with pytest.raises(ImageError, match=word):
         open_picture(tmp_path / "a.dat")
+
+
+def test_small_pictures_and_unknown_chunks_are_named(tmp_path: Path) -> None:
+    _, notes = convert(tmp_path, "a.jpg", jpeg((0xE0, b"JFXX\0\x10" + bytes(20))), "b.jpg")
+    assert any("JFIF thumbnail" in n for n in notes)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb()).save(buffer, "WEBP", lossless=True, exif=b"Exif\0\0" + exif_block({271: (2, b"Maker\0")}))
+    data = buffer.getvalue() + b"cust" + struct.pack("<I", 4) + b"data"
+    data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    _, notes = convert(tmp_path, "a.webp", data, "b.webp")
+    assert any("cust" in n for n in notes)
