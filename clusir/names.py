@@ -25,7 +25,7 @@ OUTPUTS = ("restored", "posterior", "gate", "expert_probability", "statistics", 
 _EXTRAS = {
     "torch": "export", "safetensors": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",
     "skimage": "export", "nncf": "export", "onnxruntime": "cpu", "openvino": "openvino", "ray": "ray",
-    "executorch": "executorch",
+    "executorch": "executorch", "bm3d": "peers", "cv2": "peers", "pyoidn": "peers",
 }  # fmt: skip
 
 INSTALL_GPU = 'pip uninstall -y onnxruntime && pip install "clusir[gpu]"'  # both at once break each other

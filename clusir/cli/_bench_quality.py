@@ -1,4 +1,4 @@
-"""What ``clusir-bench`` says about pictures rather than time: ``--quality`` and ``--clusters``."""
+"""What ``clusir-bench`` says of pictures rather than time: ``--quality``, ``--clusters``, ``--harm``, ``--peers``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clusir.quality.clusters import ClusterReport
     from clusir.quality.evaluate import QualityTable
+    from clusir.quality.harm import HarmTable
+    from clusir.quality.peers import PeerTable
     from clusir.runtimes.machine.measure import Measurement
+    from clusir.runtimes.restore.restorer import Restorer
 
-__all__ = ["measure_clusters", "measure_quality"]
+__all__ = ["measure_clusters", "measure_harm", "measure_peers", "measure_quality"]
 
 _CLUSTER_PHOTOS = 16
 
@@ -83,3 +86,56 @@ def measure_clusters(options: dict[str, Any], say: Callable[[str], None]) -> tup
 
         report = cluster_report(route, photos, draws=2)
     return report, f"{file.name}: {len(photos)} photos, {px} px, {len(report.kinds)} kinds, two severities each"
+
+
+def measure_harm(options: dict[str, Any], say: Callable[[str], None]) -> HarmTable:
+    """How far the first model named (or the shipped one) moves the undamaged photos of ``--harm``; with ``--output``
+    the worst of them as ``harm.jpg``."""
+    from pathlib import Path
+
+    from clusir.quality.harm import contact_sheet, harm_table
+
+    with _first_restorer(options) as restorer:
+        label = (
+            f"{options['models'][0] if options['models'] else 'shipped'}, {restorer.spec.precision}, {restorer.name}"
+        )
+        say(f"harm of {label}")
+        found = harm_table(options["harm"], restorer.restore, model=label, limit=options["limit"])
+        if options["output"]:
+            folder = Path(options["output"])
+            folder.mkdir(parents=True, exist_ok=True)
+            contact_sheet(found, restorer.restore).save(folder / "harm.jpg", quality=90)
+    return found
+
+
+def measure_peers(options: dict[str, Any], say: Callable[[str], None]) -> PeerTable:
+    """The first model named (or the shipped one) in every precision that it has beside other denoisers."""
+    from contextlib import ExitStack
+
+    from clusir.errors import UsageError
+    from clusir.names import PRECISIONS
+    from clusir.quality.peers import peer_table
+
+    with ExitStack() as stack:
+        ours = {}
+        for precision in options["precision"] or PRECISIONS:
+            try:
+                restorer = stack.enter_context(_first_restorer(options, precision))
+            except UsageError:
+                if options["precision"]:
+                    raise
+                continue
+            ours[f"clusir {precision}"] = restorer.restore
+        return peer_table(options["peers"], ours, limit=options["limit"], observe=say)
+
+
+def _first_restorer(options: dict[str, Any], precision: str | None = None) -> Restorer:
+    from clusir.runtimes.restore.restorer import Restorer
+
+    return Restorer(
+        options["models"][0] if options["models"] else None,
+        (options["backend"] or ("auto",))[0],
+        options["device"],
+        options["threads"],
+        precision=precision or (options["precision"] or (None,))[0],
+    )

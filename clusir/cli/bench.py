@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 @click.option("--quality", metavar="FOLDER", help="Also measure PSNR and SSIM on degraded copies of these photos.")
 @click.option("--baselines", is_flag=True, help="With --quality: classical filters on the same pixels.")
 @click.option("--clusters", metavar="FOLDER", help="Instead measure how well clusters tell degradations apart.")
+@click.option("--harm", metavar="FOLDER", help="Instead measure how far these undamaged photos are moved.")
+@click.option(
+    "--peers", metavar="FOLDER", help="Instead denoise beside BM3D and others; clean photos, or noisy/ clean/."
+)
 @click.option("--limit", type=click.IntRange(1), help="Number of photos to take.  [default: all; with --clusters 16]")
 @click.option("-o", "--output", metavar="FOLDER", help="Also write bench.md and bench.json there.")
 @click.option("--cuda-matrix", metavar="FOLDER", help="Instead validate and time everything on an NVIDIA card.")
@@ -61,12 +65,15 @@ def main(**options: Any) -> None:
         raise click.exceptions.Exit(0 if report.passed else 4)
     if options["baselines"] and not options["quality"]:
         raise click.UsageError("--baselines goes with --quality FOLDER")
+    asked = [name for name in ("quality", "clusters", "harm", "peers") if options[name]]
+    if len(asked) > 1:
+        named = " and ".join(f"--{name} FOLDER" for name in asked[:2])
+        raise click.UsageError(f"{named} are two measurements; run one, then the other")
     if options["clusters"]:
-        if options["quality"]:
-            raise click.UsageError(
-                "--clusters FOLDER and --quality FOLDER are two measurements; run one, then the other"
-            )
         _clusters(options)
+        return
+    if options["harm"] or options["peers"]:
+        _pictures(options, "harm" if options["harm"] else "peers")
         return
     _bench(options)
 
@@ -81,6 +88,22 @@ def _clusters(options: dict[str, Any]) -> None:
     if options["output"]:
         report.write(Path(options["output"]), about)
     click.echo(json.dumps({"about": about, **report.to_dict()}) if options["as_json"] else report.to_markdown())
+
+
+def _pictures(options: dict[str, Any], what: str) -> None:
+    import json
+    from pathlib import Path
+
+    from clusir.cli._bench_quality import measure_harm, measure_peers
+
+    measured = (measure_harm if what == "harm" else measure_peers)(options, _say(options))
+    text, data = measured.to_markdown(), json.dumps(measured.to_dict(), indent=2)
+    if options["output"]:
+        folder = Path(options["output"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{what}.md").write_text(text + "\n", encoding="utf-8")
+        (folder / f"{what}.json").write_text(data + "\n", encoding="utf-8")
+    click.echo(data if options["as_json"] else text)
 
 
 def _say(options: dict[str, Any]) -> Callable[[str], None]:

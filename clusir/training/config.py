@@ -93,6 +93,9 @@ class TrainConfig:
     # Batches of 16 crops of 96 px on which the deblurring blend is fitted before the first step (see train_deblur):
     # about three minutes of one core. 0: it is learnt with the rest.
     deblur_batches: int = 300
+    # Crops of 256 px on which the evidence for each family is fitted after the last step (clusir.training.evidence),
+    # about ten minutes of one core. 0: every family counts as sure.
+    evidence_crops: int = 8000
     # Feel the rounding of the INT8 file (see train_qat); ranges are measured on this many batches of 8.
     qat: bool = False
     qat_batches: int = 12
@@ -147,7 +150,12 @@ class TrainConfig:
         for name in (*losses, "final_learning_rate", "weight_decay", "warmup_steps", "deblur_batches"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} is not a number from 0 up")
-        for name, least in (("drawn_pictures", 0), ("calibration_batches", 1), ("validation_photos", 1)):
+        for name, least in (
+            ("drawn_pictures", 0),
+            ("evidence_crops", 0),
+            ("calibration_batches", 1),
+            ("validation_photos", 1),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} {getattr(self, name)} is not at least {least}")
         if not 0.0 <= self.ema_decay < 1.0:

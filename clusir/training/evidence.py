@@ -8,8 +8,10 @@ measured, and the thresholds of haze and low light are set on undamaged crops of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clusir.degrade.recipe import FAMILY_NAMES, Recipe
+from clusir.network import checkpoint
 from clusir.network.model import ClusIR
 from clusir.training.data import as_taken, draw_training_recipe
 from clusir.training.photos import PhotoSet
 
-__all__ = ["TONAL", "EvidenceReport", "calibrate_evidence", "reliability"]
+__all__ = ["TONAL", "EvidenceReport", "calibrate_evidence", "judge_weights", "reliability"]
 
 TONAL = ("haze", "low_light")
 """The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
@@ -68,8 +71,8 @@ def calibrate_evidence(
     validation: PhotoSet,
     weights: dict[str, float],
     *,
-    crops: int = 2400,
-    crop_px: int = 192,
+    crops: int = 8000,
+    crop_px: int = 256,
     seed: int = 0,
 ) -> EvidenceReport:
     """Fit ``model.evidence`` and set its thresholds. ``crops``: in all, a third of them held out. The random state is
@@ -98,6 +101,18 @@ def calibrate_evidence(
             thresholds[k] = max(_LEAST_THRESHOLD, float(torch.quantile(quiet, 1 - _FALSE_ALARMS)) + 1e-4)
         head.thresholds.copy_(thresholds)
     return _report(evidence, held, thresholds)
+
+
+def judge_weights(
+    path: Path, photos: PhotoSet, validation: PhotoSet, weights: dict[str, float], crops: int
+) -> EvidenceReport:
+    """:func:`calibrate_evidence` of the checkpoint at ``path``, which is written again; ``evidence.json`` beside it."""
+    model = checkpoint.load(path)
+    report = calibrate_evidence(model, photos, validation, weights, crops=crops)
+    metadata = {key: text for key, text in checkpoint.read_metadata(path).items() if key != "config"}
+    checkpoint.save(model, path, metadata)
+    (path.parent / "evidence.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return report
 
 
 def reliability(

@@ -33,6 +33,7 @@ from clusir.training.cuda_graph import GraphedForward
 from clusir.training.curve import curve_svg, read_curve
 from clusir.training.data import Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
 from clusir.training.deblur import DEBLUR_WEIGHTS, calibrate_deblur
+from clusir.training.evidence import judge_weights
 from clusir.training.labels import label_weights
 from clusir.training.monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.training.precision import choose_arithmetic, half_convolutions, is_half, layout_of
@@ -332,6 +333,9 @@ def train(
     run.save(done=used >= 1.0)
     if used >= 1.0 and run.validation is not None:
         label_weights(out / AVERAGE_NAME, run.validation, config.validation_crop_px, config.validation_photos)
+        if config.permissions and config.evidence_crops:
+            say("fitting the evidence for each family (minutes; evidence_crops in the configuration)")
+            judge_weights(out / AVERAGE_NAME, run.photos, run.validation, config.weights, config.evidence_crops)
     if log is not None:
         log.close()
         if curves := read_curve(out / LOG_NAME):

@@ -393,13 +393,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path)
         train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")
 
 
-PERMITTED = replace(SMALL, permissions=True, restricted=1.0, as_taken=0.5, drawn_pictures=2, steps=3)
+PERMITTED = replace(SMALL, permissions=True, restricted=1.0, as_taken=0.5, drawn_pictures=2, evidence_crops=40, steps=3)
 
 
 def test_a_network_with_permissions_trains_and_its_obedience_is_validated(folder: Path, tmp_path: Path) -> None:
     seen = []
     path = train(PERMITTED, folder, tmp_path / "run", observe=lambda p: seen.append(p))
-    assert checkpoint.load(path).config.permissions
+    trained = checkpoint.load(path)
+    assert trained.config.permissions
+    assert trained.evidence is not None
+    assert (trained.evidence.thresholds[:4] == 0).all()
+    assert (trained.evidence.thresholds[4:] >= 0.5).all()
+    assert set(json.loads((tmp_path / "run" / "evidence.json").read_text())) > {"thresholds", "curves"}
     assert not any(p.losses["skipped"] for p in seen)
     figures = seen[-1].validation
     assert figures is not None
