@@ -1,0 +1,246 @@
+"""Adopting an ONNX file that another tool wrote: probed, brought into the standard form, compared with itself as it
+came, given its metadata. What comes out runs, embeds and quantises like any other model here.
+
+``clusir-export --onnx OUT.onnx --from theirs.onnx``. Nothing is written that was not compared.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from clusir.errors import BackendError, ExportError, UsageError
+from clusir.export.base import Pass, Pipeline
+from clusir.export.graph.session import Probe
+from clusir.export.passes.order import fusing_passes
+from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph, operators
+from clusir.export.subjects.onnx_file import Description, in_standard_form, read_onnx
+from clusir.export.subjects.onnx_ports import Ports
+from clusir.export.subjects.onnx_probe import (
+    Reach,
+    measure_reach,
+    natural_picture,
+    probe_answers,
+    probe_sizes,
+    runner,
+)
+from clusir.export.validate.compare import Agreement, check, compare
+from clusir.export.validate.tolerances import tolerance
+from clusir.runtimes import open_runner
+from clusir.runtimes.images.atomic import write_whole
+from clusir.runtimes.runners.base import Array
+from clusir.spec import ModelSpec, SizeRequirements
+
+__all__ = ["Adoption", "AdoptionConfig", "adopt"]
+
+_TILE_PX = 256
+_LARGEST_TILE_PX = 1024
+_WHOLE_TILE_PX = 512  # where no distance is enough: fewer seams
+_REACH_PX = 320
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class AdoptionConfig:
+    """How to adopt. ``tile_px`` and ``halo_px``: None measures them; ``passes``: whether the graph passes run;
+    ``backends``: runtimes that must agree."""
+
+    description: Description = field(default_factory=Description)
+    tile_px: int | None = None
+    halo_px: int | None = None
+    passes: bool = True
+    backends: tuple[str, ...] = ("ort", "openvino")
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What was written, what was found by running it, and what was compared. ``notes`` are sentences for the report."""
+
+    path: Path
+    spec: ModelSpec
+    reach: Reach
+    agreements: tuple[tuple[str, str, Agreement], ...]
+    notes: tuple[str, ...]
+
+
+def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress: Progress = lambda _: None) -> Adoption:
+    """Write ``source`` as the model file ``out`` (``.onnx``), compared with itself as it came on every backend.
+
+    Raises UsageError where the file is absent or a picture, a value or a description is missing, ModelFormatError where
+    it is no ONNX, UnsupportedModelError for what cannot be run here, ValidationError where a runtime disagrees.
+    """
+    source, out = Path(source), Path(out)
+    progress(f"reading {source.name}")
+    theirs = read_onnx(source)
+    standard, ports = in_standard_form(theirs, config.description)
+    run = runner(standard)
+    progress("probing sizes")
+    scale, size = probe_sizes(run, ports.channels, ports.size)
+    side = size.static_px or size.padded(_TILE_PX)
+    notes = probe_answers(run, side, ports.channels)
+    progress("measuring how far a pixel looks")
+    reach = measure_reach(run, size.static_px or size.padded(_REACH_PX), ports.channels)
+    tile, halo = _tile_and_halo(reach, size, config)
+    notes += _told(reach, tile, halo, size)
+    spec = ModelSpec(
+        name=out.stem, size=size, tile_px=tile, halo_px=halo, channels=ports.channels, scale=scale, dft_form="none"
+    )
+    progress("graph passes")
+    model = _open_axes(standard, ports, spec)
+    steps = Pipeline(_steps(model, config.passes))
+    model = steps.run(model)
+    notes += [f"{record.name}: {'; '.join(record.notes)}" for record in steps.records if record.modified]
+    model = AttachMetadata(spec).apply(model).model
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder) / out.name
+        onnx.save_model(model, str(staged))
+        reference = _Reference(theirs, ports, config.description)
+        agreements = []
+        for backend in config.backends:
+            progress(f"comparing on {backend}")
+            agreements += _compare(staged, backend, reference, spec, ports.batch == 0)
+        if not agreements:
+            raise UsageError("no backend to compare on; name one with --backends")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, lambda stream: stream.write(staged.read_bytes()), "the model")
+    return Adoption(out, spec, reach, tuple(agreements), tuple(notes))
+
+
+def _steps(model: ModelProto, passes: bool) -> list[Pass[ModelProto]]:
+    has_dft = "DFT" in operators(model.graph)
+    fusing = fusing_passes() if passes and not has_dft else []
+    return [SimplifyGraph(), *fusing, CheckStandard(allow_dft=has_dft)]
+
+
+def _tile_and_halo(reach: Reach, size: SizeRequirements, config: AdoptionConfig) -> tuple[int, int]:
+    """Tile and halo in pixels: a halo of the reach, a tile of eight halos at least."""
+    halo = config.halo_px if config.halo_px is not None else -(-reach.pixels // 8) * 8
+    if size.static_px:
+        if config.tile_px not in (None, size.static_px):
+            raise UsageError(f"--tile {config.tile_px}: the graph takes {size.static_px} px and no other size")
+        tile = size.static_px
+    elif config.tile_px is not None:
+        tile = config.tile_px
+        if size.padded(tile) != tile:
+            raise UsageError(
+                f"--tile {tile}: the graph takes multiples of {size.multiple_of} px from {size.minimum} on"
+            )
+    else:
+        wanted = _WHOLE_TILE_PX if reach.whole else max(_TILE_PX, min(8 * halo, _LARGEST_TILE_PX))
+        tile = size.padded(wanted)
+    if config.halo_px is None:
+        halo = min(halo, (tile - 1) // 4)
+    elif 2 * halo >= tile:
+        raise UsageError(f"--halo {halo}: two halos leave no core of a tile of {tile} px")
+    return tile, halo
+
+
+def _told(reach: Reach, tile: int, halo: int, size: SizeRequirements) -> list[str]:
+    sizes = (
+        f"takes {size.static_px} px only"
+        if size.static_px
+        else f"takes multiples of {size.multiple_of} px from {size.minimum} px on"
+    )
+    notes = [f"{sizes}; tiles of {tile} px with a halo of {halo} px"]
+    if reach.whole:
+        notes.append(
+            f"an answer depends on the whole picture: {reach.error:.2g} of the range comes from beyond {reach.pixels} "
+            "px; tiles differ from the picture in one piece by as much"
+        )
+    elif halo < reach.pixels:
+        notes.append(f"a pixel looks {reach.pixels} px far, the halo is {halo} px: seams are possible")
+    return notes
+
+
+def _open_axes(model: ModelProto, ports: Ports, spec: ModelSpec) -> ModelProto:
+    """The model with its picture's axes named as everywhere here."""
+    made = ModelProto()
+    made.CopyFrom(model)
+    sides = [spec.size.static_px] * 2 if spec.size.static_px else ["height", "width"]
+    answer = [spec.scale * spec.size.static_px] * 2 if spec.size.static_px else ["restored_height", "restored_width"]
+    for value, shape in ((made.graph.input[0], sides), (made.graph.output[0], answer)):
+        dims = [ports.batch or "batch", spec.channels, *shape]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
+    return made
+
+
+class _Reference:
+    """The file as it came, on ONNX Runtime, its description done in numpy instead of in the graph."""
+
+    def __init__(self, theirs: ModelProto, ports: Ports, told: Description) -> None:
+        self.ports, self.told = ports, told
+        self._probe = Probe(theirs, threads=1, optimise=False)
+
+    def __call__(self, image: Array) -> Array:
+        told, ports = self.told, self.ports
+        low, high = told.value_range
+        mean, deviation = (np.asarray(n, np.float32).reshape(1, -1, 1, 1) for n in (told.mean, told.deviation))
+        x = image * np.float32(high - low) + np.float32(low)
+        x = (x[:, ::-1] if told.bgr else x) - mean
+        x = x / deviation
+        x = x.transpose(0, 2, 3, 1) if ports.layout == "NHWC" else x
+        feeds = {ports.picture.name: np.ascontiguousarray(x, _dtype(ports.picture))}
+        for port in ports.others:
+            shape = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
+            if len(shape) == 4:
+                shape = [shape[0] or len(image), shape[1] or 1, shape[2] or image.shape[2], shape[3] or image.shape[3]]
+            feeds[port.name] = np.full([side or 1 for side in shape], told.values[port.name], _dtype(port))
+        answer = np.asarray(self._probe.run(feeds)[ports.answer.name], np.float32)
+        answer = answer.transpose(0, 3, 1, 2) if ports.layout == "NHWC" else answer
+        answer = answer * deviation + mean
+        answer = answer[:, ::-1] if told.bgr else answer
+        return np.ascontiguousarray((answer - np.float32(low)) / np.float32(high - low))
+
+
+def _dtype(port: onnx.ValueInfoProto) -> np.dtype[np.generic]:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type))
+
+
+def _compare(
+    path: Path, backend: str, reference: _Reference, spec: ModelSpec, batches: bool
+) -> list[tuple[str, str, Agreement]]:
+    """Photos, a black, a white and a noisy picture, at the tile's size and at two more; two at once where the graph
+    takes several."""
+    found = []
+    channels = spec.channels
+    try:
+        opened = open_runner(path, backend, "cpu")
+    except BackendError:
+        raise
+    except Exception as error:
+        raise ExportError(f"{backend} refuses the adopted graph ({error}); leave it out with --backends") from error
+    half = reference.ports.picture.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    bound = tolerance("fp16" if half else "brought")
+    with opened as run:
+        for height, width in _sizes(spec.size, spec.tile_px):
+            rng = np.random.default_rng(1)
+            pictures = [
+                natural_picture(height, width, channels),
+                rng.random((1, channels, height, width), dtype=np.float32),
+                np.zeros((1, channels, height, width), np.float32),
+                np.ones((1, channels, height, width), np.float32),
+            ]
+            cases: Sequence[tuple[str, Array]] = [
+                *zip(("photo", "noise", "black", "white"), pictures, strict=True),
+                *([("two at once", np.concatenate(pictures[:2]))] if batches else []),
+            ]
+            for name, image in cases:
+                what = f"{height}x{width}, {name}"
+                got = run.run({"image": image})["restored"]
+                agreement = compare({"restored": reference(image)}, {"restored": got}, bound)
+                found.append((backend, what, check(agreement, f"{backend}, {what}")))
+    return found
+
+
+def _sizes(size: SizeRequirements, tile: int) -> list[tuple[int, int]]:
+    if size.static_px:
+        return [(size.static_px, size.static_px)]
+    multiple, least = size.multiple_of, size.minimum
+    return [(tile, tile), (least, size.padded(least + multiple)), (size.padded(96 + multiple), size.padded(150))]

@@ -1,0 +1,244 @@
+"""Somebody else's ONNX file: read whole, and given the one form that every runner here takes.
+
+The form: one picture in, float32 RGB in 0..1, BxCxHxW, named ``image``; one picture out, named ``restored``. What the
+file wants instead (another range, mean and deviation, BGR, the channels last, float16, further inputs) is computed in
+the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper, numpy_helper
+
+from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
+from clusir.export.subjects.onnx_ports import Ports, find_ports
+
+__all__ = ["Description", "in_standard_form", "read_onnx"]
+
+_OPSET = 18
+_LATEST_OPSET = 23
+_IR_VERSION = 10
+_PREFIX = "net/"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file wants that its graph does not say.
+
+    ``value_range``: what black and white are as numbers, in and out. ``mean`` and ``deviation``, a number or one a
+    channel, in units of that range: the input is (x - mean) / deviation, the answer is taken back likewise. ``bgr``:
+    the order of three channels. ``layout``: ``NCHW``, ``NHWC`` or ``auto`` (as the shapes say). ``values``: numbers for
+    further inputs. ``picture`` and ``answer``: names of the input and the output that are pictures, where several could
+    be.
+    """
+
+    value_range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    deviation: tuple[float, ...] = (1.0,)
+    bgr: bool = False
+    layout: str = "auto"
+    values: Mapping[str, float] = field(default_factory=dict)
+    picture: str | None = None
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.value_range
+        if not (np.isfinite([low, high]).all() and high > low):
+            raise UsageError(f"range {low:g}..{high:g} does not rise; give for example --range 0..255")
+        if self.layout not in ("auto", "NCHW", "NHWC"):
+            raise UsageError(f"layout {self.layout!r} is not auto, NCHW or NHWC")
+        for name, numbers in (("mean", self.mean), ("deviation", self.deviation)):
+            if len(numbers) not in (1, 3) or not np.isfinite(numbers).all():
+                raise UsageError(f"{name} {numbers} is not one number, or three")
+        if not all(number > 0 for number in self.deviation):
+            raise UsageError(f"deviation {self.deviation} is not above 0")
+
+
+def read_onnx(path: str | Path) -> ModelProto:
+    """The model of a file, its external data and its functions in it, at opset 18 at least where it converts.
+
+    Raises UsageError where there is no such file, ModelFormatError where it is no valid ONNX or lacks its data,
+    UnsupportedModelError for operators outside standard ONNX.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"model {path}: no such file")
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ModelFormatError(
+            f"model {path}: its weights file is missing ({error}); keep it beside the model"
+        ) from error
+    except Exception as error:  # protobuf, onnx and the checker of external data raise types of their own
+        raise ModelFormatError(
+            f"model {path}: it is not an ONNX file that can be read ({_first_line(error)})"
+        ) from error
+    if not model.graph.node:
+        raise ModelFormatError(f"model {path}: it is not an ONNX file, or an empty one")
+    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    _drop_constant_inputs(model.graph)
+    foreign = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign:
+        raise UnsupportedModelError(
+            f"model {path}: {', '.join(foreign[:4])} {'is' if len(foreign) == 1 else 'are'} outside standard ONNX; "
+            "export it again without runtime-specific operators"
+        )
+    return _at_least_opset(model, path)
+
+
+def _at_least_opset(model: ModelProto, path: Path) -> ModelProto:
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    if version > _LATEST_OPSET:
+        raise UnsupportedModelError(
+            f"model {path}: opset {version} is newer than {_LATEST_OPSET}, the last one read here"
+        )
+    if version < _OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, _OPSET)
+        except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+            raise UnsupportedModelError(
+                f"model {path}: opset {version} cannot be brought to {_OPSET} ({_first_line(error)}); "
+                f"export it again with opset {_OPSET}"
+            ) from error
+    model.ir_version = max(min(model.ir_version, _IR_VERSION), 8)
+    return model
+
+
+def _drop_constant_inputs(graph: GraphProto) -> None:
+    """Before IR version 4 every initializer had to be an input too."""
+    constants = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.input if value.name not in constants]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, Ports]:
+    """(the model with one input ``image`` and one output ``restored``, the pictures' ports of the file as it came).
+
+    Raises UsageError where an input has no value, or where more than one tensor could be the picture; each message
+    names what is there.
+    """
+    ports = find_ports(model, told.picture, told.answer, told.layout, tuple(told.values))
+    inner = compose.add_prefix(model, _PREFIX)
+    graph = inner.graph
+    channels = ports.channels
+    if told.bgr and channels != 3:
+        raise UsageError(f"--bgr needs three channels, the model takes {channels}")
+    before = _Chain("image", f"{_PREFIX}{ports.picture.name}", "in")
+    low, high = told.value_range
+    before.multiply(high - low)
+    before.add(low)
+    before.reverse_channels(told.bgr)
+    before.add(*(-m for m in told.mean))
+    before.multiply(*(1 / d for d in told.deviation))
+    before.transpose(ports.layout == "NHWC", (0, 2, 3, 1))
+    before.cast(ports.picture.type.tensor_type.elem_type, TensorProto.FLOAT)
+    after = _Chain(f"{_PREFIX}{ports.answer.name}", "restored", "out")
+    after.cast(TensorProto.FLOAT, ports.answer.type.tensor_type.elem_type)
+    after.transpose(ports.layout == "NHWC", (0, 3, 1, 2))
+    after.multiply(*told.deviation)
+    after.add(*told.mean)
+    after.reverse_channels(told.bgr)
+    after.add(-low)
+    after.multiply(1 / (high - low))
+    nodes, constants = _further_inputs(ports, told.values)
+    inside = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*before.done(), *nodes, *inside, *after.done()])
+    graph.initializer.extend([*before.constants, *constants, *after.constants])
+    del graph.input[:], graph.output[:], graph.value_info[:], inner.metadata_props[:]
+    height, width = (side or name for side, name in zip(ports.size, ("height", "width"), strict=True))
+    graph.input.append(_port("image", [ports.batch or "batch", channels, height, width]))
+    graph.output.append(_port("restored", [ports.batch or "batch", channels, None, None]))
+    return inner, ports
+
+
+class _Chain:
+    """Nodes on a picture BxCxHxW one after another; steps that change nothing add none."""
+
+    def __init__(self, start: str, end: str, name: str) -> None:
+        self.start, self.end, self.name = start, end, name
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def _step(self, kind: str, *constants: TensorProto, **attributes: object) -> None:
+        self.constants += constants
+        source = self.nodes[-1].output[0] if self.nodes else self.start
+        name = f"host/{self.name}/{len(self.nodes)}"
+        self.nodes.append(
+            helper.make_node(kind, [source, *(c.name for c in constants)], [name], name=name, **attributes)
+        )
+
+    def _constant(self, numbers: tuple[float, ...]) -> TensorProto:
+        array = np.asarray(numbers, np.float32).reshape(1, -1, 1, 1)
+        return numpy_helper.from_array(array, f"host/{self.name}/c{len(self.constants)}")
+
+    def multiply(self, *factors: float) -> None:
+        if any(f != 1 for f in factors):
+            self._step("Mul", self._constant(factors))
+
+    def add(self, *terms: float) -> None:
+        if any(t != 0 for t in terms):
+            self._step("Add", self._constant(terms))
+
+    def reverse_channels(self, wanted: bool) -> None:
+        if wanted:
+            order = numpy_helper.from_array(np.array([2, 1, 0], np.int64), f"host/{self.name}/order")
+            self._step("Gather", order, axis=1)
+
+    def transpose(self, wanted: bool, order: tuple[int, ...]) -> None:
+        if wanted:
+            self._step("Transpose", perm=order)
+
+    def cast(self, to: int, source: int) -> None:
+        if to != source:
+            self._step("Cast", to=to)
+
+    def done(self) -> list[NodeProto]:
+        if not self.nodes:
+            self._step("Identity")
+        self.nodes[-1].output[0] = self.end
+        return self.nodes
+
+
+def _further_inputs(ports: Ports, values: Mapping[str, float]) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Every other input as a constant, or, where it is a map, filled in the picture's size."""
+    nodes: list[NodeProto] = []
+    constants: list[TensorProto] = []
+    for port in ports.others:
+        kind = helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type)
+        shape = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
+        name = f"{_PREFIX}{port.name}"
+        value = np.asarray(values[port.name]).astype(kind)
+        if len(shape) == 4 and 0 in shape[2:]:
+            maps = [("Shape", ["image"], {"start": 0, "end": 1}), ("Shape", ["image"], {"start": 2, "end": 4})]
+            for index, (operator, inputs, attributes) in enumerate(maps):
+                nodes.append(helper.make_node(operator, inputs, [f"host/{port.name}/{index}"], **attributes))
+            middle = numpy_helper.from_array(np.array([shape[1] or 1], np.int64), f"host/{port.name}/channels")
+            constants.append(middle)
+            parts = [f"host/{port.name}/0", middle.name, f"host/{port.name}/1"]
+            nodes.append(helper.make_node("Concat", parts, [f"host/{port.name}/shape"], axis=0))
+            nodes.append(
+                helper.make_node(
+                    "ConstantOfShape", [f"host/{port.name}/shape"], [name],
+                    value=numpy_helper.from_array(value.reshape(1), f"host/{port.name}/value"),
+                )
+            )  # fmt: skip
+        else:
+            constants.append(numpy_helper.from_array(np.full([side or 1 for side in shape], value, kind), name))
+    return nodes, constants
+
+
+def _port(name: str, shape: list[int | str | None]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,109 @@
+"""Which of a foreign graph's inputs and outputs are the picture, how its axes lie, and what else it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from clusir.errors import UnsupportedModelError, UsageError
+
+__all__ = ["Ports", "find_ports"]
+
+_PICTURE_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """``picture`` and ``answer``: the input and the output that are pictures; ``others``: all further inputs.
+
+    ``layout`` is ``NCHW`` or ``NHWC``; ``batch`` and ``size`` (height, width) in pixels are 0 where the graph leaves
+    them open.
+    """
+
+    picture: ValueInfoProto
+    answer: ValueInfoProto
+    others: tuple[ValueInfoProto, ...]
+    layout: str
+    channels: int
+    batch: int
+    size: tuple[int, int]
+
+
+def find_ports(
+    model: ModelProto, picture: str | None, answer: str | None, layout: str, given: Collection[str]
+) -> Ports:
+    """The ports of a graph. ``picture`` and ``answer`` name them where more than one could be meant; ``given`` are the
+    names of the inputs that have a value. Raises UsageError that lists what is there, UnsupportedModelError where no
+    picture is."""
+    inputs = list(model.graph.input)
+    unknown = sorted(set(given) - {value.name for value in inputs})
+    if unknown:
+        raise UsageError(f"--set {unknown[0]}: the model has no such input; it has {_listed(inputs)}")
+    free = [value for value in inputs if value.name not in given]
+    came_in = _chosen(free, picture, "--picture", "takes")
+    came_out = _chosen(list(model.graph.output), answer, "--output", "returns")
+    others = tuple(value for value in inputs if value.name != came_in.name)
+    missing = [value for value in others if value.name not in given]
+    if missing:
+        raise UsageError(
+            f"the model takes {_listed(missing)} beside the picture; give each a number, for example "
+            f"--set {missing[0].name}=15"
+        )
+    shape = _shape(came_in)
+    layout = _layout(came_in.name, shape, layout)
+    batch, channels, height, width = shape if layout == "NCHW" else (shape[0], shape[3], shape[1], shape[2])
+    if channels not in _CHANNELS:
+        raise UnsupportedModelError(
+            f"input {came_in.name} has {channels or 'an open number of'} channels ({_text(came_in)}); "
+            "pictures have 1 or 3"
+        )
+    if batch > 1:
+        raise UnsupportedModelError(f"input {came_in.name} fixes a batch of {batch}; export it again with a batch of 1")
+    return Ports(came_in, came_out, others, layout, channels, batch, (height, width))
+
+
+def _chosen(values: list[ValueInfoProto], name: str | None, option: str, verb: str) -> ValueInfoProto:
+    if name is not None:
+        found = next((value for value in values if value.name == name), None)
+        if found is None:
+            raise UsageError(f"{option} {name}: there is no such tensor; the model {verb} {_listed(values)}")
+        values = [found]
+    pictures = [v for v in values if v.type.tensor_type.elem_type in _PICTURE_TYPES and len(_shape(v)) == 4]
+    if len(pictures) > 1:
+        coloured = [v for v in pictures if 3 in (_shape(v)[1], _shape(v)[3])]  # a map beside them has one channel
+        pictures = coloured if len(coloured) == 1 else pictures
+    if not pictures:
+        raise UnsupportedModelError(
+            f"the model {verb} no picture (float32 or float16 of four axes): {_listed(values) or 'nothing'}"
+        )
+    if len(pictures) > 1:
+        raise UsageError(
+            f"the model {verb} {_listed(pictures)}; say which is the picture, for example {option} {pictures[-1].name}"
+        )
+    return pictures[0]
+
+
+def _layout(name: str, shape: list[int], wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
+    if first and last:
+        raise UsageError(f"input {name}: {shape} may be NCHW or NHWC; say which with --layout")
+    return "NHWC" if last else "NCHW"
+
+
+def _shape(value: ValueInfoProto) -> list[int]:
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _text(value: ValueInfoProto) -> str:
+    kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    dims = (d.dim_param or str(d.dim_value or "?") for d in value.type.tensor_type.shape.dim)
+    return f"{value.name} {kind} {'x'.join(dims) or 'a number'}"
+
+
+def _listed(values: list[ValueInfoProto]) -> str:
+    return ", ".join(map(_text, values))

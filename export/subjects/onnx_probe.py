@@ -1,0 +1,169 @@
+"""What a foreign graph does, found by running it: scale, sizes, how far a pixel looks, and whether answers repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from clusir.calibration.photos import built_in_photos
+from clusir.errors import ClusirError, UnsupportedModelError, UsageError
+from clusir.export.graph.session import Probe
+from clusir.spec import MAX_SCALE, SizeRequirements
+
+__all__ = ["Reach", "measure_reach", "natural_picture", "probe_answers", "probe_sizes"]
+
+Array = NDArray[np.float32]
+Run = Callable[[Array], Array]
+
+# A size that most size rules divide: 2^6 * 3. Others are tried where it does not run.
+_BASES = (192, 256, 240, 224, 128, 64, 320, 512)
+_MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)
+_QUARTER_LEVEL = 0.25 / 255
+_LEVEL = 1 / 255
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far from a pixel its answer is decided: ``pixels``, beyond which replacing the picture by its negative moves
+    the answer by ``error`` (of 0..1). ``whole``: no distance within the picture that was tried is enough."""
+
+    pixels: int
+    error: float
+    whole: bool
+
+
+def runner(model: ModelProto) -> Run:
+    """image BxCxHxW to the answer, on ONNX Runtime. Raises ExportError where it refuses the graph."""
+    probe = Probe(model, threads=1)
+
+    def run(image: Array) -> Array:
+        return probe.run({"image": image})["restored"]
+
+    return run
+
+
+def natural_picture(height: int, width: int, channels: int, seed: int = 0) -> Array:
+    """A slightly noisy photo, 1xCxHxW in 0..1; smaller photos are repeated by reflection."""
+    photos = built_in_photos(16).photos
+    photo = photos[seed % len(photos)]
+    crop = photo.crop(0, 0, min(photo.height, photo.width))
+    crop = np.pad(crop, [(0, max(0, n - m)) for n, m in zip((height, width), crop.shape, strict=False)] + [(0, 0)],
+                  mode="symmetric")[:height, :width]  # fmt: skip
+    noisy = crop + np.random.default_rng(seed).normal(0, 5 / 255, crop.shape)
+    picture = noisy.clip(0, 1).astype(np.float32).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(picture if channels == 3 else picture.mean(axis=1, keepdims=True))
+
+
+def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, SizeRequirements]:
+    """(scale, which sizes the graph takes). ``fixed``: height and width, 0 where the graph leaves them open.
+
+    A size counts where the graph runs and answers with ``scale`` times it. Raises UnsupportedModelError where no size
+    does, or where the graph fixes a picture that is no square.
+    """
+    height, width = fixed
+    if height and width and height != width:
+        raise UnsupportedModelError(
+            f"the graph fixes {height}x{width} px, and tiles are square; export it at a square size"
+        )
+    side = height or width
+    reasons: list[str] = []
+
+    def answer(h: int, w: int) -> tuple[int, int] | None:
+        try:
+            found = run(natural_picture(h, w, channels))
+        except Exception as error:  # the runtime raises its own types, which are not public
+            reasons.append(str(error).strip().splitlines()[0][:160])
+            return None
+        return (found.shape[2], found.shape[3]) if found.ndim == 4 and found.shape[1] == channels else None
+
+    for base in (side,) if side else _BASES:
+        found = answer(base, base)
+        if found is not None:
+            break
+    else:
+        raise UnsupportedModelError(
+            f"the graph does not run on pictures of {side or _BASES[0]} px: "
+            f"{reasons[0] if reasons else 'no picture came back'}"
+        )
+    scale, rest = divmod(found[0], base)
+    if rest or found[0] != found[1] or not 1 <= scale <= MAX_SCALE:
+        raise UnsupportedModelError(
+            f"{base}x{base} px become {found[0]}x{found[1]}; an answer is 1 to {MAX_SCALE} times as large"
+        )
+    if side:
+        return scale, SizeRequirements(1, 1, side)
+
+    def fits(h: int, w: int) -> bool:
+        return answer(h, w) == (scale * h, scale * w)
+
+    multiple = next((m for m in _MULTIPLES if fits(base + m, base) and fits(base, base + m)), None)
+    if multiple is None or not (fits(base + 3 * multiple, base + multiple)):
+        return scale, SizeRequirements(1, 1, base)  # declared open, and only one size runs
+    least = next(n for n in range(multiple, base + 1, multiple) if n >= 8 and fits(n, n))
+    return scale, SizeRequirements(multiple, least)
+
+
+def probe_answers(run: Run, side: int, channels: int) -> list[str]:
+    """What is odd about the answers, as sentences. Raises UnsupportedModelError where they do not repeat or are not
+    finite, UsageError where they are no picture in 0..1."""
+    picture = natural_picture(side, side, channels)
+    first, again = run(picture), run(picture)
+    if not np.isfinite(first).all():
+        raise UnsupportedModelError("the graph answers NaN or infinity for an ordinary photo")
+    if not np.array_equal(first, again):
+        raise UnsupportedModelError("the graph answers the same photo differently each time; export it in eval mode")
+    scale = first.shape[2] // side
+    small = first[0].reshape(channels, side, scale, side, scale).mean(axis=(2, 4))
+    notes = []
+    if small.std() < _LEVEL:
+        raise UsageError(
+            f"the graph answers a constant picture ({small.mean():.3g}); is its range 0..255? Say so with --range"
+        )
+    low, high = np.quantile(small, (0.01, 0.99))
+    if low < -0.5 or high > 1.5:
+        raise UsageError(
+            f"the answer reaches from {low:.3g} to {high:.3g} for a photo in 0..1; describe the graph with --range, "
+            "--mean or --deviation"
+        )
+    likeness = float(np.corrcoef(small.ravel(), picture.ravel())[0, 1])
+    if not (likeness >= 0.5):
+        notes.append(
+            f"the answer is little like the picture (correlation {likeness:.2f}); check --range, --bgr, --layout"
+        )
+    moved = float(small.mean() - picture.mean())
+    if abs(moved) > 0.1:
+        notes.append(
+            f"the answer is {'brighter' if moved > 0 else 'darker'} by {abs(moved):.2f} of the range on a photo"
+        )
+    return notes
+
+
+def measure_reach(run: Run, side: int, channels: int) -> Reach:
+    """How far the answer at the centre of a picture of ``side`` px depends on what surrounds it: on a photo, on noise
+    and on a dark one, the surroundings are replaced by their negative beyond a growing distance."""
+    middle, block = side // 2, 4
+    rng = np.random.default_rng(0)
+    noise = rng.random((1, channels, side, side), dtype=np.float32)
+    pictures = [natural_picture(side, side, channels), noise, 0.1 * natural_picture(side, side, channels, seed=1)]
+    scale = run(pictures[0]).shape[2] // side
+    centre = (..., slice(scale * (middle - block), scale * (middle + block)),
+              slice(scale * (middle - block), scale * (middle + block)))  # fmt: skip
+    answers = [run(picture)[centre] for picture in pictures]
+    error = float("inf")
+    steps = [d for d in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if block + d < middle]
+    for distance in steps:
+        error = 0.0
+        for picture, answer in zip(pictures, answers, strict=True):
+            changed = 1 - picture
+            keep = slice(middle - block - distance, middle + block + distance)
+            changed[..., keep, keep] = picture[..., keep, keep]
+            error = max(error, float(np.abs(run(changed)[centre] - answer).max()))
+        if error <= _QUARTER_LEVEL:
+            return Reach(distance, error, False)
+    if not steps:
+        raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")
+    return Reach(steps[-1], error, True)
