@@ -184,7 +184,8 @@ class ModelSpec:
         found = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
         if "spec_version" not in found:
             raise ModelFormatError(
-                "the model carries no clusir metadata (key clusir.spec_version); export it with clusir-export"
+                "the model carries no clusir metadata (key clusir.spec_version); "
+                "make one that does: clusir-export --onnx NEW.onnx --from THIS.onnx"
             )
         values: dict[str, Any] = {}
         for key, text in found.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from clusir.cli._adopt import DESCRIBING, adoption_options, run_adoption
 from clusir.cli._common import command, given_options
 from clusir.cli._values import Decibels, Seconds, Words
 from clusir.errors import UsageError
@@ -143,12 +144,18 @@ def check_options(module: bool) -> None:
     show_default=True,
     help="Shape of the input with which --module is traced.",
 )
-@click.option("--output", metavar="WHICH", help="Which of the tensors that --module returns: position or key. [found]")
+@click.option(
+    "--output",
+    metavar="WHICH",
+    help="Which of the tensors that --module returns (position or key), or --from (name).  [found]",
+)
 @click.option("--batch", type=click.IntRange(1, 256), help="The one batch of --module's file. [any]")
 @click.option("--size", type=click.IntRange(8, 4096), help="The one height and width of --module's file. [any]")
 @click.option("--check-passes", is_flag=True, help="Compare the graph after each pass; a pass to blame is named.")
+@adoption_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def main(**options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, **options: Any) -> None:
     """Export a network to ONNX. Files are written only if they match PyTorch.
 
     Three graphs are written: NAME.onnx answers alone; NAME.tile.onnx and NAME.router.onnx let all tiles of a large
@@ -166,12 +173,21 @@ def main(**options: Any) -> None:
       clusir-export --onnx model.onnx --dynamic                any size that is a multiple of 16
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x128x128
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x64x64 --size 256 --batch 1
+      clusir-export --onnx ours.onnx --from theirs.onnx --range 0..255
     """
     if options["onnx_path"] is None:
         raise UsageError("--onnx is missing: it says where to write, for example clusir-export --onnx out/")
+    path = Path(options.pop("onnx_path"))
+    source = options.pop("source")
+    if source is not None:
+        run_adoption(source, path, options, context)
+        return
+    for name in DESCRIBING:
+        options.pop(name)
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{_flag(context, name)} describes a file for --from, and there is none")
     from clusir.cli._export_session import ExportRequest, run, run_module
 
-    path = Path(options.pop("onnx_path"))
     bundle = path.suffix != ".onnx"
     folder, stem = (path, "model") if bundle else (path.parent, path.stem)
     module = options.pop("module")
@@ -182,3 +198,8 @@ def main(**options: Any) -> None:
         run_module(request, module, **which)
     else:
         run(request)
+
+
+def _flag(context: click.Context, name: str) -> str:
+    """The option as it is written on the command line."""
+    return next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
