@@ -90,7 +90,11 @@ class Canvas:
         ]
         for layer, group in groups:
             tiles = [crop_tile(window, x, x.starts[c], y.tile, self.spec, alpha=layer == 1) for c in group]
-            restored = self._enlarge(tiles) if layer and self.enlarges_alpha else self.infer(tiles, layer)
+            restored = (
+                [self._enlarge(tile, len(window)) for tile in tiles]
+                if layer and self.enlarges_alpha
+                else self.infer(tiles, layer)
+            )
             for column, tile in zip(group, restored, strict=True):
                 begin = self.large.x.starts[column]
                 part = total[layer, :, begin : begin + self.large.x.tile]
@@ -98,12 +102,14 @@ class Canvas:
                 weight = self.large.y.weights[index][:rows, None] * self.large.x.weights[column][None, :columns]
                 part += tile[:rows, :columns] * weight[:, :, None]
 
-    def _enlarge(self, tiles: list[Array]) -> Array:
-        """Grey tiles HxWxC enlarged bicubically, in the model's value range."""
-        height, width, channels = (*(self.spec.scale * n for n in tiles[0].shape[:2]), tiles[0].shape[2])
-        grey = [Image.fromarray(tile[:, :, 0]).resize((width, height), Image.Resampling.BICUBIC) for tile in tiles]
-        unit = np.stack([np.asarray(tile, np.float32) for tile in grey])[..., None]
-        return scaled(np.repeat(unit, channels, axis=3), self.spec.value_range)
+    def _enlarge(self, tile: Array, rows: int) -> Array:
+        """A grey tile HxWxC, without its padding below ``rows`` and beside the picture, enlarged bicubically; in the
+        model's value range."""
+        inside = tile[:rows, : self.source.width, 0]
+        height, width = (self.spec.scale * n for n in inside.shape)
+        large = Image.fromarray(inside).resize((width, height), Image.Resampling.BICUBIC)
+        unit = np.asarray(large, np.float32)[:, :, None]
+        return scaled(np.repeat(unit, tile.shape[2], axis=2), self.spec.value_range)
 
     def _blended(self, restored: Array, source: Pixels) -> Array:
         """``blend`` of what was restored, which is held to 0..1 first, and the rest of the source; both HxWxC."""

@@ -189,7 +189,7 @@ clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const 
         const auto& spec = model->model->spec();
         const clusir_image from = clusir::detail::check_image(in, "in", spec),
                            to = clusir::detail::check_image(out, "out", spec);
-        clusir::detail::check_pair(from, to);
+        clusir::detail::check_pair(from, to, spec);
         clusir::detail::check_samples(from);
         const auto routing = model->model->restore(from, to, [&](uint32_t done, uint32_t total) {
             if (options.cancel != nullptr && options.cancel->now.load(std::memory_order_relaxed)) return false;

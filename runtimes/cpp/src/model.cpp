@@ -43,7 +43,8 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     const Shape image{1, spec.channels, side, side};
     expect(port(graph.inputs(), spec.input_name, "input"), image);
-    expect(port(graph.outputs(), spec.output_name, "output"), image);
+    const std::int64_t large = side < 0 ? side : spec.upscale * side;
+    expect(port(graph.outputs(), spec.output_name, "output"), {1, spec.channels, large, large});
     if (!spec.routed()) return;
     const bool given = spec.graph == "tile";
     const auto& ports = given ? graph.inputs() : graph.outputs();
@@ -97,9 +98,6 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
     : backend_(backend), graph_(open_graph(backend, graph, options)) {
     try {
         spec_ = ModelSpec::from_metadata(graph_->metadata());
-        if (spec_.upscale != 1)
-            bad_model("it enlarges " + std::to_string(spec_.upscale) +
-                      " times, and this library keeps the size; run it with clusir-run");
         if (spec_.graph == "router") bad_model("this is a router graph; open the model it belongs to");
         if ((spec_.graph == "tile") != (router != nullptr))
             bad_model("a tile graph needs its router graph, and only a tile graph does");
@@ -160,7 +158,8 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     const Shape shape{1, spec_.channels, rows.tile, columns.tile}, clusters{1, spec_.posterior_size()},
         experts{1, spec_.gate_size()};
     std::vector<Feed> feeds{{spec_.input_name.c_str(), shape, planes.data()}};
-    std::vector<Fetch> fetches{{spec_.output_name.c_str(), shape, restored.data()}};
+    const Shape large{1, spec_.channels, spec_.upscale * rows.tile, spec_.upscale * columns.tile};
+    std::vector<Fetch> fetches{{spec_.output_name.c_str(), large, restored.data()}};
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
         gate(static_cast<std::size_t>(spec_.gate_size()));
     if (router_) {
@@ -192,26 +191,30 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
     RoutingMean own(spec_);
     if (router_) routing = route(in, rows, columns);
 
-    const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{in.width} * channels;
-    const auto tile_h = static_cast<std::size_t>(rows.tile), tile_w = static_cast<std::size_t>(columns.tile);
-    std::vector<float> planes(channels * tile_h * tile_w), restored(planes.size());
+    // From here on all lengths are those of the picture that comes out, unless a name says otherwise.
+    const Axis large_rows = enlarged(rows, spec_.upscale, spec_.halo_px),
+               large_columns = enlarged(columns, spec_.upscale, spec_.halo_px);
+    const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{out.width} * channels;
+    const auto tile_h = static_cast<std::size_t>(large_rows.tile), tile_w = static_cast<std::size_t>(large_columns.tile);
+    std::vector<float> planes(channels * static_cast<std::size_t>(rows.tile * columns.tile)),
+        restored(channels * tile_h * tile_w);
     // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h, whatever the picture's height.
-    std::vector<float> band(row * std::min<std::size_t>(tile_h, in.height));
+    std::vector<float> band(row * std::min<std::size_t>(tile_h, out.height));
     const std::size_t band_rows = band.size() / row;
     std::uint32_t done = 0;
     for (std::size_t ty = 0; ty < rows.starts.size(); ++ty) {
-        const auto top = static_cast<std::size_t>(rows.starts[ty]);
-        const std::size_t bottom = std::min<std::size_t>(top + tile_h, in.height);
+        const auto top = static_cast<std::size_t>(large_rows.starts[ty]);
+        const std::size_t bottom = std::min<std::size_t>(top + tile_h, out.height);
         for (std::size_t tx = 0; tx < columns.starts.size(); ++tx) {
-            const auto left = static_cast<std::size_t>(columns.starts[tx]);
-            const std::size_t width = std::min<std::size_t>(tile_w, in.width - left);
+            const auto left = static_cast<std::size_t>(large_columns.starts[tx]);
+            const std::size_t width = std::min<std::size_t>(tile_w, out.width - left);
             gather(in, spec_, rows, columns, rows.starts[ty], columns.starts[tx], planes);
             run_tile(planes, routing, rows, columns, restored, own);
             for (std::size_t y = top; y < bottom; ++y) {
-                const float weight = rows.weights[ty][y - top];
+                const float weight = large_rows.weights[ty][y - top];
                 if (weight == 0.0F) continue;
                 float* sums = band.data() + (y % band_rows) * row + left * channels;
-                const float* weights = columns.weights[tx].data();
+                const float* weights = large_columns.weights[tx].data();
                 for (std::size_t c = 0; c < channels; ++c) {
                     const float* values = restored.data() + (c * tile_h + (y - top)) * tile_w;
                     for (std::size_t x = 0; x < width; ++x) sums[x * channels + c] += values[x] * (weight * weights[x]);
@@ -220,7 +223,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
             if (++done < total) go(done);
         }
         const bool last = ty + 1 == rows.starts.size();
-        const std::size_t finished = last ? in.height : static_cast<std::size_t>(rows.starts[ty + 1]);
+        const std::size_t finished = last ? out.height : static_cast<std::size_t>(large_rows.starts[ty + 1]);
         for (std::size_t y = top; y < finished; ++y) {
             float* sums = band.data() + (y % band_rows) * row;
             write_row(in, out, static_cast<std::uint32_t>(y), sums, spec_);

@@ -73,9 +73,55 @@ void gather_as(const clusir_image& image, const ModelSpec& spec, const Axis& row
     }
 }
 
+// What one sample of an axis that is enlarged `scale` times is made of: Pillow's bicubic kernel (a = -0.5), the weights
+// of what lies within the axis, normalised.
+struct Taps {
+    std::size_t first = 0;
+    std::vector<double> weights;
+};
+
+Taps taps_at(std::size_t position, std::size_t length, int scale) {
+    const double centre = (static_cast<double>(position) + 0.5) / scale;
+    Taps taps;
+    taps.first = static_cast<std::size_t>(std::max(0.0, std::floor(centre - 1.5)));
+    const auto end = static_cast<std::size_t>(std::min(static_cast<double>(length), std::floor(centre + 2.5)));
+    double sum = 0.0;
+    for (std::size_t x = taps.first; x < end; ++x) {
+        const double d = std::fabs(static_cast<double>(x) + 0.5 - centre);
+        const double w = d < 1.0 ? (1.5 * d - 2.5) * d * d + 1.0 : d < 2.0 ? ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0 : 0.0;
+        taps.weights.push_back(w);
+        sum += w;
+    }
+    for (double& w : taps.weights) w /= sum;
+    return taps;
+}
+
+// Row `y` of the enlarged alpha channel of `in`, 0..1.
+std::vector<float> enlarged_alpha(const clusir_image& in, std::uint32_t y, int scale) {
+    const std::size_t width = in.width, channel = in.channels - std::size_t{1};
+    const Taps rows = taps_at(y, in.height, scale);
+    std::vector<float> result(width * static_cast<std::size_t>(scale));
+    for (std::size_t x = 0; x < result.size(); ++x) {
+        const Taps columns = taps_at(x, width, scale);
+        double sum = 0.0;
+        for (std::size_t i = 0; i < rows.weights.size(); ++i) {
+            double across = 0.0;
+            for (std::size_t j = 0; j < columns.weights.size(); ++j) {
+                const std::size_t at = (columns.first + j) * in.channels + channel;
+                across += columns.weights[j] * double{alpha_at(in, static_cast<std::uint32_t>(rows.first + i), at)};
+            }
+            sum += rows.weights[i] * double{static_cast<float>(across)};
+        }
+        result[x] = static_cast<float>(sum);
+    }
+    return result;
+}
+
 template <typename Sample>
 void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
               const ModelSpec& spec) {
+    const bool large = spec.upscale != 1;
+    const std::vector<float> alphas = large && has_alpha(out) ? enlarged_alpha(in, y, spec.upscale) : std::vector<float>{};
     auto* into = const_cast<Sample*>(row_of<Sample>(out, y));
     const auto channels = static_cast<std::size_t>(spec.channels);
     const std::size_t alpha = has_alpha(out) ? 1 : 0, colours = out.channels - alpha;
@@ -91,6 +137,10 @@ void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, 
             to[0] = from_unit<Sample>(static_cast<float>(sum / static_cast<double>(channels)));
         }
         if (alpha == 0) continue;
+        if (large) {
+            to[colours] = from_unit<Sample>(alphas[x]);
+            continue;
+        }
         const std::size_t at = x * out.channels + colours;
         to[colours] = in.type == out.type ? row_of<Sample>(in, y)[at] : from_unit<Sample>(alpha_at(in, y, at));
     }
@@ -143,9 +193,11 @@ void check_samples(const clusir_image& in) {
     }
 }
 
-void check_pair(const clusir_image& in, const clusir_image& out) {
-    if (in.width != out.width || in.height != out.height || in.channels != out.channels) {
-        refuse("out", "differs from 'in' in width, height or channels");
+void check_pair(const clusir_image& in, const clusir_image& out, const ModelSpec& spec) {
+    const auto scale = static_cast<std::uint64_t>(spec.upscale);
+    if (scale * in.width != out.width || scale * in.height != out.height || in.channels != out.channels) {
+        refuse("out", scale == 1 ? "differs from 'in' in width, height or channels"
+                                 : "is not " + std::to_string(scale) + " times as wide and high as 'in', of as many channels");
     }
     const auto from = reinterpret_cast<std::uintptr_t>(in.data), to = reinterpret_cast<std::uintptr_t>(out.data);
     if (from < to + extent(out) && to < from + extent(in)) refuse("out", "overlaps 'in'; give it memory of its own");

@@ -15,8 +15,8 @@ namespace clusir::detail {
 // Failure(CLUSIR_INVALID_ARGUMENT); `what` is "in" or "out".
 clusir_image check_image(const clusir_image* image, const char* what, const ModelSpec& spec);
 
-// Refuses pairs that differ in size or channels, or whose memory overlaps.
-void check_pair(const clusir_image& in, const clusir_image& out);
+// Refuses pairs whose memory overlaps, that differ in channels, or whose sizes do not differ by the model's scale.
+void check_pair(const clusir_image& in, const clusir_image& out, const ModelSpec& spec);
 
 // Refuses float samples outside 0..1, alpha among them. Throws Failure(CLUSIR_INVALID_ARGUMENT).
 void check_samples(const clusir_image& in);
@@ -29,7 +29,7 @@ void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, 
             std::int64_t left, std::vector<float>& planes);
 
 // Writes row `y` of `out`: colours from `row` (interleaved, the model's channels and range), alpha from `in`; a grey
-// picture is the mean of the model's channels.
+// picture is the mean of the model's channels. Of a model that enlarges, alpha is enlarged bicubically.
 void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
                const ModelSpec& spec);
 

@@ -15,6 +15,20 @@ double ramp(std::int64_t x, std::int64_t start, std::int64_t following, std::int
     return std::floor(t * t * (3 - 2 * t) * 2048 + 0.5) / 2048;
 }
 
+// The sum over the tiles telescopes to exactly 1, and products of two weights are exact in float32.
+void weigh(Axis& axis, std::int64_t halo) {
+    const auto last = axis.starts.size() - 1;
+    for (std::size_t i = 0; i <= last; ++i) {
+        auto& weights = axis.weights.emplace_back(static_cast<std::size_t>(axis.tile));
+        for (std::int64_t offset = 0; offset < axis.tile; ++offset) {
+            const std::int64_t x = axis.starts[i] + offset;
+            const double left = i > 0 ? ramp(x, axis.starts[i - 1], axis.starts[i], axis.tile, halo) : 1.0;
+            const double right = i < last ? ramp(x, axis.starts[i], axis.starts[i + 1], axis.tile, halo) : 0.0;
+            weights[static_cast<std::size_t>(offset)] = static_cast<float>(left - right);
+        }
+    }
+}
+
 }  // namespace
 
 Axis plan_axis(std::int64_t length, const ModelSpec& spec) {
@@ -35,18 +49,17 @@ Axis plan_axis(std::int64_t length, const ModelSpec& spec) {
     const std::int64_t count = (length - tile + step - 1) / step + 1;
     for (std::int64_t i = 0; i < count; ++i) axis.starts.push_back(std::min(i * step, length - tile));
 
-    // The sum over the tiles telescopes to exactly 1, and products of two weights are exact in float32.
-    const auto last = axis.starts.size() - 1;
-    for (std::size_t i = 0; i <= last; ++i) {
-        auto& weights = axis.weights.emplace_back(static_cast<std::size_t>(tile));
-        for (std::int64_t offset = 0; offset < tile; ++offset) {
-            const std::int64_t x = axis.starts[i] + offset;
-            const double left = i > 0 ? ramp(x, axis.starts[i - 1], axis.starts[i], tile, halo) : 1.0;
-            const double right = i < last ? ramp(x, axis.starts[i], axis.starts[i + 1], tile, halo) : 0.0;
-            weights[static_cast<std::size_t>(offset)] = static_cast<float>(left - right);
-        }
-    }
+    weigh(axis, halo);
     return axis;
+}
+
+Axis enlarged(const Axis& axis, std::int64_t scale, std::int64_t halo) {
+    Axis large;
+    large.length = scale * axis.length;
+    large.tile = scale * axis.tile;
+    for (const std::int64_t start : axis.starts) large.starts.push_back(scale * start);
+    weigh(large, scale * halo);
+    return large;
 }
 
 std::int64_t reflect(std::int64_t position, std::int64_t length) {

@@ -20,6 +20,9 @@ struct Axis {
 
 Axis plan_axis(std::int64_t length, const ModelSpec& spec);
 
+// The same tiles in the pixels of a picture `scale` times as long; `halo` is that of the small one.
+Axis enlarged(const Axis& axis, std::int64_t scale, std::int64_t halo);
+
 // The pixel that reflection (without repeating the edge) puts at `position`; any position >= 0, any length >= 1.
 std::int64_t reflect(std::int64_t position, std::int64_t length);
 
