@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from tests.golden.make.standin import write_standin
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = load_golden(GOLDEN)
-REFUSED = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))["refused"]
+MANIFEST = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
+REFUSED = MANIFEST["refused"]
 BACKENDS = ("ort", "openvino")
 
 
@@ -54,6 +56,22 @@ def test_what_is_an_error_everywhere(entry: dict[str, object], backend: str) -> 
         pytest.raises(ClusirError, match=str(entry["says"])),
     ):
         restorer.restore(pixels)
+
+
+@pytest.mark.parametrize("entry", MANIFEST["enlarged"], ids=lambda entry: entry["name"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_python_enlarges(entry: dict[str, Any], backend: str) -> None:
+    kind = {"u8": "u1", "u16": "<u2"}[entry["type"]]
+    shape = (entry["height"], entry["width"], entry["channels"])
+    pixels = np.frombuffer((GOLDEN / entry["input"]).read_bytes(), kind).reshape(shape)
+    large = (entry["scale"] * shape[0], entry["scale"] * shape[1], shape[2])
+    expected = np.frombuffer((GOLDEN / entry["restored"]).read_bytes(), "<f4").reshape(large)
+    with Restorer(GOLDEN / entry["model"], backend=backend, device="cpu") as restorer:
+        restored = restorer.restore(pixels)
+        assert np.abs(restorer.restore(to_unit(pixels)) - expected).max() <= entry["tolerance"]
+    assert restored.dtype == pixels.dtype
+    top = np.iinfo(pixels.dtype).max
+    assert np.abs(restored - expected * np.float64(top)).max() <= 0.5 + entry["tolerance"] * top
 
 
 def test_the_cases_reach_what_can_go_wrong() -> None:

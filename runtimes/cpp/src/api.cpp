@@ -149,7 +149,8 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
                                static_cast<uint32_t>(from.minimum),
                                from.low,
                                from.high,
-                               from.checkpoint_sha256.c_str()};
+                               from.checkpoint_sha256.c_str(),
+                 static_cast<uint32_t>(from.upscale)};
         std::memcpy(spec, &full, spec->struct_size);
     });
 }

@@ -163,6 +163,41 @@ void check_refused(Checks& checks, const json& entry, const std::string& path, c
     }
 }
 
+// A model that enlarges: all channels, alpha among them, in floats and in the picture's own type.
+void check_enlarged(Checks& checks, const json& entry, const std::string& folder, const char* backend,
+                    const char* library) {
+    const std::string name = entry["name"];
+    const std::uint32_t width = entry["width"], height = entry["height"], channels = entry["channels"],
+                        scale = entry["scale"];
+    const clusir_type type = entry["type"] == "u8" ? CLUSIR_U8 : CLUSIR_U16;
+    auto input = read_file(folder + "/" + entry["input"].get<std::string>());
+    const auto bytes = read_file(folder + "/" + entry["restored"].get<std::string>());
+    std::vector<float> expected(bytes.size() / sizeof(float)), floats(expected.size());
+    std::memcpy(expected.data(), bytes.data(), bytes.size());
+    const clusir::Model model(folder + "/" + entry["model"].get<std::string>(), backend, 2, library);
+    checks.that(model.spec().scale == scale, name + ": scale");
+    const clusir_image in{input.data(), width, height, channels, type, 0};
+    model.restore(in, clusir::view(floats.data(), scale * width, scale * height, channels));
+    checks.that(largest(floats.data(), expected.data(), expected.size()) <= entry["tolerance"].get<double>(),
+                name + ": restored differs by more than the tolerance");
+    std::vector<std::uint8_t> out(expected.size() * static_cast<std::size_t>(type));
+    model.restore(in, {out.data(), scale * width, scale * height, channels, type, 0});
+    const double top = type == CLUSIR_U8 ? 255.0 : 65535.0;
+    double worst = 0.0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        std::uint16_t value = out[i];
+        if (type == CLUSIR_U16) std::memcpy(&value, &out[2 * i], 2);
+        worst = std::max(worst, std::fabs(value - double{expected[i]} * top));
+    }
+    checks.that(worst <= 0.5 + entry["tolerance"].get<double>() * top, name + ": integers");
+    try {
+        model.restore(in, {out.data(), width, height, channels, type, 0});
+        checks.that(false, name + ": an output of the input's size is taken");
+    } catch (const clusir::Error& error) {
+        checks.that(error.status() == CLUSIR_INVALID_ARGUMENT, name + ": " + error.what());
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -187,6 +222,8 @@ int main(int argc, char** argv) {
             if (precision.empty()) check_alpha(checks, c, model);
         }
         if (precision.empty()) {
+            for (const auto& entry : manifest["enlarged"])
+                check_enlarged(checks, entry, folder, argv[2], argc > 3 ? argv[3] : "");
             for (const auto& entry : manifest["refused"])
                 check_refused(checks, entry, folder + "/" + entry["model"].get<std::string>(), argv[2],
                               argc > 3 ? argv[3] : "");

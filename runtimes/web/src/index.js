@@ -138,7 +138,7 @@ export class Restorer {
     const stop = () => this.#connection.post({ action: "cancel", id });
     signal?.addEventListener("abort", stop, { once: true });
     try {
-      return { ...(await promise), width, height };
+      return await promise;
     } finally {
       signal?.removeEventListener("abort", stop);
     }

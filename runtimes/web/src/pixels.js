@@ -60,9 +60,41 @@ export function gather({ data }, channels, spec, rows, columns, top, left) {
   return planes;
 }
 
-/** Writes one row of sums (interleaved, the model's channels and range) to `out`, with the alpha of `data`; a grey
- * picture is the mean of the model's channels. */
-export function writeRow(data, out, channels, spec, width, y, sums, at) {
+/** What one sample of an axis that is enlarged is made of: Pillow's bicubic kernel (a = -0.5), the weights of what lies
+ * within the axis, normalised. @returns {[number, number][]} position and weight */
+function taps(position, length, scale) {
+  const centre = (position + 0.5) / scale;
+  const found = [];
+  for (let x = Math.max(0, Math.floor(centre - 1.5)); x < Math.min(length, Math.floor(centre + 2.5)); x++) {
+    const d = Math.abs(x + 0.5 - centre);
+    found.push([x, d < 1 ? (1.5 * d - 2.5) * d * d + 1 : d < 2 ? ((-0.5 * d + 2.5) * d - 4) * d + 2 : 0]);
+  }
+  const sum = found.reduce((total, [, weight]) => total + weight, 0);
+  return found.map(([x, weight]) => [x, weight / sum]);
+}
+
+/** Row `y` of the alpha channel enlarged bicubically, as 0..1; null where the picture has none. */
+export function enlargedAlpha({ data, width, height }, channels, scale, y) {
+  const colours = coloursOf(channels);
+  if (channels === colours) return null;
+  const top = topOf(data);
+  const rows = taps(y, height, scale);
+  return Float32Array.from({ length: scale * width }, (_, x) => {
+    const columns = taps(x, width, scale);
+    let value = 0;
+    for (const [row, weight] of rows) {
+      let across = 0;
+      for (const [column, share] of columns)
+        across += share * Math.fround(data[(row * width + column) * channels + colours] / top);
+      value += weight * Math.fround(across);
+    }
+    return value;
+  });
+}
+
+/** Writes one row of sums (interleaved, the model's channels and range) to `out`, with the alpha of `data`, or, where it
+ * was enlarged, with `alphas` (0..1); a grey picture is the mean of the model's channels. */
+export function writeRow(data, out, channels, spec, width, y, sums, at, alphas = null) {
   const top = topOf(out);
   const low = Math.fround(spec.value_range[0]);
   const scale = Math.fround(spec.value_range[1] - spec.value_range[0]);
@@ -81,7 +113,10 @@ export function writeRow(data, out, channels, spec, width, y, sums, at) {
       const clipped = Math.min(Math.max(value, 0), 1);
       out[index + c] = top === 1 ? clipped : halfEven(Math.fround(clipped * top));
     }
-    if (channels > colours) out[index + colours] = data[index + colours];
+    if (alphas) {
+      const clipped = Math.min(Math.max(alphas[x], 0), 1);
+      out[index + colours] = top === 1 ? clipped : halfEven(Math.fround(clipped * top));
+    } else if (channels > colours) out[index + colours] = data[index + colours];
     index += channels;
   }
 }

@@ -41,7 +41,7 @@ export interface ModelSpec {
   tolerances: Record<string, number>;
   /** Length of the pooled statistics that tiles share; 0: each computes its own. */
   statistics: number;
-  /** How many times as high and wide the answer is; only 1 is run here. */
+  /** How many times as high and wide the answer is. */
   scale: number;
 }
 
@@ -66,4 +66,4 @@ export function restore<S extends Samples>(
   spec: ModelSpec,
   run: (graph: "tile" | "router", feeds: Tensors) => Promise<Outputs>,
   pause: (done: number, total: number) => void | Promise<void>,
-): Promise<{ data: S; posterior: Float32Array; gate: Float32Array }>;
+): Promise<{ data: S; width: number; height: number; posterior: Float32Array; gate: Float32Array }>;

@@ -1,7 +1,7 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
 import { ModelError, readMetadata, readSpec, sum } from "./spec.js";
-import { channelsOf, checkFinite, checkSamples, gather, writeRow } from "./pixels.js";
-import { planAxis, sample } from "./tiling.js";
+import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, writeRow } from "./pixels.js";
+import { enlarged, planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
 
 export { ModelError, readMetadata, readSpec };
@@ -21,7 +21,6 @@ const SHARED = ["checkpoint_sha256", "clusters", "experts", "top_k", "channels",
  */
 export function specOf(graph, router) {
   const spec = readSpec(readMetadata(graph));
-  if (spec.scale !== 1) throw new ModelError(`it enlarges ${spec.scale} times, which only the Python package runs`);
   if (spec.graph === "router") throw new ModelError("this is a router graph; open the model it belongs to");
   if ((spec.graph === "tile") !== Boolean(router)) {
     throw new ModelError("a tile graph needs its router graph, and only a tile graph does");
@@ -43,7 +42,8 @@ export function specOf(graph, router) {
  * @param spec what specOf returned
  * @param run (graph: "tile" | "router", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
  * @param pause (done, total) => Promise
- * @returns {Promise<{data, posterior: Float32Array, gate: Float32Array}>} `data` of the same type and length
+ * @returns {Promise<{data, width, height, posterior: Float32Array, gate: Float32Array}>} `data` of the same type;
+ * width and height are spec.scale times those of the image, and alpha is enlarged bicubically
  */
 export async function restore(image, spec, run, pause) {
   const { data, width, height } = image;
@@ -87,13 +87,17 @@ export async function restore(image, spec, run, pause) {
     given.gate = [gate, [1, gate.length]];
   }
 
-  const out = new data.constructor(data.length);
-  const rowLength = width * spec.channels;
-  const bandRows = Math.min(rows.tile, height);
+  // From here on lengths are those of the picture that comes out.
+  const scale = spec.scale;
+  const large = { rows: enlarged(rows, scale, spec.halo_px), columns: enlarged(columns, scale, spec.halo_px) };
+  const outDims = [1, spec.channels, large.rows.tile, large.columns.tile];
+  const out = new data.constructor(data.length * scale * scale);
+  const rowLength = large.columns.length * spec.channels;
+  const bandRows = Math.min(large.rows.tile, large.rows.length);
   const band = new Float32Array(rowLength * bandRows); // row y of the picture lives at y % bandRows
   let done = 0;
   for (let ty = 0; ty < rows.starts.length; ty++) {
-    const top = rows.starts[ty];
+    const top = large.rows.starts[ty];
     for (let tx = 0; tx < columns.starts.length; tx++) {
       const feeds = { [spec.input_name]: [windowAt(rows.starts[ty], columns.starts[tx]), dims], ...given };
       const result = await run("tile", feeds);
@@ -101,13 +105,14 @@ export async function restore(image, spec, run, pause) {
         seen.posterior.push(checked(result, "posterior", [1, sum(spec.clusters)]));
         seen.expert.push(checked(result, "gate", [1, sum(spec.experts)]));
       }
-      add(checked(result, spec.output_name, dims), band, bandRows, rows, columns, ty, tx, spec.channels, width, height);
+      add(checked(result, spec.output_name, outDims), band, bandRows, large, ty, tx, spec.channels);
       if (++done < total) await pause(done, total);
     }
-    const finished = ty + 1 < rows.starts.length ? rows.starts[ty + 1] : height;
+    const finished = ty + 1 < rows.starts.length ? large.rows.starts[ty + 1] : large.rows.length;
     for (let y = top; y < finished; y++) {
       const at = (y % bandRows) * rowLength;
-      writeRow(data, out, channels, spec, width, y, band, at);
+      const alphas = scale === 1 ? null : enlargedAlpha(image, channels, scale, y);
+      writeRow(data, out, channels, spec, large.columns.length, y, band, at, alphas);
       band.fill(0, at, at + rowLength);
     }
   }
@@ -116,7 +121,7 @@ export async function restore(image, spec, run, pause) {
     gate = mean(seen.expert);
   }
   await Promise.resolve(pause(total, total)).catch(() => {});
-  return { data: out, posterior, gate };
+  return { data: out, width: large.columns.length, height: large.rows.length, posterior, gate };
 }
 
 function checked(outputs, name, dims) {
@@ -130,10 +135,11 @@ function checked(outputs, name, dims) {
 }
 
 /** Adds one restored tile, weighted, to the band of sums. */
-function add(restored, band, bandRows, rows, columns, ty, tx, channels, width, height) {
+function add(restored, band, bandRows, { rows, columns }, ty, tx, channels) {
+  const width = columns.length;
   const top = rows.starts[ty];
   const left = columns.starts[tx];
-  const high = Math.min(rows.tile, height - top);
+  const high = Math.min(rows.tile, rows.length - top);
   const wide = Math.min(columns.tile, width - left);
   const weights = columns.weights[tx];
   for (let y = 0; y < high; y++) {

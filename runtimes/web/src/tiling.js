@@ -12,15 +12,25 @@ export function planAxis(length, spec) {
   const step = tile - 2 * halo;
   const count = Math.ceil((length - tile) / step) + 1;
   const starts = Array.from({ length: count }, (_, i) => Math.min(i * step, length - tile));
-  const weights = starts.map((start, i) =>
+  return { length, tile, starts, weights: weigh(starts, tile, halo) };
+}
+
+/** The same tiles in the pixels of a picture `scale` times as long; `halo` is that of the small one. */
+export function enlarged(axis, scale, halo) {
+  const tile = scale * axis.tile;
+  const starts = axis.starts.map((start) => scale * start);
+  return { length: scale * axis.length, tile, starts, weights: weigh(starts, tile, scale * halo) };
+}
+
+function weigh(starts, tile, halo) {
+  return starts.map((start, i) =>
     Float32Array.from({ length: tile }, (_, offset) => {
       const x = start + offset;
       const left = i > 0 ? ramp(x, starts[i - 1], start, tile, halo) : 1;
-      const right = i + 1 < count ? ramp(x, start, starts[i + 1], tile, halo) : 0;
+      const right = i + 1 < starts.length ? ramp(x, start, starts[i + 1], tile, halo) : 0;
       return left - right;
     }),
   );
-  return { length, tile, starts, weights };
 }
 
 function ramp(x, start, following, tile, halo) {

@@ -47,8 +47,8 @@ const actions = {
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
     image.close();
-    const { data, ...routing } = await restore(context.getImageData(0, 0, width, height), spec, run, pause);
-    return { bitmap: await createImageBitmap(new ImageData(data, width, height)), ...routing };
+    const { data, ...told } = await restore(context.getImageData(0, 0, width, height), spec, run, pause);
+    return { bitmap: await createImageBitmap(new ImageData(data, told.width, told.height)), ...told };
   },
 };
 

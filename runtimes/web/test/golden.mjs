@@ -55,6 +55,27 @@ export async function runGolden(folder, read, open) {
     model.close?.();
     report.push({ name, difference, failures });
   }
+  for (const { name, model, width, height, type, input, restored, scale, tolerance } of manifest.enlarged) {
+    const [Samples, top] = TYPES[type];
+    const data = new Samples((await read(at(input))).slice().buffer);
+    const expected = new Float32Array((await read(at(restored))).slice().buffer);
+    const opened = await open(at(model));
+    const floats = Float32Array.from(data, (value) => value / top);
+    const result = await opened.restore({ data: floats, width, height });
+    const failures = [];
+    if (result.width !== scale * width || result.height !== scale * height)
+      failures.push(`${result.width}x${result.height}`);
+    const difference = largest(result.data, expected);
+    if (!(difference <= tolerance)) failures.push(`restored differs by ${difference}`);
+    const whole = await opened.restore({ data, width, height });
+    const levels = largest(
+      whole.data,
+      expected.map((value) => Math.round(value * top)),
+    );
+    if (!(levels <= 1)) failures.push(`integers differ by ${levels} levels`);
+    opened.close?.();
+    report.push({ name, difference, failures });
+  }
   for (const { name, model, width, height, says } of manifest.refused) {
     const opened = await open(at(model));
     const answer = opened.restore({ data: new Uint8Array(width * height * 3), width, height });

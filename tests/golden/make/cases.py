@@ -12,7 +12,9 @@ Python, C++ and JavaScript check themselves against the files. A case is an entr
 
 After integers in, integers out may differ from the rounded ``restored`` by one level; alpha is kept, and scaled where
 the type changes. ``refused`` names pictures whose restoration is an error: ``name``, ``model``, ``width``, ``height``
-(RGB, 8 bit, all 0) and ``says``, which is part of the message. ``tables/`` holds what needs no model.
+(RGB, 8 bit, all 0) and ``says``, which is part of the message. ``enlarged`` are cases of models that enlarge:
+``scale``, ``width`` and ``height`` of the input, and ``restored`` with all channels, alpha among them. ``tables/``
+holds what needs no model.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 
 from clusir.errors import UsageError
 from clusir.runtimes.restore.restorer import Restorer
-from tests.golden.make.standin import write_standin
+from tests.golden.make.standin import write_enlarging, write_standin
 
 __all__ = ["GoldenCase", "colours", "golden_picture", "load_golden", "restore_with_python", "to_unit", "write_golden"]
 
@@ -150,9 +152,30 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
     refused = [
         {"name": f"nan_{side}", "model": spoilt.name, "width": side, "height": 40, "says": "NaN"} for side in (40, 100)
     ]
-    manifest = {"format": FORMAT, "cases": cases, "refused": refused}
+    enlarged = _write_enlarged(folder)
+    manifest = {"format": FORMAT, "cases": cases, "enlarged": enlarged, "refused": refused}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return [str(case["name"]) for case in cases]
+
+
+def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
+    """Cases of a model that enlarges twice, alpha among the channels of what is restored."""
+    model = write_enlarging(folder, "standin_x2")
+    entries = []
+    for name, pixels in (
+        ("x2_alpha_u8", golden_picture(50, 34, 4, seed=14)),
+        ("x2_grey_alpha_u16", golden_picture(52, 20, 2, kind="u16", seed=15)),
+        ("x2_rgb_u8", golden_picture(20, 60, seed=16)),
+    ):
+        with Restorer(model, backend="ort", device="cpu", threads=2) as restorer:
+            restored = restorer.restore(to_unit(pixels))
+        (folder / "in" / f"{name}.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
+        (folder / "out" / f"{name}.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
+        kind = next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype)
+        size = {"width": pixels.shape[1], "height": pixels.shape[0], "channels": pixels.shape[2], "type": kind}
+        files = {"input": f"in/{name}.bin", "restored": f"out/{name}.bin"}
+        entries.append({"name": name, "model": model.name, **size, "scale": 2, **files, "tolerance": TOLERANCE})
+    return entries
 
 
 def load_golden(folder: Path) -> list[GoldenCase]:

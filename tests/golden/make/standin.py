@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["standin_spec", "write_standin"]
+__all__ = ["standin_spec", "write_enlarging", "write_standin"]
 
 _FEATURES = 8
 
@@ -210,4 +210,31 @@ def write_standin(
         found = {name: [1, *shape[1:]] for name, shape in found.items()}
     asked: dict[str, list[int | str]] = {"permissions": [1, len(families)]} if families else {}
     _save(folder / f"{name}.router.onnx", router, router_spec, before | asked, found)
+    return path
+
+
+def write_enlarging(folder: Path, name: str, scale: int = 2) -> Path:
+    """``name.onnx``: a model without routing whose answer is ``scale`` times as large, made of what lies within 2
+    px."""
+    spec = ModelSpec(
+        name="enlarging", size=SizeRequirements(8, 8, 48), tile_px=48, halo_px=8, scale=scale, dft_form="none"
+    )
+    rng = np.random.default_rng(21)
+    kernel = rng.uniform(-0.02, 0.02, (3 * scale**2, 3, 5, 5)).astype(np.float32)
+    kernel[np.arange(3 * scale**2), np.arange(3 * scale**2) // scale**2, 2, 2] += 0.9
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["spread"], pads=[2, 2, 2, 2]),
+        helper.make_node("DepthToSpace", ["spread"], ["restored"], blocksize=scale, mode="CRD"),
+    ]
+    pictures = [
+        helper.make_tensor_value_info(port, TensorProto.FLOAT, ["batch", 3, side, side])
+        for port, side in (("image", 48), ("restored", 48 * scale))
+    ]
+    constants = [numpy_helper.from_array(kernel, "kernel")]
+    graph = helper.make_graph(nodes, "enlarging", pictures[:1], pictures[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, spec.to_metadata())
+    onnx.checker.check_model(model)
+    path = folder / f"{name}.onnx"
+    onnx.save(model, str(path))
     return path

@@ -94,6 +94,7 @@ typedef struct clusir_spec {
         minimum_px;                /* heights and widths that the graph takes; static_px 0: any that fits */
     double value_low, value_high;  /* what black and white are as the model's numbers */
     const char* checkpoint_sha256; /* of the weights, hex; "" where the model does not say */
+    uint32_t scale;                /* how many times as wide and high the answer is */
 } clusir_spec;
 
 /* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops;
@@ -132,7 +133,8 @@ CLUSIR_API const char* clusir_cluster_label(const clusir_model* model, uint32_t 
 /* The raw JSON of one metadata field, for example "checkpoint_sha256"; NULL where there is none. */
 CLUSIR_API const char* clusir_metadata(const clusir_model* model, const char* field);
 
-/* Restores `in` into `out`: the same width, height and channels; the sample types may differ; memory must not overlap.
+/* Restores `in` into `out`: `scale` times the width and height, the same channels; the sample types may differ; memory
+ * must not overlap. Where scale is not 1, alpha is enlarged bicubically.
  * Any size of picture: tiles with halo, blended; the routing is computed once and shared. After an error or a cancelled
  * run the pixels of `out` are unspecified. `options` may be NULL. */
 CLUSIR_API clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const clusir_image* out,
