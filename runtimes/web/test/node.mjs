@@ -15,7 +15,9 @@ const read = (url) => readFile(url).then((bytes) => new Uint8Array(bytes));
 
 async function open(url, pause = async () => {}) {
   const stem = url.href.replace(/\.onnx$/, "");
-  const files = { tile: await read(new URL(`${stem}.tile.onnx`)), router: await read(new URL(`${stem}.router.onnx`)) };
+  const missing = (error) => (error.code === "ENOENT" ? undefined : Promise.reject(error));
+  const tile = await read(new URL(`${stem}.tile.onnx`)).catch(missing);
+  const files = tile ? { tile, router: await read(new URL(`${stem}.router.onnx`)) } : { tile: await read(url) };
   const spec = specOf(files.tile, files.router);
   const sessions = {};
   for (const [graph, bytes] of Object.entries(files)) sessions[graph] = await ort.InferenceSession.create(bytes);
