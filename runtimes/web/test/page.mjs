@@ -122,7 +122,8 @@ for (const image of [
   await throws(RangeError, `image ${JSON.stringify(image).slice(0, 40)}`, () => restorer.restore(image));
 
 // --- everything settles
-const made = { data: new Uint8ClampedArray(64), posterior: new Float32Array(7), gate: new Float32Array(7) };
+const routing = { posterior: new Float32Array(7), gate: new Float32Array(7) };
+const made = { data: new Uint8ClampedArray(64), width: 4, height: 4, ...routing };
 FakeWorker.onRestore = (worker, { id }) => {
   worker.answer({ id, done: 0, total: 1 });
   worker.answer({ id, result: made });
