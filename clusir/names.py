@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 __all__ = [
-    "BACKENDS", "DEVICES", "INPUTS", "INSTALL_GPU", "MODULES", "ONNX_BACKENDS", "OUTPUTS", "PRECISIONS",
+    "BACKENDS", "BFLOAT16", "DEVICES", "INPUTS", "INSTALL_GPU", "MODULES", "ONNX_BACKENDS", "OUTPUTS", "PRECISIONS",
     "install_line", "installed_backends",
 ]  # fmt: skip
 
@@ -14,7 +14,8 @@ MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 BACKENDS = ("auto", *MODULES)
 ONNX_BACKENDS = ("ort", "openvino")
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")  # of files
+BFLOAT16 = "bf16"  # how a float32 file may be computed
 
 # Tensors of an exported graph; a graph has some of them. A brought model may call the picture and the result otherwise
 # (ModelSpec.input_name, output_name).

@@ -101,7 +101,7 @@ class RunOutput:
             facts["passed_over"] = dict(sorted(Counter(path.suffix.lower() for path in self.passed).items()))
             facts |= {"seconds": round(seconds, 3), "megapixels": self._pixels / 1e6}
             facts |= {"backend": restorer.name, "placement": placement, "routing": restorer.routing}
-            facts |= {"precision": restorer.spec.precision, "model": str(restorer.files.whole)}
+            facts |= {"precision": restorer.precision, "model": str(restorer.files.whole)}
             self._out.line(_strict({"summary": facts}))
         elif not self._quiet:
             nodes = ", ".join(f"{name}: {count} nodes" for name, count in placement.items())
@@ -111,7 +111,7 @@ class RunOutput:
             rate = f" ({self._pixels / 1e6 / seconds:.2f} megapixels/s)" if timed else ""
             self._out.line(
                 f"{counts} in {seconds:.1f} s{rate} on {restorer.name} ({nodes}), "
-                f"{restorer.spec.precision}, routing {restorer.routing}"
+                f"{restorer.precision}, routing {restorer.routing}"
             )
             for note, count in sorted(self._notes.items()):
                 self._out.line(f"note: {note} ({count} {'picture' if count == 1 else 'pictures'})")

@@ -91,7 +91,7 @@ def _open_report(restorer: Restorer, budget_mb: float) -> Any:
     facts = {
         "model": Path(restorer.files.whole).name,
         "backend": restorer.name,
-        "precision": restorer.spec.precision,
+        "precision": restorer.precision,
         "routing": restorer.routing,
         "nodes": ", ".join(
             f"{name.removesuffix('ExecutionProvider')}: {count}" for name, count in restorer.placement().items()

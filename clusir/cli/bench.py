@@ -9,7 +9,7 @@ import click
 
 from clusir.cli._common import command
 from clusir.cli._values import Integers, Words
-from clusir.names import DEVICES, MODULES, PRECISIONS, install_line, installed_backends
+from clusir.names import BFLOAT16, DEVICES, MODULES, PRECISIONS, install_line, installed_backends
 
 if TYPE_CHECKING:
     from clusir.runtimes.machine.measure import Case, Measurement
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 @command(name="clusir-bench", short_help="Measure speed, memory and quality.")
 @click.option("--model", "models", multiple=True, help="ONNX file or bundle; repeatable.  [default: the shipped model]")
 @click.option("--backend", type=Words(tuple(MODULES)), help="For example ort,openvino.  [default: all installed]")
-@click.option("--precision", type=Words(PRECISIONS), help="For example fp32,int8.  [default: all that the model has]")
+@click.option(
+    "--precision",
+    type=Words((*PRECISIONS, BFLOAT16)),
+    help="For example fp32,bf16,int8.  [default: all that the model has]",
+)
 @click.option(
     "--size",
     type=Integers(1, 20000),
@@ -174,6 +178,8 @@ def _cases(options: dict[str, Any], size_px: int) -> list[Case]:
             if options["device"] == "cuda" and backend == "openvino" and not options["backend"]:
                 continue
             for precision in options["precision"] or PRECISIONS:
+                if precision == BFLOAT16 and backend != "openvino" and not options["backend"]:
+                    continue
                 try:
                     files = find_model(model, precision, backend)
                 except UsageError:

@@ -10,7 +10,7 @@ import click
 
 from clusir.cli._common import Printer, command
 from clusir.errors import InterruptedRun
-from clusir.names import BACKENDS, DEVICES, PRECISIONS
+from clusir.names import BACKENDS, BFLOAT16, DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
     from clusir.cli._run_output import RunOutput
@@ -46,7 +46,10 @@ _RESTORER_OPTIONS = (
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: the runtime decides]")
 @click.option("--fallback", is_flag=True, help="Use the CPU if the device is not available.")
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Open NAME.fp16.onnx or NAME.int8.onnx beside the model."
+    "--precision",
+    type=click.Choice([*PRECISIONS, BFLOAT16]),
+    help="Open NAME.fp16.onnx or NAME.int8.onnx beside the model; bf16: compute the float32 file in bfloat16 "
+    "(OpenVINO, on processors that have it).",
 )
 @click.option(
     "--routing",
@@ -282,7 +285,12 @@ def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | 
 
     if is_file_output(run.inputs, run.output):
         return None
-    settings = {"backend": restorer.name, "routing": restorer.routing, "alpha": restorer.alpha}
+    settings = {
+        "backend": restorer.name,
+        "precision": restorer.precision,
+        "routing": restorer.routing,
+        "alpha": restorer.alpha,
+    }
     if not (restorer.steering.plain and restorer.steering.blend == 1):
         settings["steering"] = restorer.steering.text
     files = restorer.files

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.names import BFLOAT16
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.restore.permissions import hints, steer
@@ -89,8 +90,9 @@ class Restorer:
         self.files: ModelFiles = find_model(model, precision, backend)
         self._open_options: dict[str, Any] = {"backend": backend, "threads": threads}
         self._sidecars: tuple[Runner, Runner] | None = None
+        self._bf16 = precision == BFLOAT16
         self._runner = open_runner(
-            self.files.whole, device=device, fallback=fallback, graph="whole", **self._open_options
+            self.files.whole, device=device, fallback=fallback, graph="whole", bf16=self._bf16, **self._open_options
         )
         self.spec = self._runner.spec
         self.name = self._runner.name
@@ -114,6 +116,11 @@ class Restorer:
             self.close()
             raise
         self.batch = batch or (8 if self.name.endswith("cuda") else 1)
+
+    @property
+    def precision(self) -> str:
+        """What is computed with: the precision of the file, or ``bf16``."""
+        return BFLOAT16 if self._bf16 else self.spec.precision
 
     def restore(self, picture: Restorable) -> Any:
         """The restored picture, of the kind that was given; of a model that enlarges, ``spec.scale`` times as high and
@@ -194,7 +201,7 @@ class Restorer:
     def _shares(self, plan: Plan) -> bool:
         """Whether a picture is restored by the router and the tile graph. A single tile in fp32 takes the whole graph:
         the same numbers to 1e-6 in two thirds of the time; in fewer bits the two ways would differ visibly."""
-        alone = plan.count == 1 and self.spec.precision == "fp32" and self.steering.plain
+        alone = plan.count == 1 and self.precision == "fp32" and self.steering.plain
         return self.routing == "shared" and not alone
 
     def route(
@@ -267,7 +274,8 @@ class Restorer:
         if self._sidecars is None:
             if self.files.tile is None or self.files.router is None:
                 raise UsageError(f"{self.files.whole} has no .tile.onnx and .router.onnx beside it")
-            tile = open_runner(self.files.tile, graph="tile", **self._open_options)
+            # The router stays in float32 in every precision: it chooses the experts.
+            tile = open_runner(self.files.tile, graph="tile", bf16=self._bf16, **self._open_options)
             router = open_runner(self.files.router, graph="router", **self._open_options)
             for sidecar, path in ((tile, self.files.tile), (router, self.files.router)):
                 for key in _SHARED_FIELDS:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import clusir.weights
 from clusir.errors import ModelFormatError, UsageError
-from clusir.names import PRECISIONS
+from clusir.names import BFLOAT16, PRECISIONS
 from clusir.runtimes.runners.external import external_files
 
 __all__ = ["PRECISIONS", "ModelFiles", "find_model"]
@@ -68,11 +68,14 @@ def find_model(model: str | Path | None = None, precision: str | None = None, ba
     """The files of ``model``: None (the shipped one), an ``.onnx``, ``.ort``, ``.xml`` or ``.safetensors`` file, or a
     bundle folder or ``.zip`` that holds ``model.onnx``.
 
-    ``precision`` chooses ``model.fp16.onnx`` or ``model.int8.onnx`` beside it. ``backend`` torch takes the shipped
+    ``precision`` chooses ``model.fp16.onnx`` or ``model.int8.onnx`` beside it; ``bf16`` is computed from the float32
+    file. ``backend`` torch takes the shipped
     checkpoint. Raises UsageError where nothing is there, ModelFormatError for an unsafe zip.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision is not None and precision not in (*PRECISIONS, BFLOAT16):
+        raise UsageError(f"precision {precision!r} is not one of {', '.join((*PRECISIONS, BFLOAT16))}")
+    if precision == BFLOAT16:
+        return find_model(model, "fp32", "auto" if backend != "torch" else backend)
     unpacked = None
     if model is None:
         folder = Path(clusir.weights.__file__).parent

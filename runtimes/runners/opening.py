@@ -22,6 +22,7 @@ def open_runner(
     fallback: bool = False,
     *,
     graph: str | None = None,
+    bf16: bool = False,
 ) -> Runner:
     """Open one model file.
 
@@ -29,7 +30,8 @@ def open_runner(
     ``.xml``: openvino; ``.safetensors``: torch). ``device`` auto is CUDA where it works, else the CPU; a device that is
     named and absent raises BackendError (exit code 3) that lists what there is, unless ``fallback``: then the CPU runs,
     with one RuntimeWarning. ``graph`` (``whole``, ``tile``, ``router``) chooses which graph a checkpoint answers as; an
-    ONNX file is one graph and refuses another. Raises UsageError for an unknown option or a missing file.
+    ONNX file is one graph and refuses another. ``bf16`` computes a float32 file in bfloat16, which OpenVINO does: auto
+    takes that backend. Raises UsageError for an unknown option or a missing file.
     """
     path = Path(path)
     if backend not in BACKENDS:
@@ -43,6 +45,12 @@ def open_runner(
     if not path.is_file():
         raise UsageError(f"model {path}: no such file")
     readers = _READS[path.suffix]
+    if bf16:
+        if backend not in ("auto", "openvino") or "openvino" not in readers:
+            raise UsageError(
+                f"model {path}: bf16 runs on backend openvino, not on {backend}, from an .onnx or .xml file"
+            )
+        backend = "openvino"
     if backend == "auto":
         backend = _first_installed(readers, path)
     elif backend not in readers:
@@ -50,12 +58,12 @@ def open_runner(
             f"model {path}: backend {backend} does not read {path.suffix} (it needs {' or '.join(readers)})"
         )
     try:
-        runner = _open(path, backend, device, threads, graph)
+        runner = _open(path, backend, device, threads, graph, bf16)
     except BackendError as error:
         if not fallback or device in ("auto", "cpu"):
             raise
         warnings.warn(f"{error}; falling back to the CPU", RuntimeWarning, stacklevel=2)
-        runner = _open(path, backend, "cpu", threads, graph)
+        runner = _open(path, backend, "cpu", threads, graph, bf16)
     if graph is not None and runner.spec.graph != graph:
         found = runner.spec.graph
         runner.close()
@@ -63,7 +71,7 @@ def open_runner(
     return runner
 
 
-def _open(path: Path, backend: str, device: str, threads: int | None, graph: str | None) -> Runner:
+def _open(path: Path, backend: str, device: str, threads: int | None, graph: str | None, bf16: bool) -> Runner:
     if backend == "ort":
         from clusir.runtimes.runners.ort import OrtRunner
 
@@ -71,7 +79,7 @@ def _open(path: Path, backend: str, device: str, threads: int | None, graph: str
     if backend == "openvino":
         from clusir.runtimes.runners.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(path, device, threads)
+        return OpenVinoRunner(path, device, threads, bf16=bf16)
     from clusir.runtimes.runners.torch import TorchRunner
 
     return TorchRunner(path, device, threads, graph=graph or "whole")
