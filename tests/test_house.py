@@ -41,7 +41,7 @@ FLOORS = (
     ("clusir.export.passes", "clusir.export.experts", "clusir.export.precision"),
     ("clusir.export.trace", "clusir.export.validate"),
     ("clusir.export.subject",),
-    ("clusir.export.pipeline", "clusir.export.module"),
+    ("clusir.export.pipeline", "clusir.export.module", "clusir.export.adopt"),
     ("clusir.export.formats", "clusir.export.cuda"),
     ("clusir.training",),
     ("clusir.cli",),

@@ -113,7 +113,7 @@ def run_adoption(source: Path, out: Path, options: dict[str, Any], context: clic
     config = AdoptionConfig(told, chosen("tile_px"), chosen("halo_px"), options["passes"], options["backends"])
     with Console(stderr=True).status(f"adopting {source.name}") as status:
         made = adopt(source, out, config, progress=lambda step: status.update(f"adopting {source.name}: {step}"))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"backend": backend, "case": case, "max_abs": found.max_abs, "psnr_db": min(found.psnr_db, 999.0)}
         for backend, case, found in made.agreements
     ]

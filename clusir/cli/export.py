@@ -155,7 +155,7 @@ def check_options(module: bool) -> None:
 @adoption_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def main(context: click.Context, **options: Any) -> None:
+def main(context: click.Context, /, **options: Any) -> None:
     """Export a network to ONNX. Files are written only if they match PyTorch.
 
     Three graphs are written: NAME.onnx answers alone; NAME.tile.onnx and NAME.router.onnx let all tiles of a large

@@ -10,10 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    compose,
+    helper,
+    inliner,
+    numpy_helper,
+)
 
 from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
 from clusir.export.subjects.onnx_ports import Ports, find_ports
@@ -80,7 +91,7 @@ def read_onnx(path: str | Path) -> ModelProto:
         ) from error
     if not model.graph.node:
         raise ModelFormatError(f"model {path}: it is not an ONNX file, or an empty one")
-    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    model = inliner.inline_local_functions(model) if model.functions else model
     _drop_constant_inputs(model.graph)
     foreign = sorted(
         {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
@@ -168,7 +179,7 @@ class _Chain:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def _step(self, kind: str, *constants: TensorProto, **attributes: object) -> None:
+    def _step(self, kind: str, *constants: TensorProto, **attributes: Any) -> None:
         self.constants += constants
         source = self.nodes[-1].output[0] if self.nodes else self.start
         name = f"host/{self.name}/{len(self.nodes)}"
@@ -218,9 +229,9 @@ def _further_inputs(ports: Ports, values: Mapping[str, float]) -> tuple[list[Nod
         name = f"{_PREFIX}{port.name}"
         value = np.asarray(values[port.name]).astype(kind)
         if len(shape) == 4 and 0 in shape[2:]:
-            maps = [("Shape", ["image"], {"start": 0, "end": 1}), ("Shape", ["image"], {"start": 2, "end": 4})]
-            for index, (operator, inputs, attributes) in enumerate(maps):
-                nodes.append(helper.make_node(operator, inputs, [f"host/{port.name}/{index}"], **attributes))
+            for index, (start, end) in enumerate(((0, 1), (2, 4))):
+                part = f"host/{port.name}/{index}"
+                nodes.append(helper.make_node("Shape", ["image"], [part], start=start, end=end))
             middle = numpy_helper.from_array(np.array([shape[1] or 1], np.int64), f"host/{port.name}/channels")
             constants.append(middle)
             parts = [f"host/{port.name}/0", middle.name, f"host/{port.name}/1"]
