@@ -28,6 +28,7 @@ from clusir.network import checkpoint
 from clusir.network.model import ClusIR, Restoration
 from clusir.network.router import ClusterRouter
 from clusir.training import losses
+from clusir.training.card import RunFacts, write_card
 from clusir.training.config import FINE_TUNE_DEFAULTS, Stage, TrainConfig, learning_rate
 from clusir.training.cuda_graph import GraphedForward
 from clusir.training.curve import curve_svg, read_curve
@@ -98,8 +99,10 @@ class _Run:
         # Running joint cluster distribution of partners, per level; its row sums are the running mean posterior.
         self.running = [torch.full((n, n), 1.0 / n**2, device=self.device) for n in model.config.clusters]
         self.step, self.seconds = 0, 0.0
+        self.start = "" if start is None else str(start)
         if resume:
             header = read_header(out / STATE_NAME)
+            self.start = str(header.get("start", ""))
             tensors, running = read_state(out / STATE_NAME, model, self.average)
             restore_optimizer(self.optimizer, model, tensors)
             self.running = [r.to(self.device) for r in running]
@@ -249,12 +252,17 @@ class _Run:
             "agreement": losses.agreement_loss(output.posteriors, self.running, recipe, photo),
         }
 
+    def facts(self) -> RunFacts:
+        """What the card says of the run."""
+        held = len(self.validation) if self.validation is not None else 0
+        return RunFacts(self.step, self.seconds, self.arithmetic, str(self.device), len(self.photos), held, self.start)
+
     def save(self, *, done: bool = False) -> None:
         """The state to resume from, and the averaged weights as a checkpoint. Rank 0 only."""
         if self.rank:
             return
         header = {"step": self.step, "seconds": self.seconds, "done": done, "config": asdict(self.config)}
-        header["arithmetic"] = self.arithmetic
+        header |= {"arithmetic": self.arithmetic, "start": self.start}
         if self.ranges is not None:
             header["ranges"] = self.ranges.to_json()
         write_state(self.out / STATE_NAME, self.model, self.average, self.optimizer, self.running, header)
@@ -338,6 +346,8 @@ def train(
             judge_weights(out / AVERAGE_NAME, run.photos, run.validation, config.weights, config.evidence_crops)
     if log is not None:
         log.close()
+        if used >= 1.0 and run.validation is not None:
+            write_card(out, data, out / AVERAGE_NAME, config, run.facts())
         if curves := read_curve(out / LOG_NAME):
             (out / "curve.svg").write_text(curve_svg(curves), "utf-8")
     return out / AVERAGE_NAME

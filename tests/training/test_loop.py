@@ -405,6 +405,11 @@ def test_a_network_with_permissions_trains_and_its_obedience_is_validated(folder
     assert (trained.evidence.thresholds[:4] == 0).all()
     assert (trained.evidence.thresholds[4:] >= 0.5).all()
     assert set(json.loads((tmp_path / "run" / "evidence.json").read_text())) > {"thresholds", "curves"}
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert checkpoint.sha256(path) in card
+    assert "random weights" in card
+    assert "holds no MANIFEST.tsv" in card
+    assert "| haze |" in card
     assert not any(p.losses["skipped"] for p in seen)
     figures = seen[-1].validation
     assert figures is not None
