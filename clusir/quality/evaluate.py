@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from clusir.degrade.recipe import KINDS, PRESETS, Recipe, draw_step
-from clusir.errors import ImageError, UsageError
+from clusir.errors import UsageError
 from clusir.markdown import table
 from clusir.quality.baselines import BASELINES, require_skimage
 from clusir.quality.metrics import psnr, ssim
+from clusir.runtimes.images.open import open_picture
+from clusir.runtimes.images.thumbnails import eight_bit
 
 __all__ = ["ROWS", "QualityPlan", "QualityRow", "QualityTable", "list_pictures", "make_recipe", "quality_table"]
 
@@ -102,12 +103,9 @@ def list_pictures(folder: str | Path, limit: int | None = None) -> list[Path]:
 
 
 def read_picture(path: Path) -> Bytes:
-    """HxWx3 uint8. Raises ImageError."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be read as a picture ({error}); remove it from the folder") from error
+    """HxWx3 uint8, upright, as ``clusir-run`` reads it. Raises ImageError."""
+    picture = open_picture(path)
+    return eight_bit(picture.rows(0, picture.height))
 
 
 def make_recipe(row: str, seed: int, name: str) -> Recipe:

@@ -205,3 +205,17 @@ def test_clusters_of_a_network_get_one_name_each() -> None:
     labels = label_clusters(model, _pictures(1))
     assert tuple(map(len, labels)) == model.config.clusters
     assert all(label for level in labels for label in level)
+
+
+def test_photos_are_read_as_clusir_run_reads_them(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from clusir.quality.evaluate import read_picture
+
+    Image.fromarray(np.linspace(0, 65535, 64 * 96, dtype=np.uint16).reshape(64, 96)).save(tmp_path / "deep.png")
+    turned = Image.fromarray(np.zeros((64, 96, 3), np.uint8))
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert 100 < read_picture(tmp_path / "deep.png").mean() < 155  # not white
+    assert read_picture(tmp_path / "turned.jpg").shape == (96, 64, 3)
