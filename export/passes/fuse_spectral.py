@@ -199,7 +199,9 @@ def _permuted_mask(edit: GraphEdit, linear: LinearGraph, mask: str, rows: RealPl
         if array.ndim >= 2 and array.shape[-2] == rows.n and rows.n > 1:
             mirrored = np.take(array, -np.arange(rows.n) % rows.n, axis=-2)
             # Value by value: what follows may subtract the large ones and multiply what is left.
-            if not (np.abs(mirrored - array) <= _ROUNDING * np.abs(array)).all():
+            # A frequency that was written as 1 - k/N has lost as many bits as N / k has, and its square twice as many.
+            rounding = _ROUNDING * rows.n
+            if not (np.abs(mirrored - array) <= rounding * np.abs(array)).all():
                 raise Refused(f"mask {name} is not symmetric in vertical frequency")
             array = np.take(array, rows.frequency, axis=-2)
         if array.ndim >= 1 and array.shape[-1] == bins and bins > 1:
