@@ -122,6 +122,8 @@ def test_relative_bounds_follow_the_magnitude_of_an_output() -> None:
     assert compare(want, got, TOLERANCES["brought"]).max_abs == pytest.approx(5e-5, rel=0.01)
     assert compare(want, got, TOLERANCES["brought"]).ok
     assert not compare(want, got, FP32).ok
+    near = {"restored": want["restored"].astype(np.float64) + 2e-4}
+    assert "differs by 0.0002" in compare(want, near, FP32).fault
     assert not compare(want, {"restored": want["restored"] + 1}, TOLERANCES["brought"]).ok
 
 
@@ -134,6 +136,7 @@ def test_near_ties_excuse_a_choice_among_the_tied_and_nothing_else() -> None:
         ([0, 0, 0.4], 1),  # one that is not tied
         ([0, 0, 0], 1),  # none
         ([0.4, 0.4, 0], 1),  # both
+        ([0.2, 0.2, 0], 1),  # both, at half the weight
         ([0, 0.004, 0], 1),  # the other, at another weight
         ([0, NAN, 0], 1),
     ):
