@@ -10,7 +10,8 @@ from typing import Any
 
 from clusir import plain_json
 from clusir.errors import ClusirError, ExportError
-from clusir.export.formats.extras import write_golden_cases, write_manifest, write_page
+from clusir.export.formats.extras import write_golden_cases, write_manifest
+from clusir.export.formats.page import as_markdown, write_page
 from clusir.export.ownership import refuse_foreign, retire
 from clusir.export.pipeline import ExportConfig, GraphRecord, describe, write_graphs
 from clusir.export.staging import staged
@@ -134,7 +135,8 @@ def complete(model: ClusIR, stage: Path, to: Destination, config: ExportConfig, 
     """What is written last: the page and the model card of a bundle, the report, and the manifest, which names all."""
     if to.bundle:
         drawings = sorted(stage.glob("*.svg"))
-        write_page(stage / "report.html", f"{config.name}: export report", report.to_dict(), report.markdown, drawings)
+        title = f"{config.name}: export report"
+        write_page(stage / "report.html", title, as_markdown(title, report.to_dict(), report.markdown), drawings)
         if config.checkpoint_sha256 == sha256(shipped()):
             shutil.copy(shipped().with_name("MODEL_CARD.md"), stage / "MODEL_CARD.md")
     files = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}

@@ -1,14 +1,12 @@
-"""What makes a folder of graphs a bundle: a manifest, golden cases that need no PyTorch, and a page to read."""
+"""What makes a folder of graphs a bundle: a manifest, and golden cases that need no PyTorch."""
 
 from __future__ import annotations
 
 import hashlib
-import html
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,7 +20,7 @@ from clusir.network.model import ClusIR
 from clusir.runtimes.runners.base import Array, Runner
 from clusir.spec import ModelSpec
 
-__all__ = ["check_golden", "write_golden_cases", "write_manifest", "write_page"]
+__all__ = ["check_golden", "write_golden_cases", "write_manifest"]
 
 _PACKAGES = ("clusir", "torch", "onnx", "onnxruntime", "openvino", "onnxsim", "nncf", "numpy")
 _GOLDEN_KINDS = ("noise", "haze")
@@ -103,83 +101,3 @@ def middle(batch: Array) -> Array:
     """The middle of a batch Bx3xHxW, 96 pixels high and wide where it is larger."""
     top, left = (max(0, (side - _GOLDEN_CROP) // 2) for side in batch.shape[2:])
     return batch[:, :, top : top + _GOLDEN_CROP, left : left + _GOLDEN_CROP]
-
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#1c2024;background:#fff}
-table{border-collapse:collapse;margin:1rem 0 2rem;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}
-svg{max-width:100%}
-th,td{text-align:left;padding:.3rem .7rem;border-bottom:1px solid #d9dde1}th{font-weight:600}
-td.bad{color:#b00020;font-weight:600}code{font-size:.92em}
-@media(prefers-color-scheme:dark){
-body{color:#e6e8ea;background:#15181b}th,td{border-color:#363c42}td.bad{color:#ff8a80}}
-"""
-
-
-def write_page(
-    path: Path, title: str, report: Mapping[str, Any], markdown: Sequence[str], drawings: Sequence[Path]
-) -> None:
-    """One self-contained HTML page: files, passes, parity (worst over degradations), and what the further steps said.
-
-    ``drawings``: SVG files to put into the page.
-    """
-    graphs = [[g["graph"], g["file"], f"{g['bytes'] / 1e6:.2f} MB"] for g in report["graphs"]]
-    passes = [
-        [p["name"], "yes" if p["modified"] else "no", "; ".join(p["notes"])] for p in report["graphs"][0]["passes"]
-    ]
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in report["parity"]:
-        groups.setdefault((row["artefact"], row["runner"], row["size"], str(row["batch"])), []).append(row)
-    parity = [
-        [*key, f"{max(r['max_abs'] for r in rows):.1e}", f"{min(r['psnr_db'] for r in rows):.1f}",
-         str(sum(r["flips"] for r in rows)), "yes" if all(r["ok"] for r in rows) else "NO"]
-        for key, rows in groups.items()
-    ]  # fmt: skip
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        "<h2>Files</h2>", table(("graph", "file", "size"), graphs),
-        "<h2>Passes</h2>", table(("pass", "changed", "notes"), passes),
-        "<h2>Parity with PyTorch</h2><p>Worst over the degradations.</p>",
-        table(("artefact", "runner", "size", "batch", "max abs", "dB", "route flips", "within tolerance"), parity),
-        *(render(text) for text in markdown),
-        *(drawing.read_text(encoding="utf-8") for drawing in drawings),
-    ]  # fmt: skip
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
-    path.write_text(page, encoding="utf-8")
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
-    body = "".join("<tr>" + "".join(cell(c) for c in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def cell(text: str) -> str:
-    return f'<td class="bad">{text}</td>' if text == "NO" else f"<td>{html.escape(text)}</td>"
-
-
-def render(markdown: str) -> str:
-    """Headings, pipe tables, list items and paragraphs: all that the reports of this project use of Markdown."""
-    out: list[str] = []
-    rows: list[list[str]] = []
-
-    def flush() -> None:
-        if rows:
-            out.append(table(rows[0], [r for r in rows[1:] if not all(set(c) <= set("-: ") for c in r)]))
-            rows.clear()
-
-    for line in markdown.splitlines():
-        if line.startswith("|"):
-            rows.append([c.strip().strip("`") for c in line.strip("|").split("|")])
-            continue
-        flush()
-        text = html.escape(line.lstrip("#- ").strip())
-        if line.startswith("#"):
-            out.append(f"<h3>{text}</h3>")
-        elif text:
-            out.append(f"<p>{text}</p>")
-    flush()
-    return "".join(out)
