@@ -39,26 +39,31 @@ class Unscripted(nn.Module):
         super().__init__()
         graph: Any = script.forward.graph.copy()  # type: ignore[attr-defined]
         torch._C._jit_pass_inline(graph)
-        lowered: Any = torch._C._jit_pass_lower_graph(graph, script._c)
-        graph, weights = lowered
-        known = {p.data_ptr(): name for name, p in (*script.named_parameters(), *script.named_buffers())}
-        self.order: list[str] = []
-        self.graph: _Shared
-        for number, weight in enumerate(weights):
-            name = known.get(weight.data_ptr(), f"constant_{number}").replace(".", "_")
-            self.order.append(name)
-            if weight.is_floating_point():
-                self.register_parameter(name, nn.Parameter(weight.detach(), requires_grad=False))
-            else:
-                self.register_buffer(name, weight.detach())
-        self.__dict__["graph"] = _Shared(graph)
+        for name, weight in script.named_parameters():
+            self.register_parameter(name.replace(".", "_"), nn.Parameter(weight.detach(), requires_grad=False))
+        for name, weight in script.named_buffers():
+            self.register_buffer(name.replace(".", "_"), weight.detach())
+        self.script = _Shared((graph, script))
 
     def forward(self, *inputs: Any) -> Any:
-        graph = self.graph.held
-        given = [*inputs, *(getattr(self, name) for name in self.order)]
-        values = {v.debugName(): value for v, value in zip(graph.inputs(), given, strict=True)}
-        made = _run(graph, values)
+        graph, script = self.script.held
+        given = [_Part(self, script, ""), *inputs]
+        made = _run(graph, {v.debugName(): value for v, value in zip(graph.inputs(), given, strict=True)})
         return made[0] if len(made) == 1 else tuple(made)
+
+
+class _Part:
+    """A module inside a TorchScript graph: its tensors are those of the module that stands for the whole."""
+
+    def __init__(self, whole: nn.Module, script: Any, place: str) -> None:
+        self._whole, self._script, self._place = whole, script, place
+
+    def attribute(self, name: str) -> Any:
+        found, place = getattr(self._script, name), f"{self._place}{name}"
+        if isinstance(found, torch.jit.ScriptModule):
+            return _Part(self._whole, found, f"{place}.")
+        known = getattr(self._whole, place.replace(".", "_"), None)
+        return known if isinstance(found, Tensor) and known is not None else found
 
 
 class _Shared:
@@ -81,6 +86,8 @@ def _run(block: Any, values: dict[str, Any]) -> list[Any]:
         elif kind == "prim::If":
             taken = list(node.blocks())[0 if inputs[0] else 1]
             made = _run(taken, values)
+        elif kind == "prim::GetAttr":
+            made = [inputs[0].attribute(node.s("name"))]
         elif kind in ("prim::ListUnpack", "prim::TupleUnpack"):
             made = list(inputs[0])
         elif kind in _BUILT:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from clusir.export.subjects.user_code import is_users
+from clusir.errors import UnsupportedModelError
+from clusir.export.subjects.user_code import calling_user_line, is_users
 
 __all__ = ["SymbolicFloat", "SymbolicInt", "symbolic_numbers"]
 
@@ -119,6 +120,23 @@ def _extreme(real: Callable[..., Any], symbolic: Callable[[Any, Any], Any]) -> C
     return call
 
 
+_MOST_TURNS = 64
+
+
+def _range(*args: Any) -> Any:
+    """``range``; a loop that follows the picture's size is refused where tracing it would take minutes.
+
+    A symbolic bound is fixed by the loop: a short one (over a batch, a few windows) is unrolled.
+    """
+    turns = [builtins.int(a.node.hint) for a in args if isinstance(a, torch.SymInt) and a.node.has_hint()]
+    if turns and max(turns) > _MOST_TURNS:
+        raise UnsupportedModelError(
+            f"{calling_user_line()}: a loop of {max(turns)} turns, whose number follows the size of the picture, would "
+            "be unrolled; write it with tensors (cumsum, a scan in parallel), or export one small size with --size"
+        )
+    return builtins.range(*args)
+
+
 _MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
     math: {"sqrt": _sqrt, "floor": _floor, "ceil": _ceil, "trunc": torch.sym_int, "pow": lambda x, y: x**y},
     np: {
@@ -198,7 +216,7 @@ def symbolic_numbers(model: nn.Module) -> Iterator[None]:
             spaces[id(module.__dict__)] = module.__dict__
     replaced = _replacements()
     builtin: dict[str, Any] = {"int": SymbolicInt, "float": SymbolicFloat, "round": _aware(round, _round)}
-    builtin |= {"max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
+    builtin |= {"range": _range, "max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
     undo: list[tuple[dict[str, Any], str, Any]] = []
     for space in spaces.values():
         for name, value in list(space.items()):

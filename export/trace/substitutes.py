@@ -30,6 +30,8 @@ class Traceable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.__setitem__:
             return self._write(*args)
+        if func in _UNROLLED and args[0].dim() > 0:
+            _refuse_long(args, kwargs)
         if self._masked.holds(args):
             return self._masked.call(func, args, kwargs)
         if func is Tensor.__getitem__:
@@ -55,6 +57,20 @@ class Traceable(TorchFunctionMode):
             assign_window(target, index, value)
         else:
             target[index] = value
+
+
+_UNROLLED = (Tensor.unbind, torch.unbind, Tensor.__iter__)
+_MOST_PARTS = 64
+
+
+def _refuse_long(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse to unroll a loop over an axis whose length follows the picture's size."""
+    length = args[0].shape[args[1] if len(args) > 1 else kwargs.get("dim", 0)]
+    if is_symbolic(length) and length.node.has_hint() and length.node.hint > _MOST_PARTS:
+        raise UnsupportedModelError(
+            f"{calling_user_line()}: a loop over {length.node.hint} parts, whose number follows the size of the "
+            "picture, would be unrolled; write it with tensors, or export one small size with --size"
+        )
 
 
 # -- ranges and windows of a symbolic length ---------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class OpenVinoRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
-        ready = check_feeds(feeds, self._inputs, self.name)
+        ready = check_feeds(feeds, self._inputs, self.name, self.spec)
         try:
             # share_inputs saves a copy; outputs are copied because the request reuses their memory.
             results = self._request_for(ready).infer(ready, share_inputs=True, share_outputs=False)

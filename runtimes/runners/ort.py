@@ -109,7 +109,7 @@ class OrtRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
-        ready = check_feeds(feeds, self._inputs, self.name)
+        ready = check_feeds(feeds, self._inputs, self.name, self.spec)
         try:
             outputs = self._session.run(self._outputs, ready)
         except Exception as error:

@@ -161,6 +161,16 @@ def test_wrong_feeds_are_usage_errors(tmp_path: Path, backend: str) -> None:
             runner.run({"image": np.zeros((1, 3, 32, 64), np.float32)})
 
 
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_a_size_that_the_rule_does_not_allow_never_reaches_the_runtime(tmp_path: Path, backend: str) -> None:
+    path = models.save_identity(tmp_path / "m.onnx", model_spec=models.spec(static=False))
+    with open_runner(path, backend=backend) as runner:
+        assert runner.run({"image": np.zeros((2, 3, 32, 48), np.float32)})["restored"].shape == (2, 3, 32, 48)
+        for height, width in ((40, 32), (32, 8), (0, 16)):
+            with pytest.raises(UsageError, match=rf"is {height}x{width} px, the model takes multiples of 16 px"):
+                runner.run({"image": np.zeros((1, 3, height, width), np.float32)})
+
+
 def test_openvino_keeps_compiled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSIR_CACHE", str(tmp_path / "cache"))
     path = models.save_whole(tmp_path / "m.onnx")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.module import ModuleExport, export_module
+from clusir.export.subjects.fresh import Fresh
+from clusir.export.subjects.outputs import choose_output
 from clusir.export.subjects.portable import portable
+from clusir.export.subjects.restorer import Unsullied
+from clusir.export.subjects.scripted import unscripted
 from clusir.runtimes import open_runner
 
 BACKENDS = ("ort", "openvino")
@@ -92,3 +99,154 @@ def test_habits_export_for_any_size(kind: str, tmp_path: Path) -> None:
     assert_right(made, lambda: habits.Together(*KINDS[kind]), *SHAPES)
     if kind == "numbers":
         assert any("half precision" in note for note in made.notes)
+
+
+class Scans(nn.Module):
+    """A recurrence as a Python loop over the tokens."""
+
+    def __init__(self, by_parts: bool = False) -> None:
+        super().__init__()
+        self.by_parts = by_parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = nn.functional.avg_pool2d(x, 4).flatten(2)
+        state, found = torch.zeros_like(tokens[..., 0]), []
+        if self.by_parts:
+            for token in tokens.unbind(-1):
+                state = 0.5 * state + token
+                found.append(state)
+        else:
+            for i in range(tokens.shape[-1]):
+                state = 0.5 * state + tokens[..., i]
+                found.append(state)
+        return x + torch.stack(found, -1).mean(-1)[..., None, None]
+
+
+class NeedsSigma(nn.Module):
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x * sigma
+
+
+class Breaks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.ones(5, 5)  # the line that breaks
+
+
+class TwoHeads(nn.Module):
+    """Two pictures of one size, neither made from the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"clean": self.a(x), "others": [self.b(x), x.mean()]}
+
+
+class PythonNoise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 0 * np.random.rand())  # noqa: NPY002 - as research code draws
+
+
+class QuietNoise(nn.Module):
+    """Noise too small to change an answer here, and yet drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-12 * torch.randn_like(x)  # drawn all the same
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Scans(), r"test_habits\.py:\d+ `for i in range.*: a loop of \d+ turns, whose number follows the size"),
+        (Scans(by_parts=True), r"test_habits\.py:\d+ `for token in .*: a loop over \d+ parts"),
+        (NeedsSigma(), "missing 1 required positional argument: 'sigma': a restorer takes one picture; wrap"),
+        (
+            Breaks(),
+            r"test_habits\.py:\d+ `return x @ .*the line that breaks`: the model's own code raised Runtime",
+        ),
+        (TwoHeads(), r"several pictures of the input's shape \(\['clean'\], \['others'\]\[0\]\).*--output"),
+        (nn.Upsample(scale_factor=4), "4 times the size"),
+        (PythonNoise(), "random numbers of Python or NumPy"),
+        (QuietNoise(), r"random numbers drawn at .*test_habits\.py:\d+ `return x \+ 1e-12.*drawn all the same"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_no_file_can_say_is_refused_with_what_to_do(network: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        export(network, tmp_path)
+    assert "register_moe" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_picture_is_the_one_that_is_asked_for() -> None:
+    image = pictures(1, 8, 8)
+    assert choose_output(TwoHeads(), image, "clean") == ("['clean']", ())
+    assert choose_output(TwoHeads(), image, "1") == ("['others'][0]", ())
+    with pytest.raises(UsageError, match=r"--output 'none': the model returns \['clean'\] 1x3x8x8"):
+        choose_output(TwoHeads(), image, "none")
+
+
+class Stages(nn.Module):
+    """Pictures that are made from one another, in any order."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.order = order
+        self.steps = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        made = []
+        for step in self.steps:
+            x = x + step(x)
+            made.append(x)
+        return [made[i] for i in self.order]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_picture_is_the_one_that_the_others_lead_to(order: tuple[int, ...]) -> None:
+    assert choose_output(Stages(order), pictures(1, 8, 8))[0] == f"[{order.index(2)}]"
+
+
+class Keeps(nn.Module):
+    """What the first picture decides is kept: in the module, its class, a global and a cached function."""
+
+    kept: object = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window: object = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[-2:])
+        self.window = self.window or size
+        Keeps.kept = Keeps.kept or size
+        _KEPT.setdefault("size", size)
+        first = (self.window, Keeps.kept, _KEPT["size"])
+        return x * sum(int(kept[0]) for kept in first) + _cached(len(_KEPT))  # type: ignore[index]
+
+
+_KEPT: dict[str, object] = {}
+
+
+@functools.lru_cache
+def _cached(count: int) -> int:
+    return count
+
+
+def test_every_size_is_answered_by_a_model_that_has_seen_no_other() -> None:
+    model = Unsullied(Fresh(Keeps()), "")
+    for side in (8, 16, 8):
+        assert float(model(torch.ones(1, 3, side, side)).mean()) == 3 * side + 1
+    model.fresh.restore()
+    assert (Keeps.kept, _KEPT) == (None, {})
+
+
+def test_scripted_submodules_are_read_from_their_graphs() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.LeakyReLU(0.1)).eval()
+    image = pictures(2, 9, 12)
+    want = block(image)
+    whole = unscripted(nn.Sequential(torch.jit.script(block)))
+    assert not any(isinstance(m, torch.jit.ScriptModule) for m in whole.modules())
+    assert {tuple(p.shape) for p in whole.parameters()} == {tuple(p.shape) for p in block.parameters()}
+    torch.testing.assert_close(copy.deepcopy(whole)(image), want)
