@@ -41,8 +41,8 @@ class Unscripted(nn.Module):
         torch._C._jit_pass_inline(graph)
         for name, weight in script.named_parameters():
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight.detach(), requires_grad=False))
-        for name, weight in script.named_buffers():
-            self.register_buffer(name.replace(".", "_"), weight.detach())
+        for name, buffer in script.named_buffers():
+            self.register_buffer(name.replace(".", "_"), buffer.detach())
         self.script = _Shared((graph, script))
 
     def forward(self, *inputs: Any) -> Any:
