@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,17 @@ from onnx import ModelProto
 
 from clusir.errors import BackendError, ExportError, UsageError
 from clusir.export.quantize.float16 import structural_float32
+from clusir.export.quantize.integers import ToIntegers
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.saturation import check_pair_sums
-from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, stamp, write_atomically
+from clusir.export.quantize.steps import (
+    QuantizeConfig,
+    Quantizer,
+    QuantizeReport,
+    default_steps,
+    stamp,
+    write_atomically,
+)
 from clusir.names import install_line
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PUT_BACK", "quantize_nncf"]
 
-_ACTING = ("reduce_range", "dense_only", "exact_routing", "equalise", "manifest_sha256")
+_ACTING = ("KeepRouting", "KeepLittleArithmetic", "Measure", "Equalise", "ToIntegers")
 PUT_BACK = "put back by NNCF"
 
 # Products and sums over many values, and shape arithmetic: integers cost digits there and buy no time.
@@ -61,7 +69,8 @@ def quantize_nncf(
 ) -> QuantizeReport:
     """Quantise the float32 graph at ``model_path`` with NNCF and write an ONNX file.
 
-    Of ``config`` only what ``_ACTING`` names has a meaning here; any other field that is not its default is refused.
+    Of ``config`` only the steps that ``_ACTING`` names have a meaning here; any other that is not as in the default is
+    refused.
     With ``evaluator`` and ``max_drop_db`` NNCF's accuracy control puts operators back to float until the worst
     degradation loses no more than that. ``float_layers``: more layer names to leave in float. Raises BackendError
     where NNCF is not installed, ExportError where it refuses the graph, or where its weights are not right on CPUs
@@ -78,14 +87,14 @@ def quantize_nncf(
     config = config or QuantizeConfig()
     acting = _acting(config)
     # The default engine's quantiser knows which layers stay float, and refuses activations that are not finite.
-    quantizer = Quantizer(model_path, calibration, replace(config, bias_correction=False), under_served)
+    plain = replace(config, steps=tuple(step for step in config.steps if step.name != "AddBiases"))
+    quantizer = Quantizer(model_path, calibration, plain, under_served)
     graph = quantizer.graph
     more = set(float_layers)
     kept = {layer.node for layer in quantizer.layers if layer.keep or layer.name in more}
     ignored = sorted(kept | structural_float32(graph).keys() | _named(graph.model, _FLOAT_TYPES))
-    advanced = AdvancedQuantizationParameters(
-        overflow_fix=OverflowFix.ENABLE if config.reduce_range else OverflowFix.DISABLE
-    )
+    seven_bits = _integers(config).weight_bits == 7
+    advanced = AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE if seven_bits else OverflowFix.DISABLE)
     options: dict[str, Any] = {
         "subset_size": len(calibration.feeds),
         "ignored_scope": nncf.IgnoredScope(names=ignored, validate=False),
@@ -114,20 +123,28 @@ def quantize_nncf(
         notes = json.dumps({"engine": "nncf", **acting}, sort_keys=True)
         stamp(model, replace(graph.spec, precision="int8"), {"clusir.quantisation": notes})
     onnx.checker.check_model(model)
-    if config.reduce_range:
+    if seven_bits:
         check_pair_sums(model)
     write_atomically(model, out_path)
     return _report(model, quantizer, acting)
 
 
 def _acting(config: QuantizeConfig) -> dict[str, Any]:
-    """What of the configuration NNCF takes; everything else is the other engine's. Raises UsageError where something
-    else was asked for."""
-    fields, default = asdict(config), asdict(QuantizeConfig())
-    for name, value in fields.items():
-        if name not in _ACTING and value != default[name]:
-            raise UsageError(f"engine nncf does not take {name}={value!r}; leave it out, or use --engine ort")
-    return {name: fields[name] for name in _ACTING}
+    """What of the steps NNCF takes; everything else is the other engine's. Raises UsageError where something else was
+    asked for."""
+    default, mine = ({step.name: step for step in steps} for steps in (default_steps(), config.steps))
+    for name in dict.fromkeys((*default, *mine)):
+        if name not in _ACTING and mine.get(name) != default.get(name):
+            what = "another" if name in mine and name in default else "the" if name in mine else "no"
+            raise UsageError(f"engine nncf does not take {what} step {name}; leave it as it is, or use --engine ort")
+    if _integers(config).weight_scale != "channel":
+        raise UsageError("engine nncf gives weights a scale per output channel; leave it so, or use --engine ort")
+    steps = [step.describe() for step in config.steps if step.name in _ACTING]
+    return {"steps": steps, "manifest_sha256": config.manifest_sha256}
+
+
+def _integers(config: QuantizeConfig) -> ToIntegers:
+    return next(step for step in config.steps if isinstance(step, ToIntegers))
 
 
 def _score(evaluator: Evaluator, candidate: ModelProto, numbers: list[int]) -> tuple[float, list[float]]:

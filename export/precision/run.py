@@ -241,7 +241,12 @@ def _make_int8(
         progress(f"int8 {graph} graph: activation ranges")
         quantizer = Quantizer(path, calibrate(path, draw, reference), settings, under_served)
         if graph == first:
-            identity = (_digest(path), manifest.sha256, evaluator.sha256, json.dumps(asdict(settings), sort_keys=True))
+            identity = (
+                _digest(path),
+                manifest.sha256,
+                evaluator.sha256,
+                json.dumps(settings.to_json(), sort_keys=True),
+            )
             journal = Journal(state / "quantize.journal.jsonl" if state is not None else None, identity)
             frontier = search_budget(quantizer, evaluator.loss, config.budget, journal, progress)
             float_layers = dict.fromkeys(frontier.best.float_layers, "put back by the decibel budget")

@@ -9,6 +9,7 @@ share (Nagel et al., "Data-free quantization through weight equalization and bia
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +18,32 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from clusir.export.graph.index import Names
 from clusir.export.quantize.layers import groups_of
+from clusir.export.quantize.prepared import Described, Prepared
 
 if TYPE_CHECKING:
     from clusir.export.quantize.layers import Graph, Layer
     from clusir.export.quantize.ranges import TensorRange
 
-__all__ = ["add_zero_biases", "correct_biases"]
+__all__ = ["AddBiases", "CorrectBiases", "add_zero_biases", "correct_biases"]
+
+
+@dataclass(frozen=True)
+class AddBiases(Described):
+    """Give every convolution a bias, zero where it had none, for CorrectBiases to use; stands before Measure."""
+
+    def apply(self, prepared: Prepared) -> Prepared:
+        return prepared.with_model(add_zero_biases(prepared.graph))
+
+
+@dataclass(frozen=True)
+class CorrectBiases(Described):
+    """Take the mean error that rounding weights leaves back out through the biases; needs integers."""
+
+    def apply(self, prepared: Prepared) -> Prepared:
+        if prepared.model is not None:
+            chosen = {layer.name: layer for layer in prepared.chosen}
+            correct_biases(prepared.model, prepared.graph, chosen, prepared.ranges)
+        return prepared
 
 
 def add_zero_biases(graph: Graph) -> ModelProto:

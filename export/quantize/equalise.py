@@ -7,54 +7,70 @@ correction", 2019). A hidden map has one scale for all its channels: without thi
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from clusir.export.graph.session import Probe
-from clusir.export.quantize.layers import Graph, groups_of, load_graph
-from clusir.export.quantize.ranges import Calibration
+from clusir.export.quantize.layers import Graph, groups_of
+from clusir.export.quantize.prepared import Described, Prepared
 
-__all__ = ["channel_scale", "equalise"]
+__all__ = ["Equalise", "channel_scale", "hidden_maps"]
 
 # A channel that is nearly silent on the calibration crops must not be blown up: on another picture it may speak.
 _LARGEST_SPREAD = 100.0
 
 
 class _Pair(NamedTuple):
-    """expand -> ReLU (-> Mul by a gain) -> project; ``hidden`` is what project reads."""
+    """expand -> ReLU (-> Mul by a gain) -> project; ``relu`` is the ReLU's result, ``hidden`` what project reads."""
 
     expand: NodeProto
+    relu: str
     hidden: str
     project: NodeProto
 
 
-def equalise(graph: Graph, calibration: Calibration) -> Graph:
-    """A graph that computes the same, its hidden channels scaled. ``graph`` itself is left as it is."""
-    pairs = _pairs(graph)
-    if not pairs:
-        return graph
-    loudest = _loudest(graph, [pair.hidden for pair in pairs], calibration)
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for pair in pairs:
-        # From the copy: in a chain of pairs the second convolution of one is the first of the next.
-        expand, project = (numpy_helper.to_array(tensors[node.input[1]]) for node in (pair.expand, pair.project))
-        bias = numpy_helper.to_array(tensors[pair.expand.input[2]])
-        scale = channel_scale(loudest[pair.hidden], np.abs(project).max(axis=(0, 2, 3)))
-        if scale is None:
-            continue
-        changed = {
-            pair.expand.input[1]: expand / scale[:, None, None, None],
-            pair.expand.input[2]: bias / scale,
-            pair.project.input[1]: project * scale[None, :, None, None],
-        }
-        for name, value in changed.items():
-            tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
-    return load_graph(model)
+@dataclass(frozen=True)
+class Equalise(Described):
+    """Scale the hidden channels between two convolutions to like ranges; the graph computes the same."""
+
+    def apply(self, prepared: Prepared) -> Prepared:
+        graph, statistics = prepared.graph, prepared.statistics
+        model = ModelProto()
+        model.CopyFrom(graph.model)
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        done = 0
+        for pair in _pairs(graph):
+            if pair.hidden not in statistics.maps:
+                continue
+            # From the copy: in a chain of pairs the second convolution of one is the first of the next.
+            expand, project = (numpy_helper.to_array(tensors[node.input[1]]) for node in (pair.expand, pair.project))
+            bias = numpy_helper.to_array(tensors[pair.expand.input[2]])
+            scale = channel_scale(statistics.maps[pair.hidden].peak, np.abs(project).max(axis=(0, 2, 3)))
+            if scale is None:
+                continue
+            changed = {
+                pair.expand.input[1]: expand / scale[:, None, None, None],
+                pair.expand.input[2]: bias / scale,
+                pair.project.input[1]: project * scale[None, :, None, None],
+            }
+            for name, value in changed.items():
+                tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+            names = {pair.expand.output[0], pair.relu, pair.hidden}
+            maps = {n: statistics.maps[n].divided(scale) for n in names if n in statistics.maps}
+            statistics = statistics.with_maps(maps).with_inputs_divided({pair.project.input[1]: scale})
+            done += 1
+        if not done:
+            return prepared.noted("no hidden channels between two convolutions were found to equalise")
+        changed_graph = replace(prepared.with_model(model), statistics=statistics)
+        return changed_graph.noted(f"hidden channels of {done} pairs of convolutions are scaled to like ranges")
+
+
+def hidden_maps(graph: Graph) -> set[str]:
+    """The maps whose channels :class:`Equalise` scales."""
+    return {pair.hidden for pair in _pairs(graph)}
 
 
 def channel_scale(peak: NDArray[np.float64], columns: NDArray[np.floating]) -> NDArray[np.float64] | None:
@@ -87,7 +103,7 @@ def _pairs(graph: Graph) -> list[_Pair]:
         if reader is not None and reader.op_type == "Mul" and _is_gain(graph, reader, hidden):
             hidden, reader = reader.output[0], _only_reader(graph, reader.output[0])
         if reader is not None and _plain(graph, reader) and uses[reader.input[1]] == 1 and reader.input[0] == hidden:
-            found.append(_Pair(node, hidden, reader))
+            found.append(_Pair(node, relu.output[0], hidden, reader))
     return found
 
 
@@ -107,15 +123,3 @@ def _is_gain(graph: Graph, node: NodeProto, hidden: str) -> bool:
     other = next((name for name in node.input if name != hidden), hidden)
     shape = graph.shapes.get(other, ())
     return other != hidden and len(shape) == 4 and shape[2:] == (1, 1)
-
-
-def _loudest(graph: Graph, tensors: list[str], calibration: Calibration) -> dict[str, NDArray[np.float64]]:
-    """The largest absolute value of each channel over the calibration crops."""
-    probe = Probe(graph.model, tensors)
-    found: dict[str, NDArray[np.float64]] = {}
-    for feeds in calibration.feeds:
-        values = probe.run(feeds)
-        for name in tensors:
-            peak = np.abs(values[name]).max(axis=(0, 2, 3)).astype(np.float64)
-            found[name] = np.maximum(found[name], peak) if name in found else peak
-    return found

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from clusir.export.quantize.equalise import channel_scale
 from clusir.export.quantize.inputs import WORTH, error_left
 from clusir.export.quantize.layers import is_dense
-from clusir.export.quantize.outputs import count_channels, even_scale
 from clusir.export.quantize.ranges import CLIPPING, HISTOGRAM_BINS
+from clusir.export.quantize.statistics import count_channels, even_scale
 from clusir.network.layers import ConvFeedForward, Up
 from clusir.network.model import ClusIR, Restoration
 from clusir.network.router import ClusterRouter

@@ -9,30 +9,38 @@ balance (Xiao et al., arXiv 2211.10438) with all of the spread moved to the weig
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from clusir.export.quantize.layers import Graph, Layer, groups_of
-from clusir.export.quantize.outputs import Scales, channel_scales
-from clusir.export.quantize.ranges import Calibration, Owners
+from clusir.export.quantize.outputs import Scales
+from clusir.export.quantize.prepared import Described, Prepared
 
-__all__ = ["WORTH", "error_left", "input_scales", "scale_inputs"]
+__all__ = ["WORTH", "ScaleInputs", "error_left", "scale_inputs"]
 
 # Below this share of the rounding error that one scale for all channels would make, the multiplication is worth it.
 WORTH = 0.8
 
 
-def input_scales(graph: Graph, layers: Collection[Layer], calibration: Calibration, owners: Owners) -> Scales:
-    """Layer name to the scale of each input channel (see :func:`channel_scales`), for the ``layers`` that gain by one.
+@dataclass(frozen=True)
+class ScaleInputs(Described):
+    """Let layers that read a float sum read it with a scale per channel, where they gain by it.
 
-    Layers that read one tensor get the same.
+    Layers that read one tensor get the same scale.
     """
-    nodes = {layer.name: node for layer in layers if (node := _scalable(graph, layer, layers)) is not None}
-    even = channel_scales(graph, {node.input[0] for node in nodes.values()}, calibration, owners)
-    found = {name: even[node.input[0]] for name, node in nodes.items() if node.input[0] in even}
-    return {name: scale for name, scale in found.items() if _error_left(graph, nodes[name], scale) < WORTH}
+
+    def apply(self, prepared: Prepared) -> Prepared:
+        graph, maps = prepared.graph, prepared.statistics.maps
+        nodes = {x.name: node for x in prepared.chosen if (node := _scalable(graph, x, prepared.chosen)) is not None}
+        scales = {name: maps[node.input[0]].even for name, node in nodes.items()}
+        scales = {name: scale for name, scale in scales.items() if _error_left(graph, nodes[name], scale) < WORTH}
+        found = {f"{nodes[n].input[0]}.even": maps[nodes[n].input[0]].divided(s) for n, s in scales.items()}
+        statistics = prepared.statistics.with_maps(found).with_inputs_divided(scales)
+        scaled = replace(prepared.with_model(scale_inputs(graph.model, scales)), statistics=statistics)
+        return scaled.noted(f"{len(scales)} layers read maps with a scale per channel")
 
 
 def _error_left(graph: Graph, node: NodeProto, scale: NDArray[np.float64]) -> float:

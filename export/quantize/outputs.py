@@ -8,77 +8,36 @@ back before the sum. Left out where a ReLU or an integer layer reads the map: th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from clusir.export.graph.session import Probe
+from clusir.errors import ExportError
 from clusir.export.quantize.layers import Graph, Layer, groups_of
-from clusir.export.quantize.ranges import HISTOGRAM_BINS, Calibration, Owners, clip_least_error
+from clusir.export.quantize.prepared import Described, Prepared
 
-__all__ = ["Scales", "channel_scales", "count_channels", "even_scale", "output_scales", "scale_outputs"]
-
-# As in equalisation: a channel that is nearly silent on the calibration crops must not be blown up.
-_LARGEST_SPREAD = 100.0
+__all__ = ["ScaleOutputs", "Scales", "scale_outputs"]
 
 Scales = Mapping[str, NDArray[np.float64]]
 
 
-def output_scales(graph: Graph, layers: Collection[Layer], calibration: Calibration, owners: Owners) -> Scales:
-    """Layer name to the scale of each output channel (see :func:`channel_scales`), for the ``layers`` that can take
-    one."""
-    nodes = {layer.name: node for layer in layers if (node := _scalable(graph, layer, layers)) is not None}
-    found = channel_scales(graph, {node.output[0] for node in nodes.values()}, calibration, owners)
-    return {name: found[node.output[0]] for name, node in nodes.items() if node.output[0] in found}
+@dataclass(frozen=True)
+class ScaleOutputs(Described):
+    """Give each map that only float operations read a scale per channel (see ``statistics.even_scale``)."""
 
-
-def channel_scales(
-    graph: Graph, names: Collection[str], calibration: Calibration, owners: Owners
-) -> dict[str, NDArray[np.float64]]:
-    """Tensor name to the scale of each channel, of geometric mean 1, for maps BxCxHxW of ``graph``.
-
-    Each is the larger end of the channel's own best range (see ``clip_least_error``) on the calibration crops. Maps
-    that are not finite, and those whose expert saw no crop, are left out.
-    """
-    if not names:
-        return {}
-    probe = Probe(graph.model, sorted(names))
-    peaks: dict[str, NDArray[np.float64]] = {}
-    counts: dict[str, NDArray[np.int64]] = {}
-    for final in (False, True):
-        for crop, feeds in enumerate(calibration.feeds):
-            values = probe.run(feeds)
-            for name in names:
-                value = values[name]
-                if not calibration.serves(crop, owners.get(name)):
-                    continue
-                if not final:
-                    peak = np.abs(value).max(axis=(0, 2, 3)).astype(np.float64)
-                    peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
-                elif np.isfinite(peaks[name]).all():
-                    counts[name] = counts.get(name, 0) + count_channels(value, peaks[name])
-    return {name: even_scale(found, peaks[name]) for name, found in counts.items()}
-
-
-def even_scale(counts: NDArray[np.int64], peak: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scale of each channel, of geometric mean 1, from histograms C x bins over -``peak``..``peak`` (C)."""
-    edges = np.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1)
-    ends: NDArray[np.float64] = np.array([max(map(abs, clip_least_error(row, edges))) for row in counts])
-    ends = np.maximum(ends * peak, 1e-12)
-    ends = np.maximum(ends, ends.max() / _LARGEST_SPREAD)
-    even: NDArray[np.float64] = ends / np.exp(np.log(ends).mean())
-    return even
-
-
-def count_channels(value: NDArray[np.float32], peak: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Histograms C x bins of a map BxCxHxW, channel c over -peak_c..peak_c."""
-    channels = value.shape[1]
-    factor = (0.5 * HISTOGRAM_BINS / np.maximum(peak, 1e-12)).astype(np.float32)[:, None, None]
-    index = np.clip(value * factor + np.float32(0.5 * HISTOGRAM_BINS), 0, HISTOGRAM_BINS - 1).astype(np.int64)
-    index += (np.arange(channels) * HISTOGRAM_BINS)[:, None, None]
-    counts: NDArray[np.int64] = np.bincount(index.ravel(), minlength=channels * HISTOGRAM_BINS)
-    return counts.reshape(channels, HISTOGRAM_BINS)
+    def apply(self, prepared: Prepared) -> Prepared:
+        if prepared.sums:
+            raise ExportError("ScaleOutputs and AddResiduals exclude each other: leave one of them out of the steps")
+        graph, maps = prepared.graph, prepared.statistics.maps
+        nodes = {x.name: node for x in prepared.chosen if (node := _scalable(graph, x, prepared.chosen)) is not None}
+        scales = {name: maps[node.output[0]].even for name, node in nodes.items()}
+        found = {f"{nodes[n].output[0]}.even": maps[nodes[n].output[0]].divided(s) for n, s in scales.items()}
+        scaled = replace(
+            prepared.with_model(scale_outputs(graph.model, scales)), statistics=prepared.statistics.with_maps(found)
+        )
+        return scaled.noted(f"{len(scales)} layers write maps with a scale per channel")
 
 
 def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProto | None:
@@ -98,7 +57,7 @@ def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProt
 
 def scale_outputs(model: ModelProto, scales: Scales) -> ModelProto:
     """A copy of ``model`` that computes the same, with the layers named in ``scales`` (weight name to scale per output
-    channel) scaled as :func:`output_scales` says. The convolution's own result is then called ``<output>.even``."""
+    channel) scaled as :class:`ScaleOutputs` says. The convolution's own result is then called ``<output>.even``."""
     out = ModelProto()
     out.CopyFrom(model)
     if not scales:

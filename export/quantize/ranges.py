@@ -1,29 +1,33 @@
-"""Activation ranges: what each tensor spans on the calibration crops, and where to clip it.
-
-Inside the experts only crops that the router sent there count: a dense graph computes every expert for every picture,
-but what an expert makes of a picture that is not its own is multiplied by zero.
-"""
+"""Activation ranges: what a calibration holds, whose maps are whose, and where to clip what they span."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusir.errors import CalibrationError
-from clusir.export.graph.session import Array, Feeds, Probe
+from clusir.export.graph.session import Array, Feeds
 from clusir.export.quantize.layers import Graph, Layer
 
 __all__ = [
-    "CLIPPING", "HISTOGRAM_BINS", "Calibration", "Owners", "TensorRange", "clip_least_error", "collect_ranges",
+    "CLIPPING",
+    "HISTOGRAM_BINS",
+    "Calibration",
+    "Owners",
+    "TensorRange",
+    "clip_channels",
+    "clip_least_error",
     "owners_of",
-]  # fmt: skip
+]
 
 Owners = dict[str, tuple[int, int]]
 HISTOGRAM_BINS = 2048
 _LEVELS = 255
+_FRACTIONS = np.linspace(1.0, 0.2, 41)  # of the ends that are tried
 _PERCENTILE = 99.99
 # dB lost on noise, rain, low light (two crops each of CBSD68, late weights of tiny): 0.19, 0.26, 0.74 with 1; 0.25,
 # 0.34, 0.08 with 5; 0.37, 0.58, -0.04 with 100. Dark pictures have the largest values, and are one in eleven.
@@ -37,15 +41,6 @@ class TensorRange:
     low: float = 0.0
     high: float = 0.0
     mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    count: int = 0
-
-    def widen(self, value: Array) -> None:
-        self.low = min(self.low, float(value.min()))
-        self.high = max(self.high, float(value.max()))
-        if value.ndim == 4:
-            mean = value.mean(axis=(0, 2, 3), dtype=np.float64)
-            self.mean = mean if self.count == 0 else self.mean + (mean - self.mean) / (self.count + 1)
-        self.count += 1
 
 
 @dataclass(frozen=True)
@@ -80,50 +75,6 @@ def owners_of(graph: Graph, layers: Sequence[Layer]) -> Owners:
     return owners
 
 
-def collect_ranges(
-    graph: Graph, tensors: Sequence[str], calibration: Calibration, owners: Owners, clipping: str = "minmax"
-) -> dict[str, TensorRange]:
-    """The range of each tensor over the calibration crops, clipped as ``clipping`` says (a key of ``CLIPPING``).
-
-    A tensor whose expert saw no crop is absent from the result. Raises CalibrationError on NaN or infinity.
-    """
-    probe = Probe(graph.model, tensors)
-    ranges = {name: TensorRange() for name in tensors}
-    for crop, feeds in enumerate(calibration.feeds):
-        values = probe.run(feeds)
-        for name in tensors:
-            if not calibration.serves(crop, owners.get(name)):
-                continue
-            value = values[name]
-            if not np.isfinite(value).all():
-                raise CalibrationError(
-                    f"tensor {name} is not finite for calibration crop {calibration.keys[crop]}; the float32 model "
-                    "itself breaks on this picture: check it with clusir-verify"
-                )
-            ranges[name].widen(value)
-    ranges = {name: found for name, found in ranges.items() if found.count}
-    clip = CLIPPING[clipping]
-    if clip is not None:
-        for name, counts in _histograms(probe, ranges, calibration, owners).items():
-            found = ranges[name]
-            found.low, found.high = clip(counts, np.linspace(found.low, found.high, HISTOGRAM_BINS + 1))
-    return ranges
-
-
-def _histograms(
-    probe: Probe, ranges: dict[str, TensorRange], calibration: Calibration, owners: Owners
-) -> dict[str, NDArray[np.int64]]:
-    counts = {name: np.zeros(HISTOGRAM_BINS, np.int64) for name, found in ranges.items() if found.high > found.low}
-    for crop, feeds in enumerate(calibration.feeds):
-        values = probe.run(feeds)
-        for name, total in counts.items():
-            if calibration.serves(crop, owners.get(name)):
-                found = ranges[name]
-                index = (values[name].ravel() - found.low) * (HISTOGRAM_BINS / (found.high - found.low))
-                total += np.bincount(np.clip(index.astype(np.int64), 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
-    return counts
-
-
 def _percentile(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[float, float]:
     """Leave out the same share of the values at either end, together 0.01 %; zero stays inside."""
     share = (100.0 - _PERCENTILE) / 200.0
@@ -138,19 +89,38 @@ def clip_least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> t
 
     What is clipped weighs more: it comes from few pictures, and spoils those (see ``_CLIPPED``).
     """
+    lows, highs = float(edges[0]) * _FRACTIONS, float(edges[-1]) * _FRACTIONS
     centres = (edges[:-1] + edges[1:]) / 2
-
-    def error(low: float, high: float) -> float:
-        step = max(high - low, 1e-12) / _LEVELS
-        beyond = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
-        return float((counts * np.where(beyond > 0, _CLIPPED * beyond**2, step**2 / 12)).sum())
-
-    fractions = np.linspace(1.0, 0.2, 41)
-    low, high = float(edges[0]), float(edges[-1])
+    low = high = 0
     for _ in range(2):
-        high = min((float(edges[-1]) * f for f in fractions), key=lambda end: error(low, end))
-        low = min((float(edges[0]) * f for f in fractions), key=lambda end: error(end, high))
-    return low, high
+        high = int(np.argmin(_errors(lows[low], highs[:, None], centres) @ counts))
+        low = int(np.argmin(_errors(lows[:, None], highs[high], centres) @ counts))
+    return float(lows[low]), float(highs[high])
+
+
+def clip_channels(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same for many histograms C x bins over -1..1 at once: their low and their high ends [C]."""
+    errors = (_symmetric_errors() @ counts.T).reshape(len(_FRACTIONS), len(_FRACTIONS), -1)  # low, high, channel
+    channels = np.arange(counts.shape[0])
+    low = high = np.zeros(len(channels), np.int64)
+    for _ in range(2):
+        high = np.argmin(errors[low, :, channels], axis=1)
+        low = np.argmin(errors[:, high, channels], axis=0)
+    return -_FRACTIONS[low], _FRACTIONS[high]
+
+
+def _errors(low: Any, high: Any, centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The squared error of a value in each bin for ranges low..high (broadcast against the bins)."""
+    step = np.maximum(high - low, 1e-30) / _LEVELS
+    beyond = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
+    return np.where(beyond > 0, _CLIPPED * beyond**2, step**2 / 12)
+
+
+@cache
+def _symmetric_errors() -> NDArray[np.float64]:
+    """[pairs of ends, bins] for histograms over -1..1."""
+    centres = (np.arange(HISTOGRAM_BINS) + 0.5) * (2 / HISTOGRAM_BINS) - 1
+    return np.concatenate([_errors(-low, _FRACTIONS[:, None], centres) for low in _FRACTIONS])
 
 
 CLIPPING: dict[str, Callable[[NDArray[np.int64], NDArray[np.float64]], tuple[float, float]] | None] = {

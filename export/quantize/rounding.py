@@ -10,43 +10,34 @@ Pre-trained Transformers", arXiv 2210.17323, algorithm 1, without its blocks), o
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from clusir.export.graph.session import Probe
 from clusir.export.quantize.layers import Graph, Layer, groups_of
-from clusir.export.quantize.ranges import Calibration, Owners, TensorRange
+from clusir.export.quantize.prepared import Described, Prepared
+from clusir.export.quantize.ranges import TensorRange
+from clusir.export.quantize.statistics import Moments
 
-__all__ = ["Moments", "input_moments", "round_least_squares", "round_weights"]
-
-Moments = Mapping[str, NDArray[np.float64]]
-"""Layer name to the mean of x x^T over the patches x that the layer reads, in the order of its weights' rows."""
+__all__ = ["RoundLeastSquares", "patches", "round_least_squares", "round_weights", "supported"]
 
 _PATCHES = 1024  # of a crop; 64 crops then give 75 patches for each weight of a 3x3 convolution of 96 channels
 _DAMPING = 0.01  # of the mean of the diagonal, as in the paper
 
 
-def input_moments(graph: Graph, layers: Collection[Layer], calibration: Calibration, owners: Owners) -> Moments:
-    """The second moments of what each of the ``layers`` reads on the calibration crops that count for it.
+@dataclass(frozen=True)
+class RoundLeastSquares(Described):
+    """Round the integer weights anew, for the least error of their layer's output; needs integers."""
 
-    Left out: grouped convolutions, transposed ones whose windows overlap, and layers whose expert saw no crop.
-    """
-    nodes = {layer.name: node for layer in layers if _supported(node := graph.node(layer), graph)}
-    if not nodes:
-        return {}
-    sums: dict[str, NDArray[np.float64]] = {}
-    counts: dict[str, int] = {}
-    probe = Probe(graph.model, sorted({node.input[0] for node in nodes.values()}))
-    for crop, feeds in enumerate(calibration.feeds):
-        values = probe.run(feeds)
-        for name, node in nodes.items():
-            if calibration.serves(crop, owners.get(node.input[0])):
-                patches = _patches(values[node.input[0]], node, graph.initialisers[name].dims)
-                sums[name] = sums.get(name, 0.0) + (patches.T @ patches).astype(np.float64)
-                counts[name] = counts.get(name, 0) + len(patches)
-    return {name: total / counts[name] for name, total in sums.items()}
+    def apply(self, prepared: Prepared) -> Prepared:
+        if prepared.model is None:
+            return prepared
+        moments = prepared.statistics.moments
+        round_weights(prepared.model, prepared.graph, prepared.chosen, prepared.ranges, moments, prepared.known)
+        done = sum(layer.name in moments for layer in prepared.chosen)
+        return prepared.noted(f"weights of {done} layers are rounded for the least error of their output")
 
 
 def round_weights(
@@ -69,7 +60,9 @@ def round_weights(
         integers, scale = tensors.get(f"{layer.name}_quantized"), tensors.get(f"{layer.name}_scale")
         if layer.name not in moments or integers is None or scale is None:
             continue
-        key = (layer.name, scale.SerializeToString())
+        found = ranges[node.input[0]]
+        ends = np.array([found.low, found.high]).tobytes()
+        key = (layer.name, scale.SerializeToString() + ends)
         if key in known:
             integers.CopyFrom(known[key])
             continue
@@ -81,7 +74,6 @@ def round_weights(
         steps = np.atleast_1d(numpy_helper.to_array(scale)).astype(np.float64)
         outputs = original.shape[1 if swap else 0]
         steps = np.broadcast_to(steps, (outputs,)).repeat(len(rows) // outputs)
-        found = ranges[node.input[0]]
         noise = ((found.high - found.low) / 255) ** 2 / 12
         rounded = round_least_squares(rows, steps, moments[layer.name] + noise * np.eye(rows.shape[1]), limit)
         back = _rows_back(rounded, original.shape, swap)
@@ -116,7 +108,8 @@ def _attribute(node: NodeProto, name: str, default: list[int]) -> list[int]:
     return default if found is None else list(found.ints)
 
 
-def _supported(node: NodeProto, graph: Graph) -> bool:
+def supported(node: NodeProto, graph: Graph) -> bool:
+    """Whether a layer's weights can be rounded so: not grouped, and if transposed, then without overlap."""
     auto = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
     kernel = list(graph.initialisers[node.input[1]].dims)[2:]
     if groups_of(node) != 1 or auto not in (b"NOTSET", b"") or len(kernel) != 2:
@@ -127,7 +120,7 @@ def _supported(node: NodeProto, graph: Graph) -> bool:
     return plain and _attribute(node, "dilations", [1, 1]) == [1, 1]
 
 
-def _patches(value: NDArray[np.float32], node: NodeProto, dims: Collection[int]) -> NDArray[np.float32]:
+def patches(value: NDArray[np.float32], node: NodeProto, dims: Collection[int]) -> NDArray[np.float32]:
     """Patches N x inputs of a map BxCxHxW at output positions spread evenly over it."""
     if node.op_type == "ConvTranspose":
         pixels = value.transpose(0, 2, 3, 1).reshape(-1, value.shape[1])

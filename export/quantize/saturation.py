@@ -45,5 +45,5 @@ def check_pair_sums(model: ModelProto) -> None:
         if bound > _LIMIT:
             raise ExportError(
                 f"layer {name}: two products can sum to {bound}, more than the {_LIMIT} that CPUs without VNNI hold; "
-                "quantise with reduce_range"
+                "quantise with weights of 7 bits"
             )

@@ -50,7 +50,7 @@ def main() -> None:
             draw = draw_crops(open_source(None, size, seed), reference.route(), reference.experts, config)
             under_served = draw.coverage.under_served if label == "covered" else ()
             quantizer = Quantizer(
-                tile, calibrate(tile, draw, reference), QuantizeConfig(dense_only=False), under_served
+                tile, calibrate(tile, draw, reference), QuantizeConfig().without("KeepLittleArithmetic"), under_served
             )
             loss, reached = evaluator.loss_on(quantizer.build(), range(len(samples)))
             cells = " | ".join(f"{loss.drop_db[kind]:.2f}" for kind in kinds)

@@ -1,12 +1,12 @@
 """The figures of docs/quantisation.md: what INT8 and FP16 cost on each degradation, and what they gain.
 
 ``python tests/bench/int8.py WEIGHTS PHOTOS [--crops 6] [--calibration-crops N] [--rounds 15]
-[--without OPTION]``
+[--without STEP]``
 
 Not a test: times depend on the machine. WEIGHTS is a checkpoint (.safetensors), which is exported and quantised into a
 temporary folder as ``clusir-export`` does it, or the folder of an export (its only NAME.tile.onnx with
 NAME.int8.tile.onnx and so on). PHOTOS: clean photos of at least 256 px, damaged with seed 0; none of them calibrates.
-OPTION: something of QuantizeConfig to switch off, such as least_squares.
+STEP: a step of the quantiser to leave out, such as RoundLeastSquares.
 Prints Markdown: dB lost per degradation on both runtimes, gates flipped, sizes, ratios of processor time on one thread
 (the fastest of alternating runs in one process), and the largest sum that a CPU without VNNI keeps in 16 bits.
 """
@@ -17,7 +17,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 
 import onnx
@@ -30,7 +29,7 @@ from clusir.export.precision.evaluate import Evaluator
 from clusir.export.quantize.data import Reference, calibrate, crop_px_of, draw_calibration, draw_evaluation
 from clusir.export.quantize.float16 import convert_fp16
 from clusir.export.quantize.saturation import largest_pair_sums
-from clusir.export.quantize.steps import QuantizeConfig, quantize_int8
+from clusir.export.quantize.steps import QuantizeConfig, default_steps, quantize_int8
 from clusir.network import checkpoint
 from clusir.runtimes import open_runner
 
@@ -52,7 +51,7 @@ def make_files(weights: Path, folder: Path, crops: int | None, without: list[str
             path,
             folder / f"model.int8{graph}.onnx",
             calibration,
-            replace(QuantizeConfig(manifest_sha256=manifest.sha256), **dict.fromkeys(without, False)),
+            QuantizeConfig(manifest_sha256=manifest.sha256).without(*without),
             under_served=draw.coverage.under_served,
         )
         print(f"{path.name}: {len(report.quantised)} layers in integers, {len(report.kept)} in float", flush=True)
@@ -120,8 +119,8 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=6)
     parser.add_argument("--calibration-crops", type=int)
     parser.add_argument("--rounds", type=int, default=15)
-    switches = [option.name for option in fields(QuantizeConfig) if option.default is True]
-    parser.add_argument("--without", action="append", default=[], choices=switches)
+    steps = [step.name for step in default_steps() if step.name not in ("Measure", "ClipRanges", "ToIntegers")]
+    parser.add_argument("--without", action="append", default=[], choices=steps)
     options = parser.parse_args()
     if options.without and options.weights.is_dir():
         parser.error("--without makes new files: give a checkpoint, not the folder of an export")

@@ -230,6 +230,7 @@ def test_a_gate_that_is_not_a_number_is_not_skipped() -> None:
 def test_a_graph_whose_names_this_pass_would_make_is_left_alone() -> None:
     graph = weighted_convolution((0, 2))
     graph.graph.node.append(helper.make_node("Abs", ["gate"], ["gate__active"]))
+    graph.graph.output.append(helper.make_tensor_value_info("gate__active", 1, ["b", 3]))
     result = BranchExperts().apply(graph)
     assert not result.modified
     assert "gate__active" in result.notes[0]

@@ -84,8 +84,9 @@ def test_a_weight_that_is_computed_or_an_input_is_no_constant() -> None:
         same(FuseHaar(), net)
 
 
-def haar(net: Net, x: str, scale: float = 1.0, reach: float = 0.0) -> str:
-    """Four bands of cells by slices, times ``scale``; ``reach`` of the third band comes from the next cell."""
+def haar(net: Net, x: str, scale: float | np.ndarray = 1.0, reach: float | np.ndarray = 0.0) -> str:
+    """Four bands of cells by slices, times ``scale``; ``reach`` of the third band comes from the next cell. Both are
+    numbers, or [1, C, 1, 1]."""
     ends = net.const([2**31 - 1] * 2, dtype=np.int64)
     axes, steps = net.const([2, 3], dtype=np.int64), net.const([2, 2], dtype=np.int64)
     parts = [
@@ -98,7 +99,7 @@ def haar(net: Net, x: str, scale: float = 1.0, reach: float = 0.0) -> str:
         for sign, part in zip(signs, (a, b, c, d), strict=True):
             term = net.op("Mul", part, net.const(0.5 * scale * sign))
             total = net.op("Add", total, term) if total else term
-        if k == 2 and reach:
+        if k == 2 and np.any(reach):
             ahead = [
                 net.op(
                     "Slice",
@@ -123,37 +124,54 @@ def shuffled(net: Net, value: str, channels: int, height: int, width: int) -> st
     return net.reshape(turned, [0, out, 2 * height, 2 * width])
 
 
-def test_a_cell_transform_is_taken_at_any_scale_and_held_to_it() -> None:
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_cell_transform_is_taken_at_any_scale_and_held_to_it(channels: int) -> None:
     for scale in (1e-7, 1.0, 1e7):
         for reach, found in ((0.0, True), (0.3, False), (1e-4, False)):
             net = Net()
-            bands = haar(net, net.input("x", "n", 2, 8, 8), scale, reach)
+            bands = haar(net, net.input("x", "n", channels, 8, 8), scale, reach)
             net.output(net.op("Mul", net.op("Relu", bands), net.const(1 / scale)))
             result = same(FuseHaar(), net)
             assert any("is 4 depthwise convolutions" in note for note in result.notes) is found, result.notes
 
 
 def test_channels_are_not_mixed_however_faintly() -> None:
-    """A mixing of 5e-6 is all of a channel whose own share a later gain takes away."""
+    """A mixing of 5e-6 is all that is left of a channel whose own share is taken away again, and made loud."""
     net = Net()
-    mixed = net.op("Conv", net.input("x", "n", 2, 8, 8), net.const(np.array([[1, 5e-6], [0, 1]])[:, :, None, None]))
-    own = net.op("Sub", haar(net, mixed), haar(net, "x"))
-    net.output(net.op("Mul", net.op("Relu", own), net.const(1e5)))
-    same(FuseHaar(), net)
-    # A faint channel whose cells reach into each other, and which is the loud one behind its gain.
-    net = Net()
-    parts = net.split(net.input("x", "n", 2, 8, 8), [1, 1])
-    joined = net.op("Concat", haar(net, parts[0]), haar(net, parts[1], 1e-6, 0.5), axis=1)
-    gain = net.const(np.repeat([1.0, 1e6], 4).reshape(1, 8, 1, 1))
-    net.output(net.op("Mul", net.op("Relu", joined), gain))
-    same(FuseHaar(), net)
+    bands = haar(net, net.input("x", "n", 2, 8, 8))
+    turned = net.op("Gather", bands, net.const([1, 0, 3, 2, 5, 4, 7, 6], dtype=np.int64), axis=1)
+    mixing = net.op("Add", bands, net.op("Mul", turned, net.const(5e-6)))
+    mixed = net.op("Relu", mixing)
+    net.output(mixed, net.op("Mul", net.op("Sub", mixed, net.op("Relu", haar(net, "x"))), net.const(2e5)))
+    result = same(FuseHaar(), net, rounding=1.0)
+    assert any("depthwise" in note for note in result.notes)
+    assert not any(note.startswith(f"{mixing} is") for note in result.notes), result.notes
 
 
-def test_a_cell_transform_that_is_an_output_keeps_its_convolution() -> None:
+def test_a_faint_channel_behind_a_loud_weight_is_held_to_its_own_size() -> None:
+    """Its cells reach into each other, which is nothing beside the other channel, until the convolution behind."""
+    net = Net()
+    loudness = np.array([1.0, 1e-6]).reshape(1, 2, 1, 1)
+    joined = haar(net, net.input("x", "n", 2, 8, 8), loudness, np.array([0.0, 0.5]).reshape(1, 2, 1, 1))
+    weight = net.rng.standard_normal((3, 8, 1, 1)) * np.tile([1.0, 1e6], 4).reshape(1, 8, 1, 1)
+    net.output(net.op("Conv", joined, net.const(weight)))
+    refused(FuseHaar(), net, "no 2x2 cell transform")
+
+
+def test_a_convolution_behind_a_cell_transform_keeps_its_padding_and_bias() -> None:
+    for pads in ([1, 1, 1, 1], [0, 1, 2, 0]):
+        net = Net()
+        bands = haar(net, net.input("x", "n", 2, 8, 8))
+        net.output(net.op("Conv", bands, net.random(3, 8, 3, 3), net.random(3), pads=pads))
+        result = same(FuseHaar(), net)
+        assert any("are one strided convolution" in note for note in result.notes), result.notes
+
+
+def test_a_cell_transform_that_is_an_output_is_written_once() -> None:
     net = Net()
     bands = haar(net, net.input("x", "n", 2, 8, 8))
     net.output(bands, net.op("Conv", bands, net.random(8, 8, 3, 3), pads=[1, 1, 1, 1]))
-    changed(FuseHaar(), net)
+    assert "Slice" not in {n.op_type for n in changed(FuseHaar(), net).graph.node}
 
 
 def resize(gain: bool = False, split: bool = False, opset: int = 18, **how: object) -> Net:

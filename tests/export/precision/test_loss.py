@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from clusir.export.precision.advice import Timing, advise
 from clusir.export.precision.frontier import BudgetConfig
 from clusir.export.precision.loss import QualityLoss, compare_quality, measure_quality
 from clusir.export.quantize import float16
+from clusir.export.quantize.choice import AddResiduals
 from clusir.export.quantize.float16 import convert_fp16
+from clusir.export.quantize.integers import ClipRanges, ToIntegers
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
 
 NAN, INF = float("nan"), float("inf")
@@ -112,27 +113,36 @@ def test_float16_that_disagrees_is_not_written(routed: Any, tmp_path: Path) -> N
 
 
 def test_what_is_recorded_of_the_quantiser_is_what_acts(routed: Any) -> None:
-    quantizer = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(residuals=True, least_squares=False))
-    assert quantizer.config.scale_outputs is False
+    steps = [step for step in QuantizeConfig().steps if step.name not in ("ScaleOutputs", "RoundLeastSquares")]
+    at = [step.name for step in steps].index("Measure")
+    config = QuantizeConfig((*steps[:at], AddResiduals(), *steps[at:]))
+    quantizer = Quantizer(routed.whole, routed.calibration(), config)
     model = quantizer.build()
     notes = json.loads(next(p.value for p in model.metadata_props if p.key == "clusir.quantisation"))
-    assert (notes["residuals"], notes["scale_outputs"]) == (True, False)
-    assert quantizer.report(model, {}).config["scale_outputs"] is False
+    names = [step["step"] for step in notes["steps"]]
+    assert "AddResiduals" in names
+    assert not {"ScaleOutputs", "RoundLeastSquares"} & set(names)
+    assert quantizer.report(model, {}).config["steps"] == notes["steps"]
     assert Quantizer(routed.whole, routed.calibration()).config == QuantizeConfig()
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"clipping": "minmax"}, {"per_channel": False}, {"compact": False}, {"residuals": True}, {"least_squares": False},
-     {"bias_correction": False}, {"scale_outputs": False}, {"scale_inputs": False}],
-    ids=str,
-)  # fmt: skip
-def test_nncf_refuses_what_it_does_not_take(routed: Any, tmp_path: Path, option: dict[str, Any]) -> None:
+NOT_TAKEN = {
+    "ClipRanges": QuantizeConfig().having(ClipRanges("minmax")),
+    "a scale per output channel": QuantizeConfig().having(ToIntegers(weight_scale="tensor")),
+    **{
+        n: QuantizeConfig().without(n)
+        for n in ("Compact", "RoundLeastSquares", "CorrectBiases", "ScaleOutputs", "ScaleInputs")
+    },
+}
+
+
+@pytest.mark.parametrize("what", NOT_TAKEN)
+def test_nncf_refuses_what_it_does_not_take(routed: Any, tmp_path: Path, what: str) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     from clusir.export.precision.nncf import quantize_nncf
 
-    with pytest.raises(UsageError, match=f"engine nncf does not take {next(iter(option))}="):
-        quantize_nncf(routed.whole, tmp_path / "x.onnx", routed.calibration(), QuantizeConfig(**option))
+    with pytest.raises(UsageError, match=f"engine nncf .*{what}"):
+        quantize_nncf(routed.whole, tmp_path / "x.onnx", routed.calibration(), NOT_TAKEN[what])
 
 
 def test_nncf_records_what_acts_and_is_right_on_every_cpu(
@@ -145,10 +155,9 @@ def test_nncf_records_what_acts_and_is_right_on_every_cpu(
     monkeypatch.setattr(nncf, "check_pair_sums", checked.append)
     out = tmp_path / "x.onnx"
     report = nncf.quantize_nncf(routed.whole, out, routed.calibration(), QuantizeConfig(manifest_sha256="7" * 64))
-    acting = {
-        name: asdict(QuantizeConfig())[name] for name in ("reduce_range", "dense_only", "exact_routing", "equalise")
-    }
-    assert report.config == acting | {"manifest_sha256": "7" * 64}
+    names = [step["step"] for step in report.config["steps"]]
+    assert names == ["KeepRouting", "KeepLittleArithmetic", "Measure", "Equalise", "ToIntegers"]
+    assert report.config["manifest_sha256"] == "7" * 64
     properties = {p.key: p.value for p in onnx.load(out).metadata_props}
     assert json.loads(properties["clusir.quantisation"]) == {"engine": "nncf"} | report.config
     assert len(checked) == 1

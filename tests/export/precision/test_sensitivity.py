@@ -35,7 +35,7 @@ def never_measured() -> QualityLoss:
 
 @pytest.fixture(scope="module")
 def quantizer(routed: Any) -> Quantizer:
-    return Quantizer(routed.whole, routed.calibration(), QuantizeConfig(compact=False))
+    return Quantizer(routed.whole, routed.calibration(), QuantizeConfig().without("Compact"))
 
 
 def test_each_layer_alone_is_ranked_by_its_worst_loss(quantizer: Quantizer) -> None:
@@ -128,7 +128,7 @@ def test_a_layer_that_is_too_large_is_passed_over_and_a_smaller_one_still_tried(
 
 
 def test_a_graph_without_integer_layers_meets_no_budget(quantizer: Quantizer, routed: Any) -> None:
-    empty = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(compact=False))
+    empty = Quantizer(routed.whole, routed.calibration(), QuantizeConfig().without("Compact"))
     empty.layers = [replace(layer, keep="for the test") for layer in empty.layers]
     frontier = search_budget(empty, pretend, BudgetConfig(max_drop_db=1.0))
     assert not frontier.met

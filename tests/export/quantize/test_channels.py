@@ -9,9 +9,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from clusir.errors import ExportError
 from clusir.export.graph.session import Probe
-from clusir.export.quantize.inputs import error_left, input_scales, scale_inputs
+from clusir.export.quantize.choice import Measure
+from clusir.export.quantize.inputs import ScaleInputs, error_left
+from clusir.export.quantize.integers import ToIntegers
 from clusir.export.quantize.layers import load_graph
-from clusir.export.quantize.outputs import output_scales, scale_outputs
+from clusir.export.quantize.outputs import ScaleOutputs
+from clusir.export.quantize.prepared import Prepared
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.saturation import check_pair_sums, largest_pair_sums
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
@@ -61,10 +64,12 @@ def calibration() -> Calibration:
 
 def test_scaling_changes_nothing_in_float_and_evens_the_channels(calibration: Calibration) -> None:
     graph = load_graph(network())
-    layers = [layer for layer in graph.layers() if not layer.keep]
-    scales = output_scales(graph, layers, calibration, {})
-    assert scales.keys() == {"project.weight", "up.weight"}, "a ReLU reads expand"
-    scaled = scale_outputs(graph.model, scales)
+    prepared = ScaleOutputs().apply(Measure().apply(Prepared(graph, tuple(graph.layers()), calibration)))
+    assert prepared.notes == ("2 layers write maps with a scale per channel",)
+    scaled = prepared.graph.model
+    made = {name for node in scaled.graph.node for name in node.output}
+    assert {"project.even", "up.even"} <= made
+    assert "expand.even" not in made, "a ReLU reads expand"
     onnx.checker.check_model(scaled, full_check=True)
     watch = ["project", "project.even", "up", "up.even"]
     a, b = Probe(graph.model, ["project", "up"]), Probe(scaled, watch)
@@ -83,32 +88,30 @@ def test_scaling_changes_nothing_in_float_and_evens_the_channels(calibration: Ca
 
 def test_scaling_the_inputs_changes_nothing_in_float(calibration: Calibration) -> None:
     graph = load_graph(network())
-    layers = [layer for layer in graph.layers() if not layer.keep]
-    scales = input_scales(graph, layers, calibration, {})
-    assert scales.keys() == {"expand.weight", "up.weight"}, "a ReLU writes what project reads"
-    scaled = scale_inputs(graph.model, scales)
+    prepared = ScaleInputs().apply(Measure().apply(Prepared(graph, tuple(graph.layers()), calibration)))
+    assert prepared.notes == ("2 layers read maps with a scale per channel",), "a ReLU writes what project reads"
+    scaled = prepared.graph.model
+    inverse = {t.name: numpy_helper.to_array(t) for t in scaled.graph.initializer if t.name.endswith(".inverse")}
     onnx.checker.check_model(scaled, full_check=True)
     a, b = Probe(graph.model, ["stem", "x"]), Probe(scaled, ["stem.even", "x.even"])
     for feeds in calibration.feeds:
         before, after = a.run(feeds), b.run(feeds)
         assert np.abs(before["head"] - after["head"]).max() < 1e-4 * np.abs(before["head"]).max()
-        for name, layer in (("stem", "expand.weight"), ("x", "up.weight")):
-            np.testing.assert_allclose(
-                after[f"{name}.even"] * scales[layer].reshape(1, -1, 1, 1), before[name], atol=1e-5
-            )
+        for name in ("stem", "x"):
+            np.testing.assert_allclose(after[f"{name}.even"] / inverse[f"{name}.inverse"], before[name], atol=1e-5)
     spread = np.abs(before["stem"]).max(axis=(0, 2, 3))
     assert spread.max() / spread.min() > 5
     even = np.abs(after["stem.even"]).max(axis=(0, 2, 3))
     assert even.max() / even.min() < 2
 
 
-@pytest.mark.parametrize("option", ["scale_outputs", "scale_inputs"])
+@pytest.mark.parametrize("option", ["ScaleOutputs", "ScaleInputs"])
 def test_scaled_maps_are_closer_to_float(calibration: Calibration, option: str) -> None:
     source = network()
     expected = [Probe(source).run(feeds)["head"] for feeds in calibration.feeds]
 
     def error(scaled: bool) -> float:
-        probe = Probe(Quantizer(source, calibration, QuantizeConfig(**{option: scaled})).build())
+        probe = Probe(Quantizer(source, calibration, QuantizeConfig().without(*(() if scaled else (option,)))).build())
         found = [probe.run(feeds)["head"] for feeds in calibration.feeds]
         return float(np.mean([(x - y) ** 2 for x, y in zip(found, expected, strict=True)]))
 
@@ -116,7 +119,7 @@ def test_scaled_maps_are_closer_to_float(calibration: Calibration, option: str) 
 
 
 def test_a_layer_that_is_put_back_to_float_is_left_as_it_was(calibration: Calibration) -> None:
-    quantizer = Quantizer(network(), calibration, QuantizeConfig(compact=False))
+    quantizer = Quantizer(network(), calibration, QuantizeConfig().without("Compact"))
     names = {name for node in quantizer.build({"project.weight"}).graph.node for name in node.output}
     assert {"up.even", "stem.even", "x.even"} <= names
     assert "project.even" not in names
@@ -133,7 +136,7 @@ def saturating(weights: np.ndarray, activations: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("reduce_range", [True, False])
 def test_sums_of_two_products_fit_16_bits_with_seven_bit_weights(calibration: Calibration, reduce_range: bool) -> None:
-    config = QuantizeConfig(reduce_range=reduce_range, bias_correction=False)
+    config = QuantizeConfig().without("CorrectBiases").having(ToIntegers(weight_bits=7 if reduce_range else 8))
     model = Quantizer(network(), calibration, config).build()
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT8}
     bounds = largest_pair_sums(model)
@@ -150,7 +153,7 @@ def test_sums_of_two_products_fit_16_bits_with_seven_bit_weights(calibration: Ca
         check_pair_sums(model)
     else:
         assert not all(exact)
-        with pytest.raises(ExportError, match="quantise with reduce_range"):
+        with pytest.raises(ExportError, match="quantise with weights of 7 bits"):
             check_pair_sums(model)
 
 

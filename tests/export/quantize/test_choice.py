@@ -1,7 +1,6 @@
 """What is quantised and what is not, hidden channels scaled to like ranges, and how float weights are stored."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,9 +8,11 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from clusir.export.graph.session import Probe
+from clusir.export.quantize.choice import Measure
 from clusir.export.quantize.compact import store_as_int8
-from clusir.export.quantize.equalise import equalise
+from clusir.export.quantize.equalise import Equalise
 from clusir.export.quantize.layers import is_dense, load_graph
+from clusir.export.quantize.prepared import Prepared
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
 
@@ -88,7 +89,7 @@ def test_the_kept_layers_and_their_reasons(calibration: Calibration) -> None:
         "narrow.weight": "little arithmetic",
         "head.weight": "last convolution",
     }
-    everything = Quantizer(network(), calibration, QuantizeConfig(dense_only=False, exact_routing=False))
+    everything = Quantizer(network(), calibration, QuantizeConfig().without("KeepLittleArithmetic", "KeepRouting"))
     assert set(everything.report(everything.build()).kept) == {"stem.weight", "head.weight"}
 
 
@@ -101,15 +102,15 @@ def test_routing_of_the_whole_graph_is_that_of_float32(calibration: Calibration)
         found = [probe.run(feeds)["gate"] for feeds in calibration.feeds]
         return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
 
-    plain = QuantizeConfig(compact=False)
-    exact, rounded = error(plain), error(replace(plain, exact_routing=False))
+    plain = QuantizeConfig().without("Compact")
+    exact, rounded = error(plain), error(plain.without("KeepRouting"))
     assert exact < 1e-6
     assert rounded > 100 * max(exact, 1e-7)
 
 
 def test_equalising_changes_nothing_in_float_and_evens_the_channels(calibration: Calibration) -> None:
     before = load_graph(network())
-    after = equalise(before, calibration)
+    after = Equalise().apply(Measure().apply(Prepared(before, tuple(before.layers()), calibration))).graph
     tensors = ["hidden", "gained"]
     a, b = Probe(before.model, tensors), Probe(after.model, tensors)
     spreads = []
@@ -129,7 +130,7 @@ def test_equalised_files_are_closer_to_float(calibration: Calibration) -> None:
     expected = [Probe(source).run(feeds)["restored"] for feeds in calibration.feeds]
 
     def error(equalised: bool) -> float:
-        config = QuantizeConfig(equalise=equalised, scale_inputs=False, least_squares=False)
+        config = QuantizeConfig().without("ScaleInputs", "RoundLeastSquares", *(() if equalised else ("Equalise",)))
         probe = Probe(Quantizer(source, calibration, config).build())
         found = [probe.run(feeds)["restored"] for feeds in calibration.feeds]
         return float(np.mean([(x - y) ** 2 for x, y in zip(found, expected, strict=True)]))

@@ -51,7 +51,7 @@ def images() -> list[torch.Tensor]:
 
 
 def test_weights_are_rounded_to_the_exporters_integers(routed: Any) -> None:
-    config = QuantizeConfig(compact=False, equalise=False, scale_inputs=False, least_squares=False)
+    config = QuantizeConfig().without("Compact", "Equalise", "ScaleInputs", "RoundLeastSquares")
     quantizer = Quantizer(routed.whole, routed.calibration(), config)
     tensors = {t.name: numpy_helper.to_array(t) for t in quantizer.build().graph.initializer}
     name = "encoder.0.block.expand.weight"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -14,13 +12,15 @@ from clusir.errors import ExportError
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.bias import add_zero_biases, correct_biases
 from clusir.export.quantize.compact import store_as_float16
-from clusir.export.quantize.equalise import equalise
-from clusir.export.quantize.layers import Layer, load_graph, own_weights
-from clusir.export.quantize.ranges import Calibration, TensorRange, collect_ranges
+from clusir.export.quantize.equalise import Equalise, hidden_maps
+from clusir.export.quantize.layers import Graph, Layer, load_graph, own_weights
+from clusir.export.quantize.prepared import Prepared
+from clusir.export.quantize.ranges import Calibration, TensorRange
 from clusir.export.quantize.saturation import largest_pair_sums
+from clusir.export.quantize.statistics import record
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
 
-ALL = QuantizeConfig(dense_only=False, compact=False)
+ALL = QuantizeConfig().without("KeepLittleArithmetic", "Compact")
 
 
 def calibration(net: Net, crops: int = 6) -> Calibration:
@@ -39,6 +39,12 @@ def conv(net: Net, x: str, outputs: int, inputs: int, bias: bool = True, weight:
         weight = net.const(values, name)
     given = [net.random(outputs, scale=0.3)] if bias else []
     return net.op("Conv", x, weight, *given, **{"pads": [1] * 4, **how})
+
+
+def equalised(net: Net) -> Graph:
+    graph = load_graph(net.model())
+    found = record(graph, hidden_maps(graph), {}, calibration(net), {})
+    return Equalise().apply(Prepared(graph, tuple(graph.layers()), calibration(net), found)).graph
 
 
 def chain(convolutions: int) -> Net:
@@ -65,7 +71,7 @@ def difference(net: Net, after: onnx.ModelProto) -> float:
 def test_chained_pairs_are_equalised_together(convolutions: int) -> None:
     net = chain(convolutions)
     graph = load_graph(net.model())
-    after = equalise(graph, calibration(net))
+    after = equalised(net)
     assert any(not np.array_equal(graph.weight(n), after.weight(n)) for n in graph.initialisers)
     assert difference(net, after.model) < 1e-5
 
@@ -75,18 +81,18 @@ def test_equalisation_leaves_what_others_see() -> None:
     net = Net()
     hidden = net.op("Relu", conv(net, net.input("x", 1, 3, 12, 12), 6, 3))
     net.output(conv(net, hidden, 4, 6), hidden)
-    assert difference(net, equalise(load_graph(net.model()), calibration(net)).model) < 1e-6
+    assert difference(net, equalised(net).model) < 1e-6
     net = Net()
     before = conv(net, net.input("x", 1, 6, 12, 12), 6, 6)
     net.output(net.op("Relu", before), before)
     net.output(conv(net, net.outputs[0], 4, 6))
-    assert difference(net, equalise(load_graph(net.model()), calibration(net)).model) < 1e-6
+    assert difference(net, equalised(net).model) < 1e-6
     for at in (0, 2):  # the first convolution of the pair shares its weight with a third one, or the second does
         net = Net()
         x = net.input("x", 1, 6, 12, 12)
         second = conv(net, net.op("Relu", conv(net, x, 6, 6)), 6, 6)
         net.output(second, conv(net, net.op("Abs", x), 6, 6, weight=net.nodes[at].input[1]))
-        assert difference(net, equalise(load_graph(net.model()), calibration(net)).model) < 1e-6
+        assert difference(net, equalised(net).model) < 1e-6
 
 
 def test_a_weight_of_a_float_and_an_integer_layer_stays_float_in_the_one() -> None:
@@ -177,7 +183,7 @@ def test_a_transposed_convolution_is_corrected_by_the_quantiser() -> None:
     net.output(conv(net, net.op("Relu", up), 3, 8))
     biases = []
     for corrected in (True, False):
-        config = replace(ALL, bias_correction=corrected, least_squares=False)
+        config = ALL.without("RoundLeastSquares", *(() if corrected else ("CorrectBiases",)))
         model = Quantizer(net.model(), calibration(net), config).build()
         biases.append(next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "up.bias_quantized"))
     assert not np.array_equal(*biases)
@@ -242,14 +248,14 @@ def test_inputs_of_grouped_layers_have_one_scale() -> None:
 
 def test_rounding_for_least_squares_reckons_with_the_rounded_input() -> None:
     """With an input that is rounded coarsely, its noise joins the moments: faint directions count as well."""
-    from clusir.export.quantize.rounding import input_moments, round_weights
+    from clusir.export.quantize.rounding import round_weights
 
     net = Net()
     hidden = net.op("Relu", conv(net, net.input("x", 1, 3, 12, 12), 6, 3))
-    net.output(conv(net, hidden, 6, 6))
-    quantizer = Quantizer(net.model(), calibration(net), replace(ALL, equalise=False))
+    net.output(conv(net, net.op("Relu", conv(net, hidden, 6, 6)), 3, 6))
+    quantizer = Quantizer(net.model(), calibration(net), ALL.without("Equalise", "ScaleInputs", "ScaleOutputs"))
     graph, layer = quantizer.graph, quantizer.layers[1]
-    moments = input_moments(graph, [layer], calibration(net), {})
+    moments = quantizer.prepare().statistics.moments
     found = []
     for loud in (1.0, 1e6):
         model = onnx.ModelProto()
@@ -270,7 +276,7 @@ def test_rounding_for_least_squares_reckons_with_the_rounded_input() -> None:
 def test_ranges_hold_what_they_saw() -> None:
     net = chain(2)
     graph = load_graph(net.model())
-    seen = collect_ranges(graph, [net.outputs[0]], calibration(net), {})[net.outputs[0]]
+    seen = record(graph, net.outputs, {}, calibration(net), {}).maps[net.outputs[0]].range("minmax")
     values = [Probe(graph.model).run(f)[net.outputs[0]] for f in calibration(net).feeds]
     assert seen.low <= min(v.min() for v in values)
     assert seen.high >= max(v.max() for v in values)

@@ -6,9 +6,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clusir.export.graph.session import Probe
-from clusir.export.quantize.layers import load_graph
+from clusir.export.quantize.integers import ToIntegers
+from clusir.export.quantize.layers import Graph, load_graph
 from clusir.export.quantize.ranges import Calibration
-from clusir.export.quantize.rounding import input_moments, round_least_squares
+from clusir.export.quantize.rounding import round_least_squares, supported
+from clusir.export.quantize.statistics import Moments, record
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
 from tests.export.quantize.test_channels import SIZE, network
 
@@ -80,7 +82,7 @@ def test_moments_predict_the_power_of_the_output(
     weight, image = rng.standard_normal(shape).astype("f4"), rng.standard_normal((2, 3, 12, 14)).astype("f4")
     graph = load_graph(convolution(op, weight, **attributes))
     feeds = Calibration([{"image": image}], ["a"], np.zeros((1, 0), np.float32))
-    (moment,) = input_moments(graph, graph.layers(), feeds, {}).values()
+    (moment,) = moments(graph, feeds).values()
     rows = weight.reshape(3, -1).T if op == "ConvTranspose" else weight.reshape(4, -1)
     predicted = np.einsum("oi,ij,oj->o", rows, moment, rows)
     output = Probe(graph.model).run({"image": image})["y"].astype(np.float64)
@@ -91,14 +93,19 @@ def test_moments_predict_the_power_of_the_output(
     np.testing.assert_allclose(predicted, (output**2).mean(1), rtol=1e-4)
 
 
+def moments(graph: Graph, calibration: Calibration) -> Moments:
+    nodes = {node.input[1]: node for node in graph.convolutions() if supported(node, graph)}
+    return record(graph, [], nodes, calibration, {}).moments
+
+
 @pytest.mark.parametrize("attributes", [{"strides": [1, 1]}, {"strides": [2, 2], "pads": [1, 1, 1, 1]}])
 def test_overlapping_windows_and_groups_are_left_out(attributes: dict[str, object]) -> None:
     weight = np.ones((3, 4, 2, 2), np.float32)
     feeds = Calibration([{"image": np.ones((2, 3, 12, 14), np.float32)}], ["a"], np.zeros((1, 0), np.float32))
     transposed = load_graph(convolution("ConvTranspose", weight, **attributes))
-    assert input_moments(transposed, transposed.layers(), feeds, {}) == {}
+    assert moments(transposed, feeds) == {}
     grouped = load_graph(convolution("Conv", np.ones((3, 1, 2, 2), np.float32), group=3))
-    assert input_moments(grouped, grouped.layers(), feeds, {}) == {}
+    assert moments(grouped, feeds) == {}
 
 
 def test_the_quantised_network_is_closer_to_float(calibration: Calibration) -> None:
@@ -106,7 +113,7 @@ def test_the_quantised_network_is_closer_to_float(calibration: Calibration) -> N
     expected = [Probe(source).run(feeds)["head"] for feeds in calibration.feeds]
 
     def build(least_squares: bool) -> onnx.ModelProto:
-        config = QuantizeConfig(least_squares=least_squares, compact=False)
+        config = QuantizeConfig().without("Compact", *(() if least_squares else ("RoundLeastSquares",)))
         return Quantizer(source, calibration, config).build(["up.weight"])
 
     def error(model: onnx.ModelProto) -> float:
@@ -114,7 +121,7 @@ def test_the_quantised_network_is_closer_to_float(calibration: Calibration) -> N
         return float(np.mean([(x - y) ** 2 for x, y in zip(found, expected, strict=True)]))
 
     mine, nearest = build(True), build(False)
-    again = Quantizer(source, calibration, QuantizeConfig(compact=False))
+    again = Quantizer(source, calibration, QuantizeConfig().without("Compact"))
     again.build()
     assert again.build(["up.weight"]) == mine, "a second variant takes what the first one rounded"
     assert error(mine) < 0.9 * error(nearest)
@@ -156,8 +163,9 @@ def test_transposed_weights_go_back_where_they_were(calibration: Calibration, pe
     expected = [Probe(source, ["up"]).run(feeds)["up"] for feeds in calibration.feeds]
 
     def error(least_squares: bool) -> float:
-        config = QuantizeConfig(
-            least_squares=least_squares, per_channel=per_channel, compact=False, scale_outputs=False, scale_inputs=False
+        steps = QuantizeConfig().having(ToIntegers(weight_scale="channel" if per_channel else "tensor"))
+        config = steps.without(
+            "Compact", "ScaleOutputs", "ScaleInputs", *(() if least_squares else ("RoundLeastSquares",))
         )
         model = Quantizer(source, calibration, config).build()
         (weight,) = [t for t in model.graph.initializer if t.name == "up.weight_quantized"]

@@ -122,7 +122,11 @@ def test_a_network_stays_within_its_own_rounding_noise(data: st.DataObject) -> N
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.random((1, 3, SIDE, SIDE), dtype=np.float32)} for _ in range(CROPS)]
     calibration = Calibration(feeds, [str(k) for k in range(CROPS)], np.zeros((CROPS, 0), np.float32))
-    quantizer = Quantizer(model, calibration, QuantizeConfig(dense_only=False, compact=bool(data.draw(st.booleans()))))
+    quantizer = Quantizer(
+        model,
+        calibration,
+        QuantizeConfig().without("KeepLittleArithmetic", *(["Compact"] if data.draw(st.booleans()) else [])),
+    )
     made, rough = quantizer.build(), noisy(model, quantizer, feeds)
     errors: dict[str, list[list[float]]] = {}
     for crop in feeds:

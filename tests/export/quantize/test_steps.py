@@ -13,13 +13,16 @@ from clusir.calibration.manifest import write_manifest
 from clusir.errors import CalibrationError, ExportError
 from clusir.export.graph.session import Probe
 from clusir.export.precision.evaluate import Evaluator
+from clusir.export.quantize.choice import AddResiduals
 from clusir.export.quantize.data import calibrate, draw_calibration, draw_evaluation, make_feeds
+from clusir.export.quantize.integers import ClipRanges, ToIntegers
 from clusir.export.quantize.layers import load_graph, metadata_of
-from clusir.export.quantize.ranges import Calibration, collect_ranges, owners_of
+from clusir.export.quantize.ranges import Calibration, owners_of
+from clusir.export.quantize.statistics import record
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer, quantize_int8
 from clusir.spec import ModelSpec
 
-PLAIN = QuantizeConfig(compact=False)
+PLAIN = QuantizeConfig().without("Compact")
 
 
 def integer_weights(model: ModelProto) -> dict[str, np.ndarray]:
@@ -85,7 +88,7 @@ def test_a_router_known_by_its_place_alone(routed: Any) -> None:
 
 @pytest.mark.parametrize(("reduce_range", "limit"), [(True, 64), (False, 127)])
 def test_weights_use_seven_bits_unless_told_otherwise(routed: Any, reduce_range: bool, limit: int) -> None:
-    config = QuantizeConfig(reduce_range=reduce_range, compact=False)
+    config = PLAIN.having(ToIntegers(weight_bits=7 if reduce_range else 8))
     weights = integer_weights(Quantizer(routed.whole, routed.calibration(), config).build())
     assert len(weights) == 12
     for value in weights.values():
@@ -148,9 +151,8 @@ def test_ranges_inside_an_expert_ignore_crops_of_others(routed: Any) -> None:
         assert owners[tensor] == (level, expert)
         own = [i for i, gate in enumerate(whole.gates) if gate[2 * level + expert] != 0]
         mine = Calibration([whole.feeds[i] for i in own], [whole.keys[i] for i in own], whole.gates[own], whole.experts)
-        gated = collect_ranges(graph, [tensor], whole, owners)[tensor]
-        alone = collect_ranges(graph, [tensor], mine, {})[tensor]
-        everyone = collect_ranges(graph, [tensor], whole, {})[tensor]
+        found = ((whole, owners), (mine, {}), (whole, {}))
+        gated, alone, everyone = (record(graph, [tensor], {}, c, o).maps[tensor].range("minmax") for c, o in found)
         assert (gated.low, gated.high) == (alone.low, alone.high)
         narrower += gated.high - gated.low < everyone.high - everyone.low
     assert narrower >= 2
@@ -173,7 +175,7 @@ def test_bias_correction_takes_the_mean_error_out(routed: Any) -> None:
     tensor = next(n.output[0] for n in load_graph(routed.whole).convolutions() if "0.block.project" in n.input[1])
     expected = [Probe(load_graph(routed.whole).model, [tensor], optimise=False).run(f)[tensor] for f in feeds]
     for corrected in (False, True):
-        config = QuantizeConfig(bias_correction=corrected, least_squares=False, compact=False, residuals=False)
+        config = PLAIN.without("RoundLeastSquares", *(() if corrected else ("AddBiases", "CorrectBiases")))
         quantizer = Quantizer(routed.whole, routed.calibration(), config)
         others = [layer.name for layer in quantizer.candidates if layer.name != "encoder.0.block.project.weight"]
         probe = Probe(quantizer.build(others), optimise=False, watch=[tensor])
@@ -193,8 +195,14 @@ def test_residual_sums_are_integers_only_where_asked(routed: Any) -> None:
     # Six sums of maps; where only convolutions are quantised, four of them read a product in float, and all six where
     # maps have a scale per channel.
     assert sums_in_integers(QuantizeConfig()) == 0
-    assert sums_in_integers(QuantizeConfig(scale_outputs=False, scale_inputs=False)) == 2
-    assert sums_in_integers(QuantizeConfig(residuals=True)) == 6
+    unscaled = QuantizeConfig().without("ScaleOutputs", "ScaleInputs")
+    assert sums_in_integers(unscaled) == 2
+    steps = [step for step in QuantizeConfig().steps if step.name != "ScaleOutputs"]
+    at = [step.name for step in steps].index("Measure")
+    assert sums_in_integers(QuantizeConfig((*steps[:at], AddResiduals(), *steps[at:]))) == 6
+    for wrong in ((*QuantizeConfig().steps, AddResiduals()), steps[:at], (*steps, steps[0])):
+        with pytest.raises(ExportError, match=r"exclude each other|are needed|is there twice"):
+            QuantizeConfig(tuple(wrong))
 
 
 def test_compact_files_are_smaller_and_mean_the_same(routed: Any) -> None:
@@ -218,8 +226,8 @@ def test_float_layers_are_left_alone(routed: Any) -> None:
 
 @pytest.mark.parametrize("clipping", ["percentile", "mse"])
 def test_clipping_narrows_ranges_and_still_works(routed: Any, clipping: str) -> None:
-    wide = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(clipping="minmax"))
-    narrow = Quantizer(routed.whole, routed.calibration(), QuantizeConfig(clipping=clipping))
+    wide = Quantizer(routed.whole, routed.calibration(), QuantizeConfig().having(ClipRanges("minmax")))
+    narrow = Quantizer(routed.whole, routed.calibration(), QuantizeConfig().having(ClipRanges(clipping)))
     spans = [(r.high - r.low, narrow.ranges[n].high - narrow.ranges[n].low) for n, r in wide.ranges.items()]
     assert all(after <= before + 1e-6 for before, after in spans)
     assert any(after < 0.97 * before for before, after in spans)
@@ -229,7 +237,9 @@ def test_clipping_narrows_ranges_and_still_works(routed: Any, clipping: str) -> 
 
 def test_requests_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="clipping 'entropy' is not one of minmax, percentile, mse"):
-        QuantizeConfig(clipping="entropy")
+        ClipRanges("entropy")
+    with pytest.raises(ExportError, match="there is no step 'Compacted'; the steps are KeepRouting"):
+        QuantizeConfig().without("Compacted")
     (tmp_path / "not.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match="cannot be read as an ONNX model"):
         load_graph(tmp_path / "not.onnx")
