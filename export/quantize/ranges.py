@@ -90,7 +90,7 @@ def clip_least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> t
     What is clipped weighs more: it comes from few pictures, and spoils those (see ``_CLIPPED``).
     """
     lows, highs = float(edges[0]) * _FRACTIONS, float(edges[-1]) * _FRACTIONS
-    centres = (edges[:-1] + edges[1:]) / 2
+    centres: NDArray[np.float64] = (edges[:-1] + edges[1:]).astype(np.float64) / 2
     low = high = 0
     for _ in range(2):
         high = int(np.argmin(_errors(lows[low], highs[:, None], centres) @ counts))

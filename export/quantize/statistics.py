@@ -169,7 +169,7 @@ def record(
             if calibration.serves(crop, owners.get(name)):
                 low, high = ends[name][:2]
                 total += count_channels(_flat(values[name])[..., None], np.maximum(-low, high))
-    maps = {name: MapStatistics(*found, counts[name]) for name, found in ends.items()}
+    maps = {n: MapStatistics(low, high, mean, counts[n]) for n, (low, high, mean) in ends.items()}
     return Statistics(maps, {layer: total / weights[layer] for layer, total in sums.items()})
 
 
