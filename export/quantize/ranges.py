@@ -119,7 +119,7 @@ def _errors(low: Any, high: Any, centres: NDArray[np.float64]) -> NDArray[np.flo
 @cache
 def _symmetric_errors() -> NDArray[np.float64]:
     """[pairs of ends, bins] for histograms over -1..1."""
-    centres = (np.arange(HISTOGRAM_BINS) + 0.5) * (2 / HISTOGRAM_BINS) - 1
+    centres = np.linspace(-1, 1, HISTOGRAM_BINS, endpoint=False, dtype=np.float64) + 1 / HISTOGRAM_BINS
     return np.concatenate([_errors(-low, _FRACTIONS[:, None], centres) for low in _FRACTIONS])
 
 
