@@ -255,14 +255,14 @@ def depthwise(order: tuple[int, ...] = (0, 1), **second: object) -> Net:
 
 def test_depthwise_lanes_are_joined_in_their_own_order_only() -> None:
     changed(PairDepthwise(), depthwise())
-    refused(PairDepthwise(), depthwise((1, 0)), "no depthwise convolutions side by side")
-    refused(PairDepthwise(), depthwise(dilations=[2, 2], pads=[2] * 4), "no depthwise convolutions side by side")
+    refused(PairDepthwise(), depthwise((1, 0)), "no Split - depthwise Conv - Concat")
+    refused(PairDepthwise(), depthwise(dilations=[2, 2], pads=[2] * 4), "no Split - depthwise Conv - Concat")
     net = depthwise()
     net.nodes[-1].input[1] = net.nodes[-1].input[0]
-    refused(PairDepthwise(), net, "no depthwise convolutions side by side")
+    refused(PairDepthwise(), net, "no Split - depthwise Conv - Concat")
     net = depthwise()
     net.output(net.nodes[1].output[0])
-    refused(PairDepthwise(), net, "no depthwise convolutions side by side")
+    refused(PairDepthwise(), net, "no Split - depthwise Conv - Concat")
 
 
 def split_convolution(out: str = "", **conv: object) -> Net:
