@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -56,6 +55,7 @@ def time_variants(
     returned: a sentence for each backend or variant that could not run.
     """
     from clusir.runtimes import open_runner
+    from clusir.runtimes.machine.measure import measure_alternating
 
     timings: list[Timing] = []
     problems: list[str] = []
@@ -74,13 +74,12 @@ def time_variants(
                         break
                     continue
                 steps[name] = lambda runner=runner, inputs=inputs: runner.run(inputs)  # type: ignore[misc]
-            taken: dict[str, list[float]] = {name: [] for name in steps}
-            for _ in range(runs):
-                for name, step in steps.items():
-                    start = time.perf_counter()
-                    step()
-                    taken[name].append(1000 * (time.perf_counter() - start))
-            timings += [Timing(backend, n, statistics.median(t), min(t), len(t)) for n, t in taken.items() if t]
+            taken = measure_alternating(steps, runs, warmup=0)
+            timings += [
+                Timing(backend, name, 1000 * statistics.median(seconds), 1000 * min(seconds), len(seconds))
+                for name, seconds in taken.items()
+                if seconds
+            ]
     return timings, problems
 
 

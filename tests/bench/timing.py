@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clusir.runtimes.machine.measure import measure_alternating
+
 __all__ = [
     "RUNTIMES",
     "Opener",
@@ -24,7 +26,6 @@ __all__ = [
 ]
 
 # The threads of some runtimes spin for a moment after their work; whoever comes next would share a core with them.
-_PAUSE_S = 0.01
 
 Call = Callable[[], object]
 Opener = Callable[[bytes, Mapping[str, np.ndarray], int], Callable[[], list[np.ndarray]]]
@@ -44,18 +45,9 @@ def alternate(contenders: Mapping[str, Call], runs: int, cpu_clock: bool = False
     ``cpu_clock`` counts the processor time of this process instead of time on the wall: with one thread for each
     contender, that stays meaningful on a busy machine.
     """
-    clock = time.process_time if cpu_clock else time.perf_counter
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        call()
-    for _ in range(runs):
-        for name, call in contenders.items():
-            if not cpu_clock:
-                time.sleep(_PAUSE_S)
-            start = clock()
-            call()
-            spent[name].append(1e3 * (clock() - start))
-    return {name: Time(float(np.min(t)), float(np.median(t))) for name, t in spent.items()}
+    timed = {"pause_s": 0.0, "clock": time.process_time} if cpu_clock else {}
+    spent = measure_alternating(contenders, runs, **timed)  # type: ignore[arg-type]
+    return {name: Time(1e3 * min(t), 1e3 * float(np.median(t))) for name, t in spent.items()}
 
 
 def ort_call(model: bytes, feeds: Mapping[str, np.ndarray], threads: int) -> Callable[[], list[np.ndarray]]:
