@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cctype>
+#include <cstddef>
 #include <cstring>
 #include <new>
 
 #include "error.hpp"
 #include "model.hpp"
 #include "pixels.hpp"
+#include "steering.hpp"
 
 using clusir::detail::BackendOptions;
 using clusir::detail::Failure;
@@ -62,8 +64,8 @@ void require(bool condition, const char* what) {
 // Structs grow at their end, and only the sizes that some header declared are taken: any other would cut a field in
 // two. One list per struct, oldest first; a caller built against an older header leaves the rest zero.
 constexpr std::size_t kOpenOptionsSizes[] = {sizeof(clusir_open_options)};
-constexpr std::size_t kRunOptionsSizes[] = {sizeof(clusir_run_options)};
-constexpr std::size_t kSpecSizes[] = {sizeof(clusir_spec)};
+constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix), sizeof(clusir_run_options)};
+constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), sizeof(clusir_spec)};
 
 template <std::size_t N>
 void require_size(std::size_t size, const std::size_t (&known)[N]) {
@@ -150,7 +152,8 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
                                from.low,
                                from.high,
                                from.checkpoint_sha256.c_str(),
-                 static_cast<uint32_t>(from.upscale)};
+                 static_cast<uint32_t>(from.upscale),
+                               static_cast<uint32_t>(from.families.size())};
         std::memcpy(spec, &full, spec->struct_size);
     });
 }
@@ -169,6 +172,16 @@ const char* clusir_cluster_label(const clusir_model* model, uint32_t level, uint
     if (model == nullptr) return "";
     const auto& labels = model->model->spec().cluster_labels;
     return level < labels.size() && cluster < labels[level].size() ? labels[level][cluster].c_str() : "";
+}
+
+const char* clusir_family(const clusir_model* model, uint32_t family) {
+    if (model == nullptr || family >= model->model->spec().families.size()) return "";
+    return model->model->spec().families[family].c_str();
+}
+
+double clusir_family_threshold(const clusir_model* model, uint32_t family) {
+    if (model == nullptr || family >= model->model->spec().families.size()) return 0.0;
+    return model->model->spec().evidence_thresholds[family];
 }
 
 const char* clusir_metadata(const clusir_model* model, const char* field) {
@@ -192,13 +205,16 @@ clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const 
                            to = clusir::detail::check_image(out, "out", spec);
         clusir::detail::check_pair(from, to, spec);
         clusir::detail::check_samples(from);
-        const auto routing = model->model->restore(from, to, [&](uint32_t done, uint32_t total) {
+        const auto text = [](const char* given_text) { return std::string(given_text == nullptr ? "" : given_text); };
+        const auto steering = clusir::detail::steer(spec, text(options.fix), text(options.strength));
+        const auto routing = model->model->restore(from, to, steering, [&](uint32_t done, uint32_t total) {
             if (options.cancel != nullptr && options.cancel->now.load(std::memory_order_relaxed)) return false;
             return options.progress == nullptr || options.progress(options.user, done, total) == 0;
         });
         if (options.posterior != nullptr)
             std::copy(routing.posterior.begin(), routing.posterior.end(), options.posterior);
         if (options.gate != nullptr) std::copy(routing.gate.begin(), routing.gate.end(), options.gate);
+        if (options.evidence != nullptr) std::copy(routing.evidence.begin(), routing.evidence.end(), options.evidence);
     });
 }
 

@@ -50,6 +50,8 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     const auto& ports = given ? graph.inputs() : graph.outputs();
     expect(port(ports, "posterior", given ? "input" : "output"), {1, spec.posterior_size()});
     expect(port(ports, "gate", given ? "input" : "output"), {1, spec.gate_size()});
+    if (!given && !spec.families.empty())
+        expect(port(ports, "evidence", "output"), {1, static_cast<std::int64_t>(spec.families.size())});
     if (given && spec.statistics) expect(port(ports, "statistics", "input"), {1, spec.statistics});
     if (given && !spec.statistics && ports.size() > 3)
         bad_model("the graph takes more inputs than a picture and its routing, and the metadata names no statistics");
@@ -59,15 +61,19 @@ void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSp
     if (router.graph != "router") bad_model("the router file says that it is a " + router.graph + " graph");
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
-                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families);
+                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families,
+                        of.evidence_thresholds);
     };
     if (form(router) != form(spec)) bad_model("the tile graph and the router graph are of two different models");
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     expect(port(graph.inputs(), spec.input_name, "input"), {1, spec.channels, side, side});
     expect(port(graph.outputs(), "posterior", "output"), {1, spec.posterior_size()});
     expect(port(graph.outputs(), "expert_probability", "output"), {1, spec.gate_size()});
-    if (!spec.families.empty())
-        expect(port(graph.inputs(), "permissions", "input"), {1, static_cast<std::int64_t>(spec.families.size())});
+    if (!spec.families.empty()) {
+        const auto families = static_cast<std::int64_t>(spec.families.size());
+        expect(port(graph.inputs(), "permissions", "input"), {1, families});
+        expect(port(graph.outputs(), "evidence", "output"), {1, families});
+    }
     if (!spec.statistics) return;
     expect(port(graph.outputs(), "statistics", "output"), {1, spec.statistics});
     // It is given several samples of a picture at once.
@@ -115,15 +121,15 @@ Model::Model(const std::string& backend, const Source& graph, const Source* rout
     }
 }
 
-Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& columns) const {
+Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& columns,
+                     const std::vector<float>& permissions) const {
     RoutingMean mean(spec_);
     const auto one = static_cast<std::size_t>(spec_.channels * rows.tile * columns.tile);
     std::vector<float> planes(one), samples;
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
         probability(static_cast<std::size_t>(spec_.gate_size())),
         statistics(static_cast<std::size_t>(spec_.statistics));
-    // -1: as far as the evidence says (clusir/spec.py).
-    const std::vector<float> permissions(spec_.families.size(), -1.0F);
+    std::vector<float> evidence(spec_.families.size());
     const auto run = [&](const std::vector<float>& images) {
         const auto batch = static_cast<std::int64_t>(images.size() / one);
         std::vector<Fetch> fetches{{"posterior", {1, spec_.posterior_size()}, posterior.data()},
@@ -132,9 +138,12 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
         std::vector<Feed> feeds{
             {spec_.input_name.c_str(), {batch, spec_.channels, rows.tile, columns.tile}, images.data()}};
         const auto families = static_cast<std::int64_t>(spec_.families.size());
-        if (families) feeds.push_back({"permissions", {1, families}, permissions.data()});
+        if (families) {
+            feeds.push_back({"permissions", {1, families}, permissions.data()});
+            fetches.push_back({"evidence", {1, families}, evidence.data()});
+        }
         router_->run(feeds, fetches);
-        mean.add(posterior, probability);
+        mean.add(posterior, probability, evidence);
         check_finite(statistics.data(), statistics.size(), "statistics");
     };
     for (const std::int64_t top : sample(rows)) {
@@ -161,7 +170,7 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     const Shape large{1, spec_.channels, spec_.upscale * rows.tile, spec_.upscale * columns.tile};
     std::vector<Fetch> fetches{{spec_.output_name.c_str(), large, restored.data()}};
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
-        gate(static_cast<std::size_t>(spec_.gate_size()));
+        gate(static_cast<std::size_t>(spec_.gate_size())), evidence(spec_.families.size());
     if (router_) {
         feeds.push_back({"posterior", clusters, shared.posterior.data()});
         feeds.push_back({"gate", experts, shared.gate.data()});
@@ -169,14 +178,20 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     } else if (spec_.routed()) {
         fetches.push_back({"posterior", clusters, posterior.data()});
         fetches.push_back({"gate", experts, gate.data()});
+        if (!evidence.empty())
+            fetches.push_back({"evidence", {1, static_cast<std::int64_t>(evidence.size())}, evidence.data()});
     }
     graph_->run(feeds, fetches);
     check_finite(restored.data(), restored.size(), spec_.output_name);
-    if (!router_ && spec_.routed()) own.add(posterior, gate);
+    if (!router_ && spec_.routed()) own.add(posterior, gate, evidence);
 }
 
-Routing Model::restore(const clusir_image& in, const clusir_image& out,
+Routing Model::restore(const clusir_image& in, const clusir_image& out, const Steering& steering,
                        const std::function<bool(std::uint32_t, std::uint32_t)>& step) const {
+    if (router_ == nullptr && !steering.plain())
+        throw Failure(
+            CLUSIR_INVALID_ARGUMENT,
+            "fix and strengths of families need the model's tile and router graphs; strength 0..1 works without");
     const Axis rows = plan_axis(in.height, spec_), columns = plan_axis(in.width, spec_);
     const std::size_t tiles = rows.starts.size() * columns.starts.size();
     if (tiles > UINT32_MAX) throw Failure(CLUSIR_INVALID_ARGUMENT, "the picture has more tiles than can be counted");
@@ -188,8 +203,16 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
     };
     go(0);
     Routing routing;
+    if (steering.blend == 0.0F) {  // what went in comes out: nothing is run
+        for (std::uint32_t y = 0; y < in.height; ++y) copy_row(in, out, y);
+        step(total, total);
+        routing.posterior.resize(static_cast<std::size_t>(spec_.posterior_size()));
+        routing.gate.resize(static_cast<std::size_t>(spec_.gate_size()));
+        routing.evidence.resize(spec_.families.size());
+        return routing;
+    }
     RoutingMean own(spec_);
-    if (router_) routing = route(in, rows, columns);
+    if (router_) routing = route(in, rows, columns, steering.permissions);
 
     // From here on all lengths are those of the picture that comes out, unless a name says otherwise.
     const Axis large_rows = enlarged(rows, spec_.upscale, spec_.halo_px),
@@ -226,7 +249,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out,
         const std::size_t finished = last ? out.height : static_cast<std::size_t>(large_rows.starts[ty + 1]);
         for (std::size_t y = top; y < finished; ++y) {
             float* sums = band.data() + (y % band_rows) * row;
-            write_row(in, out, static_cast<std::uint32_t>(y), sums, spec_);
+            write_row(in, out, static_cast<std::uint32_t>(y), sums, spec_, steering.blend);
             std::fill(sums, sums + row, 0.0F);
         }
     }

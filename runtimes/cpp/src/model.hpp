@@ -11,6 +11,7 @@
 #include "backend.hpp"
 #include "routing.hpp"
 #include "spec.hpp"
+#include "steering.hpp"
 #include "tiling.hpp"
 
 namespace clusir::detail {
@@ -28,11 +29,12 @@ public:
 
     // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. May be called by any number
     // of threads at once.
-    Routing restore(const clusir_image& in, const clusir_image& out,
+    Routing restore(const clusir_image& in, const clusir_image& out, const Steering& steering,
                     const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
 
 private:
-    Routing route(const clusir_image& in, const Axis& rows, const Axis& columns) const;
+    Routing route(const clusir_image& in, const Axis& rows, const Axis& columns,
+                  const std::vector<float>& permissions) const;
     // `own`: where a whole graph, which routes every tile by itself, leaves its routing.
     void run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
                   std::vector<float>& restored, RoutingMean& own) const;

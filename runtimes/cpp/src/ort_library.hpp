@@ -6,7 +6,8 @@
 #endif
 #include <clusir/clusir.h>
 #if defined(_WIN32) && !defined(_MSC_VER)
-#define _Return_type_success_(condition)  // an annotation of Microsoft's that ORT's header defines for no other compiler
+#define _Return_type_success_( \
+    condition)  // an annotation of Microsoft's that ORT's header defines for no other compiler
 #endif
 #include <onnxruntime_c_api.h>
 

@@ -46,7 +46,7 @@ const Sample* row_of(const clusir_image& image, std::int64_t y) {
     return reinterpret_cast<const Sample*>(bytes);
 }
 
-float alpha_at(const clusir_image& image, std::uint32_t y, std::size_t index) {
+float sample_at(const clusir_image& image, std::uint32_t y, std::size_t index) {
     if (image.type == CLUSIR_U8) return to_unit(row_of<std::uint8_t>(image, y)[index]);
     if (image.type == CLUSIR_U16) return to_unit(row_of<std::uint16_t>(image, y)[index]);
     return row_of<float>(image, y)[index];
@@ -108,7 +108,7 @@ std::vector<float> enlarged_alpha(const clusir_image& in, std::uint32_t y, int s
             double across = 0.0;
             for (std::size_t j = 0; j < columns.weights.size(); ++j) {
                 const std::size_t at = (columns.first + j) * in.channels + channel;
-                across += columns.weights[j] * double{alpha_at(in, static_cast<std::uint32_t>(rows.first + i), at)};
+                across += columns.weights[j] * double{sample_at(in, static_cast<std::uint32_t>(rows.first + i), at)};
             }
             sum += rows.weights[i] * double{static_cast<float>(across)};
         }
@@ -118,31 +118,38 @@ std::vector<float> enlarged_alpha(const clusir_image& in, std::uint32_t y, int s
 }
 
 template <typename Sample>
-void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
-              const ModelSpec& spec) {
+void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec,
+              float blend) {
     const bool large = spec.upscale != 1;
     const std::vector<float> alphas = large && has_alpha(out) ? enlarged_alpha(in, y, spec.upscale) : std::vector<float>{};
     auto* into = const_cast<Sample*>(row_of<Sample>(out, y));
     const auto channels = static_cast<std::size_t>(spec.channels);
     const std::size_t alpha = has_alpha(out) ? 1 : 0, colours = out.channels - alpha;
     const auto unit = [&](float value) { return (value - spec.offset) / spec.scale; };
+    const auto mixed = [&](float restored, std::size_t index) {
+        if (blend == 1.0F) return restored;
+        const float before = sample_at(in, y, index);
+        const float share = blend * (std::clamp(restored, 0.0F, 1.0F) - before);
+        return before + share;
+    };
     for (std::size_t x = 0; x < out.width; ++x) {
+        const std::size_t first = x * out.channels;
         const float* values = row + x * channels;
         Sample* to = into + x * out.channels;
         if (colours == channels) {
-            for (std::size_t c = 0; c < colours; ++c) to[c] = from_unit<Sample>(unit(values[c]));
+            for (std::size_t c = 0; c < colours; ++c) to[c] = from_unit<Sample>(mixed(unit(values[c]), first + c));
         } else {
             double sum = 0.0;  // in double precision: the mean of three equal numbers is that number
             for (std::size_t c = 0; c < channels; ++c) sum += double{unit(values[c])};
-            to[0] = from_unit<Sample>(static_cast<float>(sum / static_cast<double>(channels)));
+            to[0] = from_unit<Sample>(mixed(static_cast<float>(sum / static_cast<double>(channels)), first));
         }
         if (alpha == 0) continue;
         if (large) {
             to[colours] = from_unit<Sample>(alphas[x]);
             continue;
         }
-        const std::size_t at = x * out.channels + colours;
-        to[colours] = in.type == out.type ? row_of<Sample>(in, y)[at] : from_unit<Sample>(alpha_at(in, y, at));
+        const std::size_t at = first + colours;
+        to[colours] = in.type == out.type ? row_of<Sample>(in, y)[at] : from_unit<Sample>(sample_at(in, y, at));
     }
 }
 
@@ -216,10 +223,27 @@ void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, 
 }
 
 void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
-               const ModelSpec& spec) {
-    if (out.type == CLUSIR_U8) write_as<std::uint8_t>(in, out, y, row, spec);
-    if (out.type == CLUSIR_U16) write_as<std::uint16_t>(in, out, y, row, spec);
-    if (out.type == CLUSIR_F32) write_as<float>(in, out, y, row, spec);
+               const ModelSpec& spec, float blend) {
+    if (out.type == CLUSIR_U8) write_as<std::uint8_t>(in, out, y, row, spec, blend);
+    if (out.type == CLUSIR_U16) write_as<std::uint16_t>(in, out, y, row, spec, blend);
+    if (out.type == CLUSIR_F32) write_as<float>(in, out, y, row, spec, blend);
+}
+
+void copy_row(const clusir_image& in, const clusir_image& out, std::uint32_t y) {
+    if (in.type == out.type) {
+        std::memcpy(const_cast<unsigned char*>(row_of<unsigned char>(out, y)), row_of<unsigned char>(in, y),
+                    row_bytes(in));
+        return;
+    }
+    const std::size_t samples = std::size_t{in.width} * in.channels;
+    for (std::size_t i = 0; i < samples; ++i) {
+        const float unit = sample_at(in, y, i);
+        if (out.type == CLUSIR_U8)
+            const_cast<std::uint8_t*>(row_of<std::uint8_t>(out, y))[i] = from_unit<std::uint8_t>(unit);
+        if (out.type == CLUSIR_U16)
+            const_cast<std::uint16_t*>(row_of<std::uint16_t>(out, y))[i] = from_unit<std::uint16_t>(unit);
+        if (out.type == CLUSIR_F32) const_cast<float*>(row_of<float>(out, y))[i] = from_unit<float>(unit);
+    }
 }
 
 }  // namespace clusir::detail

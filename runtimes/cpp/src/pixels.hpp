@@ -30,7 +30,11 @@ void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, 
 
 // Writes row `y` of `out`: colours from `row` (interleaved, the model's channels and range), alpha from `in`; a grey
 // picture is the mean of the model's channels. Of a model that enlarges, alpha is enlarged bicubically.
+// `blend` is the share of what was restored, held to 0..1, in what is written; the rest is `in`.
 void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,
-               const ModelSpec& spec);
+               const ModelSpec& spec, float blend = 1.0F);
+
+// Writes row `y` of `in` to `out`, scaled where the types differ.
+void copy_row(const clusir_image& in, const clusir_image& out, std::uint32_t y);
 
 }  // namespace clusir::detail

@@ -10,13 +10,17 @@ namespace clusir::detail {
 RoutingMean::RoutingMean(const ModelSpec& spec)
     : spec_(spec),
       posterior_(static_cast<std::size_t>(spec.posterior_size())),
-      experts_(static_cast<std::size_t>(spec.gate_size())) {}
+      experts_(static_cast<std::size_t>(spec.gate_size())),
+      evidence_(spec.families.size()) {}
 
-void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& experts) {
+void RoutingMean::add(const std::vector<float>& posterior, const std::vector<float>& experts,
+                      const std::vector<float>& evidence) {
     check_finite(posterior.data(), posterior.size(), "posterior");
     check_finite(experts.data(), experts.size(), "gate or expert probability");
+    check_finite(evidence.data(), evidence.size(), "evidence");
     for (std::size_t i = 0; i < posterior_.size(); ++i) posterior_[i] += static_cast<double>(posterior[i]);
     for (std::size_t i = 0; i < experts_.size(); ++i) experts_[i] += static_cast<double>(experts[i]);
+    for (std::size_t i = 0; i < evidence_.size(); ++i) evidence_[i] += static_cast<double>(evidence[i]);
     ++count_;
 }
 
@@ -24,6 +28,7 @@ Routing RoutingMean::average() const {
     Routing routing;
     for (const double sum : posterior_) routing.posterior.push_back(static_cast<float>(sum / count_));
     for (const double sum : experts_) routing.gate.push_back(static_cast<float>(sum / count_));
+    for (const double sum : evidence_) routing.evidence.push_back(static_cast<float>(sum / count_));
     return routing;
 }
 

@@ -9,9 +9,9 @@
 
 namespace clusir::detail {
 
-// `statistics` is empty where the model's tiles compute their own.
+// `statistics` is empty where the model's tiles compute their own, `evidence` where it has no families.
 struct Routing {
-    std::vector<float> posterior, gate, statistics;
+    std::vector<float> posterior, gate, statistics, evidence;
 };
 
 // Sums routing over tiles in double precision, then averages and takes the top k of each level.
@@ -19,13 +19,14 @@ class RoutingMean {
 public:
     explicit RoutingMean(const ModelSpec& spec);
     // Throws Failure(CLUSIR_FAILED) where a graph returned NaN or infinity.
-    void add(const std::vector<float>& posterior, const std::vector<float>& experts);
+    void add(const std::vector<float>& posterior, const std::vector<float>& experts,
+             const std::vector<float>& evidence);
     Routing result() const;   // of a router graph: averaged, then top k
     Routing average() const;  // of tiles that each routed themselves: averaged only
 
 private:
     const ModelSpec& spec_;
-    std::vector<double> posterior_, experts_;
+    std::vector<double> posterior_, experts_, evidence_;
     int count_ = 0;
 };
 

@@ -109,7 +109,8 @@ void read_range(const Fields& fields, ModelSpec& spec) {
 void read_families(const Fields& fields, ModelSpec& spec) {
     json names, thresholds;
     if (fields.read("families", names)) {
-        if (!names.is_array() || names.size() > kMostLevels) Fields::refuse("families", "is not a list of at most 64 names");
+        if (!names.is_array() || names.size() > kMostLevels)
+            Fields::refuse("families", "is not a list of at most 64 names");
         for (const auto& name : names) spec.families.push_back(Fields::checked_text("families", name));
     }
     if (fields.read("evidence_thresholds", thresholds)) {

@@ -12,12 +12,31 @@ namespace clusir::detail {
 using Metadata = std::map<std::string, std::string>;
 
 // The fields of Python's ModelSpec, in its order: clusir/spec.schema.json says what each may be.
-constexpr const char* kSpecFields[] = {
-    "name",        "graph",          "spec_version", "checkpoint_sha256", "layout",   "colour_order",
-    "value_range", "input_name",     "output_name",  "channels",          "size",     "tile_px",
-    "halo_px",     "precision",      "router_form",  "dft_form",          "clusters", "experts",
-    "top_k",       "cluster_labels", "tolerances",   "statistics",        "scale",    "families",
-    "evidence_thresholds"};
+constexpr const char* kSpecFields[] = {"name",
+                                       "graph",
+                                       "spec_version",
+                                       "checkpoint_sha256",
+                                       "layout",
+                                       "colour_order",
+                                       "value_range",
+                                       "input_name",
+                                       "output_name",
+                                       "channels",
+                                       "size",
+                                       "tile_px",
+                                       "halo_px",
+                                       "precision",
+                                       "router_form",
+                                       "dft_form",
+                                       "clusters",
+                                       "experts",
+                                       "top_k",
+                                       "cluster_labels",
+                                       "tolerances",
+                                       "statistics",
+                                       "scale",
+                                       "families",
+                                       "evidence_thresholds"};
 
 struct ModelSpec {
     std::string name = "clusir";
@@ -34,8 +53,8 @@ struct ModelSpec {
     int tile_px = 256, halo_px = 16;
     std::vector<int> clusters, experts;  // per routed level
     int top_k = 1;
-    int statistics = 0;  // length of the pooled statistics that tiles share; 0: they compute their own
-    int upscale = 1;  // the field "scale": how many times as high and wide the output is
+    int statistics = 0;                 // length of the pooled statistics that tiles share; 0: they compute their own
+    int upscale = 1;                    // the field "scale": how many times as high and wide the output is
     std::vector<std::string> families;  // that may be mended or not, in the order of the router's permissions
     std::vector<double> evidence_thresholds;
     std::vector<std::vector<std::string>> cluster_labels;

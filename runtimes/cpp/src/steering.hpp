@@ -16,8 +16,8 @@ struct Steering {
     bool plain() const;
 };
 
-// `fix`: "" or "auto", "all", or families with commas between; `strength`: "" (1) or numbers in 0..1, an overall one and
-// those of families: "0.8,noise=0.6". Throws Failure(CLUSIR_INVALID_ARGUMENT).
+// `fix`: "" or "auto", "all", or families with commas between; `strength`: "" (1) or numbers in 0..1, an overall one
+// and those of families: "0.8,noise=0.6". Throws Failure(CLUSIR_INVALID_ARGUMENT).
 Steering steer(const ModelSpec& spec, const std::string& fix, const std::string& strength);
 
 }  // namespace clusir::detail

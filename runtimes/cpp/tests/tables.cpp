@@ -11,6 +11,7 @@
 #include "../src/pixels.hpp"
 #include "../src/routing.hpp"
 #include "../src/spec.hpp"
+#include "../src/steering.hpp"
 #include "../src/tiling.hpp"
 #include "support.hpp"
 
@@ -72,7 +73,9 @@ json as_json(const ModelSpec& spec) {
             {"cluster_labels", spec.cluster_labels},
             {"tolerances", spec.tolerances.empty() ? json::object() : json(spec.tolerances)},
             {"statistics", spec.statistics},
-            {"scale", spec.upscale}};
+            {"scale", spec.upscale},
+            {"families", spec.families},
+            {"evidence_thresholds", spec.evidence_thresholds}};
 }
 
 void specs(const std::string& folder) {
@@ -227,6 +230,51 @@ void plans(const std::string& folder) {
         checks.that(reflect(entry[0], entry[1]) == entry[2].get<std::int64_t>(), "reflect " + entry.dump());
 }
 
+// fix or strength as C takes it: lists and mappings become text.
+std::string as_text(const json& value) {
+    if (value.is_null()) return "";
+    if (value.is_string()) return value.get<std::string>();
+    if (value.is_number()) return value.dump();
+    std::string text;
+    for (const auto& [key, part] : value.items()) {
+        const std::string name = value.is_object() && !key.empty() ? key + "=" : "";
+        text += (text.empty() ? "" : ",") + name + (part.is_string() ? part.get<std::string>() : part.dump());
+    }
+    return text;
+}
+
+void steering(const std::string& folder) {
+    const json all = table(folder, "steering");
+    for (const char* kind : {"good", "bad"}) {
+        for (const auto& entry : all[kind]) {
+            const std::string name = "steering '" + entry["name"].get<std::string>() + "'";
+            if (entry["fix"].is_array() && entry["fix"].empty()) continue;  // an empty list has no text
+            ModelSpec spec;
+            spec.families = entry["families"].get<std::vector<std::string>>();
+            Steering made;
+            const int status = raised([&] { made = steer(spec, as_text(entry["fix"]), as_text(entry["strength"])); });
+            if (std::strcmp(kind, "bad") == 0) {
+                checks.that(status == CLUSIR_INVALID_ARGUMENT, name + " is refused");
+                continue;
+            }
+            checks.that(status == 0 && made.permissions == entry["permissions"].get<std::vector<float>>() &&
+                            made.blend == entry["blend"].get<float>(),
+                        name);
+        }
+    }
+    for (const auto& entry : all["blends"]) {
+        ModelSpec spec = ranged({{"low", 0}, {"high", 1}});
+        float before[3], row[3], made[3] = {};
+        std::fill(before, before + 3, entry["before"].get<float>());
+        std::fill(row, row + 3, entry["restored"].get<float>());
+        for (const std::uint32_t channels : {1U, 3U}) {
+            const clusir_image in{before, 1, 1, channels, CLUSIR_F32, 0}, out{made, 1, 1, channels, CLUSIR_F32, 0};
+            write_row(in, out, 0, row, spec, entry["strength"].get<float>());
+            checks.that(std::fabs(made[0] - entry["gives"].get<float>()) <= 1e-7F, "blend " + entry.dump());
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -236,6 +284,7 @@ int main(int argc, char** argv) {
         gates(argv[1]);
         pixels(argv[1]);
         plans(argv[1]);
+        steering(argv[1]);
     } catch (const std::exception& error) {
         checks.that(false, error.what());
     }

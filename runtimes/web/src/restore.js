@@ -7,12 +7,10 @@ import { gates, mean } from "./routing.js";
 export { ModelError, readMetadata, readSpec };
 
 // What the two graphs of a model have in common; precision may differ.
-const SHARED = ["checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name"].concat([
-  "tile_px",
-  "size",
-  "statistics",
-  "families",
-]);
+const SHARED = [
+  ...["checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name", "tile_px", "size"],
+  ...["statistics", "families", "evidence_thresholds"],
+];
 
 /**
  * The spec of a model from its files, checked against each other.

@@ -101,7 +101,7 @@ export const FIELDS = {
   statistics: [0, within(0, 2 ** 24)],
   scale: [1, within(1, 8)],
   families: [[], listOf(isText)],
-  evidence_thresholds: [[], listOf((value) => isNumber(value) && value >= 0 && value <= 1)],
+  evidence_thresholds: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
 };
 
 /** For JSON.parse: refuses numbers that no double holds; zero has no sign. */

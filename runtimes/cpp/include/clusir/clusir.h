@@ -95,13 +95,16 @@ typedef struct clusir_spec {
     double value_low, value_high;  /* what black and white are as the model's numbers */
     const char* checkpoint_sha256; /* of the weights, hex; "" where the model does not say */
     uint32_t scale;                /* how many times as wide and high the answer is */
+    uint32_t families;             /* families of degradations that may be mended or not; 0: the model cannot be told */
 } clusir_spec;
 
 /* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops;
  * after the last tile (done == total) the picture is complete and the answer changes nothing. */
 typedef int (*clusir_progress)(void* user, uint32_t done, uint32_t total);
 
-/* How to run. Start from {.struct_size = sizeof(clusir_run_options)}. */
+/* How to run. `fix` and the strengths of families need a model with families and its two graphs; an overall strength
+ * works with any. Strength 0 copies `in`, runs nothing, and fills posterior, gate and evidence with zeros. Start from
+ * {.struct_size = sizeof(clusir_run_options)}. */
 typedef struct clusir_run_options {
     size_t struct_size;
     clusir_progress progress;
@@ -109,6 +112,9 @@ typedef struct clusir_run_options {
     const clusir_cancel* cancel; /* may be cancelled from any thread; looked at between tiles */
     float* posterior;            /* NULL, or room for posterior_size floats: the routing, shared by all tiles */
     float* gate;                 /* NULL, or room for gate_size floats */
+    const char* fix;      /* which degradations may be mended: NULL or "auto", "all", or families: "noise,jpeg" */
+    const char* strength; /* NULL (1), or text in 0..1: "0.8" blends with `in`, "noise=0.6" is a family's own */
+    float* evidence;      /* NULL, or room for families floats: how likely each family is in the picture */
 } clusir_run_options;
 
 /* Opens a model file; `path` is UTF-8. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
@@ -130,6 +136,9 @@ CLUSIR_API uint32_t clusir_level_clusters(const clusir_model* model, uint32_t le
 CLUSIR_API uint32_t clusir_level_experts(const clusir_model* model, uint32_t level);
 /* What damage the cluster mostly meant on labelled data; "" where the model does not say. */
 CLUSIR_API const char* clusir_cluster_label(const clusir_model* model, uint32_t level, uint32_t cluster);
+/* A family's name ("" where there is none such), and the evidence from which on it is mended unasked. */
+CLUSIR_API const char* clusir_family(const clusir_model* model, uint32_t family);
+CLUSIR_API double clusir_family_threshold(const clusir_model* model, uint32_t family);
 /* The raw JSON of one metadata field, for example "checkpoint_sha256"; NULL where there is none. */
 CLUSIR_API const char* clusir_metadata(const clusir_model* model, const char* field);
 

@@ -54,9 +54,15 @@ private:
     clusir_cancel* handle_;
 };
 
-// The routing that all tiles of a picture shared; empty for a model without routing.
+// The routing that all tiles of a picture shared; empty for a model without routing. `evidence`: how likely each of the
+// model's families of degradations is in the picture; empty for a model without families.
 struct Routing {
-    std::vector<float> posterior, gate;
+    std::vector<float> posterior, gate, evidence;
+};
+
+// Which degradations may be mended, and how far; see clusir_run_options. Empty: the default.
+struct Steer {
+    std::string fix, strength;
 };
 
 // How to open a model; see clusir_open_options.
@@ -93,8 +99,9 @@ public:
     clusir_model* get() const noexcept { return handle_.get(); }
 
     Routing restore(const clusir_image& in, const clusir_image& out, const Progress& progress = nullptr,
-                    const Cancel* cancel = nullptr) const {
-        Routing routing{std::vector<float>(spec_.posterior_size), std::vector<float>(spec_.gate_size)};
+                    const Cancel* cancel = nullptr, const Steer& steer = {}) const {
+        Routing routing{std::vector<float>(spec_.posterior_size), std::vector<float>(spec_.gate_size),
+                        std::vector<float>(spec_.families)};
         clusir_run_options options{};
         options.struct_size = sizeof options;
         if (progress) options.progress = &call;
@@ -102,6 +109,9 @@ public:
         options.cancel = cancel ? cancel->get() : nullptr;
         options.posterior = routing.posterior.empty() ? nullptr : routing.posterior.data();
         options.gate = routing.gate.empty() ? nullptr : routing.gate.data();
+        options.evidence = routing.evidence.empty() ? nullptr : routing.evidence.data();
+        options.fix = steer.fix.empty() ? nullptr : steer.fix.c_str();
+        options.strength = steer.strength.empty() ? nullptr : steer.strength.c_str();
         check(clusir_restore(handle_.get(), &in, &out, &options));
         return routing;
     }
