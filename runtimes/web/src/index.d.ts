@@ -9,6 +9,14 @@ export interface RestoredBitmap {
   /** See {@link Restored}. */
   posterior: Float32Array;
   gate: Float32Array;
+  evidence: Float32Array;
+  hints: Hint[];
+}
+
+/** A family of degradations with evidence that was left alone; text, for example, "perhaps hazy". */
+export interface Hint {
+  family: string;
+  text: string;
 }
 
 export interface OpenOptions {
@@ -25,6 +33,10 @@ export interface RestoreOptions {
   onProgress?: (done: number, total: number) => void;
   /** After the last tile an abort changes nothing. */
   signal?: AbortSignal;
+  /** Which degradations may be mended: nothing or "auto", "all", or families. Needs a model with families. */
+  fix?: string | string[];
+  /** How far: 0..1, "0.8,noise=0.6", or strengths by family, in which "" is the overall one. Strength 0 runs nothing. */
+  strength?: number | string | Record<string, number>;
 }
 
 /** The URL of a file, or its bytes. */
@@ -44,6 +56,6 @@ export class Restorer {
   /** The bitmap is taken over; its pixels are read and written in the worker. */
   restore(image: ImageBitmap, options?: RestoreOptions): Promise<RestoredBitmap>;
   /** Rejects with TypeError or RangeError where the image is no picture, and always after {@link Restorer.close}. */
-  restore<S extends Samples>(image: Picture<S>, options?: RestoreOptions): Promise<Restored<S>>;
+  restore<S extends Samples>(image: Picture<S>, options?: RestoreOptions): Promise<Restored<S> & { hints: Hint[] }>;
   close(): void;
 }

@@ -8,6 +8,7 @@
 
 import { channelsOf } from "./pixels.js";
 import { ModelError } from "./spec.js";
+import { hints, steer } from "./steering.js";
 
 export { ModelError };
 
@@ -121,24 +122,30 @@ export class Restorer {
    * grey, grey and alpha, RGB, RGB and alpha. Or an ImageBitmap, which is taken over: its pixels are then read and
    * written in the worker, and the page, which only shows the bitmap that comes back, touches none.
    *
+   * `fix` says which degradations may be mended: nothing or "auto", "all", or families ("noise,jpeg" or a list);
+   * `strength` how far: 0..1, "0.8,noise=0.6" or {family: strength}. Other words and numbers are RangeErrors.
+   *
    * Settles in every case: it is rejected where the restorer was closed, its worker died, or the picture is none. An
    * abort after the last tile changes nothing.
-   * @returns {Promise<{data, width, height, posterior, gate}>} `data` of the same type, alpha kept; for an ImageBitmap
+   * @returns {Promise<{data, width, height, posterior, gate, evidence, hints}>} `data` of the same type, alpha kept; for an ImageBitmap
    * `bitmap` instead
    */
-  async restore(picture, { onProgress, signal } = {}) {
+  async restore(picture, { onProgress, signal, fix, strength } = {}) {
     signal?.throwIfAborted();
+    const steering = steer(this.spec, fix, strength);
     const bitmap = kindOf(picture) === "ImageBitmap";
     if (!bitmap) channelsOf(picture, this.spec);
     else if (!picture.width) throw new RangeError("the bitmap was closed or handed over; it has no pixels");
     const { width, height } = picture;
     const image = bitmap ? picture : { data: picture.data.slice(), width, height };
     const transfer = [bitmap ? picture : image.data.buffer];
-    const { id, promise } = this.#connection.send({ action: "restore", image }, transfer, onProgress);
+    const { id, promise } = this.#connection.send({ action: "restore", image, steering }, transfer, onProgress);
     const stop = () => this.#connection.post({ action: "cancel", id });
     signal?.addEventListener("abort", stop, { once: true });
     try {
-      return await promise;
+      const restored = await promise;
+      const left = restored.evidence?.length ? hints(restored.evidence, steering.permissions, this.spec) : [];
+      return { ...restored, hints: left };
     } finally {
       signal?.removeEventListener("abort", stop);
     }

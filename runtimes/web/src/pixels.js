@@ -93,12 +93,14 @@ export function enlargedAlpha({ data, width, height }, channels, scale, y) {
 }
 
 /** Writes one row of sums (interleaved, the model's channels and range) to `out`, with the alpha of `data`, or, where it
- * was enlarged, with `alphas` (0..1); a grey picture is the mean of the model's channels. */
-export function writeRow(data, out, channels, spec, width, y, sums, at, alphas = null) {
+ * was enlarged, with `alphas` (0..1); a grey picture is the mean of the model's channels. `blend` is the
+ * share of what was restored, held to 0..1; the rest is `data`. */
+export function writeRow(data, out, channels, spec, width, y, sums, at, { alphas = null, blend = 1 } = {}) {
   const top = topOf(out);
   const low = Math.fround(spec.value_range[0]);
   const scale = Math.fround(spec.value_range[1] - spec.value_range[0]);
   const colours = coloursOf(channels);
+  const share = Math.fround(blend);
   const unit = (index) => Math.fround(Math.fround(sums[index] - low) / scale);
   let index = y * width * channels;
   for (let x = 0; x < width; x++) {
@@ -110,7 +112,11 @@ export function writeRow(data, out, channels, spec, width, y, sums, at, alphas =
         for (let i = 0; i < spec.channels; i++) value += unit(from + i);
         value = Math.fround(value / spec.channels); // summed in double precision: the mean of equal numbers is theirs
       }
-      const clipped = Math.min(Math.max(value, 0), 1);
+      let clipped = Math.min(Math.max(value, 0), 1);
+      if (share !== 1) {
+        const before = Math.fround(data[index + c] / top);
+        clipped = Math.fround(before + Math.fround(share * Math.fround(clipped - before)));
+      }
       out[index + c] = top === 1 ? clipped : halfEven(Math.fround(clipped * top));
     }
     if (alphas) {

@@ -12,6 +12,8 @@ export interface Restored<S extends Samples = Samples> extends Picture<S> {
   posterior: Float32Array;
   /** Gates after top-k of all routed levels, concatenated. */
   gate: Float32Array;
+  /** How likely each of the model's families of degradations is in the picture; empty for a model without. */
+  evidence: Float32Array;
 }
 
 /** What a model says of itself; `spec.schema.json` of the Python package describes every field. */
@@ -43,6 +45,16 @@ export interface ModelSpec {
   statistics: number;
   /** How many times as high and wide the answer is. */
   scale: number;
+  /** Families of degradations that may be mended or not; empty: the model cannot be told. */
+  families: string[];
+  /** The evidence from which on a family is mended unasked. */
+  evidence_thresholds: number[];
+}
+
+/** What may be mended, and how far: numbers for the router, and the share of the result in what comes out. */
+export interface Steering {
+  permissions: Float32Array;
+  blend: number;
 }
 
 /** The model file is not one, or contradicts itself or its other half. */
@@ -66,4 +78,19 @@ export function restore<S extends Samples>(
   spec: ModelSpec,
   run: (graph: "tile" | "router", feeds: Tensors) => Promise<Outputs>,
   pause: (done: number, total: number) => void | Promise<void>,
-): Promise<{ data: S; width: number; height: number; posterior: Float32Array; gate: Float32Array }>;
+  steering?: Steering,
+): Promise<{
+  data: S;
+  width: number;
+  height: number;
+  posterior: Float32Array;
+  gate: Float32Array;
+  evidence: Float32Array;
+}>;
+
+/** Throws RangeError for unknown words, and for numbers outside 0..1. */
+export function steer(
+  spec: ModelSpec,
+  fix?: string | string[],
+  strength?: number | string | Record<string, number>,
+): Steering;

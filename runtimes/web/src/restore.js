@@ -1,10 +1,11 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
 import { ModelError, readMetadata, readSpec, sum } from "./spec.js";
+import { isPlain, steer } from "./steering.js";
 import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, writeRow } from "./pixels.js";
 import { enlarged, planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
 
-export { ModelError, readMetadata, readSpec };
+export { ModelError, readMetadata, readSpec, steer };
 
 // What the two graphs of a model have in common; precision may differ.
 const SHARED = [
@@ -40,10 +41,11 @@ export function specOf(graph, router) {
  * @param spec what specOf returned
  * @param run (graph: "tile" | "router", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
  * @param pause (done, total) => Promise
- * @returns {Promise<{data, width, height, posterior: Float32Array, gate: Float32Array}>} `data` of the same type;
+ * @param steering {permissions, blend} of `steer`: what may be mended, and how far; strength 0 runs nothing
+ * @returns {Promise<{data, width, height, posterior, gate, evidence: Float32Array}>} `data` of the same type;
  * width and height are spec.scale times those of the image, and alpha is enlarged bicubically
  */
-export async function restore(image, spec, run, pause) {
+export async function restore(image, spec, run, pause, steering = steer(spec)) {
   const { data, width, height } = image;
   const channels = channelsOf(image, spec);
   checkSamples(data);
@@ -55,7 +57,22 @@ export async function restore(image, spec, run, pause) {
   await pause(0, total);
 
   const shared = spec.graph === "tile";
-  const seen = { posterior: [], expert: [] };
+  if (!shared && !isPlain(steering)) {
+    throw new RangeError("fix and strengths of families need the model's tile and router graphs; strength 0..1 works");
+  }
+  if (steering.blend === 0) {
+    await Promise.resolve(pause(total, total)).catch(() => {});
+    const none = (lengths) => new Float32Array(sum(lengths));
+    const routing = {
+      posterior: none(spec.clusters),
+      gate: none(spec.experts),
+      evidence: none(spec.families.map(() => 1)),
+    };
+    return { data: data.slice(), width, height, ...routing };
+  }
+  const families = [1, spec.families.length]; // of permissions and evidence, where the model can be told
+  const told = spec.families.length ? { permissions: [steering.permissions, families] } : {};
+  const seen = { posterior: [], expert: [], evidence: [] };
   let posterior = new Float32Array(0);
   let gate = posterior;
   const given = {}; // what every tile is given beside its pixels
@@ -68,12 +85,10 @@ export async function restore(image, spec, run, pause) {
       const size = dims.reduce((product, length) => product * length);
       const images = new Float32Array(batch.length * size);
       batch.forEach(([top, left], i) => images.set(windowAt(top, left), i * size));
-      const asked = { [spec.input_name]: [images, [batch.length, ...dims.slice(1)]] };
-      const families = spec.families.length;
-      if (families) asked.permissions = [new Float32Array(families).fill(-1), [1, families]]; // as the evidence says
-      const out = await run("router", asked);
+      const out = await run("router", { [spec.input_name]: [images, [batch.length, ...dims.slice(1)]], ...told });
       seen.posterior.push(checked(out, "posterior", [1, sum(spec.clusters)]));
       seen.expert.push(checked(out, "expert_probability", [1, sum(spec.experts)]));
+      if (spec.families.length) seen.evidence.push(checked(out, "evidence", families));
       if (spec.statistics) {
         given.statistics = [checked(out, "statistics", [1, spec.statistics]), [1, spec.statistics]];
       }
@@ -102,6 +117,7 @@ export async function restore(image, spec, run, pause) {
       if (!shared && spec.clusters.length) {
         seen.posterior.push(checked(result, "posterior", [1, sum(spec.clusters)]));
         seen.expert.push(checked(result, "gate", [1, sum(spec.experts)]));
+        if (spec.families.length) seen.evidence.push(checked(result, "evidence", families));
       }
       add(checked(result, spec.output_name, outDims), band, bandRows, large, ty, tx, spec.channels);
       if (++done < total) await pause(done, total);
@@ -110,7 +126,7 @@ export async function restore(image, spec, run, pause) {
     for (let y = top; y < finished; y++) {
       const at = (y % bandRows) * rowLength;
       const alphas = scale === 1 ? null : enlargedAlpha(image, channels, scale, y);
-      writeRow(data, out, channels, spec, large.columns.length, y, band, at, alphas);
+      writeRow(data, out, channels, spec, large.columns.length, y, band, at, { alphas, blend: steering.blend });
       band.fill(0, at, at + rowLength);
     }
   }
@@ -119,7 +135,8 @@ export async function restore(image, spec, run, pause) {
     gate = mean(seen.expert);
   }
   await Promise.resolve(pause(total, total)).catch(() => {});
-  return { data: out, width: large.columns.length, height: large.rows.length, posterior, gate };
+  const evidence = seen.evidence.length ? mean(seen.evidence) : new Float32Array(0);
+  return { data: out, width: large.columns.length, height: large.rows.length, posterior, gate, evidence };
 }
 
 function checked(outputs, name, dims) {

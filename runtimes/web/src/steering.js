@@ -19,7 +19,8 @@ const refuse = (why) => {
 function shareOf(value) {
   const plain = typeof value === "number" || (typeof value === "string" && value.trim() !== "");
   const share = plain ? Number(value) : NaN;
-  if (!(share >= 0 && share <= 1)) refuse(`strength '${value}' is not a number from 0 to 1, for example 0.5 or noise=0.6`);
+  if (!(share >= 0 && share <= 1))
+    refuse(`strength '${value}' is not a number from 0 to 1, for example 0.5 or noise=0.6`);
   return share;
 }
 
@@ -46,7 +47,8 @@ function readStrength(strength) {
 function readFix(fix) {
   if (fix === undefined || fix === null) return null;
   const words = [...new Set((typeof fix === "string" ? fix.split(",") : [...fix]).map(nameOf))];
-  if (!words.length || words.includes("")) refuse(`fix '${fix}': name families, for example noise,jpeg, or auto or all`);
+  if (!words.length || words.includes(""))
+    refuse(`fix '${fix}': name families, for example noise,jpeg, or auto or all`);
   return words;
 }
 

@@ -31,7 +31,7 @@ const actions = {
     return { spec };
   },
 
-  async restore({ id, image }) {
+  async restore({ id, image, steering }) {
     const run = async (graph, feeds) => {
       const tensors = {};
       for (const [name, [data, dims]] of Object.entries(feeds)) tensors[name] = new ort.Tensor("float32", data, dims);
@@ -42,12 +42,12 @@ const actions = {
       await breathe();
       if (cancelled.has(id)) throw new DOMException("the restoration was cancelled", "AbortError");
     };
-    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause);
+    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause, steering);
     const { width, height } = image;
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
     image.close();
-    const { data, ...told } = await restore(context.getImageData(0, 0, width, height), spec, run, pause);
+    const { data, ...told } = await restore(context.getImageData(0, 0, width, height), spec, run, pause, steering);
     return { bitmap: await createImageBitmap(new ImageData(data, told.width, told.height)), ...told };
   },
 };

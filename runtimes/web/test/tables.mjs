@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { channelsOf, checkFinite, checkSamples, gather, writeRow } from "../src/pixels.js";
 import { topK } from "../src/routing.js";
+import { hints, steer } from "../src/steering.js";
 import { FIELDS, ModelError, readSpec } from "../src/spec.js";
 import { planAxis, reflect, sample } from "../src/tiling.js";
 import { check, finish } from "./support.mjs";
@@ -108,5 +109,39 @@ for (const entry of plans.cases) {
 }
 for (const [position, length, pixel] of plans.reflect)
   check(reflect(position, length) === pixel, `reflect ${position} of ${length}`);
+
+const wheel = table("steering");
+for (const { name, families, fix, strength, permissions, blend } of wheel.good) {
+  let made;
+  const error = thrown(() => (made = steer({ families }, fix, strength)));
+  const right = made && same(Array.from(made.permissions), permissions) && made.blend === blend;
+  check(right, `steering '${name}': ${made?.permissions} ${made?.blend} ${error}`);
+}
+for (const { name, families, fix, strength } of wheel.bad)
+  check(thrown(() => steer({ families }, fix, strength)) instanceof RangeError, `steering '${name}' is refused`);
+check(
+  thrown(() => steer({ families: [], scale: 2 }, null, 0.5)) instanceof RangeError,
+  "no blending of what is enlarged",
+);
+for (const { before, restored, strength, gives } of wheel.blends) {
+  const out = new Float32Array(3);
+  const sums = new Float32Array(3).fill(restored);
+  writeRow(new Float32Array(3).fill(before), out, 3, ranged({ low: 0, high: 1 }), 1, 0, sums, 0, { blend: strength });
+  check(
+    out.every((value) => Math.abs(value - gives) <= 1e-7),
+    `blend ${before} ${restored} ${strength}: ${out}`,
+  );
+}
+for (const { evidence, thresholds, permissions, left } of wheel.hints) {
+  const spec = { families: ["noise", "jpeg", "haze", "low_light"], evidence_thresholds: thresholds };
+  const found = hints(Float32Array.from(evidence), Float32Array.from(permissions), spec);
+  check(
+    same(
+      found.map(({ family }) => family),
+      left,
+    ),
+    `hints of ${evidence}: ${JSON.stringify(found)}`,
+  );
+}
 
 finish();
