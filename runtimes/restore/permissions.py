@@ -66,8 +66,8 @@ def steer(spec: ModelSpec, fix: str | Iterable[str] | None, strength: float | st
         )
     if spec.scale != 1 and overall != 1:
         raise UsageError(f"--strength: {spec.name} enlarges pictures, which cannot be blended with what went in")
-    for family in (*(asked or ()), *own):
-        if family not in (*spec.families, "auto", "all"):
+    for family, words in (*((word, ("auto", "all")) for word in asked or ()), *((name, ()) for name in own)):
+        if family not in (*spec.families, *words):
             known = ", ".join(name.replace("_", "-") for name in spec.families)
             raise UsageError(f"no family {family.replace('_', '-')!r}; {spec.name} knows {known}, and auto and all")
     words = ("auto",) if asked is None else asked

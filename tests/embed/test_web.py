@@ -16,7 +16,7 @@ from toolchain import BUILD, GOLDEN, REPOSITORY, WEB, photo, run, shipped_model
 from clusir.runtimes.restore.restorer import Restorer
 from tests import needs
 from tests.browser import chromium
-from tests.golden.make.cases import load_golden
+from tests.golden.make.cases import FAMILIES, load_golden
 from tests.golden.make.standin import write_standin
 
 
@@ -91,11 +91,14 @@ def compare(model: Path, picture: Path, shots: Path) -> None:
     saved = np.asarray(Image.open(shots / "saved.png").convert("RGB"))
     assert saved.shape == expected.shape
     assert np.abs(saved.astype(int) - expected.astype(int)).max() <= 1
+    half = np.asarray(Image.open(shots / "half.png").convert("RGB"))
+    before = np.asarray(Image.open(picture).convert("RGB"))
+    assert np.abs(half - (before + expected.astype(np.float64)) / 2).max() <= 1.5
 
 
 @pytest.mark.slow
 def test_chromium_agrees_with_python_on_a_large_photo(dist: Path, tmp_path: Path) -> None:
-    model = write_standin(tmp_path, tile_px=256, halo_px=16)
+    model = write_standin(tmp_path, tile_px=256, halo_px=16, families=FAMILIES)
     Image.fromarray(photo(1900, 1300)).save(tmp_path / "photo.png")
     told = browse(dist, model, tmp_path / "photo.png", tmp_path / "shots")
     assert told["golden_threads"]["worst"] <= 1e-4

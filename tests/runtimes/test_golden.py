@@ -12,7 +12,7 @@ import pytest
 from clusir.errors import ClusirError, UsageError
 from clusir.runtimes.restore.pixels import from_unit, to_unit
 from clusir.runtimes.restore.restorer import ArraySource, Restorer
-from tests.golden.make.cases import GoldenCase, colours, load_golden
+from tests.golden.make.cases import FAMILIES, GoldenCase, colours, load_golden
 from tests.golden.make.standin import write_standin
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -25,7 +25,8 @@ BACKENDS = ("ort", "openvino")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_python_gives_the_golden_pictures(case: GoldenCase, backend: str) -> None:
-    with Restorer(case.model, backend=backend, device="cpu") as restorer:
+    options = {"fix": case.fix, "strength": case.strength}
+    with Restorer(case.model, backend=backend, device="cpu", **options) as restorer:
         restored, work = restorer.restore_and_tell(case.image)
         stored = {
             dtype: np.concatenate(list(restorer.stream(ArraySource(case.pixels), dtype=np.dtype(dtype))))
@@ -36,6 +37,7 @@ def test_python_gives_the_golden_pictures(case: GoldenCase, backend: str) -> Non
     assert work.routing is not None
     assert np.abs(work.routing.posterior - case.posterior).max() <= case.tolerance
     assert np.abs(work.routing.gate - case.gate).max() <= case.tolerance
+    np.testing.assert_allclose(work.routing.evidence, case.evidence, atol=case.tolerance)
     for dtype, made in stored.items():
         top = 1 if dtype == "f4" else np.iinfo(dtype).max
         expected = case.restored * np.float64(top)
@@ -51,9 +53,10 @@ def test_python_gives_the_golden_pictures(case: GoldenCase, backend: str) -> Non
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_an_error_everywhere(entry: dict[str, object], backend: str) -> None:
     pixels = np.zeros((entry["height"], entry["width"], 3), np.uint8)
+    options = {"fix": entry.get("fix"), "strength": entry.get("strength", 1.0)}
     with (
-        Restorer(GOLDEN / str(entry["model"]), backend=backend, device="cpu") as restorer,
         pytest.raises(ClusirError, match=str(entry["says"])),
+        Restorer(GOLDEN / str(entry["model"]), backend=backend, device="cpu", **options) as restorer,
     ):
         restorer.restore(pixels)
 
@@ -80,10 +83,11 @@ def test_the_cases_reach_what_can_go_wrong() -> None:
     assert any(case.pixels.shape[:2] == (1, 1) for case in CASES)
     assert any(min(case.pixels.shape[:2]) > 48 + 32 for case in CASES)  # three tiles each way, in the stand-in's 48 px
     assert any(case.model.name == "standin_range.onnx" for case in CASES)
-    assert len(REFUSED) >= 2
+    assert len(REFUSED) >= 6
+    assert sum(case.strength != "1" or case.fix is not None for case in CASES) >= 4
     # A gate that chooses two experts of four, and pictures that the model visibly changes.
     assert any(np.count_nonzero(case.gate[:4]) == 2 for case in CASES)
-    assert all(np.abs(case.restored - case.image).max() > 0.02 for case in CASES)
+    assert all(np.abs(case.restored - case.image).max() > (0.02 if case.strength == "1" else 0.008) for case in CASES)
 
 
 STANDINS: dict[str, dict[str, object]] = {
@@ -91,6 +95,7 @@ STANDINS: dict[str, dict[str, object]] = {
     "standin_k2": {"top_k": 2, "statistics": False},
     "standin_range": {"value_range": (-1.0, 3.0), "names": ("pixels", "better")},
     "standin_nan": {"spoilt": "restored"},
+    "standin_told": {"families": FAMILIES},
 }
 
 

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 import clusir.spec
-from clusir.errors import ClusirError, ImageError, ModelFormatError
+from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.runtimes.restore.canvas import Canvas
+from clusir.runtimes.restore.permissions import hints, steer
 from clusir.runtimes.restore.pixels import from_model, to_model
 from clusir.runtimes.restore.routing import top_k_gate
-from clusir.runtimes.restore.tiling import pad_tile, plan_axis
+from clusir.runtimes.restore.sources import ArraySource
+from clusir.runtimes.restore.tiling import pad_tile, plan_axis, plan_picture
 from clusir.spec import ModelSpec, SizeRequirements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,3 +155,38 @@ def test_reflection() -> None:
     for position, length, pixel in table("plans")["reflect"]:
         column = np.arange(length, dtype=np.float32)[:, None, None]
         assert pad_tile(column, max(position + 1, length), 1)[position, 0, 0] == pixel
+
+
+def with_families(families: list[str], thresholds: list[float] | None = None) -> ModelSpec:
+    return ModelSpec(families=tuple(families), evidence_thresholds=tuple(thresholds or [0.0] * len(families)))
+
+
+@pytest.mark.parametrize("entry", table("steering")["good"], ids=named)
+def test_good_steering(entry: dict[str, Any]) -> None:
+    steering = steer(with_families(entry["families"]), entry["fix"], entry["strength"])
+    np.testing.assert_array_equal(steering.permissions, np.array(entry["permissions"], np.float32))
+    assert steering.blend == entry["blend"]
+
+
+@pytest.mark.parametrize("entry", table("steering")["bad"], ids=named)
+def test_bad_steering(entry: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        steer(with_families(entry["families"]), entry["fix"], entry["strength"])
+
+
+@pytest.mark.parametrize("entry", table("steering")["blends"], ids=str)
+def test_blends(entry: dict[str, float]) -> None:
+    before = np.full((1, 1, 3), entry["before"], np.float32)
+    restored = np.full((1, 1, 1, 3), entry["restored"], np.float32)
+    spec = ModelSpec(size=SizeRequirements(1, 1), tile_px=1, halo_px=0)
+    source = ArraySource(before)
+    canvas = Canvas(source, plan_picture(1, 1, spec), lambda tiles, layer: restored, spec)
+    np.testing.assert_allclose(next(canvas.bands(entry["strength"])), entry["gives"], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("entry", table("steering")["hints"], ids=str)
+def test_hints(entry: dict[str, list[Any]]) -> None:
+    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry["thresholds"])
+    evidence, permissions = (np.array(entry[key], np.float32) for key in ("evidence", "permissions"))
+    found = [line.rpartition("--fix ")[2].replace("-", "_") for line in hints(evidence, permissions, spec)]
+    assert found == entry["left"]

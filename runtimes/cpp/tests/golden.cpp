@@ -24,8 +24,9 @@ struct Case {
     clusir_type type;
     std::vector<std::uint8_t> input;
     std::vector<float> restored;  // height x width x colours
-    std::vector<float> posterior, gate;
+    std::vector<float> posterior, gate, evidence;
     double tolerance;
+    clusir::Steer steer;
 
     std::uint32_t colours() const { return channels < 3 ? 1 : 3; }
     std::size_t row() const { return std::size_t{width} * channels * static_cast<std::size_t>(type); }
@@ -41,6 +42,8 @@ Case load(const std::string& folder, const json& from) {
     c.tolerance = from["tolerance"];
     c.posterior = from["posterior"].get<std::vector<float>>();
     c.gate = from["gate"].get<std::vector<float>>();
+    c.evidence = from.value("evidence", std::vector<float>{});
+    c.steer = {from.value("fix", ""), from.value("strength", "")};
     c.input = read_file(folder + "/" + from["input"].get<std::string>());
     const auto bytes = read_file(folder + "/" + from["restored"].get<std::string>());
     c.restored.resize(bytes.size() / sizeof(float));
@@ -68,7 +71,8 @@ void check_float(Checks& checks, const Case& c, const clusir::Model& model, doub
     std::vector<float> out(std::size_t{c.width} * c.height * c.channels);
     auto input = c.input;
     const clusir_image in{input.data(), c.width, c.height, c.channels, c.type, 0};
-    const auto routing = model.restore(in, clusir::view(out.data(), c.width, c.height, c.channels));
+    const auto routing =
+        model.restore(in, clusir::view(out.data(), c.width, c.height, c.channels), nullptr, nullptr, c.steer);
     std::vector<float> colours;
     for (std::size_t i = 0; i < out.size(); ++i) {
         if (i % c.channels < c.colours()) colours.push_back(out[i]);
@@ -82,6 +86,13 @@ void check_float(Checks& checks, const Case& c, const clusir::Model& model, doub
     checks.that(largest(routing.posterior.data(), c.posterior.data(), c.posterior.size()) <= c.tolerance,
                 c.name + ": posterior");
     checks.that(largest(routing.gate.data(), c.gate.data(), c.gate.size()) <= c.tolerance, c.name + ": gate");
+    checks.that(routing.evidence.size() == c.evidence.size() &&
+                    largest(routing.evidence.data(), c.evidence.data(), c.evidence.size()) <= c.tolerance,
+                c.name + ": evidence");
+    // Strength 0 gives back what went in, bit for bit.
+    std::vector<std::uint8_t> kept(c.input.size());
+    model.restore(in, {kept.data(), c.width, c.height, c.channels, c.type, 0}, nullptr, nullptr, {"", "0"});
+    checks.that(kept == c.input, c.name + ": strength 0");
 }
 
 void check_integers(Checks& checks, const Case& c, const clusir::Model& model, double tolerance) {
@@ -90,7 +101,7 @@ void check_integers(Checks& checks, const Case& c, const clusir::Model& model, d
     auto input = with_gaps(c, stride);
     std::vector<std::uint8_t> out(input.size(), 0x5A);
     model.restore({input.data(), c.width, c.height, c.channels, c.type, stride},
-                  {out.data(), c.width, c.height, c.channels, c.type, stride});
+                  {out.data(), c.width, c.height, c.channels, c.type, stride}, nullptr, nullptr, c.steer);
     const double top = size == 1 ? 255.0 : 65535.0, slack = std::max(1.0, tolerance * top + 1.0);
     double worst = 0.0;
     bool alpha_kept = true, gaps_kept = true;
@@ -154,11 +165,12 @@ void check_refused(Checks& checks, const json& entry, const std::string& path, c
     std::vector<std::uint8_t> in(std::size_t{width} * height * 3), out(in.size());
     const clusir::Model model(path, backend, 2, library);
     try {
-        model.restore(clusir::view(in.data(), width, height, 3), clusir::view(out.data(), width, height, 3));
+        model.restore(clusir::view(in.data(), width, height, 3), clusir::view(out.data(), width, height, 3), nullptr,
+                      nullptr, {entry.value("fix", ""), entry.value("strength", "")});
         checks.that(false, entry["name"].get<std::string>() + ": no error");
     } catch (const clusir::Error& error) {
         checks.that(std::strstr(error.what(), entry["says"].get<std::string>().c_str()) != nullptr &&
-                        error.status() == CLUSIR_FAILED,
+                        error.status() == (entry.contains("strength") ? CLUSIR_INVALID_ARGUMENT : CLUSIR_FAILED),
                     entry["name"].get<std::string>() + ": " + error.what());
     }
 }

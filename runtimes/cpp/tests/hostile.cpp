@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -82,7 +83,7 @@ void arguments(clusir_model* model) {
     // No other size than a whole one: half a pointer would be followed.
     run.progress = [](void*, std::uint32_t, std::uint32_t) { return 0; };
     for (std::size_t size = 0; size <= sizeof run + 8; ++size) {
-        if (size == sizeof run) continue;
+        if (size == sizeof run || size == offsetof(clusir_run_options, fix)) continue;
         run.struct_size = size;
         refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT,
                 "run options of " + std::to_string(size));
@@ -93,6 +94,9 @@ void arguments(clusir_model* model) {
             refused(clusir_open((folder + "/standin.onnx").c_str(), &open, &other), CLUSIR_INVALID_ARGUMENT,
                     "open options of " + std::to_string(size));
     }
+    run.fix = reinterpret_cast<const char*>(1);  // behind the end of the struct that is declared: never looked at
+    run.struct_size = offsetof(clusir_run_options, fix);
+    checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK, "run options of a header without fix");
     refused(clusir_get_spec(model, nullptr), CLUSIR_INVALID_ARGUMENT, "no spec");
     struct {
         clusir_spec spec;
@@ -103,12 +107,17 @@ void arguments(clusir_model* model) {
         guarded.spec.struct_size = size;
         refused(clusir_get_spec(model, &guarded.spec), CLUSIR_INVALID_ARGUMENT, "a spec of " + std::to_string(size));
     }
+    guarded.spec.families = 99;
+    guarded.spec.struct_size = offsetof(clusir_spec, families);
+    checks.that(
+        clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.spec.families == 99 && guarded.spec.tile_px == 48,
+        "a spec of a header without families");
     guarded.spec.struct_size = sizeof guarded.spec;
     checks.that(clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.behind[0] == 0x5A, "a spec and no more");
     checks.that(guarded.spec.channels == 3 && guarded.spec.tile_px == 48 && guarded.spec.static_px == 48 &&
-                    guarded.spec.statistics == 8 && guarded.spec.value_low == 0.0 && guarded.spec.value_high == 1.0 &&
-                    guarded.spec.posterior_size == 7 && guarded.spec.minimum_px == 16 &&
-                    std::strlen(guarded.spec.checkpoint_sha256) == 64,
+                    guarded.spec.statistics == 8 && guarded.spec.families == 0 && guarded.spec.value_low == 0.0 &&
+                    guarded.spec.value_high == 1.0 && guarded.spec.posterior_size == 7 &&
+                    guarded.spec.minimum_px == 16 && std::strlen(guarded.spec.checkpoint_sha256) == 64,
                 "the spec's fields");
     checks.that(clusir_level_clusters(model, 99) == 0 && clusir_level_experts(nullptr, 0) == 0,
                 "levels that are not there");

@@ -11,6 +11,9 @@ let running = Promise.resolve(); // ends with the photo that is being worked on
 let abort; // stops it
 let latest = 0; // counts the files that were given
 let name = "photo";
+let given; // the file that is shown: restored again where another choice of what to mend is made
+const strength = () => $("strength").valueAsNumber / 100;
+const ticked = () => [...$("families").querySelectorAll("input:checked")].map(({ value }) => value);
 
 const fail = (error) => {
   $("error").textContent = `This did not work: ${error.message}`;
@@ -42,6 +45,7 @@ async function take(file) {
   const mine = ++latest;
   const photo = await decode(file).catch(fail);
   if (!photo || mine !== latest) return;
+  given = file;
   abort?.abort();
   const { signal } = (abort = new AbortController());
   running = running.then(() => restore(photo, signal));
@@ -60,8 +64,14 @@ async function restore(photo, signal) {
     $("progress").removeAttribute("value");
     const model = await opened();
     const start = performance.now();
+    wheel(model.spec);
+    const asked = ticked();
+    const fix = !model.spec.families.length || $("auto").checked ? undefined : asked;
+    const nothing = fix && !asked.length; // nothing is to be mended: the network would be asked for nothing
     const result = await model.restore(photo.image, {
       signal,
+      fix: nothing ? undefined : fix,
+      strength: nothing ? 0 : 1, // the slider blends what is shown
       onProgress: (done, total) => {
         Object.assign($("progress"), { value: done, max: total });
         const left = done ? ((performance.now() - start) / done) * (total - done) : 0;
@@ -76,6 +86,10 @@ async function restore(photo, signal) {
     $("about").textContent = `${model.spec.name} (${model.spec.precision}) on ${model.backend}, ${threads}`;
     $("compare").classList.remove("working");
     bars(model.spec, result.posterior);
+    $("hints").textContent = result.hints
+      .map(({ family, text }) => `${text}: tick ${family.replaceAll("_", " ")}`)
+      .join("; ");
+    show("hints", result.hints.length > 0);
     show("save", true);
   } catch (error) {
     const cancelled = error.name === "AbortError";
@@ -92,6 +106,37 @@ const element = (kind, properties, ...children) => {
   made.append(...children);
   return made;
 };
+
+/** The boxes of a model's families, made once; without families only the slider is there. */
+function wheel({ families }) {
+  show("wheel", true);
+  show("mend", families.length > 0);
+  if ($("families").childElementCount) return;
+  const boxes = families.map((family) =>
+    element(
+      "label",
+      {},
+      element("input", { type: "checkbox", value: family, disabled: $("auto").checked }),
+      ` ${family.replaceAll("_", " ")}`,
+    ),
+  );
+  $("families").replaceChildren(...boxes);
+}
+
+/** The picture as it is shown: before and after, blended. */
+function blended() {
+  if (strength() === 1) return $("after");
+  const { width, height } = $("after");
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
+  context.globalAlpha = 1 - strength();
+  context.globalCompositeOperation = "copy";
+  context.drawImage($("before"), 0, 0);
+  context.globalAlpha = strength();
+  context.globalCompositeOperation = "lighter"; // a sum, of transparent pixels too
+  context.drawImage($("after"), 0, 0);
+  return canvas;
+}
 
 /** The likeliest clusters of each level; clusters of one name are shown together. */
 function bars(spec, posterior) {
@@ -138,10 +183,18 @@ addEventListener("drop", (event) => {
   $("drop").classList.remove("over");
   if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
 });
+$("strength").addEventListener("input", () => {
+  $("share").value = `${Math.round(100 * strength())} %`;
+  $("compare").style.setProperty("--strength", strength()); // no pixel is computed
+});
+$("mend").addEventListener("change", ({ target }) => {
+  if (target.id === "auto") for (const box of $("families").querySelectorAll("input")) box.disabled = target.checked;
+  if (given) take(given);
+});
 $("cancel").addEventListener("click", () => abort?.abort());
 $("another").addEventListener("click", () => $("file").click());
 $("save").addEventListener("click", () => {
-  $("after").toBlob((blob) => {
+  blended().toBlob((blob) => {
     const link = Object.assign(document.createElement("a"), {
       href: URL.createObjectURL(blob),
       download: `${name}-restored.png`,

@@ -138,9 +138,25 @@ async function demo(page, origin) {
     "the slider moves",
   );
   await shoot(page, "4-slider.png");
+  const families = await page.locator("#families input").count();
+  if (basename(model).startsWith("standin")) check(families === 4, `${families} boxes of families`);
+  await page.fill("#strength", "50");
+  const opacity = await page.evaluate(() => getComputedStyle(document.querySelector("#after")).opacity);
+  check(opacity === "0.5", `the strength shows: ${opacity}`);
+  check((await page.textContent("#status")) === told, "and nothing is run for it");
+  const half = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
+  await half[0].saveAs(join(shots, "half.png"));
+  await page.fill("#strength", "100");
   const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
   await download.saveAs(join(shots, "saved.png"));
   check(download.suggestedFilename() === `${basename(photo, ".png")}-restored.png`, download.suggestedFilename());
+  if (families) {
+    await page.uncheck("#auto");
+    await page.waitForFunction(() => document.querySelector("#save").hidden, null, { timeout: 60000, polling: 5 });
+    await page.check("#families input[value=haze]");
+    await page.click("#cancel");
+    check(true, "another choice of what to mend restores again");
+  }
   await page.setViewportSize({ width: 400, height: 800 });
   await shoot(page, "5-narrow.png", true);
   return {

@@ -15,7 +15,7 @@ const largest = (a, b) => {
 /**
  * @param {URL} folder the golden folder
  * @param read (url) => Promise<Uint8Array>
- * @param open (model URL) => Promise<{restore(image) => Promise<{data, posterior, gate}>}>
+ * @param open (model URL) => Promise<{restore(image, {fix, strength}) => Promise<{data, posterior, gate}>}>
  * @returns {Promise<{name, difference, failures: string[]}[]>}
  */
 export async function runGolden(folder, read, open) {
@@ -23,7 +23,7 @@ export async function runGolden(folder, read, open) {
   const manifest = JSON.parse(new TextDecoder().decode(await read(at("manifest.json"))));
   const report = [];
   for (const entry of manifest.cases) {
-    const { name, width, height, channels, tolerance } = entry;
+    const { name, width, height, channels, tolerance, fix, strength, evidence = [] } = entry;
     const [Samples, top] = TYPES[entry.type];
     const data = new Samples((await read(at(entry.input))).slice().buffer);
     const expected = new Float32Array((await read(at(entry.restored))).slice().buffer);
@@ -33,15 +33,18 @@ export async function runGolden(folder, read, open) {
 
     const shown = channels < 3 ? 1 : 3; // the others are alpha
     const floats = Float32Array.from(data, (value) => value / top);
-    const result = await model.restore({ data: floats, width, height });
+    const result = await model.restore({ data: floats, width, height }, { fix, strength });
     const colours = result.data.filter((_, i) => i % channels < shown);
     const difference = largest(colours, expected);
     expect(difference <= tolerance, `restored differs by ${difference}`);
     expect(largest(result.posterior, entry.posterior) <= tolerance, "posterior differs");
     expect(largest(result.gate, entry.gate) <= tolerance, "gate differs");
+    expect(largest(result.evidence, evidence) <= tolerance, "evidence differs");
+    const kept = await model.restore({ data, width, height }, { strength: 0 });
+    expect(largest(kept.data, data) === 0, "strength 0 changes the picture");
 
     if (top > 1) {
-      const same = await model.restore({ data, width, height });
+      const same = await model.restore({ data, width, height }, { fix, strength });
       expect(same.data instanceof Samples, "the sample type changed");
       const wanted = expected.map((value) => Math.round(value * top));
       const levels = largest(
@@ -76,9 +79,9 @@ export async function runGolden(folder, read, open) {
     opened.close?.();
     report.push({ name, difference, failures });
   }
-  for (const { name, model, width, height, says } of manifest.refused) {
+  for (const { name, model, width, height, says, fix, strength } of manifest.refused) {
     const opened = await open(at(model));
-    const answer = opened.restore({ data: new Uint8Array(width * height * 3), width, height });
+    const answer = opened.restore({ data: new Uint8Array(width * height * 3), width, height }, { fix, strength });
     const message = await answer.then(
       () => "no error",
       (error) => error.message,

@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import * as ort from "onnxruntime-web";
-import { ModelError, restore, specOf } from "../src/restore.js";
+import { ModelError, restore, specOf, steer } from "../src/restore.js";
 import { runGolden } from "./golden.mjs";
 import { check, finish, throws } from "./support.mjs";
 
@@ -25,7 +25,7 @@ async function open(url, pause = async () => {}) {
     const tensors = Object.entries(feeds).map(([name, [data, dims]]) => [name, new ort.Tensor("float32", data, dims)]);
     return sessions[graph].run(Object.fromEntries(tensors));
   };
-  return { spec, files, restore: (image) => restore(image, spec, run, pause) };
+  return { spec, files, restore: async (image, { fix, strength } = {}) => restore(image, spec, run, pause, steer(spec, fix, strength)) };
 }
 
 for (const { name, difference, failures } of await runGolden(folder, read, open)) {

@@ -8,13 +8,15 @@ Python, C++ and JavaScript check themselves against the files. A case is an entr
     input     little-endian samples, rows of interleaved pixels without gaps
     restored  float32 rows of the colours (1 or 3 channels), clipped to 0..1
     posterior, gate   the routing that the tiles shared
-    tolerance         largest allowed difference of ``restored``, ``posterior`` and ``gate`` (fp32)
+    fix, strength     what may be mended, and how far (docs/permissions.md), where they are not the default
+    evidence          where the model has families
+    tolerance         largest allowed difference of all of them (fp32)
 
 After integers in, integers out may differ from the rounded ``restored`` by one level; alpha is kept, and scaled where
 the type changes. ``refused`` names pictures whose restoration is an error: ``name``, ``model``, ``width``, ``height``
-(RGB, 8 bit, all 0) and ``says``, which is part of the message. ``enlarged`` are cases of models that enlarge:
-``scale``, ``width`` and ``height`` of the input, and ``restored`` with all channels, alpha among them. ``tables/``
-holds what needs no model.
+(RGB, 8 bit, all 0), perhaps ``fix`` and ``strength``, and ``says``, which is part of the message. ``enlarged`` are
+cases of models that enlarge: ``scale``, ``width`` and ``height`` of the input, and ``restored`` with all channels,
+alpha among them. ``tables/`` holds what needs no model.
 """
 
 from __future__ import annotations
@@ -40,9 +42,18 @@ FORMAT = 2
 TOLERANCE = 1e-4  # the fp32 parity bar of the project
 _TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "f32": np.dtype("<f4")}
 
-# (model, image [H, W, 3] float32 in 0..1) -> restored [H, W, 3], posterior [P], gate [E]
-Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-Restore = Callable[[Path, NDArray[np.float32]], Restored]
+# (model, image [H, W, 3] float32 in 0..1, fix, strength) -> restored [H, W, 3], posterior [P], gate [E], evidence [F]
+Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Restore = Callable[[Path, NDArray[np.float32], str | None, str], Restored]
+FAMILIES = {"noise": 0.0, "jpeg": 0.0, "haze": 0.9, "low_light": 0.5}
+# fix and strength of the cases that have one
+STEERED: dict[str, tuple[str | None, str]] = {
+    "told_haze_u8": ("haze", "0.75"),
+    "told_one_tile_f32": (None, "noise=0.5"),
+    "told_all_alpha_u16": ("all", "0.5,haze=0.25"),
+    "told_auto_u8": (None, "1"),
+    "half_grey_alpha_u8": (None, "0.5"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,9 @@ class GoldenCase:
     posterior: NDArray[np.float32]
     gate: NDArray[np.float32]
     tolerance: float
+    fix: str | None = None
+    strength: str = "1"
+    evidence: NDArray[np.float32] | None = None
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -92,7 +106,9 @@ def golden_picture(width: int, height: int, channels: int = 3, *, kind: str = "u
     return np.asarray(np.rint(unit * np.iinfo(dtype).max), dtype=dtype)
 
 
-def _plan(standin: Path, standin_k2: Path, ranged: Path, model: Path | None) -> list[tuple[str, Path, NDArray[Any]]]:
+def _plan(
+    standin: Path, standin_k2: Path, ranged: Path, told: Path, model: Path | None
+) -> list[tuple[str, Path, NDArray[Any]]]:
     """What is tested: name, model, picture. The stand-in's tiles are 48 px with a halo of 8."""
     plan = [
         ("nine_tiles_u8", standin, golden_picture(100, 86)),
@@ -107,6 +123,11 @@ def _plan(standin: Path, standin_k2: Path, ranged: Path, model: Path | None) -> 
         ("grey_u8", standin, golden_picture(70, 55, 1, seed=11)),
         ("grey_alpha_u16", standin_k2, golden_picture(40, 60, 2, kind="u16", seed=12)),
         ("float_alpha_f32", standin, golden_picture(20, 50, 4, kind="f32", seed=13)),
+        ("told_haze_u8", told, golden_picture(70, 60, seed=14)),
+        ("told_one_tile_f32", told, golden_picture(40, 30, kind="f32", seed=15)),
+        ("told_all_alpha_u16", told, golden_picture(60, 50, 4, kind="u16", seed=16)),
+        ("told_auto_u8", told, golden_picture(60, 40, seed=17)),
+        ("half_grey_alpha_u8", ranged, golden_picture(60, 40, 2, seed=18)),
     ]
     if model is not None:
         plan += [
@@ -129,9 +150,14 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
     standin_k2 = write_standin(folder, "standin_k2", top_k=2, statistics=False)
     ranged = write_standin(folder, "standin_range", value_range=(-1.0, 3.0), names=("pixels", "better"))
     spoilt = write_standin(folder, "standin_nan", spoilt="restored")
+    told = write_standin(folder, "standin_told", families=FAMILIES)
     cases = []
-    for name, model, pixels in _plan(standin, standin_k2, ranged, named):
-        restored, posterior, gate = restore(model, to_unit(colours(pixels)))
+    for name, model, pixels in _plan(standin, standin_k2, ranged, told, named):
+        fix, strength = STEERED.get(name, (None, "1"))
+        restored, posterior, gate, evidence = restore(model, to_unit(colours(pixels)), fix, strength)
+        steered = {key: said for key, said in (("fix", fix), ("strength", strength)) if name in STEERED and said}
+        if len(evidence):
+            steered["evidence"] = [float(value) for value in evidence]
         (folder / "in" / f"{name}.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
         (folder / "out" / f"{name}.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
         cases.append(
@@ -147,11 +173,20 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
                 "posterior": [float(value) for value in posterior],
                 "gate": [float(value) for value in gate],
                 "tolerance": TOLERANCE,
+                **steered,
             }
         )
-    refused = [
+    refused: list[dict[str, Any]] = [
         {"name": f"nan_{side}", "model": spoilt.name, "width": side, "height": 40, "says": "NaN"} for side in (40, 100)
     ]
+    for name, model, fix, strength, says in (
+        ("untold_fix", standin, "noise", "1", "permissions"),
+        ("untold_family_strength", standin, None, "noise=0.5", "permissions"),
+        ("told_unknown", told, "fog", "1", "fog"),
+        ("told_too_strong", told, None, "1.5", "0 to 1"),
+    ):
+        entry = {"name": name, "model": model.name, "width": 20, "height": 20, "says": says, "strength": strength}
+        refused.append(entry | ({"fix": fix} if fix else {}))
     enlarged = _write_enlarged(folder)
     manifest = {"format": FORMAT, "cases": cases, "enlarged": enlarged, "refused": refused}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -195,17 +230,25 @@ def load_golden(folder: Path) -> list[GoldenCase]:
         )
         posterior, gate = (np.array(entry[key], np.float32) for key in ("posterior", "gate"))
         model = (folder / entry["model"]).resolve()
-        cases.append(GoldenCase(entry["name"], model, pixels, restored, posterior, gate, entry["tolerance"]))
+        steered = {
+            "fix": entry.get("fix"),
+            "strength": entry.get("strength", "1"),
+            "evidence": np.array(entry.get("evidence", []), np.float32),
+        }
+        case = GoldenCase(entry["name"], model, pixels, restored, posterior, gate, entry["tolerance"], **steered)
+        cases.append(case)
     return cases
 
 
-def restore_with_python(model: Path, image: NDArray[np.float32]) -> Restored:
+def restore_with_python(
+    model: Path, image: NDArray[np.float32], fix: str | None = None, strength: str = "1"
+) -> Restored:
     """What :class:`clusir.runtimes.restore.restorer.Restorer` makes of a picture over ONNX Runtime on the CPU."""
-    with Restorer(model, backend="ort", device="cpu") as restorer:
+    with Restorer(model, backend="ort", device="cpu", fix=fix, strength=strength) as restorer:
         restored, work = restorer.restore_and_tell(image)
     if work.routing is None:
         raise UsageError(f"{model} has no routing; golden cases are of routed models")
-    return restored, work.routing.posterior, work.routing.gate
+    return restored, work.routing.posterior, work.routing.gate, work.routing.evidence
 
 
 def main(arguments: list[str]) -> int:
