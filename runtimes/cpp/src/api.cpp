@@ -152,7 +152,7 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
                                from.low,
                                from.high,
                                from.checkpoint_sha256.c_str(),
-                 static_cast<uint32_t>(from.upscale),
+                               static_cast<uint32_t>(from.upscale),
                                static_cast<uint32_t>(from.families.size())};
         std::memcpy(spec, &full, spec->struct_size);
     });

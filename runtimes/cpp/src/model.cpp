@@ -218,7 +218,8 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
     const Axis large_rows = enlarged(rows, spec_.upscale, spec_.halo_px),
                large_columns = enlarged(columns, spec_.upscale, spec_.halo_px);
     const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{out.width} * channels;
-    const auto tile_h = static_cast<std::size_t>(large_rows.tile), tile_w = static_cast<std::size_t>(large_columns.tile);
+    const auto tile_h = static_cast<std::size_t>(large_rows.tile),
+               tile_w = static_cast<std::size_t>(large_columns.tile);
     std::vector<float> planes(channels * static_cast<std::size_t>(rows.tile * columns.tile)),
         restored(channels * tile_h * tile_w);
     // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h, whatever the picture's height.

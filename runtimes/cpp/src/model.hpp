@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "backend.hpp"
+#include "backends/backend.hpp"
 #include "routing.hpp"
 #include "spec.hpp"
 #include "steering.hpp"

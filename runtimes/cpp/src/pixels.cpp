@@ -88,7 +88,9 @@ Taps taps_at(std::size_t position, std::size_t length, int scale) {
     double sum = 0.0;
     for (std::size_t x = taps.first; x < end; ++x) {
         const double d = std::fabs(static_cast<double>(x) + 0.5 - centre);
-        const double w = d < 1.0 ? (1.5 * d - 2.5) * d * d + 1.0 : d < 2.0 ? ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0 : 0.0;
+        const double w = d < 1.0   ? (1.5 * d - 2.5) * d * d + 1.0
+                         : d < 2.0 ? ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+                                   : 0.0;
         taps.weights.push_back(w);
         sum += w;
     }
@@ -121,7 +123,8 @@ template <typename Sample>
 void write_as(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row, const ModelSpec& spec,
               float blend) {
     const bool large = spec.upscale != 1;
-    const std::vector<float> alphas = large && has_alpha(out) ? enlarged_alpha(in, y, spec.upscale) : std::vector<float>{};
+    const std::vector<float> alphas =
+        large && has_alpha(out) ? enlarged_alpha(in, y, spec.upscale) : std::vector<float>{};
     auto* into = const_cast<Sample*>(row_of<Sample>(out, y));
     const auto channels = static_cast<std::size_t>(spec.channels);
     const std::size_t alpha = has_alpha(out) ? 1 : 0, colours = out.channels - alpha;
@@ -203,8 +206,9 @@ void check_samples(const clusir_image& in) {
 void check_pair(const clusir_image& in, const clusir_image& out, const ModelSpec& spec) {
     const auto scale = static_cast<std::uint64_t>(spec.upscale);
     if (scale * in.width != out.width || scale * in.height != out.height || in.channels != out.channels) {
-        refuse("out", scale == 1 ? "differs from 'in' in width, height or channels"
-                                 : "is not " + std::to_string(scale) + " times as wide and high as 'in', of as many channels");
+        refuse("out", scale == 1
+                          ? "differs from 'in' in width, height or channels"
+                          : "is not " + std::to_string(scale) + " times as wide and high as 'in', of as many channels");
     }
     const auto from = reinterpret_cast<std::uintptr_t>(in.data), to = reinterpret_cast<std::uintptr_t>(out.data);
     if (from < to + extent(out) && to < from + extent(in)) refuse("out", "overlaps 'in'; give it memory of its own");

@@ -82,7 +82,8 @@ Steering steer(const ModelSpec& spec, const std::string& fix, const std::string&
                ": the model takes no permissions and mends everything it knows at once; an overall strength works with "
                "any model");
     }
-    if (spec.upscale != 1 && steering.blend != 1.0F) refuse("strength: an enlarged picture cannot be blended with what went in");
+    if (spec.upscale != 1 && steering.blend != 1.0F)
+        refuse("strength: an enlarged picture cannot be blended with what went in");
     const auto known = [&](const std::string& name) {
         return std::find(spec.families.begin(), spec.families.end(), name) != spec.families.end();
     };

@@ -108,10 +108,10 @@ void arguments(clusir_model* model) {
         refused(clusir_get_spec(model, &guarded.spec), CLUSIR_INVALID_ARGUMENT, "a spec of " + std::to_string(size));
     }
     guarded.spec.families = 99;
-    guarded.spec.struct_size = offsetof(clusir_spec, families);
+    guarded.spec.struct_size = offsetof(clusir_spec, scale);
     checks.that(
         clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.spec.families == 99 && guarded.spec.tile_px == 48,
-        "a spec of a header without families");
+        "a spec of a header without scale and families");
     guarded.spec.struct_size = sizeof guarded.spec;
     checks.that(clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.behind[0] == 0x5A, "a spec and no more");
     checks.that(guarded.spec.channels == 3 && guarded.spec.tile_px == 48 && guarded.spec.static_px == 48 &&

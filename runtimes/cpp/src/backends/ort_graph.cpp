@@ -2,8 +2,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "../error.hpp"
 #include "backend.hpp"
-#include "error.hpp"
 #include "onnx_file.hpp"
 #include "ort_library.hpp"
 

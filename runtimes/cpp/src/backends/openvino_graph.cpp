@@ -8,8 +8,8 @@
 
 #include <openvino/openvino.hpp>
 
+#include "../error.hpp"
 #include "backend.hpp"
-#include "error.hpp"
 #include "onnx_file.hpp"
 
 namespace clusir::detail {

@@ -19,7 +19,7 @@
 #endif
 #endif
 
-#include "error.hpp"
+#include "../error.hpp"
 
 namespace clusir::detail {
 namespace {

@@ -1,6 +1,6 @@
 #include "backend.hpp"
 
-#include "error.hpp"
+#include "../error.hpp"
 
 namespace clusir::detail {
 

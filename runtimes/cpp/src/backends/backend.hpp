@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "spec.hpp"
+#include "../spec.hpp"
 
 namespace clusir::detail {
 

@@ -4,8 +4,8 @@
 
 #include <optional>
 
+#include "../spec.hpp"
 #include "backend.hpp"
-#include "spec.hpp"
 
 namespace clusir::detail {
 
