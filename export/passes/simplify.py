@@ -13,6 +13,7 @@ from clusir.spec import ModelSpec
 
 __all__ = ["AttachMetadata", "CheckStandard", "SimplifyGraph", "operators"]
 
+_NOTES = ("clusir.", "pkg.", "onnxsim.")  # metadata of exporter and simplifier, and what is written anew
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
@@ -95,7 +96,7 @@ class AttachMetadata(GraphPass):
             del value.metadata_props[:]
         del described.graph.metadata_props[:]
         mine = self.spec.to_metadata()
-        foreign = {p.key: p.value for p in described.metadata_props if not p.key.startswith(("clusir.", "pkg."))}
+        foreign = {p.key: p.value for p in described.metadata_props if not p.key.startswith(_NOTES)}
         onnx.helper.set_model_props(described, mine | foreign)
         described.producer_name, described.producer_version = "clusir", str(self.spec.spec_version)
         return PassResult(described, True, (f"graph {self.spec.graph}, precision {self.spec.precision}",))

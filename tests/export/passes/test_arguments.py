@@ -67,6 +67,8 @@ def test_the_argument_stays_what_it_was(written: onnx.ModelProto, step: Pass[onn
 def test_metadata_of_others_stays_and_the_exporters_notes_go(written: onnx.ModelProto) -> None:
     properties = {p.key: p.value for p in AttachMetadata(SPEC).apply(written).model.metadata_props}
     assert properties == SPEC.to_metadata() | {"author": "somebody"}
+    simplified = SimplifyGraph().apply(written).model
+    assert {p.key: p.value for p in AttachMetadata(SPEC).apply(simplified).model.metadata_props} == properties
     again = AttachMetadata(ModelSpec(name="other")).apply(AttachMetadata(SPEC).apply(written).model).model
     assert {p.key: p.value for p in again.metadata_props}["clusir.name"] == '"other"'
 
