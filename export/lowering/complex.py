@@ -109,7 +109,10 @@ class _PairInterpreter(fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _name(target)
         if name in FFT_HANDLERS:
-            return FFT_HANDLERS[name](*args, **kwargs)
+            try:
+                return FFT_HANDLERS[name](*args, **kwargs)
+            except NotImplementedError as error:
+                raise self._refuse(str(error)) from error
         if not (_any_complex(args) or _any_complex(kwargs) or name in ("complex", "polar", "view_as_complex")):
             rewrite = _REAL_REWRITES.get(name)
             return rewrite(*args, **kwargs) if rewrite else super().call_function(target, args, kwargs)

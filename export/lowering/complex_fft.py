@@ -111,8 +111,20 @@ def aten_transforms() -> Iterator[None]:
         _OPAQUE.reset(token)
 
 
+def _check_lengths(x: Tensor, dim: Sequence[int]) -> None:
+    """A transform becomes a product with a table of length x length; over all tokens (h * w) that is the square of the
+    picture, gigabytes at an ordinary size."""
+    for length in (x.shape[d] for d in dim):
+        if isinstance(length, torch.SymInt) and len(length.node.expr.free_symbols) > 1:
+            raise NotImplementedError(
+                "a transform over all tokens of a picture (height times width) needs tables that grow with the square "
+                "of the picture; transform rows and columns apart, or export one small size with --size"
+            )
+
+
 def _r2c(x: Tensor, dim: Sequence[int], norm: int, onesided: bool) -> Pair:
     dim = _positive(dim, x.dim())
+    _check_lengths(x, dim)
     if not _OPAQUE.get():
         return _split(torch.view_as_real(_ATEN._fft_r2c.default(x, dim, norm, onesided)))
     return _split(fft_r2c(x, dim, norm, onesided))
@@ -132,6 +144,7 @@ def _c2r(a: Any, dim: Sequence[int], norm: int, last_dim_size: Any) -> Tensor:
 def _c2c(a: Any, dim: Sequence[int], norm: int, forward: bool) -> Pair:
     x = _join(a)
     dim = _positive(dim, x.dim() - 1)
+    _check_lengths(x, dim)
     if not _OPAQUE.get():
         return _split(torch.view_as_real(_ATEN._fft_c2c.default(torch.view_as_complex(x), dim, norm, forward)))
     return _split(fft_c2c(x, dim, norm, forward))

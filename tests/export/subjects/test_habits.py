@@ -20,6 +20,7 @@ from clusir.export.subjects.outputs import choose_output
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.restorer import Unsullied
 from clusir.export.subjects.scripted import unscripted
+from clusir.export.validate.foreign import _well_conditioned, plain_pictures
 from clusir.runtimes import open_runner
 
 BACKENDS = ("ort", "openvino")
@@ -122,6 +123,15 @@ class Scans(nn.Module):
         return x + torch.stack(found, -1).mean(-1)[..., None, None]
 
 
+class AllTokens(nn.Module):
+    """One transform over all tokens, as long convolutions have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2)
+        spectrum = torch.fft.rfft(tokens)  # over height times width
+        return torch.fft.irfft(spectrum * 0.5, n=tokens.shape[-1]).view(x.shape)
+
+
 class NeedsSigma(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x * sigma
@@ -160,6 +170,7 @@ class QuietNoise(nn.Module):
     [
         (Scans(), r"test_habits\.py:\d+ `for i in range.*: a loop of \d+ turns, whose number follows the size"),
         (Scans(by_parts=True), r"test_habits\.py:\d+ `for token in .*: a loop over \d+ parts"),
+        (AllTokens(), r"test_habits\.py:\d+ `spectrum = .*over height times width`: a transform over all tokens"),
         (NeedsSigma(), "missing 1 required positional argument: 'sigma': a restorer takes one picture; wrap"),
         (
             Breaks(),
@@ -250,3 +261,22 @@ def test_scripted_submodules_are_read_from_their_graphs() -> None:
     assert not any(isinstance(m, torch.jit.ScriptModule) for m in whole.modules())
     assert {tuple(p.shape) for p in whole.parameters()} == {tuple(p.shape) for p in block.parameters()}
     torch.testing.assert_close(copy.deepcopy(whole)(image), want)
+
+
+def test_plain_pictures_are_compared_where_the_model_itself_is_sure_of_them() -> None:
+    class Divides(nn.Module):
+        def __init__(self, epsilon: float) -> None:
+            super().__init__()
+            self.epsilon = epsilon
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x / (x.amax((1, 2, 3), keepdim=True) + self.epsilon)
+
+    class Phase(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.irfft2(torch.exp(1j * torch.fft.rfft2(x).angle()), s=x.shape[-2:])
+
+    plain = plain_pictures(3, 12, 16)
+    assert _well_conditioned(Divides(1e-8), plain).tolist() == [True, True, True]
+    assert _well_conditioned(Divides(0.0), plain).tolist() == [False, True, True]
+    assert not _well_conditioned(Phase(), plain)[1:].any()
