@@ -114,7 +114,8 @@ def aten_transforms() -> Iterator[None]:
 def _check_lengths(x: Tensor, dim: Sequence[int]) -> None:
     """A transform becomes a product with a table of length x length; over all tokens (h * w) that is the square of the
     picture, gigabytes at an ordinary size."""
-    for length in (x.shape[d] for d in dim):
+    lengths: list[Any] = [x.shape[d] for d in dim]
+    for length in lengths:
         if isinstance(length, torch.SymInt) and len(length.node.expr.free_symbols) > 1:
             raise NotImplementedError(
                 "a transform over all tokens of a picture (height times width) needs tables that grow with the square "
