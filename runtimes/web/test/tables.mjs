@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { channelsOf, checkFinite, checkSamples, gather, writeRow } from "../src/pixels.js";
 import { topK } from "../src/routing.js";
 import { hints, steer } from "../src/steering.js";
-import { FIELDS, ModelError, readSpec } from "../src/spec.js";
+import { FIELDS, ModelError, readMetadata, readSpec } from "../src/spec.js";
 import { planAxis, reflect, sample } from "../src/tiling.js";
 import { check, finish } from "./support.mjs";
 
@@ -40,6 +40,13 @@ for (const entry of specs.bad) {
   const error = thrown(() => read(entry));
   check(error instanceof ModelError && !error.message.includes("\n"), `bad spec '${entry.name}': ${error}`);
 }
+// Metadata alone is no model: ModelProto field 14, one entry of key (1) and value (2).
+const key = [...Buffer.from("clusir.spec_version")];
+const entry = [0x0a, key.length, ...key, 0x12, 1, 0x31];
+const headless = thrown(() => readMetadata(Uint8Array.from([0x72, entry.length, ...entry])));
+check(headless instanceof ModelError, `metadata without a graph: ${headless}`);
+const whole = readMetadata(Uint8Array.from([0x72, entry.length, ...entry, 0x3a, 0]));
+check(whole.get("clusir.spec_version") === "1", "metadata beside a graph");
 for (const field of Object.keys(FIELDS)) console.log(`field ${field}`);
 
 for (const { name, probability, k, gate } of table("gates").cases) {
