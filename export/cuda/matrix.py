@@ -44,6 +44,16 @@ class _Group:
     batch: int
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What is run, where its files go, on which device, and how often each row is timed."""
+
+    plan: MatrixPlan
+    folder: Path
+    device: str
+    runs: int
+
+
 def run_matrix(
     folder: str | Path,
     device: str = "cuda",
@@ -70,7 +80,7 @@ def run_matrix(
                 group = _Group(name, precision, batch)
                 progress(f"{name} {precision} batch {batch}")
                 with exact_kernels():
-                    _run_group(group, model, digest, plan, folder, device, runs, log, progress)
+                    _run_group(group, model, digest, _Place(plan, folder, device, runs), log, progress)
     report = MatrixReport(
         fingerprint(), device, plan, runs, [r for r in log.rows.values() if _belongs(r, plan, device)]
     )
@@ -101,14 +111,12 @@ def _run_group(
     group: _Group,
     model: ClusIR,
     digest: str,
-    plan: MatrixPlan,
-    folder: Path,
-    device: str,
-    runs: int,
+    here: _Place,
     log: _Log,
     progress: Progress,
 ) -> None:
     """Open every engine of the group, check each against the reference, then time them in turns."""
+    plan, folder, device, runs = here.plan, here.folder, here.device, here.runs
     rows = [replace(row, checkpoint=digest, device=device, tile_px=plan.tile_px) for row in _rows(group, plan, device)]
     rows = [row for row in rows if log.lacks(row)]
     if not rows:

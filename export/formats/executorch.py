@@ -36,7 +36,7 @@ from clusir.network.model import ClusIR
 from clusir.network.router import top_k_gate
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["DELEGATES", "ProgramRecord", "write_executorch"]
+__all__ = ["DELEGATES", "ProgramOptions", "ProgramRecord", "write_executorch"]
 
 DELEGATES = ("xnnpack", "portable")
 _SAMPLES = 9  # of a picture with three tiles or more each way, for its router: clusir.runtimes.restore.tiling
@@ -54,18 +54,22 @@ class ProgramRecord:
     max_abs: float
 
 
+@dataclass(frozen=True)
+class ProgramOptions:
+    """What to write: tiles of ``tile_px`` that overlap by ``halo_px``, for ``delegate``; ``samples`` tiles of a picture
+    for the router. The rest names the network in the programs' metadata."""
+
+    tile_px: int = 256
+    halo_px: int = 16
+    delegate: str = "xnnpack"
+    graphs: Sequence[str] = ("whole", "tile", "router")
+    samples: int = _SAMPLES
+    checkpoint_sha256: str = ""
+    cluster_labels: tuple[tuple[str, ...], ...] = ()
+
+
 def write_executorch(
-    model: ClusIR,
-    folder: Path,
-    stem: str = "clusir",
-    *,
-    tile_px: int = 256,
-    halo_px: int = 16,
-    delegate: str = "xnnpack",
-    graphs: Sequence[str] = ("whole", "tile", "router"),
-    samples: int = _SAMPLES,
-    checkpoint_sha256: str = "",
-    cluster_labels: tuple[tuple[str, ...], ...] = (),
+    model: ClusIR, folder: Path, stem: str = "clusir", options: ProgramOptions | None = None
 ) -> list[ProgramRecord]:
     """Writes ``<stem>.pte``, ``<stem>.tile.pte`` and ``<stem>.router.pte`` into ``folder``, float32, batch 1; the
     router takes exactly ``samples`` tiles of a picture. (With an open batch, 1 to 9, ExecuTorch 1.4.1 wrote a router
@@ -74,9 +78,11 @@ def write_executorch(
     Raises UsageError for an unknown delegate or graph and for a tile that the network does not take, BackendError where
     ExecuTorch is not installed, ExportError where it refuses, ValidationError where a program disagrees with PyTorch.
     """
-    if delegate not in DELEGATES:
-        raise UsageError(f"delegate {delegate!r} is not one of {', '.join(DELEGATES)}")
-    if unknown := set(graphs) - set(GRAPHS):
+    options = options or ProgramOptions()
+    tile_px, halo_px, samples = options.tile_px, options.halo_px, options.samples
+    if options.delegate not in DELEGATES:
+        raise UsageError(f"delegate {options.delegate!r} is not one of {', '.join(DELEGATES)}")
+    if unknown := set(options.graphs) - set(GRAPHS):
         raise UsageError(f"graph {sorted(unknown)[0]!r} is not one of {', '.join(GRAPHS)}")
     multiple = model.config.size_multiple
     if not 1 <= samples <= _SAMPLES:
@@ -92,23 +98,23 @@ def write_executorch(
     assert isinstance(fixed, ClusIR)
     records = []
     with staged(folder) as stage:
-        for form in (GRAPHS[name] for name in graphs):
+        for form in (GRAPHS[name] for name in options.graphs):
             spec = ModelSpec(
                 name=stem,
                 graph=form.name,
-                checkpoint_sha256=checkpoint_sha256,
+                checkpoint_sha256=options.checkpoint_sha256,
                 size=SizeRequirements(multiple, multiple, tile_px),
                 tile_px=tile_px,
                 halo_px=halo_px,
                 clusters=model.config.clusters,
                 experts=(model.config.experts,) * model.config.levels,
                 top_k=model.config.top_k,
-                cluster_labels=cluster_labels,
+                cluster_labels=options.cluster_labels,
                 statistics=0 if form.name == "whole" else model.statistics_size(),
             )
             path = stage / f"{stem}{form.suffix.removesuffix('.onnx')}.pte"
             feeds = example(model, form, tile_px, samples)
-            delegated = _write(form.build(fixed), feeds, path, spec, delegate)
+            delegated = _write(form.build(fixed), feeds, path, spec, options.delegate)
             worst = _compare(path, form.build(model), example(model, form, tile_px, samples, seed=1), form, path.name)
             records.append(ProgramRecord(form.name, folder / path.name, path.stat().st_size, delegated, worst))
     return records
@@ -200,13 +206,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checkpoint.load(given.checkpoint),
             given.folder,
             given.checkpoint.stem,
-            tile_px=given.tile,
-            halo_px=given.halo,
-            delegate=given.delegate,
-            graphs=given.graph or tuple(GRAPHS),
-            samples=given.samples,
-            checkpoint_sha256=checkpoint.sha256(given.checkpoint),
-            cluster_labels=checkpoint.cluster_labels(str(given.checkpoint)),
+            ProgramOptions(
+                tile_px=given.tile,
+                halo_px=given.halo,
+                delegate=given.delegate,
+                graphs=given.graph or tuple(GRAPHS),
+                samples=given.samples,
+                checkpoint_sha256=checkpoint.sha256(given.checkpoint),
+                cluster_labels=checkpoint.cluster_labels(str(given.checkpoint)),
+            ),
         )
     except ClusirError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -63,15 +63,14 @@ def quantize_nncf(
     calibration: Calibration,
     config: QuantizeConfig | None = None,
     under_served: Iterable[tuple[int, int]] = (),
-    evaluator: Evaluator | None = None,
-    max_drop_db: float | None = None,
+    accuracy: tuple[Evaluator, float | None] | None = None,
     float_layers: Iterable[str] = (),
 ) -> QuantizeReport:
     """Quantise the float32 graph at ``model_path`` with NNCF and write an ONNX file.
 
     Of ``config`` only the steps that ``_ACTING`` names have a meaning here; any other that is not as in the default is
     refused.
-    With ``evaluator`` and ``max_drop_db`` NNCF's accuracy control puts operators back to float until the worst
+    With ``accuracy``, an evaluator and decibels, NNCF's accuracy control puts operators back to float until the worst
     degradation loses no more than that. ``float_layers``: more layer names to leave in float. Raises BackendError
     where NNCF is not installed, ExportError where it refuses the graph, or where its weights are not right on CPUs
     without VNNI.
@@ -85,6 +84,7 @@ def quantize_nncf(
             f"install it with: {install_line('nncf')}, or use --engine ort"
         ) from error
     config = config or QuantizeConfig()
+    evaluator, max_drop_db = accuracy or (None, None)
     acting = _acting(config)
     # The default engine's quantiser knows which layers stay float, and refuses activations that are not finite.
     plain = replace(config, steps=tuple(step for step in config.steps if step.name != "AddBiases"))

@@ -167,7 +167,9 @@ def make_precisions(
             report.files["fp16", graph] = out
     failure: BudgetError | None = None
     if "int8" in config.precisions:
-        failure = _make_int8(graphs, stem, config, reference, draw, manifest, evaluators, report, state, progress)
+        failure = _make_int8(
+            graphs, stem, config, _Drawn(reference, draw, manifest, evaluators), report, state, progress
+        )
     _measure_and_advise(graphs, config, evaluators, report, progress)
     if failure is not None:
         failure.report = report  # type: ignore[attr-defined]
@@ -199,20 +201,28 @@ def _evaluation(
     return samples
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """The float32 graph, the crops that calibrate it, and what measures its variants on other crops."""
+
+    reference: Reference
+    draw: Draw
+    manifest: Manifest
+    evaluators: dict[str, Evaluator]
+
+
 def _make_int8(
     graphs: dict[str, Path],
     stem: str,
     config: PrecisionConfig,
-    reference: Reference,
-    draw: Draw,
-    manifest: Manifest,
-    evaluators: dict[str, Evaluator],
+    drawn: _Drawn,
     report: PrecisionReport,
     state: Path | None,
     progress: Callable[[str], None],
 ) -> BudgetError | None:
+    reference, draw, manifest = drawn.reference, drawn.draw, drawn.manifest
     first = next(iter(graphs))
-    evaluator = evaluators[first]
+    evaluator = drawn.evaluators[first]
     settings = replace(config.quantize, manifest_sha256=manifest.sha256)
     under_served = draw.coverage.under_served
     for level, expert in under_served:
@@ -229,7 +239,7 @@ def _make_int8(
             out = _variant(path, stem, "int8")
             limit = config.budget.max_drop_db if graph == first else None
             found = quantize_nncf(
-                path, out, calibrate(path, draw, reference), settings, under_served, evaluator, limit, back
+                path, out, calibrate(path, draw, reference), settings, under_served, (evaluator, limit), back
             )
             back = [name for name, why in found.kept.items() if why == PUT_BACK]
             report.int8[graph], report.files["int8", graph] = found, out

@@ -14,7 +14,7 @@ import torch
 from toolchain import run
 
 from clusir.errors import BackendError, ExportError, UsageError
-from clusir.export.formats.executorch import example, main, write_executorch
+from clusir.export.formats.executorch import ProgramOptions, example, main, write_executorch
 from clusir.export.formats.static_fft import MatrixSplit, SplitByMatrices
 from clusir.export.trace.forms import GRAPHS
 from clusir.network import checkpoint
@@ -60,15 +60,15 @@ def test_every_graph_of_the_shipped_network_stays_the_same(network: ClusIR) -> N
 
 def test_wrong_requests_are_one_line(network: ClusIR, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="must be a multiple of"):
-        write_executorch(network, tmp_path / "out", tile_px=100)
+        write_executorch(network, tmp_path / "out", options=ProgramOptions(tile_px=100))
     with pytest.raises(UsageError, match="wider than two halos"):
-        write_executorch(network, tmp_path / "out", tile_px=64, halo_px=32)
+        write_executorch(network, tmp_path / "out", options=ProgramOptions(tile_px=64, halo_px=32))
     with pytest.raises(UsageError, match="1 to 9 of a picture"):
-        write_executorch(network, tmp_path / "out", tile_px=64, samples=10)
+        write_executorch(network, tmp_path / "out", options=ProgramOptions(tile_px=64, samples=10))
     with pytest.raises(UsageError, match="is not one of xnnpack, portable"):
-        write_executorch(network, tmp_path / "out", delegate="npu")
+        write_executorch(network, tmp_path / "out", options=ProgramOptions(delegate="npu"))
     with pytest.raises(UsageError, match="is not one of whole, tile, router"):
-        write_executorch(network, tmp_path / "out", graphs=("all",))
+        write_executorch(network, tmp_path / "out", options=ProgramOptions(graphs=("all",)))
     assert main([str(tmp_path / "out"), "--checkpoint", str(tmp_path / "none.safetensors")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -77,7 +77,7 @@ def test_wrong_requests_are_one_line(network: ClusIR, tmp_path: Path, capsys: py
 @pytest.mark.skipif(INSTALLED, reason=needs.NEEDS["no executorch"])
 def test_without_executorch_it_says_how_to_get_it(network: ClusIR, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r'pip install "clusir\[executorch\]"'):
-        write_executorch(network, tmp_path / "out", tile_px=64)
+        write_executorch(network, tmp_path / "out", options=ProgramOptions(tile_px=64))
 
 
 @pytest.mark.slow
