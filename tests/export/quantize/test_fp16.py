@@ -10,7 +10,7 @@ from small_graphs import Net
 from clusir.errors import BudgetError, CalibrationError
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.float16 import Fp16Config, convert_fp16
-from clusir.export.quantize.layers import load_graph, metadata_of
+from clusir.export.quantize.layers import metadata_of
 from clusir.spec import ModelSpec
 
 
@@ -111,11 +111,11 @@ def test_blocks_go_back_to_float32_until_the_agreement_holds(routed: Any, tmp_pa
     assert sum(better.kept.values()) > sum(plain.kept.values())
 
 
-def test_an_agreement_out_of_reach_writes_the_best_and_fails(routed: Any, tmp_path: Path) -> None:
+def test_an_agreement_out_of_reach_writes_nothing_and_fails(routed: Any, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
-    with pytest.raises(BudgetError, match=r"300\.0 dB are asked for; the best that was reached is in"):
+    with pytest.raises(BudgetError, match=r"300\.0 dB are asked for; nothing is written"):
         convert_fp16(routed.tile, out, routed.calibration(routed.tile).feeds[:1], Fp16Config(agreement_db=300.0))
-    load_graph(out)
+    assert not out.exists()
 
 
 def test_a_model_that_is_not_finite_is_refused(routed: Any, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_float16_has_no_digits_for_stays_in_float32(tmp_path: Path) -> None
     report = convert_fp16(tmp_path / "m.onnx", tmp_path / "out.onnx", feeds, Fp16Config(agreement_db=0.0))
     assert report.reasons["lies below float16's digits"] >= 2
     assert report.agreement_db is not None
-    assert report.agreement_db > 45
+    assert report.agreement_db > 40
     for reason in ("global residual", "sum, norm, softmax or comparison", "first convolution"):
         assert report.reasons[reason] >= 1, report.reasons
 
