@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 __all__ = [
-    "BACKENDS", "BFLOAT16", "DEVICES", "INPUTS", "INSTALL_GPU", "MODULES", "ONNX_BACKENDS", "OUTPUTS", "PRECISIONS",
-    "install_line", "installed_backends",
+    "BACKENDS", "BFLOAT16", "DEVICES", "HOSTS", "INPUTS", "INSTALL_GPU", "MODULES", "ONNX_BACKENDS", "OUTPUTS",
+    "PRECISIONS", "install_line", "installed_backends",
 ]  # fmt: skip
 
 # The Python module behind each backend, in the order in which they are tried.
@@ -15,6 +15,7 @@ BACKENDS = ("auto", *MODULES)
 ONNX_BACKENDS = ("ort", "openvino")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "int8")  # of files
+HOSTS = ("transformers.js",)  # programs that open models: clusir-export --target
 BFLOAT16 = "bf16"  # how a float32 file may be computed
 
 # Tensors of an exported graph; a graph has some of them. A brought model may call the picture and the result otherwise

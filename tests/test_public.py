@@ -30,6 +30,8 @@ PUBLIC = {
         "top_k_gate",
     "clusir.export.formats":
         "ExportReport MobileReport check_golden export_bundle write_executorch write_ort_mobile",
+    "clusir.export.formats.hosts":
+        "Finding Host HostForm NotRunHere Source TARGETS export_targets open_source target verify_target",
     "clusir.export.graph":
         "GraphEdit GraphIndex LinearGraph Probe count_macs",
     "clusir.export.lowering":

@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clusir.cli._common import console as stdout
 from clusir.errors import UsageError
 
-__all__ = ["DESCRIBING", "adoption_options", "run_adoption"]
+if TYPE_CHECKING:
+    from clusir.export.subjects.onnx_file import Description
+
+__all__ = ["DESCRIBING", "adoption_options", "description", "run_adoption"]
 
 # The options that only --from reads, by their names in the command's function.
 DESCRIBING = ("value_range", "mean", "deviation", "bgr", "layout", "values", "picture", "passes")
@@ -85,6 +88,15 @@ def adoption_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def description(options: dict[str, Any]) -> Description:
+    """What the options say of somebody else's file."""
+    from clusir.export.subjects.onnx_file import Description
+
+    plain = [key for key in DESCRIBING if key not in ("values", "passes")]
+    described = {key: options[key] for key in plain if options[key] is not None}
+    return Description(**described, values=dict(options["values"]), answer=options["output"])
+
+
 def run_adoption(source: Path, out: Path, options: dict[str, Any], context: click.Context) -> None:
     """Adopt ``source`` as ``out`` and print what was found and compared. Raises UsageError for options that do
     nothing here."""
@@ -100,11 +112,8 @@ def run_adoption(source: Path, out: Path, options: dict[str, Any], context: clic
     from rich.console import Console
 
     from clusir.export.adopt import AdoptionConfig, adopt
-    from clusir.export.subjects.onnx_file import Description
 
-    plain = [key for key in DESCRIBING if key not in ("values", "passes")]
-    described = {key: options[key] for key in plain if options[key] is not None}
-    told = Description(**described, values=dict(options["values"]), answer=options["output"])
+    told = description(options)
 
     def chosen(name: str) -> int | None:
         default = context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT

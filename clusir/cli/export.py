@@ -9,9 +9,10 @@ import click
 
 from clusir.cli._adopt import DESCRIBING, adoption_options, run_adoption
 from clusir.cli._common import command, given_options
+from clusir.cli._targets import run_targets
 from clusir.cli._values import Decibels, Seconds, Words
 from clusir.errors import UsageError
-from clusir.names import ONNX_BACKENDS, PRECISIONS
+from clusir.names import HOSTS, ONNX_BACKENDS, PRECISIONS
 
 __all__ = ["main"]
 
@@ -152,6 +153,13 @@ def check_options(module: bool) -> None:
 @click.option("--batch", type=click.IntRange(1, 256), help="The one batch of --module's file. [any]")
 @click.option("--size", type=click.IntRange(8, 4096), help="The one height and width of --module's file. [any]")
 @click.option("--check-passes", is_flag=True, help="Compare the graph after each pass; a pass to blame is named.")
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME[,NAME]",
+    type=Words(HOSTS),
+    help=f"Write the model as other programs open it, each into a folder of its name: {', '.join(HOSTS)}.",
+)
 @adoption_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -174,10 +182,14 @@ def main(context: click.Context, /, **options: Any) -> None:
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x128x128
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x64x64 --size 256 --batch 1
       clusir-export --onnx ours.onnx --from theirs.onnx --range 0..255
+      clusir-export --onnx out/ --target transformers.js --from ours.onnx
     """
     if options["onnx_path"] is None:
         raise UsageError("--onnx is missing: it says where to write, for example clusir-export --onnx out/")
     path = Path(options.pop("onnx_path"))
+    if targets := options.pop("targets"):
+        run_targets(targets, path, options, context)
+        return
     source = options.pop("source")
     if source is not None:
         run_adoption(source, path, options, context)

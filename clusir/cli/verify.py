@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from clusir.cli._common import command, given_options
+from clusir.cli._targets import verify_target_folder
 from clusir.cli._values import Integers, Sizes, Words
 from clusir.errors import UsageError
-from clusir.names import ONNX_BACKENDS
+from clusir.names import HOSTS, ONNX_BACKENDS
 
 __all__ = ["main"]
 
@@ -47,6 +48,7 @@ __all__ = ["main"]
 )
 @click.option("--batches", default="1,3", show_default=True, type=Integers(1, 64), help="Batch sizes to try.")
 @click.option("--json", "as_json", is_flag=True, help="Print every comparison as JSON.")
+@click.option("--target", type=click.Choice(HOSTS), help="Check a folder of clusir-export --target, in that program.")
 @click.option(
     "--bisect",
     nargs=2,
@@ -78,6 +80,7 @@ def main(
     sizes: tuple[tuple[int, int], ...],
     batches: tuple[int, ...],
     as_json: bool,
+    target: str | None,
     bisect: tuple[str, str] | None,
     tolerance: float,
     out: Path,
@@ -102,6 +105,13 @@ def main(
     from clusir.cli import _verify_session as session
 
     given = given_options()
+    if target is not None:
+        if idle := given - {"target", "model", "as_json", "debug"}:
+            raise UsageError(f"--{min(idle).rstrip('s').replace('_', '-')} does nothing with --target; leave it out")
+        if model is None:
+            raise UsageError(f"--target {target}: name the folder that clusir-export --target {target} wrote")
+        verify_target_folder(target, Path(model), as_json)
+        return
     acts_on_bisection = {"bisect", "tolerance", "out", "as_json", "debug"}
     idle = given - acts_on_bisection if bisect is not None else given & {"tolerance", "out"}
     if idle:

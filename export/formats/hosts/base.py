@@ -1,0 +1,94 @@
+"""What a host is asked, and what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from clusir.errors import BackendError, ClusirError
+from clusir.export.validate.tolerances import Tolerance
+from clusir.spec import ModelSpec
+
+__all__ = ["Array", "Host", "HostForm", "NotRunHere", "Source", "need"]
+
+Array = NDArray[np.float32]
+
+
+class NotRunHere(ClusirError):
+    """The host's own code is not on this machine; the message says what is missing."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """A whole graph, picture to picture, and its description. ``name``: what it is called in the host."""
+
+    model: ModelProto
+    spec: ModelSpec
+    name: str
+
+    @property
+    def fixed_batch(self) -> int:
+        """The one number of pictures that the graph takes; 0 where any."""
+        shape = next(v for v in self.model.graph.input if v.name == self.spec.input_name).type.tensor_type.shape
+        return int(shape.dim[0].dim_value)
+
+
+@dataclass(frozen=True)
+class HostForm:
+    """The graph that a host opens: one picture 1x3xHxW in, one out.
+
+    ``batch``: the name of an open first axis, empty where it is 1. ``height``, ``width``: names of open axes.
+    ``side_px``: the one size, 0 where open. ``any_size``: pads to the network's size rule and crops, inside the
+    graph. ``highlights``: what leaves 0..1 is added back to the answer, not cut off.
+    """
+
+    input_name: str
+    output_name: str
+    batch: str = ""
+    height: str = "height"
+    width: str = "width"
+    side_px: int = 0
+    any_size: bool = False
+    highlights: bool = False
+
+
+class Host(Protocol):
+    """One program. ``bound``: how near its own code must come to the reference. ``beyond``: whether it gives the graph
+    values outside 0..1; ``levels``: whether pictures go in and come out in 8 bits."""
+
+    name: ClassVar[str]
+    bound: ClassVar[Tolerance]
+    beyond: ClassVar[bool]
+    levels: ClassVar[bool]
+
+    def requires(self) -> None:
+        """Raises BackendError, with the line that installs it, where a package is missing that writing needs."""
+
+    def form(self, source: Source) -> HostForm:
+        """The host form of this model."""
+
+    def lint(self, source: Source) -> list[str]:
+        """What the host could not run, one sentence each, found before anything is written."""
+
+    def write(self, source: Source, model: ModelProto, folder: Path) -> None:
+        """Write the host's files; ``model`` is the source in the host form."""
+
+    def model(self, folder: Path) -> Path:
+        """The ONNX file in a folder that was written."""
+
+    def run(self, folder: Path, image: Array) -> Array:
+        """What the host's own code makes of a picture 1x3xHxW. Raises NotRunHere."""
+
+
+def need(module: str, target: str) -> None:
+    """Raises BackendError where ``module`` is not installed. Nothing is imported."""
+    if find_spec(module) is None:
+        raise BackendError(f'--target {target}: {module} is not installed; pip install "clusir[hosts]"')

@@ -1,0 +1,18 @@
+"""The one list of hosts."""
+
+from __future__ import annotations
+
+from clusir.errors import UsageError
+from clusir.export.formats.hosts.base import Host
+from clusir.export.formats.hosts.transformers_js import TransformersJs
+
+__all__ = ["TARGETS", "target"]
+
+TARGETS: dict[str, type[Host]] = {host.name: host for host in (TransformersJs,)}
+
+
+def target(name: str) -> Host:
+    """The host of that name. Raises UsageError where there is none."""
+    if name not in TARGETS:
+        raise UsageError(f"target {name!r} is not one of {', '.join(TARGETS)}")
+    return TARGETS[name]()
