@@ -83,6 +83,8 @@ class _Run:
         torch.manual_seed(config.seed)  # the same weights on every rank
         model = ClusIR(config.network())
         fresh = [name for name, _ in model.named_parameters()] if start is None else start_from(model, start)
+        if model.evidence is not None:
+            model.evidence.thresholds.zero_()  # nothing is held back until the end of the run says what is sure
         model = model.to(self.device)
         self.arithmetic = self._arithmetic(model, resume)
         model = model.to(memory_format=layout_of(self.arithmetic))  # type: ignore[call-overload]
