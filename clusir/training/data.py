@@ -36,6 +36,9 @@ __all__ = [
     "draw_training_recipe",
 ]
 
+TONAL = ("haze", "low_light")
+"""The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
+
 _FILED = 0.6  # of the camera's noisy pictures come as its JPEG files
 _MARGIN_PX = 8  # crops are cut this much larger, damaged, then trimmed: JPEG's 8-px grid lands anywhere
 
@@ -124,6 +127,11 @@ def draw_permissions(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.flo
     return permissions
 
 
+def unasked(recipe: Recipe) -> NDArray[np.float32]:
+    """The permissions of who asks for nothing, where the evidence is right: haze and darkness only where they are."""
+    return np.array([family not in TONAL or family in recipe.families for family in FAMILY_NAMES], np.float32)
+
+
 def permitted(recipe: Recipe, crop: NDArray[np.float32], permissions: NDArray[np.float32]) -> NDArray[np.float32]:
     """What a hand with these permissions asks for: ``crop`` with all degradations that may not be mended. A permission
     between 0 and 1 blends what both ends ask for (of one family; of several, all at the same time)."""
@@ -176,6 +184,11 @@ def draw_batch(
         drawn.names.append(recipe.name)
         drawn.permissions.append(may)
 
+    def free(recipe: Recipe) -> NDArray[np.float32]:
+        """All that is there may be mended: half of the time with everything else, half as it is unasked."""
+        plain = not plan.restricted or rng.random() < 0.5
+        return everything if plain else unasked(recipe)
+
     def draw(avoid: Recipe | None = None) -> Recipe:
         return draw_training_recipe(rng, weights, avoid, plan.counts, plan.severities)
 
@@ -184,11 +197,13 @@ def draw_batch(
         pair = [photos.draw_crop(photos.draw_index(rng), size, rng) for _ in range(2)]
         first = draw()
         for recipe in (first, draw(first)):
+            may = free(recipe)
             for which, crop in enumerate(pair):
-                add(crop, recipe, (recipes, 2 * quad + which), everything)
+                add(crop, recipe, (recipes, 2 * quad + which), may)
             recipes += 1
     while len(drawn.clean) < plan.size:
-        crop, recipe, may = photos.draw_crop(photos.draw_index(rng), size, rng), draw(), everything
+        crop, recipe = photos.draw_crop(photos.draw_index(rng), size, rng), draw()
+        may = free(recipe)
         if plan.as_taken and not recipe.steps and rng.random() < plan.as_taken:
             crop = as_taken(crop, rng)
         if plan.restricted and rng.random() < plan.restricted:

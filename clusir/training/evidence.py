@@ -22,13 +22,10 @@ from torch import Tensor, nn
 from clusir.degrade.recipe import FAMILY_NAMES, Recipe
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
-from clusir.training.data import as_taken, draw_training_recipe
+from clusir.training.data import TONAL, as_taken, draw_training_recipe
 from clusir.training.photos import PhotoSet
 
-__all__ = ["TONAL", "EvidenceReport", "calibrate_evidence", "judge_weights", "reliability"]
-
-TONAL = ("haze", "low_light")
-"""The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
+__all__ = ["EvidenceReport", "calibrate_evidence", "judge_weights", "reliability"]
 
 _COUNTS = (0.4, 0.4, 0.15, 0.05)
 _FALSE_ALARMS = 0.005  # of undamaged crops
