@@ -21,10 +21,13 @@ __all__ = ["operator_translations", "plain_scalars"]
 _ATEN = torch.ops.aten
 
 
+_BOUNDED = {getattr(_ATEN, name).default for name in ("clamp", "clamp_", "clip", "clip_", "hardtanh", "hardtanh_")}
+
+
 def plain_scalars(program: torch.export.ExportedProgram) -> None:
     """Bounds of ``clamp`` as floats where the tensor is floating: torch takes an int beside a float, ONNX does not."""
     for node in program.graph.nodes:
-        if node.target in (_ATEN.clamp.default, _ATEN.clamp_.default, _ATEN.hardtanh.default):
+        if node.target in _BOUNDED:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 node.args = tuple(float(a) if type(a) is int else a for a in node.args)

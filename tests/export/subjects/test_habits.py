@@ -80,7 +80,6 @@ KINDS: dict[str, tuple[habits.Habit, ...]] = {
         habits.sorted_tokens,
         habits.attention_of_three_axes,
         habits.attention_of_five_axes,
-        habits.kernel_of_each_picture,
     ),
     "numbers": (
         habits.mixed_scalars,
@@ -88,7 +87,6 @@ KINDS: dict[str, tuple[habits.Habit, ...]] = {
         habits.on_the_card,
         habits.tiny_epsilon,
         habits.inverse_error,
-        habits.small_inverse,
     ),
 }
 
