@@ -7,7 +7,7 @@ came, given its metadata. What comes out runs, embeds and quantises like any oth
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,25 +15,26 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from clusir.errors import BackendError, ExportError, UsageError
+from clusir.errors import UsageError
 from clusir.export.base import Pass, Pipeline
 from clusir.export.graph.session import Probe
+from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph, operators
+from clusir.export.precision.place import Placed, known_files, place
+from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.onnx_file import Description, in_standard_form, read_onnx
 from clusir.export.subjects.onnx_ports import Ports
 from clusir.export.subjects.onnx_probe import (
     Reach,
     measure_reach,
-    natural_picture,
     probe_answers,
     probe_sizes,
     runner,
 )
-from clusir.export.validate.compare import Agreement, check, compare
+from clusir.export.validate.compare import Agreement
+from clusir.export.validate.pictures import PictureCheck, compare_pictures
 from clusir.export.validate.tolerances import tolerance
-from clusir.runtimes import open_runner
-from clusir.runtimes.images.atomic import write_whole
 from clusir.runtimes.runners.base import Array
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -50,33 +51,40 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class AdoptionConfig:
     """How to adopt. ``tile_px`` and ``halo_px``: None measures them; ``passes``: whether the graph passes run;
-    ``backends``: runtimes that must agree."""
+    ``backends``: runtimes that must agree; ``precision``: which lower precisions are made beside the file, and how."""
 
     description: Description = field(default_factory=Description)
     tile_px: int | None = None
     halo_px: int | None = None
     passes: bool = True
     backends: tuple[str, ...] = ("ort", "openvino")
+    precision: PrecisionConfig | None = None
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """What was written, what was found by running it, and what was compared. ``notes`` are sentences for the report."""
+    """What was written, what was found by running it, and what was compared. ``notes`` are sentences for the report;
+    ``placed``: the files, and what lower precisions cost."""
 
     path: Path
     spec: ModelSpec
     reach: Reach
     agreements: tuple[tuple[str, str, Agreement], ...]
     notes: tuple[str, ...]
+    placed: Placed
 
 
 def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress: Progress = lambda _: None) -> Adoption:
     """Write ``source`` as the model file ``out`` (``.onnx``), compared with itself as it came on every backend.
 
     Raises UsageError where the file is absent or a picture, a value or a description is missing, ModelFormatError where
-    it is no ONNX, UnsupportedModelError for what cannot be run here, ValidationError where a runtime disagrees.
+    it is no ONNX, UnsupportedModelError for what cannot be run here, ValidationError where a runtime disagrees,
+    BudgetError where INT8 loses more than is allowed.
     """
     source, out = Path(source), Path(out)
+    if not config.backends:
+        raise UsageError("no backend to compare on; name one with --backends")
+    refuse_foreign(out.parent, known_files(out, config.precision), out.stem)
     progress(f"reading {source.name}")
     theirs = read_onnx(source)
     standard, ports = in_standard_form(theirs, config.description)
@@ -101,16 +109,29 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder) / out.name
         onnx.save_model(model, str(staged))
-        reference = _Reference(theirs, ports, config.description)
-        agreements = []
-        for backend in config.backends:
-            progress(f"comparing on {backend}")
-            agreements += _compare(staged, backend, reference, spec, ports.batch == 0)
-        if not agreements:
-            raise UsageError("no backend to compare on; name one with --backends")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, lambda stream: stream.write(staged.read_bytes()), "the model")
-    return Adoption(out, spec, reach, tuple(agreements), tuple(notes))
+        check = PictureCheck(
+            _Reference(theirs, ports, config.description),
+            _sizes(spec.size, spec.tile_px),
+            spec.channels,
+            ports.batch == 0,
+            config.backends,
+            tolerance("fp16" if _is_half(ports) else "brought"),
+        )
+        agreements = compare_pictures(staged, check, progress=progress)
+        data = staged.read_bytes()
+    placed = place(
+        out,
+        data,
+        config.precision,
+        lambda path, precision: compare_pictures(path, check.of(precision), precision),
+        progress,
+    )
+    notes += placed.notes
+    return Adoption(out, spec, reach, tuple(agreements), tuple(notes), placed)
+
+
+def _is_half(ports: Ports) -> bool:
+    return bool(ports.picture.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16)
 
 
 def _steps(model: ModelProto, passes: bool) -> list[Pass[ModelProto]]:
@@ -178,7 +199,7 @@ class _Reference:
         self.ports, self.told = ports, told
         self._probe = Probe(theirs, threads=1, optimise=False)
 
-    def __call__(self, image: Array) -> Array:
+    def __call__(self, image: Array) -> dict[str, Array]:
         told, ports = self.told, self.ports
         low, high = told.value_range
         mean, deviation = (np.asarray(n, np.float32).reshape(1, -1, 1, 1) for n in (told.mean, told.deviation))
@@ -196,47 +217,11 @@ class _Reference:
         answer = answer.transpose(0, 3, 1, 2) if ports.layout == "NHWC" else answer
         answer = answer * deviation + mean
         answer = answer[:, ::-1] if told.bgr else answer
-        return np.ascontiguousarray((answer - np.float32(low)) / np.float32(high - low))
+        return {"restored": np.ascontiguousarray((answer - np.float32(low)) / np.float32(high - low))}
 
 
 def _dtype(port: onnx.ValueInfoProto) -> np.dtype[np.generic]:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type))
-
-
-def _compare(
-    path: Path, backend: str, reference: _Reference, spec: ModelSpec, batches: bool
-) -> list[tuple[str, str, Agreement]]:
-    """Photos, a black, a white and a noisy picture, at the tile's size and at two more; two at once where the graph
-    takes several."""
-    found = []
-    channels = spec.channels
-    try:
-        opened = open_runner(path, backend, "cpu")
-    except BackendError:
-        raise
-    except Exception as error:
-        raise ExportError(f"{backend} refuses the adopted graph ({error}); leave it out with --backends") from error
-    half = reference.ports.picture.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-    bound = tolerance("fp16" if half else "brought")
-    with opened as run:
-        for height, width in _sizes(spec.size, spec.tile_px):
-            rng = np.random.default_rng(1)
-            pictures = [
-                natural_picture(height, width, channels),
-                rng.random((1, channels, height, width), dtype=np.float32),
-                np.zeros((1, channels, height, width), np.float32),
-                np.ones((1, channels, height, width), np.float32),
-            ]
-            cases: Sequence[tuple[str, Array]] = [
-                *zip(("photo", "noise", "black", "white"), pictures, strict=True),
-                *([("two at once", np.concatenate(pictures[:2]))] if batches else []),
-            ]
-            for name, image in cases:
-                what = f"{height}x{width}, {name}"
-                got = run.run({"image": image})["restored"]
-                agreement = compare({"restored": reference(image)}, {"restored": got}, bound)
-                found.append((backend, what, check(agreement, f"{backend}, {what}")))
-    return found
 
 
 def _sizes(size: SizeRequirements, tile: int) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clusir import plain_json
 from clusir.cli._common import console as stdout
+from clusir.cli._common import given_options
+from clusir.cli._precision import (
+    PRECISION_OPTIONS,
+    placed_json,
+    precision_config,
+    print_placed,
+    refuse_idle_options,
+)
 from clusir.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ __all__ = ["DESCRIBING", "adoption_options", "description", "run_adoption"]
 
 # The options that only --from reads, by their names in the command's function.
 DESCRIBING = ("value_range", "mean", "deviation", "bgr", "layout", "values", "picture", "passes")
-_TAKEN = ("backends", "tile_px", "halo_px", "as_json", "output")
+_TAKEN = ("backends", "tile_px", "halo_px", "as_json", "output", *PRECISION_OPTIONS)
 
 
 class Range(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -105,6 +113,7 @@ def run_adoption(source: Path, out: Path, options: dict[str, Any], context: clic
         given = context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
         if given and name not in (*DESCRIBING, *_TAKEN, "source", "onnx_path"):
             raise UsageError(f"{parameter.opts[0]} does nothing with --from; leave it out")
+    refuse_idle_options({**options, "checkpoint": None}, given_options())
     if out.suffix != ".onnx":
         raise UsageError(f"--onnx {out}: --from writes one file; give a name that ends in .onnx")
     if out.exists() and source.exists() and out.samefile(source):
@@ -119,7 +128,14 @@ def run_adoption(source: Path, out: Path, options: dict[str, Any], context: clic
         default = context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
         return None if default else options[name]
 
-    config = AdoptionConfig(told, chosen("tile_px"), chosen("halo_px"), options["passes"], options["backends"])
+    config = AdoptionConfig(
+        told,
+        chosen("tile_px"),
+        chosen("halo_px"),
+        options["passes"],
+        options["backends"],
+        precision_config(options, tuple(options["backends"])),
+    )
     with Console(stderr=True).status(f"adopting {source.name}") as status:
         made = adopt(source, out, config, progress=lambda step: status.update(f"adopting {source.name}: {step}"))
     rows: list[dict[str, Any]] = [
@@ -130,8 +146,8 @@ def run_adoption(source: Path, out: Path, options: dict[str, Any], context: clic
         reach = {"pixels": made.reach.pixels, "error": made.reach.error, "whole_picture": made.reach.whole}
         told_spec = {"scale": made.spec.scale, "channels": made.spec.channels, "tile_px": made.spec.tile_px,
                      "halo_px": made.spec.halo_px, "size": vars(made.spec.size)}  # fmt: skip
-        click.echo(json.dumps({"path": str(made.path), **told_spec, "reach": reach, "agreements": rows,
-                               "notes": made.notes}, allow_nan=False))  # fmt: skip
+        click.echo(plain_json.dumps({"path": str(made.path), **told_spec, "reach": reach, "agreements": rows,
+                                     "notes": made.notes, **placed_json(made.placed)}))  # fmt: skip
         return
     console = stdout()
     for note in made.notes:
@@ -143,4 +159,4 @@ def run_adoption(source: Path, out: Path, options: dict[str, Any], context: clic
             f"{max(row['max_abs'] for row in of):.1e}, worst agreement {min(row['psnr_db'] for row in of):.1f} dB",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-    console.print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    print_placed(made.placed, made.path.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from rich.table import Table
 from clusir import plain_json
 from clusir.cli._common import console as stdout
 from clusir.cli._common import echo_warning
+from clusir.cli._precision import precision_config, refuse_idle_options
 from clusir.errors import WARNING_EXIT_CODE, BudgetError, UsageError
 from clusir.export.formats.bundle import Destination, ExportReport, Step, export_bundle
 from clusir.export.pipeline import ExportConfig
@@ -28,10 +29,6 @@ __all__ = ["ExportRequest", "parity_table", "run", "run_module"]
 _BRIEF = 160  # characters of a pass's notes that the terminal shows
 
 Progress = Callable[[str], None]
-
-# Options that act on nothing but lower precisions, or on INT8 alone.
-_OF_LOWER = ("calibration", "manifest")
-_OF_INT8 = ("engine", "max_drop", "time_limit")
 
 
 @dataclass(frozen=True)
@@ -82,32 +79,9 @@ class ExportRequest:
         return tuple(backend for backend in self.backends if backend != "openvino")
 
 
-def refuse_idle_options(request: ExportRequest) -> None:
-    """Raise UsageError for an option that the user wrote and that would do nothing."""
-    lower = set(request.precision) - {"fp32"}
-    idle: dict[str, str] = {}
-    if not lower:
-        idle |= dict.fromkeys(_OF_LOWER, "without --precision fp16 or int8")
-    if "int8" not in lower:
-        idle |= dict.fromkeys(_OF_INT8, "without --precision int8")
-    elif request.engine == "nncf":
-        idle["time_limit"] = "with --engine nncf, which has no limit of time"
-    if request.max_drop is None:
-        idle.setdefault("time_limit", "without --max-drop, whose search it bounds")
-    if not lower and not (request.checkpoint or "").startswith("random:"):
-        idle["seed"] = "without a random: checkpoint or calibration"
-    for name, reason in idle.items():
-        if name in request.given:
-            raise UsageError(f"{_option(name)} does nothing {reason}; leave it out")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def run(request: ExportRequest) -> None:
     """Export, validate, put in place, and print what was measured."""
-    refuse_idle_options(request)
+    refuse_idle_options(vars(request), request.given)
     if request.folder.exists() and not request.folder.is_dir():
         raise UsageError(f"{request.folder} is a file; name a folder, or a file ending in .onnx")
     model, digest = checkpoints.resolve(request.checkpoint, request.seed)
@@ -181,17 +155,9 @@ def add_precisions(
 
     Of a missed budget the best is kept, with the graphs it needs, once it has been compared as any other file.
     """
-    from clusir.export.precision.frontier import BudgetConfig
-    from clusir.export.precision.run import PrecisionConfig, make_precisions
+    from clusir.export.precision.run import make_precisions
 
-    config = PrecisionConfig(
-        precisions=lower,
-        engine=request.engine,
-        calibration=request.calibration,
-        manifest=request.manifest,
-        seed=request.seed,
-        budget=BudgetConfig(max_drop_db=request.max_drop, time_limit_s=request.time_limit),
-    )
+    config = replace(precision_config(vars(request)), precisions=lower)
     state = request.folder / f".{stem}.quantisation"
     missed: BudgetError | None = None
     try:

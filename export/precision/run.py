@@ -14,6 +14,7 @@ from clusir.calibration.balance import BalanceConfig, Draw
 from clusir.calibration.base import CalibrationSource, Sample
 from clusir.calibration.coverage import Coverage
 from clusir.calibration.manifest import Manifest, write_manifest
+from clusir.calibration.model_source import for_model
 from clusir.calibration.sources import hold_out, open_source
 from clusir.errors import BackendError, BudgetError, CalibrationError, ClusirError, ExportError, UsageError
 from clusir.export.precision.advice import Advice, Timing, advise, time_variants
@@ -38,7 +39,8 @@ class PrecisionConfig:
     """What ``clusir-export --precision`` asks for.
 
     ``calibration``: a folder (None: built-in photos); ``manifest``: a former calibration.json to draw from again.
-    ``evaluation_crops`` crops of every degradation measure the loss; no calibration crop is among them.
+    ``evaluation_crops`` crops of every degradation measure the loss; no calibration crop is among them. ``backends``:
+    on which the files are measured and timed.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
@@ -53,6 +55,7 @@ class PrecisionConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     fp16: Fp16Config = field(default_factory=Fp16Config)
     timing_runs: int = 15
+    backends: tuple[str, ...] = ONNX_BACKENDS
 
     def __post_init__(self) -> None:
         wrong = [p for p in self.precisions if p not in PRECISIONS]
@@ -147,16 +150,19 @@ def make_precisions(
     tile = folder / f"{stem}.tile.onnx"
     graphs = ({"tile": tile} if tile.is_file() else {}) | {"whole": whole}
     reference = Reference(whole)
-    source, held_out = hold_out(
-        open_source(config.calibration, crop_px_of(reference.spec), config.seed, mode=config.calibration_mode)
-    )
+    scale, channels = (reference.spec.scale, reference.spec.channels) if reference.spec is not None else (1, 3)
+    crop_px = scale * crop_px_of(reference.spec)
+    photos = open_source(config.calibration, crop_px, config.seed, mode=config.calibration_mode)
+    skipped = getattr(getattr(photos, "photos", None), "skipped", ())
+    calibrating, held = hold_out(photos)
+    source = for_model(calibrating, scale, channels)
+    held_out = for_model(held, scale, channels) if held is not None else None
     progress("drawing calibration crops")
     draw, manifest = draw_calibration(source, reference, config.balance, config.manifest)
     write_manifest(manifest, folder / "calibration.json")
     report.coverage, report.manifest_sha256 = draw.coverage, manifest.sha256
-    skipped = getattr(getattr(source, "photos", None), "skipped", ())
     report.notes += [f"calibration leaves out {why}" for why in skipped]
-    samples = _evaluation(source, held_out, config, report.notes)
+    samples = _evaluation(held_out, crop_px, (scale, channels), config, report.notes)
     evaluators = {graph: Evaluator(reference, samples, path) for graph, path in graphs.items()}
     if "fp16" in config.precisions:
         for graph, path in graphs.items():
@@ -182,13 +188,14 @@ def _variant(path: Path, stem: str, precision: str) -> Path:
 
 
 def _evaluation(
-    source: CalibrationSource, held_out: CalibrationSource | None, config: PrecisionConfig, notes: list[str]
+    held_out: CalibrationSource | None, crop_px: int, form: tuple[int, int], config: PrecisionConfig, notes: list[str]
 ) -> list[Sample]:
-    """Crops with truth of photos that calibrate nothing: those held out, or the built-in ones where there are none."""
+    """Crops with truth of photos that calibrate nothing: those held out, or the built-in ones where there are none.
+    ``crop_px``: of the truth; ``form``: scale and channels of the model."""
     if held_out is None:
         if config.calibration is None:
             raise CalibrationError("the photos inside scikit-image are one only; give a folder with --calibration")
-        held_out = open_source(None, source.crop_px, config.seed + 1)
+        held_out = for_model(open_source(None, crop_px, config.seed + 1), *form)
         notes.append(
             "quality is measured on the built-in photos: the calibration folder has no photo to spare, or no truth"
         )
@@ -295,7 +302,8 @@ def _measure_and_advise(
     progress: Callable[[str], None],
 ) -> None:
     first = next(iter(graphs))
-    for backend in installed_backends(ONNX_BACKENDS):
+    backends = installed_backends(config.backends)
+    for backend in backends:
         for (precision, graph), path in report.files.items():
             variant = precision if graph == first else f"{precision} {graph}"
             progress(f"quality of {variant} on {backend}")
@@ -308,6 +316,6 @@ def _measure_and_advise(
     progress("timing")
     variants = {"fp32": graphs[first]} | {p: path for (p, graph), path in report.files.items() if graph == first}
     feeds = dict.fromkeys(variants, evaluators[first].feeds[0])
-    timings, problems = time_variants(variants, feeds, installed_backends(ONNX_BACKENDS), config.timing_runs)
+    timings, problems = time_variants(variants, feeds, backends, config.timing_runs)
     report.timings, report.notes = timings, report.notes + problems
     report.advice = advise(timings, report.losses)

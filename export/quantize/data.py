@@ -22,11 +22,15 @@ from clusir.spec import ModelSpec
 __all__ = ["Reference", "calibrate", "crop_px_of", "draw_calibration", "draw_evaluation", "make_feeds"]
 
 _DYNAMIC_CROP_PX = 128
+_DYNAMIC_ANSWER_PX = 256  # of a model that enlarges: the built-in photos hold more than one such crop
 
 
 def crop_px_of(spec: ModelSpec | None) -> int:
-    """Side of calibration crops for a graph: its static size, or 128 px (padded to its rule) where it is dynamic."""
-    return spec.size.padded(_DYNAMIC_CROP_PX) if spec is not None else _DYNAMIC_CROP_PX
+    """Side of calibration crops for a graph: its static size, or 128 px (padded to its rule) where it is dynamic; of a
+    model that enlarges 3 to 8 times, as much less as keeps its answer at about 256 px."""
+    if spec is None:
+        return _DYNAMIC_CROP_PX
+    return spec.size.padded(min(_DYNAMIC_CROP_PX, _DYNAMIC_ANSWER_PX // spec.scale))
 
 
 @dataclass

@@ -63,7 +63,9 @@ def test_json(theirs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--from", "T", "--precision", "int8"], "--precision does nothing with --from"),
+        (["--from", "T", "--calibration", "photos"], "--calibration does nothing without --precision fp16 or int8"),
+        (["--from", "T", "--max-drop", "1dB", "--precision", "fp16"], "--max-drop does nothing without --precision"),
+        (["--from", "T", "--openvino"], "--openvino does nothing with --from"),
         (["--from", "T", "--module", "a:b"], "--module does nothing with --from"),
         (["--bgr"], "--bgr describes a file for --from"),
         (["--set", "sigma=1"], "--set describes a file for --from"),

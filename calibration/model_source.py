@@ -1,0 +1,87 @@
+"""Crops as a model of another scale, or of one channel, takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from clusir.calibration.base import Array, CalibrationSource, Sample
+from clusir.calibration.sources import CLEAN, PairSource, SyntheticSource
+from clusir.errors import CalibrationError
+
+__all__ = ["SHRUNK", "ModelSource", "for_model", "shrink"]
+
+SHRUNK = "shrunk"
+
+
+def shrink(image: Array, scale: int) -> Array:
+    """BxCxHxW float32 to a ``scale``-th of its height and width, each pixel the mean of ``scale`` x ``scale``."""
+    batch, channels, height, width = image.shape
+    boxes = image.reshape(batch, channels, height // scale, scale, width // scale, scale)
+    small: Array = np.ascontiguousarray(boxes.mean(axis=(3, 5), dtype=np.float64), np.float32)
+    return small
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """``source``, whose crops are ``scale`` times as large as this one's, for a model that enlarges or is grey.
+
+    With ``scale`` above 1 the truth is the clean crop and the picture that crop, shrunk; one channel is the mean of
+    three, which is what the runners give to a grey model.
+    """
+
+    source: CalibrationSource
+    scale: int
+    channels: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def crop_px(self) -> int:
+        return self.source.crop_px // self.scale
+
+    @property
+    def degradations(self) -> tuple[str, ...]:
+        return self.source.degradations if self.scale == 1 else (SHRUNK,)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample(self, index: int) -> Sample:
+        found = self.source.sample(index)
+        image, clean = self._grey(found.image), None if found.clean is None else self._grey(found.clean)
+        if self.scale == 1:
+            return replace(found, image=image, clean=clean)
+        large = image if clean is None else clean
+        key = f"{found.key.split('#')[0]}#{SHRUNK}:{self.scale}"
+        return Sample(index, key, SHRUNK, shrink(large, self.scale), large)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.source.describe(), "scale": self.scale, "channels": self.channels}
+
+    def _grey(self, image: Array) -> Array:
+        if self.channels != 1:
+            return image
+        return image.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+
+
+def for_model(source: CalibrationSource, scale: int, channels: int) -> CalibrationSource:
+    """``source`` as a model of that scale and those channels takes it; the same source for scale 1 and three channels.
+
+    The crops of ``source`` are as large as the model's answers. Raises CalibrationError for pairs of equal size where
+    the model enlarges.
+    """
+    if (scale, channels) == (1, 3):
+        return source
+    if scale > 1 and isinstance(source, PairSource):
+        raise CalibrationError(
+            f"the model makes pictures {scale} times as large, and the pictures of a pair have one size; give a folder "
+            "of clean photos, which are shrunk to be its inputs"
+        )
+    if scale > 1 and isinstance(source, SyntheticSource):
+        source = replace(source, degradations=(CLEAN,))
+    return ModelSource(source, scale, channels)

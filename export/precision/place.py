@@ -1,0 +1,123 @@
+"""Somebody else's network as files: the float32 graph and the precisions made of it, put in place together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clusir import plain_json
+from clusir.errors import BudgetError, ClusirError, ExportError
+from clusir.export.ownership import refuse_foreign, retire
+from clusir.export.precision.run import PrecisionConfig, PrecisionReport, make_precisions
+from clusir.export.staging import staged
+from clusir.export.validate.compare import Agreement
+from clusir.runtimes.images.atomic import whole_file
+
+__all__ = ["Placed", "known_files", "lower_of", "place"]
+
+Judge = Callable[[Path, str], Sequence[tuple[str, str, Agreement]]]
+"""A file and its precision to (backend, what, agreement) of every comparison; raises ValidationError on a miss."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What was written beside the float32 file: ``files`` by name, what they cost, what was ``compared`` (file,
+    backend, what, agreement), and ``notes``."""
+
+    files: tuple[str, ...] = ()
+    report: PrecisionReport | None = None
+    compared: tuple[tuple[str, str, str, Agreement], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def lower_of(config: PrecisionConfig | None) -> tuple[str, ...]:
+    """The precisions below float32 that are asked for."""
+    return tuple(p for p in config.precisions if p != "fp32") if config is not None else ()
+
+
+def known_files(out: Path, config: PrecisionConfig | None) -> list[str]:
+    """The names that :func:`place` may write beside ``out``, itself among them."""
+    lower, stem = lower_of(config), out.stem
+    if not lower:
+        return [out.name]
+    beside = [f"{stem}.{name}" for name in ("calibration.json", "report.json")]
+    drawn = [f"{stem}.frontier.svg"] if "int8" in lower else []
+    return [out.name, *(f"{stem}.{precision}.onnx" for precision in lower), *beside, *drawn]
+
+
+def place(
+    out: Path, data: bytes, config: PrecisionConfig | None, judge: Judge, progress: Callable[[str], None]
+) -> Placed:
+    """Write ``data``, a float32 graph that was compared, as ``out``, and its lower precisions beside it.
+
+    Nothing is put in place unless all were made and ``judge`` let each pass; of a missed ``--max-drop`` the best is
+    kept, compared as any other, and BudgetError raised. Files of a former export in precisions that this one does not
+    make are renamed to ``NAME.stale``. Raises UsageError where a file is in the way that no export has written.
+    """
+    names = known_files(out, config)
+    refuse_foreign(out.parent, names, out.stem)
+    replaced = out.read_bytes() if out.is_file() else None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if config is None or not lower_of(config):
+            with whole_file(out) as stream:
+                stream.write(data)
+            placed = Placed((out.name,))
+        else:
+            placed = _with_lower(out, data, config, judge, progress)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written ({error.strerror or error}); check the folder") from error
+    stale = retire(out.parent, out.stem, names, replaced)
+    notes = tuple(f"WARNING: {name} belongs to the former {out.name}; it is now {name}.stale" for name in stale)
+    return Placed(placed.files, placed.report, placed.compared, notes)
+
+
+def _with_lower(
+    out: Path, data: bytes, config: PrecisionConfig, judge: Judge, progress: Callable[[str], None]
+) -> Placed:
+    keep: list[str] = []
+    stem = out.stem
+
+    def check(names: list[str]) -> None:
+        refuse_foreign(out.parent, names, stem)
+
+    compared: list[tuple[str, str, str, Agreement]] = []
+    with staged(out.parent, keep, check) as stage:
+        (stage / out.name).write_bytes(data)
+        missed: BudgetError | None = None
+        try:
+            made = make_precisions(stage, stem, config, state=out.parent / f".{stem}.quantisation", progress=progress)
+        except BudgetError as error:
+            best = getattr(error, "report", None)
+            if best is None:
+                raise
+            missed, made = error, best
+        except ClusirError:
+            raise
+        except Exception as error:
+            raise ExportError(f"{type(error).__name__}: {error}") from error
+        for name in ("calibration.json", "frontier.svg"):
+            if (stage / name).is_file():
+                (stage / name).rename(stage / f"{stem}.{name}")
+        for (precision, _), path in made.files.items():
+            progress(f"comparing {path.name}")
+            compared += [(path.name, *row) for row in judge(path, precision)]
+        files = sorted(path.name for path in stage.iterdir() if path.is_file() and not path.name.startswith("."))
+        report = f"{stem}.report.json"
+        told: dict[str, Any] = {
+            "graphs": [{"graph": "whole", "file": out.name, "bytes": len(data), "passes": []}],
+            "parity": [
+                {"artefact": name, "runner": backend, "case": what, **asdict(agreement)}
+                for name, backend, what, agreement in compared
+            ],
+            "precisions": made.to_json(),
+            "files": sorted([*files, report]),
+            "failure": str(missed or ""),
+        }
+        (stage / report).write_text(plain_json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        if missed is not None:
+            keep += [*files, report]
+            raise missed
+    return Placed(tuple(told["files"]), made, tuple(compared))
