@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import onnx
 import torch
 from torch import nn
 
-from clusir.errors import BackendError, ExportError, UnsupportedModelError, UsageError, ValidationError
+from clusir.errors import BackendError, UnsupportedModelError, UsageError, ValidationError
 from clusir.export.base import PassRecord, Pipeline
 from clusir.export.experts.coverage import check_program
 from clusir.export.experts.join import JoinGates, joined_gates
@@ -30,6 +30,8 @@ from clusir.export.lowering.registry import taught_registry
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
+from clusir.export.precision.place import Placed, check_fit, known_files, place
+from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subject import Subject, read_subject
 from clusir.export.subjects.checks import check_batch, takes_batches
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
@@ -41,10 +43,10 @@ from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.feeds import random_feeds
-from clusir.export.validate.foreign import ModuleCheck, ModuleRow, probes, validate, warnings_of
+from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
+from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
-from clusir.runtimes.images.atomic import whole_file
 from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = [
@@ -63,7 +65,8 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class ModuleExport:
     """What was written and what was verified: every one of ``sizes``, by the comparisons in ``agreements``. ``notes``
-    are sentences for the report, ``warnings`` those that a script should see."""
+    are sentences for the report, ``warnings`` those that a script should see; ``placed``: all files, and what lower
+    precisions cost."""
 
     path: Path
     spec: ModelSpec
@@ -72,6 +75,7 @@ class ModuleExport:
     routes: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    placed: Placed = field(default_factory=Placed)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class ModuleOptions:
     tensors that the model returns is the restored picture (a position or a key; None: found). ``batch``: 0 for any,
     else the one batch of the file. ``size``: 0 for any height and width, else the one side in pixels. ``tile`` and
     ``halo`` in pixels for those who cut pictures (None: chosen). ``backends``: the runtimes to validate on.
+    ``precision``: which lower precisions are made beside the file, and how.
     """
 
     dft: Form = "auto"
@@ -92,6 +97,7 @@ class ModuleOptions:
     tile: int | None = None
     halo: int | None = None
     backends: tuple[str, ...] = ("ort", "openvino")
+    precision: PrecisionConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class _Written:
     sizes: tuple[tuple[int, int], ...]
     agreements: tuple[ModuleRow, ...]
     notes: tuple[str, ...]
+    check: ModuleCheck
 
 
 def export_module(
@@ -127,19 +134,18 @@ def export_module(
     shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
     _check_options(chosen)
     out = Path(out)
-    refuse_foreign(out.parent, [out.name], out.stem)
+    refuse_foreign(out.parent, known_files(out, chosen.precision), out.stem)
     with _subject(factory, shape, chosen.output, progress) as (subject, unused):
         written = _attempt(subject, chosen, unused, progress)
-    refuse_foreign(out.parent, [out.name], out.stem)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(out) as stream:
-            stream.write(written.data)
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written ({error.strerror or error}); check the folder") from error
-    notes = (*subject.notes, *written.notes, *sorted(subject.user.notes))
+        check_fit(chosen.precision, written.check.batch or 1)
+
+        def judge(path: Path, precision: str) -> Any:
+            return compare_pictures(path, on_photos(path, written.check, precision), precision)
+
+        placed = place(out, written.data, chosen.precision, judge, progress)
+    notes = (*subject.notes, *written.notes, *sorted(subject.user.notes), *placed.notes)
     warnings = warnings_of(written.agreements)
-    return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes, warnings)
+    return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes, warnings, placed)
 
 
 @contextlib.contextmanager
@@ -192,6 +198,7 @@ def _check_options(options: ModuleOptions) -> None:
         raise UsageError(f"--dft {options.dft!r} is not one of {', '.join(FORMS)}")
     if options.router not in ("dense", "conditional"):
         raise UsageError(f"--router {options.router!r} is not dense or conditional")
+    check_fit(options.precision, options.batch, options.router)
     if options.batch < 0 or (options.size and not 8 <= options.size <= 4096):
         raise UsageError(
             f"--batch {options.batch}, --size {options.size}: a batch of at least 1, a size within 8..4096"
@@ -216,7 +223,7 @@ def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], pr
     except UntraceableError as error:
         raise UnsupportedModelError(why if multiple else str(error)) from error
     note = f"the model's code fixes the size: exported for {height}x{width} only ({why})"
-    return _Written(written.data, written.spec, written.sizes, written.agreements, (note, *written.notes))
+    return replace(written, notes=(note, *written.notes))
 
 
 def _export(
@@ -277,7 +284,7 @@ def _export(
         onnx.save_model(model, str(path))
         rows = validate(path, given, progress)
         data = path.read_bytes()
-    return _Written(data, spec, tuple(sizes), tuple(rows), tuple(notes))
+    return _Written(data, spec, tuple(sizes), tuple(rows), tuple(notes), given)
 
 
 def _as_note(record: PassRecord) -> str:

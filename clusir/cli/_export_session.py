@@ -15,7 +15,7 @@ from rich.table import Table
 from clusir import plain_json
 from clusir.cli._common import console as stdout
 from clusir.cli._common import echo_warning
-from clusir.cli._precision import precision_config, refuse_idle_options
+from clusir.cli._precision import placed_json, precision_config, print_placed, refuse_idle_options
 from clusir.errors import WARNING_EXIT_CODE, BudgetError, UsageError
 from clusir.export.formats.bundle import Destination, ExportReport, Step, export_bundle
 from clusir.export.pipeline import ExportConfig
@@ -192,8 +192,10 @@ def add_ort_mobile(stage: Path, report: ExportReport) -> None:
 def run_module(
     request: ExportRequest, module: str, *, output: str | None = None, batch: int | None = None, size: int | None = None
 ) -> None:
-    """Bring your own model: one ONNX file of somebody else's network."""
+    """Bring your own model: somebody else's network, in the precisions that are asked for."""
+    refuse_idle_options({**vars(request), "checkpoint": None}, request.given)
     from clusir.export.module import ModuleOptions, export_module
+    from clusir.export.precision.place import Placed
 
     options = ModuleOptions(
         dft=request.dft,  # type: ignore[arg-type]  # click has checked it
@@ -204,6 +206,7 @@ def run_module(
         tile=request.tile_px if "tile_px" in request.given else None,
         halo=request.halo_px if "halo_px" in request.given else None,
         backends=request.runtimes,
+        precision=precision_config(vars(request), request.runtimes),
     )
     out = request.folder / f"{request.stem}.onnx"
     with Console(stderr=True).status(f"exporting {module}") as status:
@@ -217,14 +220,15 @@ def run_module(
     for warning in made.warnings:
         echo_warning(warning)
     if request.as_json:
-        click.echo(plain_json.dumps({**asdict(made), "path": str(made.path)}))
+        told = {**asdict(replace(made, placed=Placed())), "path": str(made.path), "placed": placed_json(made.placed)}
+        click.echo(plain_json.dumps(told))
     else:
         console = stdout()
         for note in made.notes:
             console.print(f"- {note}", highlight=False)
         for found in made.agreements:
             console.print(str(found), highlight=False)
-        console.print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB", highlight=False)
+        print_placed(made.placed, made.path.parent)
     for note in made.notes:
         if note.startswith("WARNING"):
             click.echo(note, err=True)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 from rich.markdown import Markdown
 
 from clusir.cli._common import console as stdout
@@ -85,6 +84,3 @@ def print_placed(placed: Placed, folder: Path) -> None:
         if name.endswith(".onnx"):
             size = (folder / name).stat().st_size / 1e6
             console.print(f"{folder / name}  {size:.2f} MB", highlight=False, soft_wrap=True)
-    for note in placed.notes:
-        if note.startswith("WARNING"):
-            click.echo(note, err=True)

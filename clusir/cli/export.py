@@ -9,6 +9,7 @@ import click
 
 from clusir.cli._adopt import DESCRIBING, adoption_options, run_adoption
 from clusir.cli._common import command, given_options
+from clusir.cli._precision import PRECISION_OPTIONS
 from clusir.cli._targets import run_targets
 from clusir.cli._values import Decibels, Seconds, Words
 from clusir.errors import UsageError
@@ -24,7 +25,7 @@ _MODULE_TOO = ("onnx_path", "module", "input_shape", "router", "dft", "dynamic",
 def check_options(module: bool) -> None:
     """Raise UsageError for an option on the command line that would have no effect."""
     context = click.get_current_context()
-    heeded = {*_MODULE_TOO, *_MODULE_ONLY, "as_json", "debug"}
+    heeded = {*_MODULE_TOO, *_MODULE_ONLY, *PRECISION_OPTIONS, "as_json", "debug"}
     refused = []
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -32,7 +33,7 @@ def check_options(module: bool) -> None:
         if given and (name not in heeded if module else name in (*_MODULE_ONLY, "input_shape")):
             refused.append(parameter.opts[0])
     if refused and module:
-        raise UsageError(f"--module writes one fp32 ONNX file; {', '.join(refused)} would have no effect: leave out")
+        raise UsageError(f"with --module, {', '.join(refused)} would have no effect: leave out")
     if refused:
         raise UsageError(f"{', '.join(refused)}: only with --module; the shipped network needs none of them")
     if module and context.params.get("dynamic") and context.params.get("size"):
@@ -181,7 +182,7 @@ def main(context: click.Context, /, **options: Any) -> None:
       clusir-export --onnx model.onnx --dynamic                any size that is a multiple of 16
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x128x128
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x64x64 --size 256 --batch 1
-      clusir-export --onnx ours.onnx --from theirs.onnx --range 0..255
+      clusir-export --onnx ours.onnx --from theirs.onnx --range 0..255 --precision fp16
       clusir-export --onnx out/ --target transformers.js --from ours.onnx
     """
     if options["onnx_path"] is None:

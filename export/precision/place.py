@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from clusir import plain_json
-from clusir.errors import BudgetError, ClusirError, ExportError
+from clusir.errors import BudgetError, ClusirError, ExportError, UsageError
 from clusir.export.ownership import refuse_foreign, retire
 from clusir.export.precision.run import PrecisionConfig, PrecisionReport, make_precisions
 from clusir.export.staging import staged
 from clusir.export.validate.compare import Agreement
 from clusir.runtimes.images.atomic import whole_file
 
-__all__ = ["Placed", "known_files", "lower_of", "place"]
+__all__ = ["Placed", "check_fit", "known_files", "lower_of", "place"]
 
 Judge = Callable[[Path, str], Sequence[tuple[str, str, Agreement]]]
 """A file and its precision to (backend, what, agreement) of every comparison; raises ValidationError on a miss."""
@@ -35,6 +35,14 @@ class Placed:
 def lower_of(config: PrecisionConfig | None) -> tuple[str, ...]:
     """The precisions below float32 that are asked for."""
     return tuple(p for p in config.precisions if p != "fp32") if config is not None else ()
+
+
+def check_fit(config: PrecisionConfig | None, batch: int, router: str = "dense") -> None:
+    """Raise UsageError where a graph of that ``batch`` (0: any) and ``router`` has no lower precision."""
+    if lower_of(config) and batch > 1:
+        raise UsageError(f"fp16 and int8 need single pictures, and the file takes {batch}; export a batch of 1")
+    if lower_of(config) and router == "conditional":
+        raise UsageError("--router conditional has no fp16 or int8 form here; leave one of them out")
 
 
 def known_files(out: Path, config: PrecisionConfig | None) -> list[str]:

@@ -18,6 +18,7 @@ from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import first_tensor, reference
 from clusir.export.validate.compare import check, compare
+from clusir.export.validate.pictures import PictureCheck
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
@@ -27,6 +28,7 @@ __all__ = [
     "ModuleRow",
     "compare_answers",
     "forced_copy",
+    "on_photos",
     "plain_pictures",
     "probes",
     "validate",
@@ -210,6 +212,16 @@ def _expected(given: ModuleCheck, pictures: Tensor, names: Sequence[str]) -> dic
     if "gate" in names:
         expected["gate"] = _joined(_gates_of(given.dense, pictures))
     return expected
+
+
+def on_photos(path: Path, given: ModuleCheck, precision: str) -> PictureCheck:
+    """How a file of a lower ``precision`` is compared with the module; an output ``gate`` is held to its own bound."""
+    names = [o.name for o in onnx.load(path).graph.output]
+
+    def run(image: Array) -> dict[str, Array]:
+        return _expected(given, torch.from_numpy(image), names)
+
+    return PictureCheck(run, given.sizes, given.channels, given.batch is None, given.backends, tolerance(precision))
 
 
 def _whole_batches(pictures: Tensor, batch: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lower precisions of adopted files: made, measured, compared, and put in place together or not at all."""
+"""Lower precisions of brought networks: made, measured, compared, and put in place together or not at all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from clusir.calibration.balance import BalanceConfig
 from clusir.errors import BudgetError, UsageError, ValidationError
 from clusir.export import adopt as module
 from clusir.export.adopt import Adoption, AdoptionConfig, adopt
+from clusir.export.module import export_module
 from clusir.export.precision.frontier import BudgetConfig
 from clusir.export.precision.run import PrecisionConfig
 from clusir.runtimes import open_runner
@@ -79,6 +82,22 @@ def test_precisions_of_an_adopted_file(tmp_path: Path, scale: int, channels: int
     assert json.loads((tmp_path / "ours.calibration.json").read_text())["samples"]
     again = adopted(tmp_path / "theirs.onnx", replace(FEW, precisions=("fp32",)))
     assert again.placed.files == ("ours.onnx",)
+
+
+def test_precisions_of_a_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Conv2d(16, 1, 3, padding=1),
+    ]
+    out = tmp_path / "ours.onnx"
+    made = export_module(nn.Sequential(*layers).eval(), "1x1x32x32", out, backends=("ort",), precision=FEW)
+    assert {"ours.onnx", "ours.fp16.onnx", "ours.int8.onnx", "ours.report.json"} <= set(made.placed.files)
+    assert {row[0] for row in made.placed.compared} == {"ours.fp16.onnx", "ours.int8.onnx"}
+    assert made.placed.report is not None
+    assert made.placed.report.losses["ort", "int8"].agreement_db > 30
 
 
 def test_nothing_is_put_in_place_that_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -517,12 +517,6 @@ def test_int_is_replaced_only_where_that_cannot_be_seen(
     ("options", "why"),
     [
         (["--device", "cuda"], "--device"),
-        (["--engine", "nncf"], "--engine"),
-        (["--calibration", "x"], "--calibration"),
-        (["--max-drop", "0.1dB"], "--max-drop"),
-        (["--time-limit", "10m"], "--time-limit"),
-        (["--seed", "7"], "--seed"),
-        (["--precision", "int8"], "--precision"),
         (["--openvino"], "--openvino"),
         (["--ort-mobile"], "--ort-mobile"),
         (["--checkpoint", "random:tiny"], "--checkpoint"),
@@ -533,6 +527,22 @@ def test_options_that_do_nothing_for_a_module_are_refused(tmp_path: Path, option
     done = CliRunner().invoke(export_main, ["--onnx", str(tmp_path / "m.onnx"), "--module", "a:b", *options])
     assert done.exit_code == 2
     assert f"{why} would have no effect" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--calibration", "x"], "--calibration does nothing without --precision fp16 or int8"),
+        (["--seed", "7"], "--seed does nothing"),
+        (["--engine", "nncf", "--precision", "fp16"], "--engine does nothing without --precision int8"),
+        (["--precision", "int8", "--batch", "2"], "export a batch of 1"),
+        (["--precision", "fp16", "--router", "conditional"], "--router conditional"),
+    ],
+)
+def test_options_of_precisions_act_or_are_refused(tmp_path: Path, options: list[str], why: str) -> None:
+    done = CliRunner().invoke(export_main, ["--onnx", str(tmp_path / "m.onnx"), "--module", "a:b", *options])
+    assert done.exit_code == 2
+    assert why in done.stderr
 
 
 def test_a_file_in_the_way_is_refused_before_any_work(tmp_path: Path) -> None:
