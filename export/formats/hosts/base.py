@@ -28,11 +28,14 @@ class NotRunHere(ClusirError):
 
 @dataclass(frozen=True)
 class Source:
-    """A whole graph, picture to picture, and its description. ``name``: what it is called in the host."""
+    """A whole graph, picture to picture, and its description. ``name``: what it is called in the host; ``tile`` and
+    ``router``: the graphs beside it, of a routed network."""
 
     model: ModelProto
     spec: ModelSpec
     name: str
+    tile: ModelProto | None = None
+    router: ModelProto | None = None
 
     @property
     def fixed_batch(self) -> int:
@@ -72,6 +75,9 @@ class Host(Protocol):
     def requires(self) -> None:
         """Raises BackendError, with the line that installs it, where a package is missing that writing needs."""
 
+    def prepare(self, source: Source) -> Source:
+        """The source with its routing as the host needs it: what is linted, written and compared."""
+
     def form(self, source: Source) -> HostForm:
         """The host form of this model."""
 
@@ -83,6 +89,9 @@ class Host(Protocol):
 
     def model(self, folder: Path) -> Path:
         """The ONNX file in a folder that was written."""
+
+    def check(self, folder: Path) -> None:
+        """Ask the host's own tools about the files. Raises ExportError for what they refuse."""
 
     def run(self, folder: Path, image: Array) -> Array:
         """What the host's own code makes of a picture 1x3xHxW. Raises NotRunHere."""

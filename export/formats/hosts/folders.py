@@ -34,11 +34,16 @@ class Written:
 
 
 def open_source(path: Path, name: str = "") -> Source:
-    """A model file that clusir wrote. Raises UsageError where it is absent, ModelFormatError where it carries no
-    clusir metadata."""
+    """A model file that clusir wrote, with the tile and the router graph beside it.
+
+    Raises UsageError where it is absent, ModelFormatError where it carries no clusir metadata.
+    """
     model = read_onnx(path)
     spec = ModelSpec.from_metadata({p.key: p.value for p in model.metadata_props})
-    return Source(model, spec, name or spec.name)
+    stem = path.name.removesuffix(".onnx")
+    beside = [path.with_name(f"{stem}.{graph}.onnx") for graph in ("tile", "router")]
+    tile, router = (read_onnx(graph) if spec.routed and graph.is_file() else None for graph in beside)
+    return Source(model, spec, name or spec.name, tile, router)
 
 
 def export_targets(
@@ -49,13 +54,19 @@ def export_targets(
     Raises UnsupportedModelError for that, ValidationError where a self-test fails, UsageError where a file is in the
     way that no such export has written.
     """
+    prepared = []
     for host in hosts:
-        if faults := common_faults(source) or host.lint(source):
+        progress(f"asking what {host.name} could not run")
+        if faults := common_faults(source):
             raise UnsupportedModelError(f"--target {host.name}: {'; '.join(faults)}")
+        given = host.prepare(source)
+        if faults := host.lint(given):
+            raise UnsupportedModelError(f"--target {host.name}: {'; '.join(faults)}")
+        prepared.append(given)
     written = []
-    for host in hosts:
+    for host, given in zip(hosts, prepared, strict=True):
         progress(f"writing for {host.name}")
-        written.append(_write(source, folder / host.name, host))
+        written.append(_write(given, folder / host.name, host))
     return written
 
 

@@ -90,6 +90,7 @@ def verify_target(name: str, folder: Path) -> list[Finding]:
 
 def self_test(host: Host, folder: Path, names: tuple[str, str]) -> list[Finding]:
     """Both golden cases in ONNX Runtime and in the host's own code. Raises ValidationError for a wrong answer."""
+    host.check(folder)
     probe = Probe(onnx.load(str(host.model(folder))), threads=1)
     if (probe.inputs, probe.outputs) != ([names[0]], [names[1]]):
         raise ValidationError(

@@ -54,6 +54,9 @@ class TransformersJs:
         need("onnx", self.name)
         need("onnxruntime", self.name)
 
+    def prepare(self, source: Source) -> Source:
+        return source
+
     def form(self, source: Source) -> HostForm:
         return HostForm("pixel_values", "reconstruction", batch="batch_size", any_size=True)
 
@@ -90,6 +93,9 @@ class TransformersJs:
 
     def model(self, folder: Path) -> Path:
         return folder / "onnx" / "model.onnx"
+
+    def check(self, folder: Path) -> None:
+        """The pipeline itself is the only tool there is."""
 
     def run(self, folder: Path, image: Array) -> Array:
         """Through the npm package in Node, of the folder named in CLUSIR_TRANSFORMERS_JS (it holds node_modules)."""
