@@ -15,7 +15,7 @@ BACKENDS = ("auto", *MODULES)
 ONNX_BACKENDS = ("ort", "openvino")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "int8")  # of files
-HOSTS = ("darktable", "transformers.js")  # programs that open models: clusir-export --target
+HOSTS = ("darktable", "opencv", "transformers.js")  # programs that open models: clusir-export --target
 BFLOAT16 = "bf16"  # how a float32 file may be computed
 
 # Tensors of an exported graph; a graph has some of them. A brought model may call the picture and the result otherwise
