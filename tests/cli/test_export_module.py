@@ -11,9 +11,9 @@ from clusir.cli.export import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--module", "a:b", "--device", "cuda", "--engine", "nncf"], "--device, --engine would have no effect"),
-        (["--module", "a:b", "--precision", "int8"], "--precision would have no effect"),
-        (["--module", "a:b", "--max-drop", "0.1dB", "--seed", "1"], "--seed, --max-drop would have no effect"),
+        (["--module", "a:b", "--device", "cuda", "--openvino"], "--openvino, --device would have no effect"),
+        (["--module", "a:b", "--max-drop", "0.1dB"], "--max-drop does nothing without --precision int8"),
+        (["--module", "a:b", "--seed", "1"], "--seed does nothing"),
         (["--output", "1"], "--output: only with --module"),
         (["--size", "64", "--batch", "1"], "--batch, --size: only with --module"),
         (["--module", "a:b", "--dynamic", "--size", "64"], "--dynamic and --size contradict each other"),
