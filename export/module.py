@@ -1,8 +1,8 @@
 """Bring your own model: somebody else's PyTorch restorer as a validated ONNX file.
 
 ``clusir-export --onnx --module package.module:factory --input 1x3x128x128``: the factory returns an ``nn.Module`` that
-maps a picture (BxCxHxW, 0..1) to the restored picture. Routed blocks are described beside the factory with
-``clusir.export.experts.registry.register_moe``; nothing of the user's code is edited.
+maps a picture (BxCxHxW, 0..1) to the restored picture, 1 to 8 times as large. Routed blocks are described beside the
+factory with ``clusir.export.experts.registry.register_moe``; nothing of the user's code is edited.
 """
 
 from __future__ import annotations
@@ -383,8 +383,7 @@ def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
 
 
 def _spec(subject: Subject, rule: SizeRequirements, traced: TracedModel, options: ModuleOptions) -> ModelSpec:
-    tile = options.tile or min(256, max(subject.shape[2:]))
-    tile = rule.padded(tile)
+    tile = rule.padded(options.tile or min(256, max(subject.shape[2:])))
     halo = min(16, (tile - 1) // 4) if options.halo is None else options.halo
     if 2 * halo >= tile:
         raise UsageError(f"--halo {halo} leaves nothing of a tile of {tile} pixels; make --tile larger")
@@ -394,6 +393,7 @@ def _spec(subject: Subject, rule: SizeRequirements, traced: TracedModel, options
         tile_px=tile,
         halo_px=halo,
         channels=subject.shape[1],
+        scale=subject.scale,
         router_form=options.router,
         dft_form=options.dft,
     )

@@ -14,7 +14,7 @@ from clusir.export.base import Pipeline
 from clusir.export.experts.registry import DensifyRegistered, dense_blocks
 from clusir.export.subjects.checks import check_function
 from clusir.export.subjects.fresh import Fresh
-from clusir.export.subjects.outputs import choose_output
+from clusir.export.subjects.outputs import choose_output, scale_of
 from clusir.export.subjects.restorer import AnyOutput, Restorer, Unsullied
 from clusir.export.subjects.unused import Watched, watch
 from clusir.export.validate.foreign import probes
@@ -36,16 +36,17 @@ class Subject:
     routes: tuple[tuple[int, ...], ...]
     watched: Watched
     notes: tuple[str, ...]
+    scale: int = 1
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether the model answers a picture of that size with one of the same size."""
+        """Whether the model answers a picture of that size with one ``scale`` times as large."""
         picture = probes(1, self.shape[1], height, width)
         try:
             with torch.no_grad():
                 made: Tensor = self.user(picture)
         except UnsupportedModelError:
             return False
-        return made.shape == picture.shape
+        return scale_of(picture, made) == self.scale
 
     def unrun(self) -> Restorer:
         """The dense form as it is, which only the tracer may call (it makes its own copy)."""
@@ -79,7 +80,9 @@ def read_subject(
     routes = _routes(Restorer(run.make(), place), probes(24, channels, height, width))
     if routes and len(set(routes)) == 1:
         notes = (*notes, "all probe pictures took one route; the other experts were verified by forcing them")
-    return Subject(name, shape, user, dense, place, tuple(sorted(set(routes))), watched, notes)
+    with torch.no_grad():
+        scale = scale_of(few[:1], user(few[:1]))
+    return Subject(name, shape, user, dense, place, tuple(sorted(set(routes))), watched, notes, scale)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError
-from clusir.export.subjects.outputs import tensors_of
+from clusir.export.subjects.outputs import scale_of, tensors_of
 from clusir.export.validate.compare import measure
 
 __all__ = ["check_batch", "check_function", "first_tensor", "reference", "takes_batches"]
@@ -42,13 +42,14 @@ def _largest(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def check_function(model: nn.Module, dense: nn.Module, images: Tensor, drew: str = "") -> None:
-    """Raise UnsupportedModelError unless ``model`` is a deterministic map from a picture to one of the same shape.
+    """Raise UnsupportedModelError unless ``model`` is a deterministic map from a picture to one of the same shape, or
+    of a multiple of its height and width.
 
     ``images``: BxCxHxW, all different, each given alone. ``dense`` is the model with its described blocks made dense
     (or the model itself); it must agree with the model picture by picture. ``drew``: the line that draws at random.
     """
     first = reference(model, images)
-    if first.shape != images.shape:
+    if not scale_of(images, first):
         raise UnsupportedModelError(
             f"the model turns {_shape(images[:1])} into {_shape(first[:1])}; a restorer returns the picture's own shape"
         )

@@ -1,8 +1,8 @@
 """Which of the tensors that a model returns is the restored picture.
 
 Networks are returned from training code: several stages, several sizes, a picture beside features or losses, in a list,
-a tuple or a dictionary, nested or not. The restored picture has the shape of the input; where several have, it is the
-one that the others lead to.
+a tuple or a dictionary, nested or not. The restored picture has the shape of the input, or is a whole number of times
+as high and wide where none has it; where several could be it, it is the one that the others lead to.
 """
 
 from __future__ import annotations
@@ -15,8 +15,19 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.subjects.gradients import gradients
+from clusir.spec import MAX_SCALE
 
-__all__ = ["choose_output", "pick", "tensors_of"]
+__all__ = ["choose_output", "pick", "scale_of", "tensors_of"]
+
+
+def scale_of(image: Tensor, made: Tensor) -> int:
+    """How many times as high and wide as ``image`` (BxCxHxW) the picture ``made`` is, 1 to MAX_SCALE; 0 where it has
+    another batch, other channels, or no such size."""
+    if made.dim() != 4 or made.shape[:2] != image.shape[:2]:
+        return 0
+    scale, rest = divmod(made.shape[2], image.shape[2])
+    fits = not rest and made.shape[3] == scale * image.shape[3] and 1 <= scale <= MAX_SCALE
+    return scale if fits else 0
 
 
 def tensors_of(output: Any) -> dict[str, Tensor]:
@@ -41,7 +52,7 @@ def choose_output(model: nn.Module, image: Tensor, wanted: str | None = None) ->
 
     ``wanted`` is a position (``"1"``), a key of a dictionary or a place as :func:`tensors_of` writes it. Raises
     UsageError where there is no such output, and UnsupportedModelError where the model returns no picture of the shape
-    of the input, or several of which none follows from all others.
+    of the input or a multiple of it, or several of which none follows from all others.
     """
     with gradients(model):
         found = tensors_of(model(image))
@@ -53,10 +64,12 @@ def choose_output(model: nn.Module, image: Tensor, wanted: str | None = None) ->
         if wanted not in names:
             raise UsageError(f"--output {wanted!r}: the model returns {shapes or 'no tensor'}")
         place = names[wanted]
-        if found[place].shape != image.shape:
+        if not scale_of(image, found[place]):
             raise UnsupportedModelError(_not_the_size(image, found[place]))
         return place, ()
-    pictures = {place: t for place, t in found.items() if t.shape == image.shape and t.is_floating_point()}
+    scales = {place: scale_of(image, t) for place, t in found.items() if t.is_floating_point()}
+    chosen = [place for place, scale in scales.items() if scale == 1] or [p for p, scale in scales.items() if scale]
+    pictures = {place: found[place] for place in chosen}
     if not pictures:
         if not found:
             raise UnsupportedModelError(
@@ -117,9 +130,7 @@ def _not_the_size(image: Tensor, made: Tensor, shapes: str = "") -> str:
     if made.dim() == 4 and image.dim() == 4:
         high, wide = made.shape[2] / image.shape[2], made.shape[3] / image.shape[3]
         if high == wide and high > 1:
-            return (
-                f"{head}: {high:g} times the size; only restorers of the picture's own size are served, no other scale"
-            )
+            return f"{head}: {high:g} times the size; an answer is a whole number of times as large, 1 to {MAX_SCALE}"
     return f"{head}; a restorer returns the picture's own shape"
 
 

@@ -175,7 +175,7 @@ class QuietNoise(nn.Module):
             r"test_habits\.py:\d+ `return x @ .*the line that breaks`: the model's own code raised Runtime",
         ),
         (TwoHeads(), r"several pictures of the input's shape \(\['clean'\], \['others'\]\[0\]\).*--output"),
-        (nn.Upsample(scale_factor=4), "4 times the size"),
+        (nn.Upsample(scale_factor=12), "12 times the size"),
         (PythonNoise(), "random numbers of Python or NumPy"),
         (QuietNoise(), r"random numbers drawn at .*test_habits\.py:\d+ `return x \+ 1e-12.*drawn all the same"),
     ],
