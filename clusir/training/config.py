@@ -143,11 +143,12 @@ class TrainConfig:
         for name in ("bend_until", "router_noise_until", "half_until", "restricted", "as_taken"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} {getattr(self, name)} is not within 0..1")
-        for name in ("learning_rate", "clip_norm", "validate_every_s", "save_every_s"):
+        for name in ("learning_rate", "clip_norm"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} is not a number over 0")
         losses = ("spectrum", "orthogonality", "balance", "cluster", "agreement")
-        for name in (*losses, "final_learning_rate", "weight_decay", "warmup_steps", "deblur_batches"):
+        periods = ("validate_every_s", "save_every_s")
+        for name in (*losses, *periods, "final_learning_rate", "weight_decay", "warmup_steps", "deblur_batches"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} is not a number from 0 up")
         for name, least in (
