@@ -105,8 +105,8 @@ class Darktable:
         from dt_ai_sdk.validate import run_validation
 
         package = self._package(folder)
-        with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(package) as archive:
-            tops = {Path(name).parts[0] for name in archive.namelist()}
+        with tempfile.TemporaryDirectory() as scratch, _opened(package) as archive:
+            tops = {name.split("/")[0] for name in archive.namelist()}
             if tops != {package.stem}:
                 raise ExportError(f"{package}: its top folders are {sorted(tops)}, not {package.stem}")
             archive.extractall(Path(scratch) / "output")
@@ -130,6 +130,13 @@ class Darktable:
         if len(found) != 1:
             raise ExportError(f"{folder}: {len(found)} packages where there should be one; export the target again")
         return found[0]
+
+
+def _opened(package: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(package)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ExportError(f"{package}: cannot be read ({error}); export the target again") from error
 
 
 def model_id(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from darktable_tiler import tiled
 
 from clusir.errors import ExportError, UnsupportedModelError
 from clusir.export.formats.hosts.darktable import OVERLAP_PX, Darktable, model_id
@@ -25,30 +26,6 @@ from clusir.runtimes.runners.files import find_model
 Make = Callable[..., Path]
 Array = np.ndarray
 NAME = "darktable"
-
-
-def mirrored(start: int, length: int, whole: int) -> Array:
-    """Indices start..start+length, folded back at both borders without repeating the edge."""
-    period = max(2 * (whole - 1), 1)
-    phase = np.arange(start, start + length) % period
-    return np.minimum(phase, period - phase)
-
-
-def tiled(run: Callable[[Array], Array], picture: Array, tile: int) -> Array:
-    """``picture`` 1x3xHxW, sRGB-encoded, as darktable does it: below 0 cut off, above 1 not; square tiles, an overlap
-    on each side that is thrown away, no blending, mirrored at the borders."""
-    height, width = picture.shape[2:]
-    given, made, step = np.maximum(picture, 0), np.empty_like(picture), tile - 2 * OVERLAP_PX
-    for top in range(0, height, step):
-        rows = mirrored(top - OVERLAP_PX, tile, height)
-        for left in range(0, width, step):
-            columns = mirrored(left - OVERLAP_PX, tile, width)
-            answer = run(np.ascontiguousarray(given[:, :, rows][:, :, :, columns]))
-            assert answer.shape == (1, 3, tile, tile)
-            down, right = min(step, height - top), min(step, width - left)
-            core = answer[:, :, OVERLAP_PX : OVERLAP_PX + down, OVERLAP_PX : OVERLAP_PX + right]
-            made[:, :, top : top + down, left : left + right] = core
-    return made
 
 
 def opened(folder: Path) -> Callable[[Array], Array]:
@@ -117,11 +94,15 @@ def test_the_sdk_refuses_what_is_not_complete(network: Make, tmp_path: Path) -> 
         ({**files, "blur/config.json": b"{}"}, "missing fields"),
         ({**files, "blur/model.onnx": b"no"}, "cannot load"),
         ({**files, "other/LICENSE": b"x"}, "top folders"),
+        ({}, "top folders"),
         ({k: v for k, v in files.items() if "model" not in k.split("/")[1]}, "not found"),
     ):
         pack(changed)
         with pytest.raises(ExportError, match=why):
             verify_target(NAME, tmp_path)
+    package.write_bytes(b"no zip")
+    with pytest.raises(ExportError, match="cannot be read"):
+        Darktable().check(folder)
 
 
 @pytest.mark.parametrize(
