@@ -15,7 +15,7 @@ import pytest
 import standin_bundle
 from standin_bundle import GOLDEN, GRAPHS, NAMES, Edit, spec_of
 
-from clusir.cli import _export_session
+from clusir.cli import _precision
 from clusir.cli._export_session import ExportRequest, further_steps
 from clusir.errors import BudgetError, ExportError, UsageError, ValidationError
 from clusir.export.formats import bundle
@@ -332,7 +332,9 @@ def test_quality_of_a_variant_is_written_even_where_it_is_infinite() -> None:
 
 
 def test_options_of_a_request_that_do_nothing_are_refused(tmp_path: Path) -> None:
-    refuse = _export_session.refuse_idle_options
+    def refuse(asked: ExportRequest) -> None:
+        _precision.refuse_idle_options(vars(asked), asked.given)
+
     for options, why in (
         ({"max_drop": 0.1}, "--max-drop does nothing without --precision int8"),
         ({"calibration": tmp_path}, "--calibration does nothing without --precision fp16 or int8"),

@@ -79,13 +79,13 @@ def test_unequal_experts_join_to_one() -> None:
 
 
 def test_full_blocks_stay() -> None:
-    refuse(PairDepthwise(), Experts((16, 16), (3, 5)), (2, 32, 8, 8), "no depthwise convolutions side by side")
+    refuse(PairDepthwise(), Experts((16, 16), (3, 5)), (2, 32, 8, 8), "no Split - depthwise Conv - Concat")
 
     def reads_a_part(x: Tensor) -> Tensor:
         one, two = torch.split(torch.relu(x), [4, 4], dim=1)
         return torch.cat([F.avg_pool2d(one, 3, 1, 1), two], 1)
 
-    refuse(PairDepthwise(), reads_a_part, (2, 8, 8, 8), "no depthwise convolutions side by side")
+    refuse(PairDepthwise(), reads_a_part, (2, 8, 8, 8), "no Split - depthwise Conv - Concat")
 
 
 def test_gelu_is_written_as_runtimes_know_it(tmp_path: Path) -> None:
