@@ -73,8 +73,8 @@ KINDS: dict[str, tuple[habits.Habit, ...]] = {
         habits.pooled_by_size,
         habits.wrapped,
         habits.grown_back,
-        habits.pads_if_needed,
     ),
+    "pads": (habits.pads_if_needed,),
     "order": (
         habits.median,
         habits.sorted_tokens,
