@@ -30,8 +30,8 @@ class CroppedSpectrum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         low = torch.fft.irfft2(torch.fft.rfft2(x, s=(12, 20), norm="forward"), s=(12, 20), norm="forward")
-        rows = torch.fft.ifft(torch.fft.fft(x, n=70, dim=2), dim=2).real
-        return x + F.interpolate(low, x.shape[-2:], mode="nearest") + rows[:, :, : x.shape[2]]
+        rows = torch.fft.ifft(torch.fft.fft(low, n=18, dim=2), dim=2).real
+        return x + F.interpolate(low + rows[:, :, :12], x.shape[-2:], mode="bilinear")
 
 
 class PatchAttention(nn.Module):
