@@ -132,7 +132,8 @@ def route_flips(gate: Array, reference: Array, gates: Gates) -> Array:
         if k >= probability.shape[1]:
             continue
         ranked = np.sort(probability, axis=1)[:, ::-1]
-        excused = (mine > 0).sum(1) == k
+        # Without a near tie there is nothing to excuse: a reference that chose otherwise is wrong itself.
+        excused = (ranked[:, k - 1] - ranked[:, k] <= GATE_MARGIN) & ((mine > 0).sum(1) == k)
         excused &= ((mine <= 0) | (probability >= ranked[:, k - 1 : k] - GATE_MARGIN)).all(1)
         excused &= np.abs(mine.sum(1) - wanted.sum(1)) <= 2 * k * GATE_MARGIN
         flips[:, index] &= ~excused
