@@ -260,3 +260,12 @@ def test_json_is_strict() -> None:
     assert read == {"a": "nan", "b": ["-inf", 1.5], "c": "the value was Infinity, refused", "d": ["inf", 1]}
     with pytest.raises(TypeError):
         plain_json.dumps({"path": object()})
+
+
+def test_a_reference_that_chose_the_lesser_expert_is_not_excused() -> None:
+    """Without a near tie the file's own right choice does not make another reference right."""
+    probability = np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
+    right, other = np.array([[0, 1, 0, 0]], np.float32), np.array([[0, 0, 1, 0]], np.float32)
+    found = compare({"gate": other}, {"gate": right}, tolerance("fp32"), Gates((4,), 1, probability))
+    assert found.flips == 1
+    assert not found.ok
