@@ -86,8 +86,8 @@ def test_no_seam_with_shared_routing(
 
 
 # Given the statistics of the whole picture, tiles differ by what their borders' padding does. Those found on samples,
-# of which neighbours overlap, are others by a little: a shift of up to a third of a grey level everywhere. The weights
-# of run 11 lean on them more than earlier ones did (70 dB on the photo with those of run 2).
+# of which neighbours overlap, are others by a little: a shift of up to a third of a grey level everywhere. How far
+# depends on how much the weights lean on them.
 def _misses(db: float) -> pytest.MarkDecorator:
     return pytest.mark.xfail(reason=f"{db} dB: statistics found on samples are not the picture's own", strict=True)
 

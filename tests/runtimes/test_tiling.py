@@ -100,5 +100,5 @@ def test_shared_routing_averages_before_top_k() -> None:
     np.testing.assert_allclose(routing.posterior, [0.75, 0.25])
     np.testing.assert_allclose(routing.gate, [0, 0.6], rtol=1e-6)
     np.testing.assert_allclose(routing.feeds(2)["statistics"], [[2, 2], [2, 2]])
-    assert "statistics" not in combine(sampled, replace(s, statistics=0)).feeds(1)  # a file of the first exports
+    assert "statistics" not in combine(sampled, replace(s, statistics=0)).feeds(1)  # a file without them
     assert [p.tolist() for p in split_levels(np.arange(5, dtype=np.float32), (3, 2))] == [[0, 1, 2], [3, 4]]
