@@ -22,7 +22,7 @@ _GAIN_DB = 3.0
 # Without int8: drawing its calibration crops, evaluating and timing it would more than double the demo's time.
 @click.option("--precision", default="fp32,fp16", show_default=True, help="Precisions to export.")
 def main(out: Path, precision: str) -> None:
-    """Export the shipped model into OUT/bundle, validate it, restore a damaged photo, write OUT/report.html."""
+    """Export the shipped model into OUT/bundle, validate it, restore a degraded photo, write OUT/report.html."""
     import numpy as np
     from PIL import Image
     from rich.table import Table
@@ -42,25 +42,25 @@ def main(out: Path, precision: str) -> None:
     bundle = out / "bundle"
     export.main(["--onnx", str(bundle), "--precision", precision], standalone_mode=False)
 
-    console.rule("2. restore a damaged photo")
+    console.rule("2. restore a degraded photo")
     photo = next(p for p in built_in_photos(256).photos if p.name == "chelsea.png")
     clean = photo.crop(0, 0, max(photo.height, photo.width))
-    damaged = PRESETS["noise 25"](np.random.default_rng(0)).apply(clean)
+    degraded = PRESETS["noise 25"](np.random.default_rng(0)).apply(clean)
     table = Table(title="PSNR of a photo with noise of sigma 25", title_justify="left")
     for heading in ("model", "backend", "before dB", "after dB", "gain dB"):
         table.add_column(heading, no_wrap=True)
     page = ReportWriter("ClusIR demo", {"model": "tiny, exported a moment ago", "photo": "Chelsea, scikit-image (CC0)"})
     gains = []
-    before = psnr(damaged, clean)
+    before = psnr(degraded, clean)
     for wanted in (word.strip() for word in precision.split(",")):
         for backend in ("ort", "openvino"):
             with Restorer(bundle, backend=backend, precision=wanted) as restorer:
-                restored, work = restorer.restore_and_tell(np.rint(damaged * 255).astype(np.uint8))
+                restored, work = restorer.restore_and_tell(np.rint(degraded * 255).astype(np.uint8))
                 after = psnr(restored.astype(np.float32) / np.float32(255), clean)
                 routing = work.routing
                 page.add(
                     f"chelsea, {wanted} on {backend}",
-                    damaged,
+                    degraded,
                     restored,
                     levels=routing_levels(routing.posterior, routing.gate, restorer.spec) if routing else (),
                     timings_ms={"infer": work.infer_s * 1000},
@@ -69,9 +69,9 @@ def main(out: Path, precision: str) -> None:
             gains.append(after - before)
             table.add_row(wanted, backend, f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}")
             if len(gains) == 1:
-                Image.fromarray(np.rint(damaged * 255).astype(np.uint8)).save(out / "damaged.png")
+                Image.fromarray(np.rint(degraded * 255).astype(np.uint8)).save(out / "degraded.png")
                 Image.fromarray(restored).save(out / "restored.png")
-                write_comparison(damaged, restored, out / "before-after.png")
+                write_comparison(degraded, restored, out / "before-after.png")
     console.print(table)
     page.write(out / "report.html")
     for name in ("before-after.png", "report.html", "bundle"):

@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Damage that can be done again: the same steps with the same random fields, on any photo.
+    """Degradation that can be done again: the same steps with the same random fields, on any photo.
 
     Two photos of one shape get the very same noise, streaks and depth. No step at all is an undamaged photo.
     """
@@ -142,7 +142,8 @@ def draw_recipe(
 
 
 def degrade(image: Array, kind: str, severity: float, rng: np.random.Generator) -> Array:
-    """One kind of damage at one severity in 0..1: HxWx3 float32 in, the same shape out, clipped and 8-bit quantised.
+    """One kind of degradation at one severity in 0..1: HxWx3 float32 in, the same shape out, clipped and 8-bit
+    quantised.
 
     Raises UsageError for an unknown kind, a severity outside 0..1, or an array that is not HxWx3.
     """
@@ -153,7 +154,8 @@ def degrade(image: Array, kind: str, severity: float, rng: np.random.Generator) 
 def degrade_mixture(
     image: Array, rng: np.random.Generator, kinds: Sequence[str] | None = None, count: int | None = None
 ) -> tuple[Array, Recipe]:
-    """Two or three kinds of damage (or ``count``) at random severities, and the recipe that does the same again."""
+    """Two or three kinds of degradation (or ``count``) at random severities, and the recipe that does the same
+    again."""
     recipe = draw_recipe(rng, kinds, count)
     return recipe.apply(image), recipe
 

@@ -37,7 +37,7 @@ class ModelConfig:
     # with them in every decoder block and 47 ms without, on ONNX Runtime in two runs on a busy machine), and the
     # published description puts them in the encoder.
     decoder_attention: bool = True
-    # Clusters: the published description gives no numbers. 8 covers 5 to 7 kinds of damage with room for mixtures.
+    # Clusters: the published description gives no numbers. 8 covers 5 to 7 kinds of degradation with room for mixtures.
     clusters: tuple[int, ...] = (8, 8, 8, 8)
     prototype_dim: int = 64
     # Experts: E = 4, k = 1 and the ranks' and kernels' spread are MoCE-IR's class defaults.
@@ -60,8 +60,8 @@ class ModelConfig:
     # motion blur apart with 0.91/0.93/0.78/0.80 of them right, and with 0.73/0.47/0.51/0.55 by the features that
     # level 1 pools (55 crops of 192 px of each, 4-fold): without them JPEG and blur got one cluster, and one treatment.
     traces: bool = False
-    # [ours] Width of the damage cue (clusir.network.cues) that steers the decoder's gains beside the clusters; 0 is
-    # none.
+    # [ours] Width of the degradation cue (clusir.network.cues) that steers the decoder's gains beside the clusters; 0
+    # is none.
     damage_cue: int = 0
     # [ours] A sharpening filter blended for each picture stands before the network (clusir.network.deblur).
     deblur: bool = False

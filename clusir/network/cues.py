@@ -12,11 +12,11 @@ from clusir.network.layers import scale_init
 from clusir.network.pooled import PooledStatistics, pooled_value
 from clusir.network.traces import BANDS, TRACES, OrientedEnergies
 
-__all__ = ["ClusterGain", "DamageCue", "ToneMap"]
+__all__ = ["ClusterGain", "DegradationCue", "ToneMap"]
 
 # Ten times the other weights' pace under Adam. Deblocking smooths where deblurring sharpens: trained on both, the first
 # weights got neither (JPEG +0.07 dB) where JPEG alone reached +0.6 dB within 250 steps. With gains at the common pace
-# told the right damage it stayed at -0.05 dB after 100 steps, at ten times it was +0.18 dB.
+# told the right degradation it stayed at -0.05 dB after 100 steps, at ten times it was +0.18 dB.
 _GAIN_PACE = 10.0
 
 
@@ -32,7 +32,7 @@ def _silent(inputs: int, outputs: int) -> nn.Linear:
 
 class ClusterGain(nn.Module):
     """1 + 10 (W pi + V c): gains of ``width`` hidden channels from the posteriors pi of all levels, BxL, and, where
-    there is one, the damage cue c, Bx ``cue``. Gives Bx width x1x1.
+    there is one, the degradation cue c, Bx ``cue``. Gives Bx width x1x1.
 
     A picture that is surely of one cluster gets that cluster's own network, with channels of it turned up, off or
     over; one multiplication a pixel and channel, where other weights for each cluster would cost their own convolution.
@@ -55,13 +55,13 @@ class ClusterGain(nn.Module):
         return gain[:, :, None, None]
 
 
-class DamageCue(nn.Module):
+class DegradationCue(nn.Module):
     """What clusters cannot say: in which direction and how strongly. Bx ``width``, within -1..1.
 
-    A cluster names a kind of damage, and its channels must serve every direction and strength of it at once. Trained
-    on motion blur of 9 px alone, a network whose gains are told the direction is at +2.2 dB after 210 steps, one whose
-    gains follow a cue at +1.2 after 200 and one with clusters alone at +0.9 [docs/training.md]. The cue is a small
-    network on the picture's own statistics (:mod:`clusir.network.traces`), one vector for a picture, and a pooled
+    A cluster names a kind of degradation, and its channels must serve every direction and strength of it at once.
+    Trained on motion blur of 9 px alone, a network whose gains are told the direction is at +2.2 dB after 210 steps,
+    one whose gains follow a cue at +1.2 after 200 and one with clusters alone at +0.9 [docs/training.md]. The cue is a
+    small network on the picture's own statistics (:mod:`clusir.network.traces`), one vector for a picture, and a pooled
     statistic: tiles share it.
     """
 

@@ -3,7 +3,7 @@
 Sharpening against blur of a known shape is one linear filter (Wiener 1949). Such a filter along one direction is wide
 and different for every direction and length, which is what a few shared 3x3 layers do not learn: see docs/training.md.
 Here the filters are given, and what is learnt is which to blend, from the picture's own statistics
-(clusir.network.traces): fitted first, to undo blur and leave other damage alone (clusir.training.deblur), then
+(clusir.network.traces): fitted first, to undo blur and leave other degradation alone (clusir.training.deblur), then
 trained on with the network, which sees the sharpened picture and mends its ringing.
 """
 

@@ -60,7 +60,8 @@ class FourierSplit(nn.Module):
 
 
 class DegradationPrompt(nn.Module):
-    """Features that say what damage to expect: a bank of maps mixed by the cluster posterior, refined by the picture.
+    """Features that say what degradation to expect: a bank of maps mixed by the cluster posterior, refined by the
+    picture.
 
     posterior BxL and features BxCxHxW give BxCxHxW.
     """

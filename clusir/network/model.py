@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clusir.network.config import CONFIGS, ModelConfig
-from clusir.network.cues import ClusterGain, DamageCue, ToneMap
+from clusir.network.cues import ClusterGain, DegradationCue, ToneMap
 from clusir.network.deblur import SteeredDeblur
 from clusir.network.evidence import FAMILY_COUNT, EvidenceHead
 from clusir.network.experts import MoEBlock
@@ -21,12 +21,12 @@ from clusir.network.frequency import DegradationPrompt, FrequencyModulation
 from clusir.network.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
 from clusir.network.pooled import PooledStatistics
 from clusir.network.router import ClusterRouter, Routing
-from clusir.network.traces import TRACES, DamageTraces
+from clusir.network.traces import TRACES, DegradationTraces
 from clusir.network.wavelet import haar_forward, haar_inverse
 
 __all__ = ["CONFIGS", "ClusIR", "ModelConfig", "Restoration"]
 
-# The stem starts with the weak Haar high bands lifted. Relative L1 against the damaged input in steps 161 to 200 of
+# The stem starts with the weak Haar high bands lifted. Relative L1 against the degraded input in steps 161 to 200 of
 # denoising (one seed, equal settings): -0.25 with a gain of 4, -0.16 without. Other gains were not compared.
 _HIGH_BAND_GAIN = 4.0
 _BLUR = slice(2, 3)  # among the families
@@ -174,8 +174,8 @@ class ClusIR(nn.Module):
         ) if config.decoder_gains else None  # fmt: skip
         families = FAMILY_COUNT if config.permissions else 0
         self.tone = ToneMap(widths[last], families) if config.tone else None
-        self.traces = DamageTraces() if config.traces else None
-        self.cue = DamageCue(config.damage_cue, families) if config.damage_cue else None
+        self.traces = DegradationTraces() if config.traces else None
+        self.cue = DegradationCue(config.damage_cue, families) if config.damage_cue else None
         self.deblur = SteeredDeblur() if config.deblur else None
         self.evidence = EvidenceHead() if config.permissions else None
 
@@ -246,9 +246,9 @@ class ClusIR(nn.Module):
         pooled: PooledStatistics | None,
         asked: Tensor | None = None,
     ) -> _Seen:
-        """What the picture's own statistics say before any feature: the damage cue, what deblurring adds to the grey
-        picture, Bx1xHxW, the evidence Bx6 and the permissions that it leaves of those ``asked`` for. ``traces`` where
-        they are known already."""
+        """What the picture's own statistics say before any feature: the degradation cue, what deblurring adds to the
+        grey picture, Bx1xHxW, the evidence Bx6 and the permissions that it leaves of those ``asked`` for. ``traces``
+        where they are known already."""
         if self.cue is None or self.traces is None:
             return _Seen()
         measure, cue = self.traces, self.cue
@@ -300,7 +300,7 @@ class ClusIR(nn.Module):
 
     def statistics_size(self) -> int:
         """How many pooled statistics a picture has: S of :class:`clusir.network.pooled.PooledStatistics`."""
-        # Sizes of statistics do not depend on the picture's; DamageTraces and the filters need 16 px of it.
+        # Sizes of statistics do not depend on the picture's; DegradationTraces and the filters need 16 px of it.
         pooled, side = PooledStatistics(), max(16, self.config.size_multiple)
         parameter = next(self.parameters())
         training = self.training

@@ -1,4 +1,4 @@
-"""What damage leaves in a picture's simplest statistics: the router's second source besides its features [ours].
+"""What degradation leaves in a picture's simplest statistics: the router's second source besides its features [ours].
 
 Pooled features of the first levels hardly tell JPEG from blur from nothing; the energy of differences at several
 scales, and how it is spread over the eight phases of JPEG's grid, does. The idea is that of no-reference measures:
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from clusir.network.pooled import PooledStatistics, over_batch
 
-__all__ = ["BANDS", "TRACES", "DamageTraces", "OrientedEnergies"]
+__all__ = ["BANDS", "TRACES", "DegradationTraces", "OrientedEnergies"]
 
 _GRID = 8
 _FLOOR = 1e-3  # a quarter of a grey level: below it differences are rounding
 _SCALES = 4
-# Mean and half-range of the logarithms below on damaged photos, roughly: what follows sees numbers around 0 and 1.
+# Mean and half-range of the logarithms below on degraded photos, roughly: what follows sees numbers around 0 and 1.
 _CENTRE, _SPREAD = -4.0, 1.0
 _EXCESS_SPREAD = 0.15
 
@@ -35,13 +35,13 @@ _BANK_PX = 11
 _BANK_STRIDE = 3  # no divisor of JPEG's grid: all its phases count
 
 TRACES = 4 * 2 + 2 * _SCALES + 4
-"""How many numbers :class:`DamageTraces` gives."""
+"""How many numbers :class:`DegradationTraces` gives."""
 
 BANDS = (1 + _ORIENTATIONS) * len(_FREQUENCIES)
 """How many numbers :class:`OrientedEnergies` gives."""
 
 
-class DamageTraces(nn.Module):
+class DegradationTraces(nn.Module):
     """Bx3xHxW in 0..1 (H, W multiples of 16) to BxTRACES; 1xTRACES, of their mean energies, where ``pooled`` takes the
     batch together.
 

@@ -192,7 +192,7 @@ def centre_crops(photos: Iterable[NDArray[np.uint8]], px: int, limit: int) -> li
 def cluster_report(
     router: Router, pictures: Iterable[Array], *, kinds: Sequence[str] = KINDS, draws: int = 1, seed: int = 0
 ) -> ClusterReport:
-    """Damage every picture with each of ``kinds`` at ``draws`` random severities, one kind at a time, and route it.
+    """Degrade every picture with each of ``kinds`` at ``draws`` random severities, one kind at a time, and route it.
 
     ``pictures``: HxWx3 float32 in 0..1, of a size the router takes. Raises UsageError where there is no picture.
     """

@@ -1,4 +1,4 @@
-"""Do no harm: how far a restorer moves photos that were not damaged.
+"""Do no harm: how far a restorer moves photos that were not degraded.
 
 Each picture is restored as it is, and compared with itself. What matters is the tail: a mean over photos hides the one
 that a person cares about. What restores is a function from picture to picture, as in :mod:`clusir.quality.evaluate`.

@@ -61,7 +61,7 @@ class TrainConfig:
         Stage(0.88, 4, 128, 1),
     )
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    # The shares of pictures with no damage, one kind, two, three at a time.
+    # The shares of pictures with no degradation, one kind, two, three at a time.
     counts: tuple[float, ...] = DEFAULT_COUNTS
     # The range of severities of each kind that is not drawn from all of 0..1.
     severities: dict[str, tuple[float, float]] = field(default_factory=lambda: dict(DEFAULT_SEVERITIES))
@@ -87,7 +87,8 @@ class TrainConfig:
     arithmetic: str = "auto"
     # On one CUDA device: replay steps as CUDA graphs (see train_graph).
     cuda_graphs: bool = True
-    # Steps before which the routers' projections are set to what separates the damage seen so far (see train_routing).
+    # Steps before which the routers' projections are set to what separates the degradation seen so far (see
+    # train_routing).
     calibrate_at: tuple[int, ...] = (0, 300, 900, 2000)
     calibration_batches: int = 20
     # Batches of 16 crops of 96 px on which the deblurring blend is fitted before the first step (see train_deblur):

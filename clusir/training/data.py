@@ -1,9 +1,9 @@
-"""Training data: clean photos in memory, and batches damaged on the fly.
+"""Training data: clean photos in memory, and batches degraded on the fly.
 
 A batch is a pure function of (seed, step, rank): nothing but the step number has to be saved to resume bit-exactly,
 and any number of loader threads gives the same stream. Part of each batch is laid out in quads, two photos times two
-recipes, so that losses can ask the router to tell damage from content without a class label. The rest may come with
-permissions: what is not permitted to be mended stays in the target.
+recipes, so that losses can ask the router to tell degradation from content without a class label. The rest may come
+with permissions: what is not permitted to be mended stays in the target.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TONAL = ("haze", "low_light")
 """The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
 
 _FILED = 0.6  # of the camera's noisy pictures come as its JPEG files
-_MARGIN_PX = 8  # crops are cut this much larger, damaged, then trimmed: JPEG's 8-px grid lands anywhere
+_MARGIN_PX = 8  # crops are cut this much larger, degraded, then trimmed: JPEG's 8-px grid lands anywhere
 
 DEFAULT_WEIGHTS: dict[str, float] = {
     "noise": 2.6, "poisson_gaussian": 0.8, "jpeg": 2.0, "gaussian_blur": 0.9, "motion_blur": 0.9, "defocus_blur": 0.5,
@@ -49,7 +49,7 @@ DEFAULT_WEIGHTS: dict[str, float] = {
 """How often each kind is drawn, relative to the others: families get comparable shares, noise and JPEG the largest."""
 
 DEFAULT_COUNTS = (0.04, 0.68, 0.20, 0.08)
-"""The shares of pictures with no damage, one kind, two, three kinds at a time."""
+"""The shares of pictures with no degradation, one kind, two, three kinds at a time."""
 
 DEFAULT_SEVERITIES: dict[str, tuple[float, float]] = {"motion_blur": (0.0, 0.6)}
 """The range of severities of the kinds that are not drawn from 0..1. Motion blur of 3 to 13 px: trained on it alone,
@@ -58,11 +58,11 @@ DEFAULT_SEVERITIES: dict[str, tuple[float, float]] = {"motion_blur": (0.0, 0.6)}
 
 @dataclass(frozen=True)
 class Batch:
-    """``damaged`` and ``clean``: Bx3xHxW float32 in 0..1. ``recipe`` and ``photo``: B integers, equal where samples
-    share their damage or their picture; ``names``: the recipes' names, for measuring only, never for a loss.
-    ``permissions`` BxF in 0..1: what may be mended; ``clean`` still has the rest of the damage."""
+    """``degraded`` and ``clean``: Bx3xHxW float32 in 0..1. ``recipe`` and ``photo``: B integers, equal where samples
+    share their degradation or their picture; ``names``: the recipes' names, for measuring only, never for a loss.
+    ``permissions`` BxF in 0..1: what may be mended; ``clean`` still has the rest of the degradation."""
 
-    damaged: Tensor
+    degraded: Tensor
     clean: Tensor
     recipe: Tensor
     photo: Tensor
@@ -73,9 +73,10 @@ class Batch:
 @dataclass(frozen=True)
 class BatchPlan:
     """``size`` crops of ``crop_px`` pixels square, of which ``quads`` x 4 are two photos x two recipes; ``counts``: how
-    often a recipe has no kind of damage, one, two, ... (shares that sum to 1); ``severities``: the range of each kind
-    whose severity is not drawn from all of 0..1. ``restricted``: the share of crops outside quads with permissions of
-    their own; ``as_taken``: the share of undamaged ones that are as soft and noisy as a camera's pixels, and stay."""
+    often a recipe has no kind of degradation, one, two, ... (shares that sum to 1); ``severities``: the range of each
+    kind whose severity is not drawn from all of 0..1. ``restricted``: the share of crops outside quads with permissions
+    of their own; ``as_taken``: the share of undamaged ones that are as soft and noisy as a camera's pixels, and
+    stay."""
 
     size: int
     crop_px: int
@@ -93,7 +94,7 @@ def draw_training_recipe(
     counts: Sequence[float] = DEFAULT_COUNTS,
     severities: Mapping[str, tuple[float, float]] | None = None,
 ) -> Recipe:
-    """Damage for one training sample; with ``avoid``, none that shares a family of kinds with that recipe."""
+    """Degradation for one training sample; with ``avoid``, none that shares a family of kinds with that recipe."""
     shares = DEFAULT_WEIGHTS if weights is None else weights
     taken = {FAMILIES[kind] for kind in avoid.kinds} if avoid is not None else set()
     kinds = [kind for kind in ALL_KINDS if shares.get(kind, 0.0) > 0 and FAMILIES[kind] not in taken]
@@ -166,7 +167,7 @@ def draw_batch(
 ) -> Batch:
     """The batch that belongs to ``seed`` (for example seed, step, rank): the same arguments, the same bits.
 
-    ``undone`` names a family of kinds: ``clean`` then keeps all damage but that of this family.
+    ``undone`` names a family of kinds: ``clean`` then keeps all degradation but that of this family.
     """
     rng = np.random.default_rng(list(seed))
     drawn = _Drawn()
@@ -179,7 +180,7 @@ def draw_batch(
         oy, ox = (int(o) for o in rng.integers(_MARGIN_PX + 1, size=2))
         window = (slice(oy, oy + plan.crop_px), slice(ox, ox + plan.crop_px))
         drawn.clean.append(permitted(recipe, crop, may)[window])
-        drawn.damaged.append(recipe.apply(crop)[window])
+        drawn.degraded.append(recipe.apply(crop)[window])
         drawn.indices.append(indices)
         drawn.names.append(recipe.name)
         drawn.permissions.append(may)
@@ -212,7 +213,7 @@ def draw_batch(
         recipes += 1
     recipe_of, photo_of = torch.tensor(drawn.indices).unbind(1)
     permissions = torch.from_numpy(np.stack(drawn.permissions))
-    return Batch(_to_nchw(drawn.damaged), _to_nchw(drawn.clean), recipe_of, photo_of, tuple(drawn.names), permissions)
+    return Batch(_to_nchw(drawn.degraded), _to_nchw(drawn.clean), recipe_of, photo_of, tuple(drawn.names), permissions)
 
 
 @dataclass
@@ -220,7 +221,7 @@ class _Drawn:
     """A batch in the making."""
 
     clean: list[NDArray[np.float32]] = field(default_factory=list)
-    damaged: list[NDArray[np.float32]] = field(default_factory=list)
+    degraded: list[NDArray[np.float32]] = field(default_factory=list)
     indices: list[tuple[int, int]] = field(default_factory=list)  # recipe, photo
     names: list[str] = field(default_factory=list)
     permissions: list[NDArray[np.float32]] = field(default_factory=list)
@@ -290,11 +291,11 @@ def _draw_packed(
     """A batch with its pictures as uint8, which is all they hold (to half a level, where a permission is in part), to
     pass between processes: a quarter of the bytes. ``photos`` None: those that this worker process has read."""
     batch = draw_batch(_held[0] if photos is None else photos, plan, seed, weights)
-    damaged, clean = ((x * 255).round().to(torch.uint8).numpy() for x in (batch.damaged, batch.clean))
+    degraded, clean = ((x * 255).round().to(torch.uint8).numpy() for x in (batch.degraded, batch.clean))
     nothing = torch.empty(0)
-    return damaged, clean, replace(batch, damaged=nothing, clean=nothing)
+    return degraded, clean, replace(batch, degraded=nothing, clean=nothing)
 
 
 def _unpack(packed: _Packed) -> Batch:
-    damaged, clean = (torch.from_numpy(x.astype(np.float32) / np.float32(255.0)) for x in packed[:2])
-    return replace(packed[2], damaged=damaged, clean=clean)
+    degraded, clean = (torch.from_numpy(x.astype(np.float32) / np.float32(255.0)) for x in packed[:2])
+    return replace(packed[2], degraded=degraded, clean=clean)

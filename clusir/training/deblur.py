@@ -1,12 +1,12 @@
 """Teach the deblurring blend before the network learns anything: a minute instead of hours.
 
 What the bank's filters add to a picture is known once, and the error of a blend is a quadratic form of its weights:
-|aim - damaged - sum_k c_k y_k|^2 = e - 2 b.c + c.A c. So a training set is reduced to its statistics and these forms,
+|aim - degraded - sum_k c_k y_k|^2 = e - 2 b.c + c.A c. So a training set is reduced to its statistics and these forms,
 and the small network from the one to the other is fitted by thousands of cheap steps. Learnt together with everything
 else the blend found Gaussian blur within 500 steps and the direction of motion hardly (+0.4 dB at 9 px after 1200 steps
 of 16 crops; +1.4 this way, from 4800 crops).
 
-The aim is not the clean photo but the same damage without its blur: a linear filter that aims at the photo smooths
+The aim is not the clean photo but the same degradation without its blur: a linear filter that aims at the photo smooths
 noise and JPEG a little too, and the network behind it, which mends those better, would see pictures it does not know.
 """
 
@@ -36,20 +36,20 @@ DEBLUR_WEIGHTS: dict[str, float] = {
 
 
 @torch.no_grad()
-def blend_forms(bank: Tensor, damaged: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def blend_forms(bank: Tensor, degraded: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(A BxKxK, b BxK, e B) of the mean squared error over Bx3xHxW of adding a blend of ``bank`` KxSxS to every colour:
     e - 2 b.c + c.A c. Raises ValueError where the pictures are smaller than the filters' reach."""
-    size, height, width = bank.shape[-1], *(side + 4 * REACH_PX for side in damaged.shape[-2:])
-    if min(damaged.shape[-2:]) <= REACH_PX:
-        raise ValueError(f"pictures of {tuple(damaged.shape[-2:])} px are smaller than the filters' reach, {REACH_PX}")
-    grey = F.pad(damaged.mean(dim=1, keepdim=True), (REACH_PX,) * 4, mode="reflect")
+    size, height, width = bank.shape[-1], *(side + 4 * REACH_PX for side in degraded.shape[-2:])
+    if min(degraded.shape[-2:]) <= REACH_PX:
+        raise ValueError(f"pictures of {tuple(degraded.shape[-2:])} px are smaller than the filters' reach, {REACH_PX}")
+    grey = F.pad(degraded.mean(dim=1, keepdim=True), (REACH_PX,) * 4, mode="reflect")
     filters = torch.fft.rfft2(bank, s=(height, width))
     added = torch.fft.irfft2(torch.fft.rfft2(grey, s=(height, width)) * filters, s=(height, width))
-    added = added[..., size - 1 : size - 1 + damaged.shape[-2], size - 1 : size - 1 + damaged.shape[-1]].flatten(2)
-    missing = (aim - damaged).mean(dim=1).flatten(1)  # the same is added to every colour: only their mean counts
+    added = added[..., size - 1 : size - 1 + degraded.shape[-2], size - 1 : size - 1 + degraded.shape[-1]].flatten(2)
+    missing = (aim - degraded).mean(dim=1).flatten(1)  # the same is added to every colour: only their mean counts
     pixels = added.shape[-1]
     forms = added @ added.transpose(1, 2) / pixels
-    return forms, (added @ missing[..., None])[..., 0] / pixels, (aim - damaged).square().flatten(1).mean(1)
+    return forms, (added @ missing[..., None])[..., 0] / pixels, (aim - degraded).square().flatten(1).mean(1)
 
 
 def calibrate_deblur(model: ClusIR, batches: Iterable[Batch], seed: int = 0) -> float:
@@ -66,11 +66,11 @@ def calibrate_deblur(model: ClusIR, batches: Iterable[Batch], seed: int = 0) -> 
     parts: list[tuple[Tensor, ...]] = []
     with torch.no_grad():
         for batch in batches:
-            damaged, aim = batch.damaged.to(device), batch.clean.to(device)
-            seen = cue.statistics(damaged, traces(damaged))
+            degraded, aim = batch.degraded.to(device), batch.clean.to(device)
+            seen = cue.statistics(degraded, traces(degraded))
             # Picture by picture: what stays of one is small, and between freed blocks of a whole batch's maps it kept
             # the heap from being used again (9 MB a batch).
-            pairs = zip(damaged.split(1), aim.split(1), strict=True)
+            pairs = zip(degraded.split(1), aim.split(1), strict=True)
             found = [blend_forms(deblur.bank, one, its_aim) for one, its_aim in pairs]
             parts.append((seen, *(torch.cat(column) for column in zip(*found, strict=True))))
     statistics, forms, along, error = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -152,17 +152,17 @@ class _Run:
         self.wrapped.train()
         for router in self.routers:
             router.train(used < config.router_noise_until)
-        damaged, clean = batch.damaged.to(self.device), batch.clean.to(self.device)
-        damaged = damaged.contiguous(memory_format=layout_of(self.arithmetic))
+        degraded, clean = batch.degraded.to(self.device), batch.clean.to(self.device)
+        degraded = degraded.contiguous(memory_format=layout_of(self.arithmetic))
         half = is_half(self.arithmetic) and used < config.half_until
         if self.graphed is not None:
-            output = self.graphed(damaged, half=half)
+            output = self.graphed(degraded, half=half)
         else:
             with half_convolutions(self.model) if half else nullcontext():
                 if config.permissions and not config.qat:
-                    output = self.wrapped(damaged, permissions=batch.permissions.to(self.device))
+                    output = self.wrapped(degraded, permissions=batch.permissions.to(self.device))
                 else:
-                    output = self.wrapped(damaged)
+                    output = self.wrapped(degraded)
         if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
             clean = torch.cat((clean, clean))
         power = min(1.0, used / config.bend_until) if config.bend_until else 1.0
@@ -213,7 +213,7 @@ class _Run:
             return train_qat().Ranges.from_json(read_header(self.out / STATE_NAME)["ranges"])
         config, plan = self.config, BatchPlan(8, self.config.stages[0].crop_px, 0)
         seeds = ((config.seed, 0, 0, index + 1) for index in range(config.qat_batches))
-        images = (draw_batch(self.photos, plan, seed, config.weights).damaged for seed in seeds)
+        images = (draw_batch(self.photos, plan, seed, config.weights).degraded for seed in seeds)
         return train_qat().prepare(self.model, images)
 
     def calibrate(self) -> None:

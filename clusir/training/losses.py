@@ -1,7 +1,7 @@
 """What training minimises: restoration losses, and the losses that make the router's clusters mean something.
 
 All are functions of the model, its output and the batch; the network itself keeps no loss. No function here sees the
-name of a degradation: which samples share a draw of damage is all that is known.
+name of a degradation: which samples share a draw of degradation is all that is known.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def cluster_loss(posteriors: Sequence[Tensor], running: Sequence[Tensor], memory
 
 
 def partner_joint(posterior: Tensor, recipe: Tensor, photo: Tensor) -> Tensor | None:
-    """The joint cluster distribution LxL of partners: different photos with the same damage; symmetric, sums to 1.
+    """The joint cluster distribution LxL of partners: different photos with the same degradation; symmetric, sums to 1.
 
     ``posterior``: BxL; ``recipe``, ``photo``: B integers, best on the CPU, where counting waits for no GPU. None where
     the batch holds no partners.
@@ -117,13 +117,14 @@ def partner_joint(posterior: Tensor, recipe: Tensor, photo: Tensor) -> Tensor | 
 def agreement_loss(
     posteriors: Sequence[Tensor], joints: Sequence[Tensor], recipe: Tensor, photo: Tensor, memory: float = 0.8
 ) -> Tensor:
-    """Different photos with the same damage agree; the same photo with other damage does not. Mean over levels.
+    """Different photos with the same degradation agree; the same photo with other degradation does not. Mean over
+    levels.
 
     The first half is minus the mutual information, in nats, between the clusters of partners (IIC, Ji et al. 2019):
     it is largest where partners agree, surely, and all clusters are used. Merely pulling partners together has a
     trivial solution, one cluster for all, into which a training falls within a hundred steps [measured]; mutual
     information is zero there. The second half is -log(1 - <pi_i, pi_j>) over pairs that share the photo and not the
-    damage.
+    degradation.
 
     ``joints``: the running joint distribution LxL per level. It joins the batch's with weight ``memory`` where the
     information's gradient is taken, because a batch alone has too few pairs to estimate a table of LxL.

@@ -139,13 +139,13 @@ def validate(model: ClusIR, photos: PhotoSet, crop_px: int, limit: int, seed: in
         clean = photo[y : y + height, x : x + width].astype(np.float32) / np.float32(255.0)
         for k, (name, (make, may)) in enumerate(_rows(model).items()):
             recipe = make(np.random.default_rng([seed, int(index), k]))
-            damaged = recipe.apply(clean)
+            degraded = recipe.apply(clean)
             aim = recipe.apply(clean, [family for family in FAMILY_NAMES if family not in may])
-            batch = torch.from_numpy(np.ascontiguousarray(damaged.transpose(2, 0, 1))[None]).to(device)
+            batch = torch.from_numpy(np.ascontiguousarray(degraded.transpose(2, 0, 1))[None]).to(device)
             permissions = torch.tensor([[float(family in may) for family in FAMILY_NAMES]], device=device)
             out = model(batch, permissions=permissions).restored[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
             after[name].append(min(psnr(np.rint(out * 255) / 255, aim), 60.0))
-            before[name].append(min(psnr(damaged, aim), 60.0))
+            before[name].append(min(psnr(degraded, aim), 60.0))
             if name not in PRESETS:
                 shift[name] = max(shift[name], float(np.abs((out - aim).mean(axis=(0, 1))).max()) * 255)
     figures = {f"psnr/{name}": float(np.mean(values)) for name, values in after.items()}

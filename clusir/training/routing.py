@@ -1,9 +1,9 @@
-"""Start the routers where damage shows: a linear discriminant instead of a random projection.
+"""Start the routers where degradation shows: a linear discriminant instead of a random projection.
 
 The pooled features of an untrained network differ mostly by picture (brightness, texture), and all share a large
 constant part: the normalised descriptors then point the same way, every picture falls into one cluster, and the
-losses sit on a saddle. What is wanted are the directions in which different photos with the same damage agree. They
-are the eigenvectors of T^-1 C, with T the covariance of pooled features and C the covariance between partners that
+losses sit on a saddle. What is wanted are the directions in which different photos with the same degradation agree.
+They are the eigenvectors of T^-1 C, with T the covariance of pooled features and C the covariance between partners that
 share a recipe and not a photo (a canonical correlation analysis of a batch with itself). No label is needed.
 """
 
@@ -51,7 +51,8 @@ def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> list[nn.Parame
     """Set every router's projections so that its descriptor spans the best directions, one per prototype.
 
     ``batches`` must hold pairs that share a recipe (quads); some 300 samples are enough. Only ``project`` and, where
-    the network has :class:`clusir.network.traces.DamageTraces`, ``see`` change. Returns the parameters that changed.
+    the network has :class:`clusir.network.traces.DegradationTraces`, ``see`` change. Returns the parameters that
+    changed.
     """
     routers = [m for m in model.modules() if isinstance(m, ClusterRouter)]
     watched: list[nn.Module] = [part for r in routers for part in (r.project, r.see) if part is not None]
@@ -65,7 +66,7 @@ def calibrate_routers(model: ClusIR, batches: Iterable[Batch]) -> list[nn.Parame
     recipes, photos, offset = [], [], 0
     try:
         for batch in batches:
-            model(batch.damaged.to(device))
+            model(batch.degraded.to(device))
             recipes.append(batch.recipe + offset)
             photos.append(batch.photo + offset)
             offset += 2 * len(batch.names)

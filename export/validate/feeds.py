@@ -1,4 +1,4 @@
-"""Inputs to look at a graph with: a damaged photo, or numbers, in the shapes that the graph takes."""
+"""Inputs to look at a graph with: a degraded photo, or numbers, in the shapes that the graph takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["bisection_feeds", "random_feeds"]
 
 
 def bisection_feeds(path: Path) -> dict[str, Array]:
-    """A damaged photo at the size of the graph's tile, and even routing where it takes one. A file without metadata of
+    """A degraded photo at the size of the graph's tile, and even routing where it takes one. A file without metadata of
     clusir gets numbers."""
     model = onnx.load(path)
     try:
@@ -31,8 +31,8 @@ def bisection_feeds(path: Path) -> dict[str, Array]:
     side = spec.size.static_px or spec.size.padded(min(spec.tile_px, 256))
     photo = built_in_photos(16).photos[0]
     crop = fill(photo.crop(0, 0, max(photo.height, photo.width)), side, side)
-    damaged = degrade(crop, "noise", 0.5, np.random.default_rng(0))[..., : spec.channels]
-    image = np.ascontiguousarray(damaged.transpose(2, 0, 1)[None])
+    degraded = degrade(crop, "noise", 0.5, np.random.default_rng(0))[..., : spec.channels]
+    image = np.ascontiguousarray(degraded.transpose(2, 0, 1)[None])
     port = next((value for value in model.graph.input if value.name == spec.input_name), None)
     if port is None:
         raise UsageError(f"{path}: it has no input {spec.input_name}, which its metadata names")

@@ -81,7 +81,7 @@ class ParityRow:
 def parity_cases(
     sizes: Sequence[tuple[int, int]], batches: Sequence[int], kinds: Iterable[str] = (*KINDS, "none")
 ) -> Iterator[ParityCase]:
-    """Damaged crops of free photos: every degradation at every size (height, width in pixels) and batch."""
+    """Degraded crops of free photos: every degradation at every size (height, width in pixels) and batch."""
     photos = built_in_photos(16).photos
     for kind, (height, width), batch in product(kinds, sizes, batches):
         rng = np.random.default_rng([height, width, batch, *kind.encode()])

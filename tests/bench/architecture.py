@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "channel LayerNorm": {"norm": "layer"},
     "gated feed-forward": {"feed_forward": "gdfn", "ffn_ratio": 2.0, "decoder_gains": False, **NO_CUE},
     "no decoder gains": {"decoder_gains": False, **NO_CUE},
-    "no damage cue, no deblurring": NO_CUE,
+    "no degradation cue, no deblurring": NO_CUE,
     "no deblurring": {"deblur": False},
     "no tone map": {"tone": False},
     "no picture statistics": {"traces": False, **NO_CUE},
@@ -148,7 +148,7 @@ def train_yardstick(config: TrainConfig, data: Path) -> dict[str, float]:
             group["lr"] = learning_rate(config, step, used)
         plan = BatchPlan(stage.batch, stage.crop_px, stage.quads)
         batch = draw_batch(photos, plan, (config.seed, step, 0), config.weights)
-        restored = network(batch.damaged)
+        restored = network(batch.degraded)
         power = min(1.0, used / config.bend_until)
         loss = losses.log_error(restored, batch.clean, power)
         loss = loss + config.spectrum * losses.spectrum_error(restored, batch.clean, power)

@@ -4,7 +4,7 @@ clean photo.
     python tests/bench/arm_int8.py EXPORT PHOTOS [--count 2]
 
 EXPORT: the folder of ``clusir-export --onnx EXPORT --precision fp32,int8``. PHOTOS: clean photos of at least 256 px;
-the middle of each is damaged in four ways with a fixed seed. Arm runs under emulation (see arm), the C++ library on
+the middle of each is degraded in four ways with a fixed seed. Arm runs under emulation (see arm), the C++ library on
 ONNX Runtime on either. Prints Markdown.
 """
 
@@ -48,7 +48,7 @@ def low_light(clean: Bytes) -> Bytes:
     return np.asarray(np.rint(255 * (0.35 * (clean / 255.0) ** 1.8)), dtype=np.uint8)
 
 
-DAMAGES: tuple[Callable[[Bytes], Bytes], ...] = (noise, jpeg, blur, low_light)
+DEGRADATIONS: tuple[Callable[[Bytes], Bytes], ...] = (noise, jpeg, blur, low_light)
 
 
 def middle(path: Path) -> Bytes:
@@ -84,12 +84,12 @@ def main() -> None:
     )
     machines = {"x86": ([build / "clusir-raw"], ort_library()), "Arm": (arm_command("clusir-raw"), arm_ort_library())}
 
-    def restore(machine: str, precision: str, damaged: Bytes, folder: Path) -> Floats:
+    def restore(machine: str, precision: str, degraded: Bytes, folder: Path) -> Floats:
         program, library = machines[machine]
-        damaged.tofile(folder / "in.rgb")
+        degraded.tofile(folder / "in.rgb")
         arguments = ["ort", library, "2", str(SIDE), str(SIDE), folder / "in.rgb", folder / "out.f32"]
         run(*program, models[precision], *arguments)
-        return np.fromfile(folder / "out.f32", np.float32).reshape(damaged.shape)
+        return np.fromfile(folder / "out.f32", np.float32).reshape(degraded.shape)
 
     print("| photo | fp32: Arm from x86 | INT8: Arm from x86 | INT8 from fp32: x86 | Arm | INT8 loses: x86 | Arm |")
     print("|---|---|---|---|---|---|---|")
@@ -98,10 +98,10 @@ def main() -> None:
         for path in sorted(p for p in asked.photos.iterdir() if p.is_file())[: asked.count]:
             clean = middle(path)
             truth = clean.astype(np.float32) / np.float32(255)
-            for damage in DAMAGES:
-                damaged = damage(clean)
+            for degradation in DEGRADATIONS:
+                degraded = degradation(clean)
                 x86, arm = (
-                    {precision: restore(machine, precision, damaged, Path(name)) for precision in models}
+                    {precision: restore(machine, precision, degraded, Path(name)) for precision in models}
                     for machine in machines
                 )
                 cost = {
@@ -110,7 +110,7 @@ def main() -> None:
                 for machine, lost in cost.items():
                     losses[machine].append(lost)
                 print(
-                    f"| {path.stem}, {damage.__name__} | {largest(arm['fp32'], x86['fp32']):.1e} "
+                    f"| {path.stem}, {degradation.__name__} | {largest(arm['fp32'], x86['fp32']):.1e} "
                     f"| {largest(arm['int8'], x86['int8']):.4f}, {decibels(arm['int8'], x86['int8']):.1f} dB "
                     f"| {decibels(x86['int8'], x86['fp32']):.1f} dB | {decibels(arm['int8'], arm['fp32']):.1f} dB "
                     f"| {cost['x86']:.3f} dB | {cost['Arm']:.3f} dB |",

@@ -1,6 +1,6 @@
 """What the deblurring blend is worth without any layer behind it: ``measure_deblur.py --data PHOTOS [--batches 300]``.
 
-Fits the blend as a training run does before its first step, then prints the gain over the damaged input on the centre
+Fits the blend as a training run does before its first step, then prints the gain over the degraded input on the centre
 crops (192 px) of 8 held-out photos, in dB, for each preset of ``clusir.degrade.recipe``. Before that: what single
 filters for straight motion blur of 9 px gain on such crops, cut sharply and under the window, with the right
 direction and one that is 4 degrees off.
@@ -36,8 +36,8 @@ def crops(photos: PhotoSet) -> list[Picture]:
     ]
 
 
-def gain(better: Picture, damaged: Picture, clean: Picture) -> float:
-    return min(psnr(np.clip(better, 0, 1), clean), 60.0) - min(psnr(damaged, clean), 60.0)
+def gain(better: Picture, degraded: Picture, clean: Picture) -> float:
+    return min(psnr(np.clip(better, 0, 1), clean), 60.0) - min(psnr(degraded, clean), 60.0)
 
 
 def single_filters(pictures: list[Picture]) -> None:
@@ -75,12 +75,12 @@ def main() -> None:
     for name, draw in PRESETS.items():
         gains = []
         for index, clean in enumerate(held):
-            damaged = draw(np.random.default_rng([0, index])).apply(clean)
-            image = torch.from_numpy(np.ascontiguousarray(damaged.transpose(2, 0, 1))[None])
+            degraded = draw(np.random.default_rng([0, index])).apply(clean)
+            image = torch.from_numpy(np.ascontiguousarray(degraded.transpose(2, 0, 1))[None])
             with torch.inference_mode():
                 seen = model.cue.statistics(image, model.traces(image))
                 added = model.deblur(image, lambda seen=seen: seen)[0].permute(1, 2, 0).numpy()
-            gains.append(gain(damaged + added, damaged, clean))
+            gains.append(gain(degraded + added, degraded, clean))
         print(f"{name}: {np.mean(gains):+.2f} dB", flush=True)
 
 

@@ -2,10 +2,10 @@
 
     python tests/bench/direction.py WEIGHTS --data PHOTOS --mode fixed|told|cue|none [--all-lengths]
 
-WEIGHTS: a checkpoint of ``tiny`` without a damage cue, to start from. ``fixed``: the blur always runs along the rows.
-``told``: it runs anywhere, and the decoder's gains are given its direction (12 soft bins). ``cue``: the damage cue of
-``clusir.network.cues`` has to find it. ``none``: neither. ``--all-lengths`` trains on bent paths of 3 to 19 px, as the
-degradation draws them, and judges on straight ones of 9 px all the same.
+WEIGHTS: a checkpoint of ``tiny`` without a degradation cue, to start from. ``fixed``: the blur always runs along the
+rows. ``told``: it runs anywhere, and the decoder's gains are given its direction (12 soft bins). ``cue``: the
+degradation cue of ``clusir.network.cues`` has to find it. ``none``: neither. ``--all-lengths`` trains on bent paths of
+3 to 19 px, as the degradation draws them, and judges on straight ones of 9 px all the same.
 
 Each run has the same batches (``--steps``, 200, of 8 crops of 96 px), AdamW at 8e-4 with a cosine, one thread; prints
 the gain over the blurred input on 8 held-out photos with two directions each, in dB.

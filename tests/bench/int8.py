@@ -5,7 +5,7 @@
 
 Not a test: times depend on the machine. WEIGHTS is a checkpoint (.safetensors), which is exported and quantised into a
 temporary folder as ``clusir-export`` does it, or the folder of an export (its only NAME.tile.onnx with
-NAME.int8.tile.onnx and so on). PHOTOS: clean photos of at least 256 px, damaged with seed 0; none of them calibrates.
+NAME.int8.tile.onnx and so on). PHOTOS: clean photos of at least 256 px, degraded with seed 0; none of them calibrates.
 STEP: a step of the quantiser to leave out, such as RoundLeastSquares.
 Prints Markdown: dB lost per degradation on both runtimes, gates flipped, sizes, ratios of processor time on one thread
 (the fastest of alternating runs in one process), and the largest sum that a CPU without VNNI keeps in 16 bits.

@@ -38,7 +38,7 @@ def test_every_kind_returns_an_eight_bit_picture_of_the_same_shape_and_leaves_it
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_severity_is_more_damage(kind: str) -> None:
+def test_more_severity_is_more_degradation(kind: str) -> None:
     image = scene()
 
     def quality(severity: float) -> float:
@@ -161,11 +161,11 @@ def test_no_step_is_an_undamaged_photo() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_draw_what_they_say(name: str) -> None:
     recipe = PRESETS[name](np.random.default_rng(0))
-    damaged = recipe.apply(quantise(scene()))
+    degraded = recipe.apply(quantise(scene()))
     if name == "clean":
-        np.testing.assert_array_equal(damaged, quantise(scene()))
+        np.testing.assert_array_equal(degraded, quantise(scene()))
         return
-    assert psnr(damaged, quantise(scene())) < 40
+    assert psnr(degraded, quantise(scene())) < 40
     number = {"noise 25": ("sigma", 25), "jpeg 10": ("quality", 10), "motion blur 9": ("length_px", 9)}.get(name)
     if number:
         assert recipe.steps[0].parameters[number[0]] == number[1]

@@ -7,10 +7,10 @@ import torch
 
 from clusir.errors import UsageError
 from clusir.network.checkpoint import random_model
-from clusir.network.cues import ClusterGain, DamageCue
+from clusir.network.cues import ClusterGain, DegradationCue
 from clusir.network.model import CONFIGS, ModelConfig
 from clusir.network.pooled import PooledStatistics
-from clusir.network.traces import TRACES, DamageTraces
+from clusir.network.traces import TRACES, DegradationTraces
 
 
 def test_an_untrained_gain_is_one_and_a_trained_one_adds_clusters_and_cue() -> None:
@@ -30,22 +30,22 @@ def test_a_given_cue_is_taken_and_nothing_is_measured() -> None:
     def refuse() -> torch.Tensor:
         raise AssertionError("the traces of a tile were asked for although the picture's cue is given")
 
-    image, cue = torch.rand(2, 3, 32, 32), DamageCue(8)
+    image, cue = torch.rand(2, 3, 32, 32), DegradationCue(8)
     given = torch.rand(1, 8)
     assert torch.equal(cue(refuse, PooledStatistics(given)), given)
     recorded = PooledStatistics()
-    found = cue(lambda: cue.statistics(image, DamageTraces()(image)), recorded)
+    found = cue(lambda: cue.statistics(image, DegradationTraces()(image)), recorded)
     assert found.shape == (2, 8)
     assert torch.equal(recorded.recorded(), found)
 
 
 @torch.inference_mode()
 def test_tiles_taken_together_have_one_cue() -> None:
-    cue, tiles = DamageCue(8), torch.rand(3, 3, 32, 32)
+    cue, tiles = DegradationCue(8), torch.rand(3, 3, 32, 32)
     found = []
     for batch in (tiles, tiles.flip(0)):
         pooled = PooledStatistics(together=True)
-        statistics = cue.statistics(batch, DamageTraces()(batch, pooled), pooled)
+        statistics = cue.statistics(batch, DegradationTraces()(batch, pooled), pooled)
         found.append(cue(lambda statistics=statistics: statistics, pooled))
     assert found[0].shape == (1, 8)
     torch.testing.assert_close(found[0], found[1])

@@ -75,14 +75,14 @@ def test_a_batch_of_tiles_shares_one_blend() -> None:
 
 def test_the_quadratic_form_is_the_error_of_the_blend() -> None:
     generator = torch.Generator().manual_seed(2)
-    damaged, clean = (torch.rand(2, 3, 40, 56, generator=generator) for _ in range(2))
+    degraded, clean = (torch.rand(2, 3, 40, 56, generator=generator) for _ in range(2))
     blend = 0.1 * torch.randn(2, FILTERS, generator=generator)
-    forms, along, error = blend_forms(wiener_bank(), damaged, clean)
+    forms, along, error = blend_forms(wiener_bank(), degraded, clean)
     found = error - 2 * (along * blend).sum(1) + torch.einsum("bi,bij,bj->b", blend, forms, blend)
-    expected = (damaged + added(damaged, blend) - clean).square().flatten(1).mean(1)
+    expected = (degraded + added(degraded, blend) - clean).square().flatten(1).mean(1)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="smaller than the filters' reach"):
-        blend_forms(wiener_bank(), damaged[..., :15], clean[..., :15])
+        blend_forms(wiener_bank(), degraded[..., :15], clean[..., :15])
 
 
 def test_calibration_learns_to_sharpen_what_is_blurred_and_leaves_random_numbers_alone(
@@ -100,9 +100,9 @@ def test_calibration_learns_to_sharpen_what_is_blurred_and_leaves_random_numbers
     assert model.deblur is not None
     assert model.traces is not None
     with torch.inference_mode():
-        seen = cue.statistics(blurred.damaged, model.traces(blurred.damaged))
-        better = blurred.damaged + model.deblur(blurred.damaged, lambda: seen)
-    assert (better - blurred.clean).square().mean() < (blurred.damaged - blurred.clean).square().mean()
+        seen = cue.statistics(blurred.degraded, model.traces(blurred.degraded))
+        better = blurred.degraded + model.deblur(blurred.degraded, lambda: seen)
+    assert (better - blurred.clean).square().mean() < (blurred.degraded - blurred.clean).square().mean()
     with pytest.raises(ValueError, match="no deblurring"):
         calibrate_deblur(random_model(CONFIGS["small"]), batches)
 

@@ -1,4 +1,4 @@
-"""The traces that damage leaves: what each number says, and that tiles taken together give their mean."""
+"""The traces that degradation leaves: what each number says, and that tiles taken together give their mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from clusir.degrade.optics import line_kernel
 from clusir.network.pooled import PooledStatistics
-from clusir.network.traces import BANDS, TRACES, DamageTraces, OrientedEnergies
+from clusir.network.traces import BANDS, TRACES, DegradationTraces, OrientedEnergies
 
 EXCESS = (1, 3, 5, 7)  # of the largest phase: vertical differences of order 1 and 2, then horizontal
 LEVELS = (8, 10, 12, 14)  # vertical log energy from scale to scale
@@ -27,18 +27,18 @@ def test_blocks_of_eight_show_in_the_excess_of_one_phase_wherever_the_grid_lies(
     blocks = F.interpolate(torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(1)), scale_factor=8)
     for shift in (0, 3):
         blocky = photo() + 0.5 * blocks[..., shift : shift + 128, shift : shift + 128]
-        traces, plain = DamageTraces()(blocky)[0], DamageTraces()(photo())[0]
+        traces, plain = DegradationTraces()(blocky)[0], DegradationTraces()(photo())[0]
         for index in EXCESS:
             assert traces[index] > plain[index] + 0.5
     # Blocks of another size spread over the phases.
     fives = F.interpolate(torch.rand(1, 3, 27, 27, generator=torch.Generator().manual_seed(1)), scale_factor=5)
-    assert DamageTraces()(photo() + 0.5 * fives[..., :128, :128])[0, 1] < DamageTraces()(blocky)[0, 1]
+    assert DegradationTraces()(photo() + 0.5 * fives[..., :128, :128])[0, 1] < DegradationTraces()(blocky)[0, 1]
 
 
 def test_blur_lowers_fine_energy_more_than_coarse() -> None:
     sharp = photo()
     blurred = F.avg_pool2d(F.pad(sharp, (2, 2, 2, 2), mode="reflect"), 5, 1)
-    drop = (DamageTraces()(sharp) - DamageTraces()(blurred))[0]
+    drop = (DegradationTraces()(sharp) - DegradationTraces()(blurred))[0]
     drops = [float(drop[index]) for index in LEVELS]
     assert drops == sorted(drops, reverse=True)
     assert drops[0] > 0.5
@@ -46,23 +46,23 @@ def test_blur_lowers_fine_energy_more_than_coarse() -> None:
 
 def test_colour_noise_shows_in_the_colour_differences_only_a_little_in_grey() -> None:
     grey = photo().mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    traces = DamageTraces()(torch.cat((grey, photo())))
+    traces = DegradationTraces()(torch.cat((grey, photo())))
     assert (traces[1, -4:] > traces[0, -4:] + 1).all()
 
 
 def test_one_differing_pixel_gives_the_value_worked_out_by_hand() -> None:
     image = torch.zeros(1, 3, 16, 16)
     image[..., 9, 4] = 1.0  # grey 1; differences along the rows: +1 and -1 among 15 x 16
-    level = DamageTraces()(image)[0, 8]
+    level = DegradationTraces()(image)[0, 8]
     assert level.item() == pytest.approx(float(torch.log(torch.tensor(2 / 240 + 1e-3))) + 4, rel=1e-5)
 
 
 def test_samples_taken_together_give_what_their_mean_energies_say_and_alone_they_do_not_mix() -> None:
     both = torch.cat((photo(0), photo(1) * 0.3))
-    apart = DamageTraces()(both)
+    apart = DegradationTraces()(both)
     assert apart.shape == (2, TRACES)
-    torch.testing.assert_close(apart[1:], DamageTraces()(both[1:]))
-    together = DamageTraces()(both, PooledStatistics(together=True))
+    torch.testing.assert_close(apart[1:], DegradationTraces()(both[1:]))
+    together = DegradationTraces()(both, PooledStatistics(together=True))
     levels = slice(8, TRACES)  # behind the eight that phases give
     torch.testing.assert_close(together[:, levels].exp(), _mean_energy(apart[:, levels]), atol=1e-4, rtol=1e-4)
 
@@ -76,8 +76,8 @@ def test_halves_of_a_picture_in_blocks_show_together_what_the_whole_does() -> No
     blocks = F.interpolate(torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1)), scale_factor=8)
     whole = photo(0, 192) + 0.5 * blocks
     halves = torch.cat((whole[..., :96], whole[..., 96:]))
-    found = DamageTraces()(halves, PooledStatistics(together=True))[0, :8]
-    torch.testing.assert_close(found, DamageTraces()(whole)[0, :8], atol=0.1, rtol=0.05)
+    found = DegradationTraces()(halves, PooledStatistics(together=True))[0, :8]
+    torch.testing.assert_close(found, DegradationTraces()(whole)[0, :8], atol=0.1, rtol=0.05)
 
 
 def wave(angle_deg: float, frequency: float, size: int = 96) -> torch.Tensor:

@@ -34,7 +34,7 @@ def test_leaving_the_input_as_it_is_gains_nothing(folder: Path) -> None:
     assert clean.ssim == pytest.approx(1)
 
 
-def test_the_damage_is_clipped_eight_bit_noise_of_the_named_sigma(folder: Path) -> None:
+def test_the_degradation_is_clipped_eight_bit_noise_of_the_named_sigma(folder: Path) -> None:
     row = quality_table(folder, lambda pixels: pixels, QualityPlan(rows=("noise 25",))).rows[0]
     # 20 log10(255 / 25) = 20.17; clipping takes some of the noise away.
     assert 20.1 < row.input_psnr_db < 21.5
@@ -56,7 +56,7 @@ def test_a_restorer_that_knows_the_truth_is_seen_as_perfect_and_a_worse_one_fail
     assert len(list(failures(worst))) == 2
 
 
-def test_a_subset_is_damaged_as_in_the_whole_and_another_seed_is_not(folder: Path) -> None:
+def test_a_subset_is_degraded_as_in_the_whole_and_another_seed_is_not(folder: Path) -> None:
     seen: dict[int, list[bytes]] = {}
     for limit, seed in ((3, 0), (1, 0), (1, 1)):
         quality_table(
@@ -98,9 +98,9 @@ def test_denoising_baselines_denoise_and_every_preset_but_clean_has_one() -> Non
     image = astronaut()[60:188, 160:288].astype(np.float32) / 255
     assert set(BASELINES) == set(PRESETS) - {"clean"}
     for row in ("noise 25", "noise 15 + jpeg 30"):
-        damaged = make_recipe(row, 0, "astronaut").apply(image)
+        degraded = make_recipe(row, 0, "astronaut").apply(image)
         for name, run in BASELINES[row].items():
-            assert psnr(np.clip(run(damaged), 0, 1), image) > psnr(damaged, image) + 0.5, (row, name)
+            assert psnr(np.clip(run(degraded), 0, 1), image) > psnr(degraded, image) + 0.5, (row, name)
 
 
 def test_the_dark_channel_dehazer_takes_haze_away() -> None:

@@ -39,7 +39,7 @@ def test_the_split_is_disjoint_complete_and_follows_content_not_names(tmp_path: 
 def test_the_same_seed_gives_the_same_bits_and_another_step_another_batch(photos: PhotoSet) -> None:
     plan = BatchPlan(8, 64, 1)
     first, again, other = (draw_batch(photos, plan, (0, step, 0)) for step in (5, 5, 6))
-    assert torch.equal(first.damaged, again.damaged)
+    assert torch.equal(first.degraded, again.degraded)
     assert torch.equal(first.clean, again.clean)
     assert first.names == again.names
     assert not torch.equal(first.clean, other.clean)
@@ -62,15 +62,15 @@ def test_quads_are_two_photos_times_two_recipes_of_different_families(photos: Ph
         assert singles[0] != singles[1]
 
 
-def test_damaged_and_clean_belong_together(photos: PhotoSet) -> None:
+def test_degraded_and_clean_belong_together(photos: PhotoSet) -> None:
     batch = draw_batch(photos, BatchPlan(16, 64, 0), (2, 0))
-    assert batch.damaged.shape == batch.clean.shape == (16, 3, 64, 64)
-    assert batch.damaged.dtype == torch.float32
-    assert float(batch.damaged.min()) >= 0
-    assert float(batch.damaged.max()) <= 1
-    for damaged, clean, name in zip(batch.damaged.numpy(), batch.clean.numpy(), batch.names, strict=True):
+    assert batch.degraded.shape == batch.clean.shape == (16, 3, 64, 64)
+    assert batch.degraded.dtype == torch.float32
+    assert float(batch.degraded.min()) >= 0
+    assert float(batch.degraded.max()) <= 1
+    for degraded, clean, name in zip(batch.degraded.numpy(), batch.clean.numpy(), batch.names, strict=True):
         if name in ("noise", "jpeg", "gaussian_blur", "poisson_gaussian"):
-            assert psnr(damaged, clean) > 12
+            assert psnr(degraded, clean) > 12
 
 
 def test_every_family_and_the_undamaged_photo_get_a_fair_share() -> None:
@@ -88,17 +88,17 @@ def test_recipes_have_as_many_kinds_as_the_plan_says(photos: PhotoSet) -> None:
         assert {0 if name == "clean" else name.count("+") + 1 for name in batch.names} == kinds
 
 
-def test_the_aim_of_deblurring_keeps_all_damage_but_blur(photos: PhotoSet) -> None:
+def test_the_aim_of_deblurring_keeps_all_degradation_but_blur(photos: PhotoSet) -> None:
     plan = BatchPlan(12, 64, 0, (0.0, 0.5, 0.5))
     weights = {"noise": 1.0, "motion_blur": 1.0}
     batch, whole = (draw_batch(photos, plan, (0, 0, 0), weights, undone) for undone in ("blur", None))
-    assert torch.equal(batch.damaged, whole.damaged)
-    for name, damaged, aim, clean in zip(batch.names, batch.damaged, batch.clean, whole.clean, strict=True):
-        assert torch.equal(aim, damaged) == ("blur" not in name)
+    assert torch.equal(batch.degraded, whole.degraded)
+    for name, degraded, aim, clean in zip(batch.names, batch.degraded, batch.clean, whole.clean, strict=True):
+        assert torch.equal(aim, degraded) == ("blur" not in name)
         assert torch.equal(aim, clean) == ("noise" not in name)
         if name == "motion_blur+noise":  # the very same noise
             spread = (aim - clean).flatten() - (aim - clean).mean()
-            other = (damaged - clean).flatten() - (damaged - clean).mean()
+            other = (degraded - clean).flatten() - (degraded - clean).mean()
             assert float((spread * other).sum() / spread.norm() / other.norm()) > 0.3
 
 
@@ -138,7 +138,7 @@ def test_worker_processes_draw_the_same_batches_and_report_errors(photos: PhotoS
         prefetcher.ask(6, BatchPlan(1, -64, 0))
         for step in (5, 4):
             drawn, expected = prefetcher.get(step), draw_batch(photos, plan, (3, step, 0))
-            for name in ("damaged", "clean", "recipe", "photo"):
+            for name in ("degraded", "clean", "recipe", "photo"):
                 assert torch.equal(getattr(drawn, name), getattr(expected, name)), name
             assert drawn.names == expected.names
         with pytest.raises(Exception, match=r"."):
@@ -169,16 +169,16 @@ def test_bad_folders_and_files_are_refused(tmp_path: Path) -> None:
 def test_what_may_not_be_mended_stays_in_the_target(photos: PhotoSet) -> None:
     crop = photos.draw_crop(0, 64, np.random.default_rng(0))
     recipe = Recipe((draw_step("haze", 0.5, np.random.default_rng(0)), Step("noise", {"sigma": 20.0})), 3)
-    damaged = recipe.apply(crop)
+    degraded = recipe.apply(crop)
 
     def may(**families: float) -> np.ndarray:
         return np.array([families.get(family, 0.0) for family in FAMILY_NAMES], np.float32)
 
-    assert np.array_equal(permitted(recipe, crop, may()), damaged)
+    assert np.array_equal(permitted(recipe, crop, may()), degraded)
     assert np.array_equal(permitted(recipe, crop, may(noise=1.0, haze=1.0)), crop)
     assert np.array_equal(permitted(recipe, crop, may(noise=1.0)), recipe.apply(crop, ["haze"]))
     half = permitted(recipe, crop, may(noise=0.5))
-    assert np.allclose(half, (damaged + recipe.apply(crop, ["haze"])) / 2, atol=1e-6)
+    assert np.allclose(half, (degraded + recipe.apply(crop, ["haze"])) / 2, atol=1e-6)
 
 
 def test_permissions_are_drawn_outside_quads_alone(photos: PhotoSet) -> None:
@@ -200,7 +200,7 @@ def test_permissions_are_drawn_outside_quads_alone(photos: PhotoSet) -> None:
 def test_soft_and_slightly_noisy_pictures_are_their_own_target(photos: PhotoSet) -> None:
     batch = draw_batch(photos, BatchPlan(8, 48, 0, (1.0,), as_taken=1.0), (0, 0, 0))
     assert set(batch.names) == {"clean"}
-    assert torch.equal(batch.damaged, batch.clean)
+    assert torch.equal(batch.degraded, batch.clean)
 
 
 def test_drawn_pictures_are_the_same_each_time_and_join_the_photos(tmp_path: Path, write_photos) -> None:

@@ -97,7 +97,7 @@ def test_cluster_loss_prefers_sure_posteriors_over_all_clusters() -> None:
     assert sure < collapsed
 
 
-def test_the_joint_of_partners_counts_pairs_that_share_damage_and_not_the_photo() -> None:
+def test_the_joint_of_partners_counts_pairs_that_share_degradation_and_not_the_photo() -> None:
     posterior = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]])
     joint = partner_joint(posterior, RECIPE, PHOTO)
     assert joint is not None
@@ -105,10 +105,10 @@ def test_the_joint_of_partners_counts_pairs_that_share_damage_and_not_the_photo(
     assert partner_joint(posterior[:2], torch.tensor([0, 1]), torch.tensor([0, 1])) is None
 
 
-def test_agreement_is_best_when_clusters_follow_damage_and_worst_when_they_follow_content() -> None:
-    by_damage, by_content = torch.eye(2)[RECIPE], torch.eye(2)[PHOTO]
+def test_agreement_is_best_when_clusters_follow_degradation_and_worst_when_they_follow_content() -> None:
+    by_degradation, by_content = torch.eye(2)[RECIPE], torch.eye(2)[PHOTO]
     flat, one = torch.full((4, 2), 0.5), torch.eye(2)[torch.zeros(4, dtype=torch.long)]
-    values = [agreement_loss([p], uniform(2), RECIPE, PHOTO).item() for p in (by_damage, flat, by_content, one)]
+    values = [agreement_loss([p], uniform(2), RECIPE, PHOTO).item() for p in (by_degradation, flat, by_content, one)]
     assert values[0] < values[1] < values[3]
     assert values[0] < values[2]
 
@@ -128,15 +128,15 @@ def test_agreement_leads_out_of_a_nearly_collapsed_start() -> None:
     assert best[0] == best[1] != best[2] == best[3]
 
 
-def test_the_discriminant_finds_the_direction_of_damage_under_stronger_content() -> None:
+def test_the_discriminant_finds_the_direction_of_degradation_under_stronger_content() -> None:
     torch.manual_seed(0)
     recipe, photo = torch.arange(60).repeat_interleave(4) // 2, torch.arange(240)
-    damage, content = torch.randn(120, 1)[recipe], 5 * torch.randn(240, 1)
+    degradation, content = torch.randn(120, 1)[recipe], 5 * torch.randn(240, 1)
     mixing = torch.randn(2, 6)
-    features = torch.cat([damage, content], 1) @ mixing + 3
+    features = torch.cat([degradation, content], 1) @ mixing + 3
     directions, mean = discriminant(features, recipe, photo, 1)
     found = ((features - mean) @ directions)[:, 0]
-    assert torch.corrcoef(torch.stack([found, damage[:, 0]]))[0, 1].abs() > 0.95
+    assert torch.corrcoef(torch.stack([found, degradation[:, 0]]))[0, 1].abs() > 0.95
 
 
 def test_calibration_spreads_an_untrained_router_and_touches_nothing_else() -> None:
@@ -151,7 +151,7 @@ def test_calibration_spreads_an_untrained_router_and_touches_nothing_else() -> N
 
     def spread() -> float:
         with torch.no_grad():
-            return min(float(posterior.std(0).mean()) for posterior in model(batch.damaged).posteriors)
+            return min(float(posterior.std(0).mean()) for posterior in model(batch.degraded).posteriors)
 
     spread_before = spread()
     changed = calibrate_routers(model, [batch])

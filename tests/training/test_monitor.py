@@ -11,7 +11,7 @@ from clusir.training.curve import curve_svg, read_curve
 from clusir.training.monitor import RouterMonitor
 
 
-def test_the_router_monitor_measures_purity_on_single_damage_only() -> None:
+def test_the_router_monitor_measures_purity_on_single_degradation_only() -> None:
     monitor = RouterMonitor()
     posterior = torch.eye(2)[torch.tensor([0, 0, 1, 1, 0])]
     gate = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2])]

@@ -117,9 +117,11 @@ def opened(path: Path) -> tuple[Picture, np.ndarray]:
 
 
 def reference(path: Path) -> np.ndarray | None:
-    """Upright pixels as Pillow reads them, where it reads 8 bit of a kind that has one meaning."""
+    """Upright pixels as Pillow reads them, where it reads 8 bit of a kind that has one meaning. Of EXIF with one value
+    outside of the file it drops all, the orientation too, and warns; ours (like exiv2) drops that value: no reference.
+    """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="error", category=UserWarning), Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1 or image.width * image.height > LIMITS.pixels:
                 return None
             if image.mode not in ("L", "LA", "RGB", "RGBA", "P") or "transparency" in image.info:
@@ -175,7 +177,9 @@ def test_damaged_files_are_read_as_the_reference_does_or_refused(tmp_path: Path)
         if want is None or got.dtype != np.uint8 or unstated:
             continue
         compared += 1
-        if want.shape != got.shape or np.abs(want.astype(int) - got).max() > 0:
+        # Levels of 5 bits are v * 255 / 31: rounded here, cut off by Pillow.
+        apart = 1 if suffix == ".bmp" and data[28] == 16 else 0
+        if want.shape != got.shape or np.abs(want.astype(int) - got).max() > apart:
             wrong.append((seed, suffix, got.shape, want.shape))
     assert not wrong, wrong
     assert read > COUNT // 10
