@@ -22,7 +22,7 @@ COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
 FLOORS = (
     ("clusir.lazy", "clusir.markdown", "clusir.names"),
     ("clusir", "clusir.errors", "clusir.weights"),
-    ("clusir.spec",),
+    ("clusir.rounding", "clusir.spec"),
     ("clusir.degrade",),
     ("clusir.network", "clusir.calibration"),
     ("clusir.runtimes.images.picture", "clusir.runtimes.images.formats", "clusir.runtimes.images.pillow_open"),
@@ -31,6 +31,7 @@ FLOORS = (
     ("clusir.runtimes.machine.allowed",),
     ("clusir.runtimes.runners", "clusir.runtimes.images"),
     ("clusir.quality",),
+    ("clusir.training",),
     ("clusir.runtimes",),
     ("clusir.runtimes.restore",),
     ("clusir.runtimes.batch", "clusir.runtimes.report", "clusir.runtimes.machine"),
@@ -43,7 +44,6 @@ FLOORS = (
     ("clusir.export.subject",),
     ("clusir.export.pipeline", "clusir.export.module", "clusir.export.adopt"),
     ("clusir.export.formats", "clusir.export.cuda"),
-    ("clusir.training",),
     ("clusir.cli",),
     ("clusir.__main__",),
 )

@@ -64,7 +64,7 @@ def make_config(
     if start and not resume:
         values |= FINE_TUNE_DEFAULTS
     if qat and not resume:
-        from clusir.export.quantize.finetune import QAT_DEFAULTS
+        from clusir.training.quantised import QAT_DEFAULTS
 
         values |= QAT_DEFAULTS | {"qat": True}
     values |= file

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,11 +37,9 @@ from clusir.training.evidence import judge_weights
 from clusir.training.labels import label_weights
 from clusir.training.monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.training.precision import choose_arithmetic, half_convolutions, is_half, layout_of
+from clusir.training.quantised import Ranges, RoundedTwin, prepare
 from clusir.training.routing import CALIBRATED, calibrate_routers
 from clusir.training.state import Average, read_header, read_state, restore_optimizer, write_state
-
-if TYPE_CHECKING:
-    from clusir.export.quantize.finetune import Ranges
 
 __all__ = ["FINE_TUNE_DEFAULTS", "Progress", "Stage", "TrainConfig", "learning_rate", "resumed_config", "train"]
 
@@ -111,7 +108,7 @@ class _Run:
             self.step, self.seconds = int(header["step"]), float(header["seconds"])
         self.wrapped: nn.Module = model
         if self.ranges is not None:
-            self.wrapped = train_qat().RoundedTwin(model, self.ranges)
+            self.wrapped = RoundedTwin(model, self.ranges)
         if dist.is_initialized():
             ids = [self.device.index] if self.device.type == "cuda" else None
             # Experts that no sample of a batch chose have no gradient in it.
@@ -210,11 +207,11 @@ class _Run:
     def _rounding_ranges(self, resume: bool) -> Ranges:
         """The ranges of an INT8 file, from batches that are the same on every rank; a resumed run keeps its own."""
         if resume:
-            return train_qat().Ranges.from_json(read_header(self.out / STATE_NAME)["ranges"])
+            return Ranges.from_json(read_header(self.out / STATE_NAME)["ranges"])
         config, plan = self.config, BatchPlan(8, self.config.stages[0].crop_px, 0)
         seeds = ((config.seed, 0, 0, index + 1) for index in range(config.qat_batches))
         images = (draw_batch(self.photos, plan, seed, config.weights).degraded for seed in seeds)
-        return train_qat().prepare(self.model, images)
+        return prepare(self.model, images)
 
     def calibrate(self) -> None:
         """Set the routers' projections from batches that are all quads; the same on every rank."""
@@ -353,13 +350,6 @@ def train(
         if curves := read_curve(out / LOG_NAME):
             (out / "curve.svg").write_text(curve_svg(curves), "utf-8")
     return out / AVERAGE_NAME
-
-
-def train_qat() -> ModuleType:
-    """The module of quantisation-aware training; it brings the exporter's packages, so only --qat imports it."""
-    from clusir.export.quantize import finetune as module
-
-    return module
 
 
 def start_from(model: ClusIR, path: Path) -> list[str]:

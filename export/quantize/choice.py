@@ -30,7 +30,7 @@ class KeepRouting(Described):
 
 @dataclass(frozen=True)
 class KeepLittleArithmetic(Described):
-    """Convolutions that integers hardly make faster stay in float (see ``layers.is_dense``)."""
+    """Convolutions that integers hardly make faster stay in float (see ``clusir.rounding.is_dense``)."""
 
     def apply(self, prepared: Prepared) -> Prepared:
         return prepared.keeping({x.name: LITTLE for x in prepared.layers if not x.dense})

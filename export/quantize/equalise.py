@@ -11,16 +11,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from clusir.export.quantize.layers import Graph, groups_of
 from clusir.export.quantize.prepared import Described, Prepared
+from clusir.rounding import channel_scale
 
-__all__ = ["Equalise", "channel_scale", "hidden_maps"]
-
-# A channel that is nearly silent on the calibration crops must not be blown up: on another picture it may speak.
-_LARGEST_SPREAD = 100.0
+__all__ = ["Equalise", "hidden_maps"]
 
 
 class _Pair(NamedTuple):
@@ -71,21 +68,6 @@ class Equalise(Described):
 def hidden_maps(graph: Graph) -> set[str]:
     """The maps whose channels :class:`Equalise` scales."""
     return {pair.hidden for pair in _pairs(graph)}
-
-
-def channel_scale(peak: NDArray[np.float64], columns: NDArray[np.floating]) -> NDArray[np.float64] | None:
-    """What to divide each hidden channel by, of geometric mean 1; None where the map is silent or not finite.
-
-    ``peak``: the largest absolute value of each channel; ``columns``: of the second weight's share of it.
-    """
-    if not np.isfinite(peak).all() or peak.max() <= 0:
-        return None
-    peak = np.maximum(peak, peak.max() / _LARGEST_SPREAD)
-    columns = np.maximum(columns, max(columns.max() / _LARGEST_SPREAD, 1e-12))
-    # Half of the spread goes to either side: the second weight's scale per output channel feels the rest.
-    scale = np.sqrt(peak / columns)
-    even: NDArray[np.float64] = scale / np.exp(np.log(scale).mean())
-    return even
 
 
 def _pairs(graph: Graph) -> list[_Pair]:

@@ -18,11 +18,9 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from clusir.export.quantize.layers import Graph, Layer, groups_of
 from clusir.export.quantize.outputs import Scales
 from clusir.export.quantize.prepared import Described, Prepared
+from clusir.rounding import WORTH, error_left
 
-__all__ = ["WORTH", "ScaleInputs", "error_left", "scale_inputs"]
-
-# Below this share of the rounding error that one scale for all channels would make, the multiplication is worth it.
-WORTH = 0.8
+__all__ = ["ScaleInputs", "scale_inputs"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,6 @@ class ScaleInputs(Described):
 def _error_left(graph: Graph, node: NodeProto, scale: NDArray[np.float64]) -> float:
     weight = graph.weight(node.input[1]).astype(np.float64)
     return error_left((weight**2).sum(axis=(0, 2, 3) if node.op_type == "Conv" else (1, 2, 3)), scale)
-
-
-def error_left(power: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
-    """The expected rounding error of a layer's sums with a scale per input channel, relative to one for all channels.
-
-    ``power``: the sum of the squared weights of each input channel. 1 where all weights are zero: nothing is to gain.
-    """
-    whole = power.sum() * scale.max() ** 2
-    return float(np.sqrt((power * scale**2).sum() / whole)) if whole else 1.0
 
 
 def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProto | None:

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from clusir.errors import ExportError
 from clusir.export.quantize.choice import sums_behind
 from clusir.export.quantize.prepared import Described, Prepared
-from clusir.export.quantize.ranges import CLIPPING
+from clusir.rounding import CLIPPING
 
 __all__ = ["ClipRanges", "ToIntegers"]
 

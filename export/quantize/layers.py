@@ -17,12 +17,12 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from clusir.errors import ExportError
 from clusir.export.graph.index import Names, inferred
+from clusir.rounding import is_dense
 from clusir.spec import ModelSpec
 
-__all__ = ["FIRST", "Graph", "Layer", "groups_of", "is_dense", "load_graph", "metadata_of", "own_weights"]
+__all__ = ["FIRST", "Graph", "Layer", "groups_of", "load_graph", "metadata_of", "own_weights"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_LEAST_INTENSITY = 80
 NOMINAL_PX = 128
 FIRST = "first convolution"
 _EXPERTS = re.compile(r"^(?P<block>(?:.*\.)?experts)\.(?P<inside>.+)$")
@@ -56,20 +56,8 @@ class Layer:
 
     @property
     def dense(self) -> bool:
-        """Whether integers pay: see :func:`is_dense`."""
+        """Whether integers pay: see :func:`clusir.rounding.is_dense`."""
         return is_dense(self.weight_shape)
-
-
-def is_dense(weight_shape: Sequence[int]) -> bool:
-    """Whether a convolution of this weight shape is full of arithmetic, so that integer kernels make it faster.
-
-    Depthwise ones and narrow 1x1 ones wait for memory: rounding them costs quality and buys hardly any time (see
-    docs/quantisation.md). The bound of 1x1 convolutions is in multiply-accumulates per value read or written.
-    """
-    first, second, *kernel = weight_shape
-    if int(np.prod(kernel)) > 1:
-        return second > 1
-    return first * second >= _LEAST_INTENSITY * (first + second)
 
 
 def _area(shape: Sequence[int]) -> int:

@@ -25,7 +25,7 @@ Scales = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class ScaleOutputs(Described):
-    """Give each map that only float operations read a scale per channel (see ``statistics.even_scale``)."""
+    """Give each map that only float operations read a scale per channel (see ``clusir.rounding.even_scale``)."""
 
     def apply(self, prepared: Prepared) -> Prepared:
         if prepared.sums:

@@ -21,19 +21,10 @@ from onnx import NodeProto
 from clusir.errors import CalibrationError
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.layers import Graph
-from clusir.export.quantize.ranges import (
-    CLIPPING,
-    HISTOGRAM_BINS,
-    Calibration,
-    Owners,
-    TensorRange,
-    clip_channels,
-)
+from clusir.export.quantize.ranges import Calibration, Owners, TensorRange
+from clusir.rounding import CLIPPING, HISTOGRAM_BINS, count_channels, even_scale
 
-__all__ = ["MapStatistics", "Moments", "Statistics", "count_channels", "even_scale", "record"]
-
-# As in equalisation: a channel that is nearly silent on the calibration crops must not be blown up.
-_LARGEST_SPREAD = 100.0
+__all__ = ["MapStatistics", "Moments", "Statistics", "record"]
 
 Moments = Mapping[str, NDArray[np.float64]]
 """Layer name to the mean of x x^T over the patches x that the layer reads, in the order of its weights' rows."""
@@ -55,7 +46,7 @@ class MapStatistics:
 
     @cached_property
     def even(self) -> NDArray[np.float64]:
-        """What to divide each channel by so that all are equally loud: see :func:`even_scale`."""
+        """What to divide each channel by so that all are equally loud: see :func:`clusir.rounding.even_scale`."""
         return even_scale(self.counts, self.peak)
 
     def divided(self, scale: NDArray[np.float64]) -> MapStatistics:
@@ -93,28 +84,6 @@ class Statistics:
                 factor = (1 / scale).repeat(len(found[name]) // len(scale))
                 found[name] = found[name] * np.outer(factor, factor)
         return replace(self, moments=found)
-
-
-def even_scale(counts: NDArray[np.int64], peak: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scale of each channel, of geometric mean 1, from histograms C x bins over -``peak``..``peak`` (C).
-
-    It is the larger end of the channel's own best range (see ``clip_least_error``).
-    """
-    low, high = clip_channels(counts)
-    ends = np.maximum(np.maximum(-low, high) * peak, 1e-30)
-    ends = np.maximum(ends, ends.max() / _LARGEST_SPREAD)
-    even: NDArray[np.float64] = ends / np.exp(np.log(ends).mean())
-    return even
-
-
-def count_channels(value: NDArray[np.float32], peak: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Histograms C x bins of a map BxCxHxW, channel c over -peak_c..peak_c."""
-    channels = value.shape[1]
-    factor = (0.5 * HISTOGRAM_BINS / np.maximum(peak, 1e-30)).astype(np.float32)[:, None, None]
-    index = np.clip(value * factor + np.float32(0.5 * HISTOGRAM_BINS), 0, HISTOGRAM_BINS - 1).astype(np.int32)
-    index += (np.arange(channels, dtype=np.int32) * HISTOGRAM_BINS)[:, None, None]
-    counts: NDArray[np.int64] = np.bincount(index.ravel(), minlength=channels * HISTOGRAM_BINS)
-    return counts.reshape(channels, HISTOGRAM_BINS)
 
 
 def record(

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from clusir.errors import ExportError
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.choice import Measure
-from clusir.export.quantize.inputs import ScaleInputs, error_left
+from clusir.export.quantize.inputs import ScaleInputs
 from clusir.export.quantize.integers import ToIntegers
 from clusir.export.quantize.layers import load_graph
 from clusir.export.quantize.outputs import ScaleOutputs
@@ -18,6 +18,7 @@ from clusir.export.quantize.prepared import Prepared
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.saturation import check_pair_sums, largest_pair_sums
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
+from clusir.rounding import error_left
 from clusir.runtimes import open_runner
 from clusir.spec import ModelSpec, SizeRequirements
 

@@ -11,10 +11,11 @@ from clusir.export.graph.session import Probe
 from clusir.export.quantize.choice import Measure
 from clusir.export.quantize.compact import store_as_int8
 from clusir.export.quantize.equalise import Equalise
-from clusir.export.quantize.layers import is_dense, load_graph
+from clusir.export.quantize.layers import load_graph
 from clusir.export.quantize.prepared import Prepared
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
+from clusir.rounding import is_dense
 
 WIDTH, SIZE = 8, 16
 

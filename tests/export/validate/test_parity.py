@@ -13,13 +13,13 @@ from graphs_under_test import check_plain
 from clusir.errors import ValidationError
 from clusir.export.experts.dense import DensifyExperts
 from clusir.export.pipeline import GraphRecord
-from clusir.export.quantize.finetune import integer_convolutions
 from clusir.export.quantize.layers import load_graph
 from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import check_rows, parity_cases, reference_outputs
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
 from clusir.runtimes import open_runner
+from clusir.training.quantised import integer_convolutions
 
 Export = tuple[ClusIR, dict[str, GraphRecord]]
 BACKENDS = ("ort", "openvino")

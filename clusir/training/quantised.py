@@ -20,14 +20,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clusir.export.quantize.equalise import channel_scale
-from clusir.export.quantize.inputs import WORTH, error_left
-from clusir.export.quantize.layers import is_dense
-from clusir.export.quantize.ranges import CLIPPING, HISTOGRAM_BINS
-from clusir.export.quantize.statistics import count_channels, even_scale
 from clusir.network.layers import ConvFeedForward, Up
 from clusir.network.model import ClusIR, Restoration
 from clusir.network.router import ClusterRouter
+from clusir.rounding import (
+    CLIPPING,
+    HISTOGRAM_BINS,
+    WORTH,
+    channel_scale,
+    count_channels,
+    error_left,
+    even_scale,
+    is_dense,
+)
 
 __all__ = ["QAT_DEFAULTS", "Ranges", "RoundedTwin", "fake_quantised", "integer_convolutions", "prepare"]
 

@@ -14,7 +14,11 @@ from onnx import numpy_helper
 
 from clusir.cli.train import main, make_config
 from clusir.errors import UsageError
-from clusir.export.quantize.finetune import (
+from clusir.export.quantize.steps import QuantizeConfig, Quantizer
+from clusir.network import checkpoint
+from clusir.network.model import CONFIGS, ClusIR
+from clusir.training.loop import Stage, TrainConfig, train
+from clusir.training.quantised import (
     Ranges,
     RoundedTwin,
     fake_quantised,
@@ -22,10 +26,6 @@ from clusir.export.quantize.finetune import (
     prepare,
     round_weight,
 )
-from clusir.export.quantize.steps import QuantizeConfig, Quantizer
-from clusir.network import checkpoint
-from clusir.network.model import CONFIGS, ClusIR
-from clusir.training.loop import Stage, TrainConfig, train
 
 SMALL = TrainConfig(
     steps=4, stages=(Stage(0.0, 4, 32, 1),), warmup_steps=2, learning_rate=1e-4, half_until=0.0, qat=True,
