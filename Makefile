@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test full lint docs dist clean weights
+.PHONY: demo test full lint docs dist page clean weights
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,10 +37,15 @@ docs: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
 	$(BIN)/python .ci/docs.py build/site
 
+# The browser page, which wheel and source distribution hold.
+page:
+	[ -d runtimes/web/node_modules/esbuild ] || npm --prefix runtimes/web ci --ignore-scripts --no-audit --no-fund
+	npm --prefix runtimes/web run page
+
 # Wheel and source distribution; tests/test_wheel.py says what is in them and installs the wheel.
-dist: $(STAMP)
+dist: $(STAMP) page
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) demo-out build dist site *.egg-info
+	rm -rf $(VENV) demo-out build dist site runtimes/page/built *.egg-info

@@ -67,6 +67,14 @@ class Browser:
     def size(self, width_px: int, height_px: int) -> None:
         self._call("size", [width_px, height_px])
 
+    def upload(self, selector: str, path: Path) -> None:
+        """Choose a file in the input that the selector names."""
+        self._call("upload", [selector, str(path)])
+
+    def wait(self, selector: str, seconds: float = 120) -> None:
+        """Until an element that the selector names is visible. Fails after ``seconds``."""
+        self._call("wait", [selector, 1000 * seconds])
+
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, and what could not be loaded, since the page was opened."""
         found: list[str] = self._call("complaints")

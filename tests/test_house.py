@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"clusir": ROOT / "clusir", "clusir.export": ROOT / "export", "clusir.runtimes": ROOT / "runtimes",
             "clusir.calibration": ROOT / "calibration"}  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "skimage", "scipy", "ray")
-COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
+COMMANDS = ("run", "page", "export", "verify", "bench", "train", "doctor")
 
 # The floors, lowest first: a folder may import what stands on a lower line, never a higher one or a neighbour's.
 FLOORS = (
@@ -34,7 +34,7 @@ FLOORS = (
     ("clusir.training",),
     ("clusir.runtimes",),
     ("clusir.runtimes.restore",),
-    ("clusir.runtimes.batch", "clusir.runtimes.report", "clusir.runtimes.machine"),
+    ("clusir.runtimes.batch", "clusir.runtimes.report", "clusir.runtimes.machine", "clusir.runtimes.page"),
     ("clusir.export", "clusir.export.base", "clusir.export.graph", "clusir.export.validate.tolerances"),
     ("clusir.export.validate.compare",),
     ("clusir.export.subjects",),
@@ -179,7 +179,7 @@ def test_the_check_of_parameters_can_fail() -> None:
 
 
 def test_no_folder_holds_more_than_twenty_files() -> None:
-    left_out = {".git", ".venv", "node_modules", "__pycache__", "golden", "build", "dist", "demo-out", "site"}
+    left_out = {".git", ".venv", "node_modules", "__pycache__", "golden", "build", "dist", "demo-out", "site", "built"}
     full = {}
     for top in ("clusir", "export", "runtimes", "calibration", "tests", "docs", ".ci"):
         for folder, folders, files in os.walk(ROOT / top):

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import base64
 import email
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clusir.runtimes.restore.restorer import Restorer
 from tests import needs
+from tests.browser import Browser
+from tests.golden.make.cases import FAMILIES
+from tests.golden.make.standin import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 HOMES = {"clusir": "clusir", "clusir.export": "export", "clusir.runtimes": "runtimes",
          "clusir.calibration": "calibration"}  # fmt: skip
+WEB = ROOT / "runtimes" / "web"
+PAGE = "clusir/runtimes/page/built/"
 NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.egg-info", ".*_cache", "__pycache__",
-              "demo-out", "site", ".hypothesis", ".state")  # fmt: skip
+              "demo-out", "site", ".hypothesis", ".state", "built")  # fmt: skip
 # What the wheel holds beside modules: where, and which suffixes.
 DATA = {"clusir": {".typed", ".json"}, "clusir/weights": {".onnx", ".safetensors", ".md", ""},
         "clusir/runtimes/report": {".css", ".js", ".html"}, "clusir/training/recipes": {".toml"}}  # fmt: skip
@@ -50,8 +61,11 @@ def home(folder: str) -> Path:
 
 
 def build(source: Path, out: Path) -> tuple[Path, Path]:
-    """(wheel, source distribution) of a tree: the wheel is built from the source distribution."""
+    """(wheel, source distribution) of a tree: the wheel is built from the source distribution. With the browser page,
+    where the npm packages are there to build it with."""
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    if (WEB / "node_modules" / "esbuild").is_dir() and (node := shutil.which("node")):
+        run(source, node, WEB / "build.mjs", "--page", source / "runtimes" / "page" / "built")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -92,7 +106,7 @@ def test_the_wheel_holds_every_module_and_nothing_stray(dist: tuple[Path, Path])
     held = {n for n in names if not n.startswith(info)}
     wanted = {f"{name.replace('.', '/')}/{path.name}" for name, at in packages().items() for path in at.glob("*.py")}
     assert {n for n in held if n.endswith(".py")} == wanted
-    data = held - wanted
+    data = {n for n in held - wanted if not n.startswith(PAGE)}
     assert data == {f"{folder}/{path.name}" for folder, suffixes in DATA.items() for path in home(folder).iterdir()
                     if path.is_file() and path.suffix in suffixes}  # fmt: skip
     assert {"clusir/py.typed", "clusir/weights/MODEL_CARD.md", "clusir/weights/LICENSE"} <= data
@@ -104,7 +118,8 @@ def test_the_wheel_says_what_it_is(dist: tuple[Path, Path]) -> None:
     wheel = zipfile.ZipFile(dist[0])
     (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
     told = email.message_from_bytes(wheel.read(name))
-    assert told["License-Expression"] == "Apache-2.0 AND LicenseRef-ClusIR-Weights"
+    # MIT: onnxruntime-web, in the browser page; the licences of what it is bundled with lie beside it.
+    assert told["License-Expression"] == "Apache-2.0 AND LicenseRef-ClusIR-Weights AND MIT"
     assert told["Requires-Python"] == ">=3.11"
     assert told["Description-Content-Type"] == "text/markdown"
     kinds = told.get_all("Classifier") or []
@@ -158,6 +173,62 @@ def test_the_wheel_restores_a_photo_in_an_empty_environment(dist: tuple[Path, Pa
     assert home.startswith(str(tmp_path / "env"))
     absent = "import importlib.util as u; print([n for n in ('torch', 'onnx', 'pytest') if u.find_spec(n)])"
     assert run(tmp_path, bin_ / "python", "-c", absent).strip() == "[]"
+
+
+@pytest.fixture
+def unpacked(dist: tuple[Path, Path], tmp_path: Path) -> Path:
+    """The folder of the wheel's modules as an installation holds it, in an environment that has their requirements."""
+    if not any(name.startswith(PAGE) for name in zipfile.ZipFile(dist[0]).namelist()):
+        needs.skip("browser", "the npm packages are not installed")
+    zipfile.ZipFile(dist[0]).extractall(tmp_path / "installed")
+    return tmp_path / "installed"
+
+
+def test_the_page_of_the_wheel_restores_a_photo_in_a_browser(unpacked: Path, tmp_path: Path) -> None:
+    """With threads, as Python does, and with no way out of this machine."""
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "photo.png")
+    model = write_standin(tmp_path, tile_px=64, halo_px=8, families=FAMILIES)
+    with Restorer(model, backend="ort", device="cpu") as restorer:
+        expected = restorer.restore(noisy)
+    with served(unpacked, "--model", model) as url:
+        browser = Browser()
+        try:
+            browser.open(url)
+            browser.upload("#file", tmp_path / "photo.png")
+            browser.wait("#save, #error")
+            assert browser.run("return document.querySelector('#error').textContent") == ""
+            about = browser.run("return document.querySelector('#about').value")
+            threads = browser.run("return crossOriginIsolated && navigator.hardwareConcurrency")
+            assert f"on wasm, {'one thread' if threads == 1 else f'{min(threads, 8)} threads'}" in about
+            png = browser.run("return document.querySelector('#after').toDataURL('image/png')")
+            assert browser.complaints() == []
+            browser.run("document.addEventListener('securitypolicyviolation', (e) => (window.refused = e.blockedURI));"
+                        "fetch('http://127.0.0.1:9/').catch(() => 0)")  # fmt: skip
+            assert browser.run("return window.refused") == "http://127.0.0.1:9/"
+        finally:
+            browser.close()
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(png.partition(",")[2]))).convert("RGB"))
+    assert shown.shape == expected.shape
+    assert np.abs(shown.astype(int) - expected.astype(int)).max() <= 1
+
+
+@contextmanager
+def served(home: Path, *options: Path | str) -> Iterator[str]:
+    """The address that ``clusir page`` of an unpacked wheel prints; ended as by Ctrl-C, which is no failure."""
+    command = [sys.executable, "-m", "clusir", "page", "--no-open", *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": str(home), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line
+        yield line.split()[0]
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(30)
+    assert code == 0
 
 
 @needs.FULL

@@ -12,7 +12,7 @@ from clusir.cli._common import SETTINGS, Group
 __all__ = ["COMMANDS", "main"]
 
 # In the order in which somebody meets them. Each is a file of this folder.
-COMMANDS = ("run", "export", "verify", "bench", "train", "doctor")
+COMMANDS = ("run", "page", "export", "verify", "bench", "train", "doctor")
 
 
 class _Commands(Group):

@@ -1,13 +1,44 @@
-// Bundles the package into dist/: clusir.js (the page's side), worker.js (with onnxruntime-web's script), the .wasm
+// Bundles the package into a folder: clusir.js (the page's side), worker.js (with onnxruntime-web's script), the .wasm
 // files beside them, and the demo page. Prints the sizes.
+//
+//   node build.mjs [OUT]      into OUT, else dist/
+//   node build.mjs --page     into ../page/built, which the wheel holds: without the WebGPU flavour of the runtime, which
+//                             would be the larger part of it, and with the licences of what is bundled
 import { build } from "esbuild";
-import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 
 const here = import.meta.dirname;
-const out = process.argv[2] ?? join(here, "dist");
+const [given, place] = process.argv.slice(2);
+const forWheel = given === "--page";
+const out = forWheel ? (place ?? join(here, "../page/built")) : (given ?? join(here, "dist"));
 const runtime = dirname(createRequire(import.meta.url).resolve("onnxruntime-web"));
+const modules = dirname(dirname(runtime));
+
+// Texts of licences that some packages name and do not bring.
+const TERMS = {
+  ISC: `Permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is hereby
+granted, provided that the above copyright notice and this permission notice appear in all copies.
+
+THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES WITH REGARD TO THIS SOFTWARE INCLUDING ALL
+IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR ANY SPECIAL, DIRECT,
+INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF OR IN CONNECTION WITH THE USE OR PERFORMANCE OF
+THIS SOFTWARE.`,
+  MIT: `Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.`,
+};
 
 rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
@@ -28,10 +59,35 @@ await build({
   logLevel: "warning",
 });
 for (const name of ["index.html", "demo.css", "isolate.js"]) copyFileSync(join(here, "demo", name), join(out, name));
-for (const flavour of ["", ".asyncify"]) {
+for (const flavour of forWheel ? [""] : ["", ".asyncify"]) {
   for (const suffix of ["mjs", "wasm"]) {
     const name = `ort-wasm-simd-threaded${flavour}.${suffix}`;
     copyFileSync(join(runtime, name), join(out, name));
   }
 }
+if (forWheel) {
+  const page = readFileSync(join(out, "index.html"), "utf8");
+  const told = page.replace('<html lang="en">', '<html lang="en" data-backend="wasm">');
+  if (told === page) throw new Error("demo/index.html: no <html lang> to write the back end into");
+  writeFileSync(join(out, "index.html"), told);
+  writeFileSync(join(out, "licenses.txt"), licences());
+}
 for (const name of readdirSync(out)) console.log(String(statSync(join(out, name)).size).padStart(9), name);
+
+/** The licence of every package that onnxruntime-web brings into the bundle, as each states it. */
+function licences() {
+  const told = new Map();
+  const add = (name) => {
+    const folder = join(modules, name);
+    if (told.has(name) || name.startsWith("@types/") || !existsSync(folder)) return;
+    const { version, license, author, dependencies = {} } = JSON.parse(readFileSync(join(folder, "package.json"), "utf8"));
+    const file = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
+    const holder = name.startsWith("onnxruntime") ? "Microsoft Corporation" : (author?.name ?? author ?? "its authors");
+    const text = file ? readFileSync(join(folder, file), "utf8") : `Copyright (c) ${holder}\n\n${TERMS[license]}`;
+    if (!file && !TERMS[license]) throw new Error(`${name}: no text of its licence ${license}`);
+    told.set(name, `${name} ${version} (${license})\n\n${text.trim()}\n`);
+    Object.keys(dependencies).forEach(add);
+  };
+  add("onnxruntime-web");
+  return [...told.values()].join(`\n${"-".repeat(80)}\n\n`);
+}

@@ -1,4 +1,5 @@
-// The demo page: ?model=URL opens another model than models/tiny.onnx, ?backend=wasm|webgpu names the back end.
+// The demo page: ?model=URL opens another model than models/tiny.onnx, ?backend=wasm|webgpu names the back end; without it
+// <html data-backend> does, where the page was built without the files of one.
 import { Restorer } from "../src/index.js";
 
 const $ = (id) => document.getElementById(id);
@@ -21,7 +22,8 @@ const fail = (error) => {
 };
 
 function opened() {
-  restorer ??= Restorer.open(query.get("model") ?? "models/tiny.onnx", { backend: query.get("backend") ?? "auto" });
+  const backend = query.get("backend") ?? document.documentElement.dataset.backend ?? "auto";
+  restorer ??= Restorer.open(query.get("model") ?? "models/tiny.onnx", { backend });
   restorer.catch(() => (restorer = undefined)); // the next picture tries again
   return restorer;
 }

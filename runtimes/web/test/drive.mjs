@@ -17,6 +17,8 @@ const commands = {
   scheme: (colorScheme) => page.emulateMedia({ colorScheme }).then(() => null),
   size: ([width, height]) => page.setViewportSize({ width, height }).then(() => null),
   complaints: () => complaints,
+  upload: ([selector, path]) => page.setInputFiles(selector, path).then(() => null),
+  wait: ([selector, timeout]) => page.waitForSelector(selector, { timeout }).then(() => null),
   screenshot: async (fullPage) => (await page.screenshot({ fullPage })).toString("base64"),
 };
 for await (const line of createInterface({ input: process.stdin })) {

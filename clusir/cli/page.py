@@ -1,0 +1,49 @@
+"""``clusir page``: the browser page of this installation, served to this machine and opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clusir.cli._common import command
+from clusir.names import PRECISIONS
+
+
+@command(name="clusir-page", short_help="Restore photos in the browser, without sending them anywhere.")
+@click.option("--model", type=click.Path(path_type=Path), help="An .onnx file or a bundle; default: the shipped model.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="The model's files of this precision.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one", help="Port to listen on.")
+@click.option("--no-open", is_flag=True, help="Only print the address; open no browser.")
+def main(model: Path | None, precision: str | None, port: int, no_open: bool) -> None:
+    """Serve the browser page on 127.0.0.1 and open it. Photos are restored in the browser, by WebAssembly.
+
+    \b
+    The page may load from this server and from nowhere else, and sends nothing. Ctrl-C ends it.
+    Exit codes: 0 ended by Ctrl-C; 2 usage; 3 the page is not in this installation.
+    """
+    from clusir.runtimes.page.server import PageServer, page_files
+    from clusir.runtimes.runners.files import find_model
+
+    found = find_model(model, precision)
+    try:
+        with PageServer(page_files(found), port) as server:
+            click.echo(f"{server.url} (Ctrl-C ends it)")
+            if not no_open:
+                _open(server.url)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        click.echo("")
+    finally:
+        found.close()
+
+
+def _open(url: str) -> None:
+    import webbrowser
+
+    try:
+        opened = webbrowser.open(url)
+    except webbrowser.Error:
+        opened = False
+    if not opened:
+        click.echo(f"no browser could be started here; open {url} yourself", err=True)
