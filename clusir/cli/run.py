@@ -14,8 +14,7 @@ from clusir.names import BACKENDS, BFLOAT16, DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
     from clusir.cli._run_output import RunOutput
-    from clusir.cli._run_pipes import Request
-    from clusir.cli._run_signals import Signals
+    from clusir.cli._run_process import Request, Signals
     from clusir.runtimes.batch.jobs import Job
     from clusir.runtimes.batch.journal import Journal
     from clusir.runtimes.batch.memory import MemoryGate
@@ -107,7 +106,7 @@ def main(inputs: tuple[str, ...], output: str | None, **options: Any) -> None:
     """
     import warnings
 
-    from clusir.cli._run_signals import Signals
+    from clusir.cli._run_process import Signals
 
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news for who looks at the pictures
     with Signals().heard() as signals:
@@ -117,7 +116,7 @@ def main(inputs: tuple[str, ...], output: str | None, **options: Any) -> None:
 
 def _run(inputs: tuple[str, ...], output: str | None, options: dict[str, Any], signals: Signals) -> int:
     """Number of pictures that failed."""
-    from clusir.cli._run_pipes import piped
+    from clusir.cli._run_process import piped
     from clusir.errors import UsageError
 
     if not output:

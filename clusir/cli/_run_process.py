@@ -1,16 +1,23 @@
-"""``clusir-run - -o -``: one picture from standard input, to standard output, through files of a private folder."""
+"""What ties ``clusir-run`` to its process: signals that end it (Ctrl-C, SIGTERM, a closed terminal: the first one
+cleanly, within seconds), and ``clusir-run - -o -``: one picture from standard input, to standard output, through files
+of a private folder."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Request", "piped"]
+if TYPE_CHECKING:
+    from clusir.runtimes.batch.pipeline import Pipeline
+
+__all__ = ["Request", "Signals", "piped"]
 
 _STDIN, _STDOUT = "standard input", "standard output"
 
@@ -92,3 +99,34 @@ def _suffix(source: Path, names: Mapping[str, str]) -> str:
     except ImageError as error:
         raise ImageError(str(error).replace(str(source), names.get(str(source), str(source)))) from error
     return next((suffix for suffix in WRITE_SUFFIXES if SUFFIX_FORMATS[suffix] == kind), ".png")
+
+
+class Signals:
+    """Set :attr:`pipeline` while one may be running: the first signal then stops it, instead of raising somewhere."""
+
+    def __init__(self) -> None:
+        self.pipeline: Pipeline | None = None
+        self._seen = 0
+
+    @contextmanager
+    def heard(self) -> Iterator[Signals]:
+        """Within the block, the signals are this object's. One that is ignored (nohup) stays so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before: dict[int, Any] = {}
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, self._hear)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, *_: Any) -> None:
+        self._seen += 1
+        if self._seen == 1 and self.pipeline is not None and self.pipeline.running and not self.pipeline.stop():
+            return
+        raise KeyboardInterrupt
