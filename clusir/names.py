@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 __all__ = [
-    "BACKENDS", "BFLOAT16", "DEVICES", "HOSTS", "INPUTS", "INSTALL_GPU", "MODULES", "ONNX_BACKENDS", "OUTPUTS",
+    "AUTO", "BACKENDS", "BFLOAT16", "DEVICES", "HOSTS", "INPUTS", "INSTALL_GPU", "MODULES", "ONNX_BACKENDS", "OUTPUTS",
     "PRECISIONS", "install_line", "installed_backends",
 ]  # fmt: skip
 
@@ -17,6 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "int8")  # of files
 HOSTS = ("darktable", "opencv", "transformers.js")  # programs that open models: clusir-export --target
 BFLOAT16 = "bf16"  # how a float32 file may be computed
+AUTO = "auto"  # the fastest precision here that loses little
 
 # Tensors of an exported graph; a graph has some of them. A brought model may call the picture and the result otherwise
 # (ModelSpec.input_name, output_name).

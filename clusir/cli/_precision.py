@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 
 from clusir.cli._common import console as stdout
 from clusir.errors import UsageError
-from clusir.names import ONNX_BACKENDS
+from clusir.names import BFLOAT16, ONNX_BACKENDS
 
 if TYPE_CHECKING:
     from clusir.export.precision.place import Placed
@@ -30,6 +30,8 @@ def refuse_idle_options(options: Mapping[str, Any], given: Collection[str]) -> N
     idle: dict[str, str] = {}
     if not lower:
         idle |= dict.fromkeys(_OF_LOWER, "without --precision fp16 or int8")
+    elif lower == {BFLOAT16}:
+        idle["manifest"] = "without --precision fp16 or int8"
     if "int8" not in lower:
         idle |= dict.fromkeys(_OF_INT8, "without --precision int8")
     elif options["engine"] == "nncf":

@@ -102,6 +102,7 @@ class RunOutput:
             facts |= {"seconds": round(seconds, 3), "megapixels": self._pixels / 1e6}
             facts |= {"backend": restorer.name, "placement": placement, "routing": restorer.routing}
             facts |= {"precision": restorer.precision, "model": str(restorer.files.whole)}
+            facts |= {"chosen": restorer.chosen} if restorer.chosen else {}
             self._out.line(_strict({"summary": facts}))
         elif not self._quiet:
             nodes = ", ".join(f"{name}: {count} nodes" for name, count in placement.items())

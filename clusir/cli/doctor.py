@@ -55,6 +55,14 @@ def main(backend: str, device: str, as_json: bool) -> None:
     console.print(table)
     for model in result.models:
         console.print(f"[dim]shipped model[/dim] {escape(model['file'])} {model['mb']} MB")
+    for speed in result.speeds:
+        times = ", ".join(f"{label} {ms:.1f}" for label, ms in speed["milliseconds"].items())
+        console.print(
+            f"[dim]speed[/dim] {escape(speed['model'])}: {times} ms a tile; --precision auto takes {speed['fastest']} "
+            f"(measured {escape(speed['date'])})"
+        )
+    if not result.speeds:
+        console.print("[dim]speed[/dim] not measured here; clusir-run --precision auto does it once")
     colours = {"error": "red", "warning": "yellow", "note": "blue"}
     for finding in result.findings:
         console.print(f"\n[{colours[finding.level]}]{finding.level}[/]: {escape(finding.what)}")

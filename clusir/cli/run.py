@@ -10,7 +10,7 @@ import click
 
 from clusir.cli._common import Printer, command
 from clusir.errors import InterruptedRun
-from clusir.names import BACKENDS, BFLOAT16, DEVICES, PRECISIONS
+from clusir.names import AUTO, BACKENDS, BFLOAT16, DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
     from clusir.cli._run_output import RunOutput
@@ -46,9 +46,9 @@ _RESTORER_OPTIONS = (
 @click.option("--fallback", is_flag=True, help="Use the CPU if the device is not available.")
 @click.option(
     "--precision",
-    type=click.Choice([*PRECISIONS, BFLOAT16]),
+    type=click.Choice([*PRECISIONS, BFLOAT16, AUTO]),
     help="Open NAME.fp16.onnx or NAME.int8.onnx beside the model; bf16: compute the float32 file in bfloat16 "
-    "(OpenVINO, on processors that have it).",
+    "(OpenVINO, on processors that have it); auto: the fastest here that loses little, measured once.",
 )
 @click.option(
     "--routing",
@@ -190,6 +190,8 @@ def _restore(request: Request, suffix: str | None, options: dict[str, Any], sign
         raise UsageError(f"--report {options['report']}: that is a picture's name; name a file like report.html")
     with _open_restorer(options) as restorer:
         shown = RunOutput(restorer, options, len(jobs), request.names, request.to_stdout)
+        if restorer.chosen:
+            shown.note(restorer.chosen)
         shown.passed = passed
         try:
             _restore_all(_Run(plan, jobs, inputs, output, options), restorer, shown, signals)
@@ -260,6 +262,8 @@ def _restore_all(run: _Run, restorer: Restorer, shown: RunOutput, signals: Signa
             from clusir.runtimes.batch.ray import RayOptions, restore_on_ray
 
             named = {name: options[name] for name in _RESTORER_OPTIONS}
+            if restorer.chosen:  # what was chosen here holds for all workers, or pictures of one run would differ
+                named |= {"backend": restorer.name.partition(":")[0], "precision": restorer.precision}
             bound = memory.total if options["max_memory"] else None
             how = RayOptions(options["ray"], options["ray_workers"], limits, bound, options["skip_existing"])
             restore_on_ray(run.jobs, named, shown.outcome, how, journal, side)

@@ -25,8 +25,9 @@ from clusir.export.validate.parity import ParityCase, parity_cases, reference_ou
 from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint as checkpoints
 from clusir.network.model import ClusIR
+from clusir.runtimes.machine.alternating import measure_alternating
 from clusir.runtimes.machine.fingerprint import fingerprint
-from clusir.runtimes.machine.measure import Percentiles, measure_alternating
+from clusir.runtimes.machine.measure import Percentiles
 from clusir.runtimes.runners.base import Array
 
 __all__ = ["run_matrix"]

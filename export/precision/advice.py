@@ -55,7 +55,7 @@ def time_variants(
     returned: a sentence for each backend or variant that could not run.
     """
     from clusir.runtimes import open_runner
-    from clusir.runtimes.machine.measure import measure_alternating
+    from clusir.runtimes.machine.alternating import measure_alternating
 
     timings: list[Timing] = []
     problems: list[str] = []

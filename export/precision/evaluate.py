@@ -60,14 +60,18 @@ class Evaluator:
         quality = measure_quality(run, [self.samples[number] for number in numbers])
         return compare_quality(self.base.subset(numbers), quality), quality.psnr_db
 
-    def loss_of_file(self, path: Path, backend: str) -> QualityLoss:
+    def loss_of_file(self, path: Path, backend: str, *, bf16: bool = False) -> QualityLoss:
         """Of a file on a backend of this machine. Raises BackendError where that backend is not installed."""
+        return compare_quality(self.base, self.quality_of_file(path, backend, bf16=bf16))
+
+    def quality_of_file(self, path: Path, backend: str, *, bf16: bool = False) -> Quality:
+        """What a file makes of the samples on a backend of this machine; ``bf16``: computed in bfloat16."""
         from clusir.runtimes import open_runner
 
-        with open_runner(path, backend=backend, device="cpu") as runner:
+        with open_runner(path, backend=backend, device="cpu", bf16=bf16) as runner:
 
             def run(number: int) -> tuple[Array, Array | None]:
                 outputs = runner.run(self.feeds[number])
                 return outputs[self.reference.output_name], outputs.get("gate")
 
-            return compare_quality(self.base, measure_quality(run, self.samples))
+            return measure_quality(run, self.samples)

@@ -13,6 +13,7 @@ from clusir.export.ownership import refuse_foreign, retire
 from clusir.export.precision.run import PrecisionConfig, PrecisionReport, make_precisions
 from clusir.export.staging import staged
 from clusir.export.validate.compare import Agreement
+from clusir.names import PRECISIONS
 from clusir.runtimes.images.atomic import whole_file
 
 __all__ = ["Placed", "check_fit", "known_files", "lower_of", "place"]
@@ -50,9 +51,11 @@ def known_files(out: Path, config: PrecisionConfig | None) -> list[str]:
     lower, stem = lower_of(config), out.stem
     if not lower:
         return [out.name]
-    beside = [f"{stem}.{name}" for name in ("calibration.json", "report.json")]
-    drawn = [f"{stem}.frontier.svg"] if "int8" in lower else []
-    return [out.name, *(f"{stem}.{precision}.onnx" for precision in lower), *beside, *drawn]
+    files = [f"{stem}.{precision}.onnx" for precision in lower if precision in PRECISIONS]
+    beside = [f"{stem}.{name}" for name in ("losses.json", "report.json")]
+    drawn = [f"{stem}.calibration.json"] if files else []
+    drawn += [f"{stem}.frontier.svg"] if "int8" in lower else []
+    return [out.name, *files, *beside, *drawn]
 
 
 def place(

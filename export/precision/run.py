@@ -22,11 +22,12 @@ from clusir.export.precision.evaluate import Evaluator
 from clusir.export.precision.frontier import BudgetConfig, Frontier, search_budget
 from clusir.export.precision.frontier_plot import frontier_svg
 from clusir.export.precision.loss import QualityLoss
+from clusir.export.precision.record import undamaged, undamaged_loss, write_losses
 from clusir.export.precision.sensitivity import Journal
 from clusir.export.quantize.data import Reference, calibrate, crop_px_of, draw_calibration, draw_evaluation
 from clusir.export.quantize.float16 import Fp16Config, Fp16Report, convert_fp16
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, write_atomically
-from clusir.names import ONNX_BACKENDS, PRECISIONS, installed_backends
+from clusir.names import BFLOAT16, ONNX_BACKENDS, PRECISIONS, installed_backends
 
 __all__ = ["PrecisionConfig", "PrecisionReport", "make_precisions"]
 
@@ -36,7 +37,7 @@ _FP16_CROPS = 8
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """What ``clusir-export --precision`` asks for.
+    """What ``clusir-export --precision`` asks for; ``bf16`` makes no file, its loss is measured.
 
     ``calibration``: a folder (None: built-in photos); ``manifest``: a former calibration.json to draw from again.
     ``evaluation_crops`` crops of every degradation measure the loss; no calibration crop is among them. ``backends``:
@@ -58,9 +59,10 @@ class PrecisionConfig:
     backends: tuple[str, ...] = ONNX_BACKENDS
 
     def __post_init__(self) -> None:
-        wrong = [p for p in self.precisions if p not in PRECISIONS]
+        allowed = (*PRECISIONS, BFLOAT16)
+        wrong = [p for p in self.precisions if p not in allowed]
         if wrong or not self.precisions:
-            raise UsageError(f"precision {wrong[0] if wrong else ''!r} is not one of {', '.join(PRECISIONS)}")
+            raise UsageError(f"precision {wrong[0] if wrong else ''!r} is not one of {', '.join(allowed)}")
         if self.engine not in ENGINES:
             raise UsageError(f"quantisation engine {self.engine!r} is not one of {', '.join(ENGINES)}")
 
@@ -138,13 +140,14 @@ def make_precisions(
     with the routing of the float32 graphs; of the whole graph, quality and flipped gates are measured too. Without a
     tile graph the whole graph takes its place.
 
-    Writes ``stem.fp16[.tile].onnx``, ``stem.int8[.tile].onnx``, ``calibration.json`` (the manifest), ``frontier.svg``
-    into ``folder``. ``state``: a folder that outlives a failed export; the journal of measurements there lets the same
-    command go on where it was stopped. Raises BudgetError (exit code 4) where the budget cannot be met,
-    after the best has been written, with the report as its ``report`` attribute.
+    Writes ``stem.fp16[.tile].onnx``, ``stem.int8[.tile].onnx``, ``calibration.json`` (the manifest), ``frontier.svg``,
+    and ``stem.losses.json`` (what ``--precision auto`` reads) into ``folder``. ``state``: a folder that outlives a
+    failed export; the journal of measurements there lets the same command go on where it was stopped. Raises
+    BudgetError (exit code 4) where the budget cannot be met, after the best has been written, with the report as its
+    ``report`` attribute.
     """
     report = PrecisionReport()
-    if not {"fp16", "int8"} & set(config.precisions):
+    if not set(config.precisions) - {"fp32"}:
         return report
     whole = folder / f"{stem}.onnx"
     tile = folder / f"{stem}.tile.onnx"
@@ -157,26 +160,24 @@ def make_precisions(
     calibrating, held = hold_out(photos)
     source = for_model(calibrating, scale, channels)
     held_out = for_model(held, scale, channels) if held is not None else None
-    progress("drawing calibration crops")
-    draw, manifest = draw_calibration(source, reference, config.balance, config.manifest)
-    write_manifest(manifest, folder / "calibration.json")
-    report.coverage, report.manifest_sha256 = draw.coverage, manifest.sha256
-    report.notes += [f"calibration leaves out {why}" for why in skipped]
     samples = _evaluation(held_out, crop_px, (scale, channels), config, report.notes)
-    evaluators = {graph: Evaluator(reference, samples, path) for graph, path in graphs.items()}
-    if "fp16" in config.precisions:
-        for graph, path in graphs.items():
-            progress(f"fp16 {graph} graph")
-            out = _variant(path, stem, "fp16")
-            feeds = calibrate(path, draw, reference).feeds[:_FP16_CROPS]
-            report.fp16[graph] = convert_fp16(path, out, feeds, config.fp16)
-            report.files["fp16", graph] = out
     failure: BudgetError | None = None
-    if "int8" in config.precisions:
-        failure = _make_int8(
+    if {"fp16", "int8"} & set(config.precisions):
+        progress("drawing calibration crops")
+        draw, manifest = draw_calibration(source, reference, config.balance, config.manifest)
+        write_manifest(manifest, folder / "calibration.json")
+        report.coverage, report.manifest_sha256 = draw.coverage, manifest.sha256
+        report.notes += [f"calibration leaves out {why}" for why in skipped]
+        evaluators = {graph: Evaluator(reference, samples, path) for graph, path in graphs.items()}
+        failure = _make_files(
             graphs, stem, config, _Drawn(reference, draw, manifest, evaluators), report, state, progress
         )
+    else:
+        first = next(iter(graphs))
+        evaluators = {first: Evaluator(reference, samples, graphs[first])}
     _measure_and_advise(graphs, config, evaluators, report, progress)
+    progress("quality on undamaged photos")
+    _record(graphs, whole, evaluators, report)
     if failure is not None:
         failure.report = report  # type: ignore[attr-defined]
         raise failure
@@ -216,6 +217,27 @@ class _Drawn:
     draw: Draw
     manifest: Manifest
     evaluators: dict[str, Evaluator]
+
+
+def _make_files(
+    graphs: dict[str, Path],
+    stem: str,
+    config: PrecisionConfig,
+    drawn: _Drawn,
+    report: PrecisionReport,
+    state: Path | None,
+    progress: Callable[[str], None],
+) -> BudgetError | None:
+    if "fp16" in config.precisions:
+        for graph, path in graphs.items():
+            progress(f"fp16 {graph} graph")
+            out = _variant(path, stem, "fp16")
+            feeds = calibrate(path, drawn.draw, drawn.reference).feeds[:_FP16_CROPS]
+            report.fp16[graph] = convert_fp16(path, out, feeds, config.fp16)
+            report.files["fp16", graph] = out
+    if "int8" in config.precisions:
+        return _make_int8(graphs, stem, config, drawn, report, state, progress)
+    return None
 
 
 def _make_int8(
@@ -313,9 +335,35 @@ def _measure_and_advise(
                 report.notes.append(f"{variant} was not measured on {backend}: {error}")
             except ClusirError as error:
                 report.notes.append(f"{variant} fails on {backend}: {error}")
+    if BFLOAT16 in config.precisions:
+        progress("quality of bf16 on openvino")
+        try:
+            if "openvino" not in backends:
+                raise BackendError("it is computed by OpenVINO, which is not among the backends, or not installed")
+            found = evaluators[first].loss_of_file(graphs[first], "openvino", bf16=True)
+            report.losses["openvino", BFLOAT16] = found
+        except ClusirError as error:
+            report.notes.append(f"bf16 was not measured: {error}")
+    if not report.files:
+        return
     progress("timing")
     variants = {"fp32": graphs[first]} | {p: path for (p, graph), path in report.files.items() if graph == first}
     feeds = dict.fromkeys(variants, evaluators[first].feeds[0])
     timings, problems = time_variants(variants, feeds, backends, config.timing_runs)
     report.timings, report.notes = timings, report.notes + problems
     report.advice = advise(timings, report.losses)
+
+
+def _record(graphs: dict[str, Path], whole: Path, evaluators: dict[str, Evaluator], report: PrecisionReport) -> None:
+    """``stem.losses.json``: the losses of the graph that is run, for every precision and backend that was measured."""
+    first = next(iter(graphs))
+    measured = {key: loss for key, loss in report.losses.items() if key[1] in (*PRECISIONS, BFLOAT16)}
+    samples = undamaged(evaluators[first].samples)
+    more: dict[tuple[str, str], QualityLoss] = {}
+    if samples and measured:
+        evaluator = Evaluator(evaluators[first].reference, samples, graphs[first])
+        for backend, precision in measured:
+            low = precision == BFLOAT16
+            path = graphs[first] if low else report.files[precision, first]
+            more[backend, precision] = undamaged_loss(evaluator, evaluator.quality_of_file(path, backend, bf16=low))
+    write_losses(whole, measured, more)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clusir.names import INSTALL_GPU, MODULES, install_line
+from clusir.runtimes.machine.choice import known_speeds
 from clusir.runtimes.machine.fingerprint import fingerprint
 from clusir.runtimes.machine.probe import Probe, list_devices, probe
 
@@ -32,12 +33,14 @@ class Finding:
 
 @dataclass
 class Diagnosis:
-    """Everything ``clusir-doctor`` shows: machine fingerprint, one probe per device, findings."""
+    """Everything ``clusir-doctor`` shows: machine fingerprint, one probe per device, findings, and the ``speeds`` that
+    ``--precision auto`` has measured here (:func:`clusir.runtimes.machine.choice.known_speeds`)."""
 
     machine: dict[str, Any]
     probes: list[Probe] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
+    speeds: list[dict[str, Any]] = field(default_factory=list)
 
     def runs(self, backend: str, device: str = "") -> bool:
         """Whether ``backend`` (``auto``: any) ran the probe on ``device`` (``cpu``, ``cuda``, ``gpu``; empty: any)."""
@@ -60,6 +63,7 @@ class Diagnosis:
             "machine": self.machine,
             "devices": [vars(p) for p in self.probes],
             "models": self.models,
+            "speeds": self.speeds,
             "findings": [vars(f) for f in self.findings],
         }
 
@@ -198,6 +202,7 @@ def diagnose(models: Path, probe_device: Callable[[str], Probe] = probe) -> Diag
     if machine["gpus"] and not any(p.name.startswith("ort:CUDA") for p in result.probes):
         result.findings.append(cuda_advice(machine))
     result.findings += _check_cpu(machine)
+    result.speeds = known_speeds()
     result.models, problems = _check_models(models)
     result.findings += problems
     return result

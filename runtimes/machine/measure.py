@@ -1,8 +1,9 @@
 """Measuring: percentiles, alternating runs, memory in a process of its own.
 
 Two machines rarely agree on milliseconds, and one machine not with itself an hour later; ratios of configurations that
-took turns in one process do hold. So :func:`measure_alternating` runs one picture of each configuration in turn, and
-memory, which one process cannot tell apart, is measured by :func:`peak_memory_mib` in a process per configuration.
+took turns in one process do hold. So one picture of each configuration runs in turn
+(:func:`clusir.runtimes.machine.alternating.measure_alternating`), and memory, which one process cannot tell apart, is
+measured by :func:`peak_memory_mib` in a process per configuration.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from clusir.errors import BackendError, ClusirError
 from clusir.runtimes.images.files import open_picture, output_info, save_picture
 from clusir.runtimes.images.picture import PictureInfo
+from clusir.runtimes.machine.alternating import measure_alternating
 from clusir.runtimes.restore.restorer import ArraySource, Restorer, Work
 
 __all__ = [
@@ -31,13 +33,9 @@ __all__ = [
     "Percentiles",
     "bench_case",
     "bench_cases",
-    "measure_alternating",
     "peak_memory_mib",
     "write_photo",
 ]
-
-# Runtimes let their threads spin for a while after a run; the next configuration must not pay for it.
-_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -106,32 +104,6 @@ class Measurement:
         """Plain data for JSON."""
         rates = {"images_per_s": self.images_per_s, "megapixels_per_s": self.megapixels_per_s}
         return {**asdict(self), **rates}
-
-
-def measure_alternating(
-    functions: Mapping[str, Callable[[], Any]],
-    runs: int,
-    warmup: int = 1,
-    pause_s: float = _PAUSE_S,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of ``runs`` calls of each function, taking turns; ``warmup`` rounds before are not counted.
-
-    The order turns round every second time, so that no function always follows the same other. With
-    ``clock=time.process_time`` processor time is counted, which means something on a busy machine too, where each
-    function keeps to one thread.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    order = list(functions)
-    for turn in range(warmup + runs):
-        for name in order if turn % 2 == 0 else reversed(order):
-            if len(order) > 1:
-                time.sleep(pause_s)
-            begin = clock()
-            functions[name]()
-            if turn >= warmup:
-                times[name].append(clock() - begin)
-    return times
 
 
 def write_photo(path: Path, size_px: int, seed: int = 0) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
-from clusir.names import BFLOAT16
+from clusir.names import AUTO, BFLOAT16
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.restore.permissions import hints, steer
@@ -62,9 +62,12 @@ class Restorer:
     ``fallback`` are those of :func:`clusir.runtimes.open_runner`. ``routing``: ``shared`` computes the routing once per
     picture for all its tiles, ``tile`` lets each tile route itself; None takes ``shared`` where the model has the two
     graphs that it needs. ``alpha``: ``keep`` (bit-exact), ``process`` (restored like a grey picture) or ``drop``.
-    ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA). ``fix`` says which degradations may be mended,
-    ``strength`` how far (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and
-    darkness only on strong evidence. Strength 0 gives back what went in.
+    ``precision`` is ``fp32``, ``fp16``, ``int8``, ``bf16``, None (the file that was named) or ``auto``: the fastest
+    here that loses little, float32 where nothing says what others lose (:mod:`clusir.runtimes.machine.choice`);
+    ``chosen`` then says in one line what that is. ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA).
+    ``fix`` says which degradations may be mended, ``strength`` how far
+    (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and darkness only on strong
+    evidence. Strength 0 gives back what went in.
     """
 
     def __init__(
@@ -87,7 +90,15 @@ class Restorer:
             raise UsageError(f"alpha {alpha!r} is not one of {', '.join(ALPHA_MODES)}")
         self.alpha = alpha
         self._closed = False
-        self.files: ModelFiles = find_model(model, precision, backend)
+        self.chosen = ""
+        self.files: ModelFiles
+        if precision == AUTO:
+            from clusir.runtimes.machine.choice import choose
+
+            choice = choose(model, backend, device, threads)
+            backend, precision, self.files, self.chosen = choice.backend, choice.precision, choice.files, choice.why
+        else:
+            self.files = find_model(model, precision, backend)
         self._open_options: dict[str, Any] = {"backend": backend, "threads": threads}
         self._sidecars: tuple[Runner, Runner] | None = None
         self._bf16 = precision == BFLOAT16

@@ -14,7 +14,7 @@ from clusir.errors import ModelFormatError, UsageError
 from clusir.names import BFLOAT16, PRECISIONS
 from clusir.runtimes.runners.external import external_files
 
-__all__ = ["PRECISIONS", "ModelFiles", "find_model"]
+__all__ = ["PRECISIONS", "ModelFiles", "find_model", "variants"]
 
 _SHIPPED = "tiny"
 _MAX_UNZIPPED_BYTES = 4 << 30
@@ -101,6 +101,17 @@ def find_model(model: str | Path | None = None, precision: str | None = None, ba
             )
         return ModelFiles(whole, whole, whole, unpacked)  # torch answers as all three graphs
     return _with_sidecars(_variant(whole, precision), unpacked)
+
+
+def variants(files: ModelFiles) -> dict[str, ModelFiles]:
+    """By precision, ``files`` and those of the same model beside them; a checkpoint has no others."""
+    base, named = _split(files.whole)
+    found = {named or "fp32": files}
+    for precision in () if files.whole.suffix == ".safetensors" else PRECISIONS:
+        path = files.whole.with_name(base + ("" if precision == "fp32" else f".{precision}") + files.whole.suffix)
+        if precision not in found and path.is_file():
+            found[precision] = _with_sidecars(path, files._unpacked)
+    return {precision: found[precision] for precision in PRECISIONS if precision in found}
 
 
 def _variant(whole: Path, precision: str | None) -> Path:

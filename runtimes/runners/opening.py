@@ -9,9 +9,14 @@ from clusir.errors import BackendError, UsageError
 from clusir.names import BACKENDS, DEVICES, MODULES, install_line, installed_backends
 from clusir.runtimes.runners.base import Runner
 
-__all__ = ["BACKENDS", "DEVICES", "open_runner"]
+__all__ = ["BACKENDS", "DEVICES", "open_runner", "readers_of"]
 
 _READS = {".onnx": ("ort", "openvino"), ".ort": ("ort",), ".xml": ("openvino",), ".safetensors": ("torch",)}
+
+
+def readers_of(path: Path) -> tuple[str, ...]:
+    """The backends that read a file, by its suffix, in the order in which ``auto`` tries them."""
+    return _READS.get(path.suffix, ())
 
 
 def open_runner(

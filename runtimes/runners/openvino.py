@@ -10,7 +10,6 @@ for a batch of 1 therefore, which is what the CPU runs, and once more with the a
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,28 +22,12 @@ from clusir.errors import BackendError, ClusirError, ModelFormatError
 from clusir.names import INPUTS, OUTPUTS, install_line
 from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
+from clusir.runtimes.runners.cache import cache_dir
 from clusir.runtimes.runners.feeds import check_feeds
 from clusir.runtimes.runners.quiet import import_openvino
 from clusir.spec import ModelSpec
 
-__all__ = ["OpenVinoRunner", "cache_dir"]
-
-
-def cache_dir() -> Path | None:
-    """Where compiled models are kept: ``$CLUSIR_CACHE``, else ``$XDG_CACHE_HOME/clusir``, else ``~/.cache/clusir``.
-
-    None where ``CLUSIR_CACHE`` is ``off`` or the folder cannot be written.
-    """
-    named = os.environ.get("CLUSIR_CACHE")
-    if named == "off":
-        return None
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusir"
-    folder = base / "openvino"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+__all__ = ["OpenVinoRunner"]
 
 
 class OpenVinoRunner:
@@ -78,7 +61,7 @@ class OpenVinoRunner:
         threads = threads or thread_limit()
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
-        cache = cache_dir()
+        cache = cache_dir("openvino")
         if cache is not None:
             config["CACHE_DIR"] = str(cache)
         try:

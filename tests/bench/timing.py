@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusir.runtimes.machine.measure import measure_alternating
+from clusir.runtimes.machine.alternating import measure_alternating
 
 __all__ = [
     "RUNTIMES",

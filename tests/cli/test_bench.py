@@ -15,13 +15,13 @@ from click.testing import CliRunner
 
 from clusir.cli.bench import main
 from clusir.errors import ClusirError
+from clusir.runtimes.machine.alternating import measure_alternating
 from clusir.runtimes.machine.fingerprint import fingerprint
 from clusir.runtimes.machine.measure import (
     Case,
     Measurement,
     Percentiles,
     bench_cases,
-    measure_alternating,
     peak_memory_mib,
     write_photo,
 )

@@ -172,9 +172,15 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "diagnose", lambda folder: fake)
     plain = CliRunner().invoke(main, [])
     assert plain.exit_code == 0
+    assert "not measured here; clusir-run --precision auto does it once" in plain.output
+    times = {"fp32 on ort": 65.0, "bf16 on openvino": 39.2}
+    fake.speeds = [{"model": "m.onnx", "date": "2026-11-29", "milliseconds": times, "fastest": "bf16 on openvino"}]
+    told = CliRunner().invoke(main, []).output
+    assert "m.onnx: fp32 on ort 65.0, bf16 on openvino 39.2 ms a tile; --precision auto takes bf16 on openvino" in told
     assert "ort:CPUExecutionProvider" in plain.output
     refused = CliRunner().invoke(main, ["--device", "cuda", "--json"])
     assert refused.exit_code == 3
     data = json.loads(refused.output)
     assert data["exit_code"] == 3
+    assert data["speeds"] == fake.speeds
     assert any("clusir[gpu]" in f["fix"] for f in data["findings"])

@@ -119,6 +119,25 @@ def test_a_device_that_is_not_there(model: str, tmp_path: Path, monkeypatch: pyt
     assert "ort:cpu" in result.stdout
 
 
+def test_what_precision_auto_chose_is_one_line(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusir.runtimes.machine.choice import Speeds
+
+    speeds = Speeds({"fp32 on ort": 10.0, "fp32 on openvino": 12.0}, {})
+    monkeypatch.setattr("clusir.runtimes.machine.choice.measure_apart", lambda request: speeds)
+    hostile_files.photo().save(tmp_path / "a.png")
+    arguments = (tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", model, "--precision", "auto")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("precision auto: fp32 on ort, 10.0 ms a tile (fp32 on openvino 12.0); no ")
+    assert "on ort:cpu" in result.stdout
+    result = invoke(*arguments, "--json")
+    assert result.stderr == ""
+    summary = json.loads(result.stdout.splitlines()[-1])["summary"]
+    assert summary["chosen"].startswith("precision auto: fp32 on ort")
+    assert summary["precision"] == "fp32"
+
+
 def test_json_lines(model: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", 3)
     (folder / "bad.png").write_bytes(b"")

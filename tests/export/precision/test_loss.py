@@ -16,7 +16,8 @@ from clusir.calibration.base import Sample
 from clusir.errors import BudgetError, UsageError
 from clusir.export.precision.advice import Timing, advise
 from clusir.export.precision.frontier import BudgetConfig
-from clusir.export.precision.loss import QualityLoss, compare_quality, measure_quality
+from clusir.export.precision.loss import Quality, QualityLoss, compare_quality, measure_quality
+from clusir.export.precision.record import undamaged, undamaged_loss
 from clusir.export.quantize import float16
 from clusir.export.quantize.choice import AddResiduals
 from clusir.export.quantize.float16 import convert_fp16
@@ -161,3 +162,34 @@ def test_nncf_records_what_acts_and_is_right_on_every_cpu(
     properties = {p.key: p.value for p in onnx.load(out).metadata_props}
     assert json.loads(properties["clusir.quantisation"]) == {"engine": "nncf"} | report.config
     assert len(checked) == 1
+
+
+def test_undamaged_photos_count_up_to_one_level_of_eight_bits() -> None:
+    picture = np.full((8, 8, 3), 0.5, np.float32)
+
+    def quality(*psnr_db: float) -> Quality:
+        return Quality(("clean",) * len(psnr_db), psnr_db, (picture,) * len(psnr_db))
+
+    class Known:
+        base = quality(70.0, 50.0)
+
+    def loss(*psnr_db: float) -> float:
+        return undamaged_loss(Known(), quality(*psnr_db)).worst_db  # type: ignore[arg-type]
+
+    assert loss(49.0, 48.0) == 0.0
+    assert loss(47.0, 70.0) == pytest.approx(0.5)
+    assert loss(NAN, 70.0) == INF
+    assert loss(-INF, 70.0) == INF
+
+
+def test_undamaged_photos_are_the_truths_of_the_others() -> None:
+    def sample(number: int, size: int = 8) -> Sample:
+        image = np.full((1, 3, 8, 8), number / 100, np.float32)
+        return Sample(number, f"p{number}", "noise", image, np.full((1, 3, size, size), number / 50, np.float32))
+
+    chosen = undamaged([sample(i) for i in range(40)])
+    assert len(chosen) == 8
+    assert {s.degradation for s in chosen} == {"clean"}
+    assert all(s.image is s.clean for s in chosen)
+    assert len({s.sha256 for s in chosen}) == 8
+    assert undamaged([sample(0, 16)]) == []

@@ -63,7 +63,8 @@ def test_precisions_of_an_adopted_file(tmp_path: Path, scale: int, channels: int
     report = made.placed.report
     assert report is not None
     graphs = {"ours.onnx", "ours.fp16.onnx", "ours.int8.onnx"}
-    assert set(made.placed.files) == {*graphs, "ours.calibration.json", "ours.frontier.svg", "ours.report.json"}
+    beside = {f"ours.{name}" for name in ("calibration.json", "losses.json", "frontier.svg", "report.json")}
+    assert set(made.placed.files) == graphs | beside
     assert {row[0] for row in made.placed.compared} == graphs - {"ours.onnx"}
     loss = report.losses["ort", "int8"]
     assert set(loss.drop_db) == ({"shrunk"} if scale > 1 else set(loss.drop_db) - {"shrunk"})

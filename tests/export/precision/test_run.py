@@ -12,6 +12,8 @@ from clusir.calibration.balance import BalanceConfig
 from clusir.errors import BudgetError, CalibrationError, UsageError
 from clusir.export.precision.frontier import BudgetConfig
 from clusir.export.precision.run import PrecisionConfig, PrecisionReport, make_precisions
+from clusir.runtimes.runners.files import find_model, variants
+from clusir.runtimes.runners.losses import read_losses
 
 
 @pytest.fixture
@@ -54,6 +56,11 @@ def test_one_call_makes_every_file_and_a_report(routed: Any, folder: Path) -> No
         assert heading in text
     json.dumps(report.to_json(), allow_nan=False)
     assert any("drawing" in line for line in said)
+    kept = read_losses(variants(find_model(folder / "model.onnx")))
+    assert set(kept) == {(backend, precision) for backend in ("ort", "openvino") for precision in ("fp16", "int8")}
+    told = report.losses["ort", "int8"]
+    assert kept["ort", "int8"].worst_db >= told.worst_db, "undamaged photos are one kind more"
+    assert kept["ort", "int8"].mean_db != told.mean_db
 
 
 def test_a_budget_out_of_reach_writes_the_best_and_exits_4(routed: Any, folder: Path) -> None:
@@ -98,7 +105,7 @@ def test_a_manifest_draws_the_same_set_again(routed: Any, folder: Path) -> None:
 
 def test_fp32_alone_needs_no_photos_and_wrong_words_are_refused(folder: Path) -> None:
     assert make_precisions(folder, "model", PrecisionConfig(calibration=folder / "nowhere")).files == {}
-    with pytest.raises(UsageError, match="precision 'int4' is not one of fp32, fp16, int8"):
+    with pytest.raises(UsageError, match="precision 'int4' is not one of fp32, fp16, int8, bf16"):
         PrecisionConfig(precisions=("int4",))
     with pytest.raises(UsageError, match="engine 'tensorrt' is not one of ort, nncf"):
         PrecisionConfig(engine="tensorrt")
@@ -116,3 +123,23 @@ def test_nncf_keeps_the_same_things_in_float(routed: Any, folder: Path) -> None:
     assert "encoder.0.chooser.describe.weight" in report.int8["whole"].kept
     assert report.losses["openvino", "int8"].worst_db < 0.5
     assert report.losses["ort", "int8 whole"].flips == 0.0
+
+
+def test_bfloat16_makes_no_file_and_says_what_it_loses(routed: Any, folder: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    report = make_precisions(folder, "model", config_for(routed, precisions=("bf16",)))
+    assert report.files == {}
+    assert not (folder / "calibration.json").exists()
+    found = read_losses(variants(find_model(folder / "model.onnx")))
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert found == {}
+        assert any("bf16 was not measured: precision bf16: this processor" in note for note in report.notes)
+        return
+    assert set(found) == {("openvino", "bf16")}
+    assert 0 < abs(found["openvino", "bf16"].mean_db) < 0.5
+
+
+def test_bfloat16_without_openvino_is_a_note(routed: Any, folder: Path) -> None:
+    report = make_precisions(folder, "model", config_for(routed, precisions=("bf16",), backends=("ort",)))
+    assert any("bf16 was not measured: it is computed by OpenVINO" in note for note in report.notes)
+    assert read_losses(variants(find_model(folder / "model.onnx"))) == {}
