@@ -69,6 +69,7 @@ class RunOutput:
                 if len(routing.evidence):
                     evidence = zip(self._restorer.spec.families, routing.evidence.tolist(), strict=True)
                     line |= {"evidence": dict(evidence), "hints": outcome.work.hints}
+                    line |= {"unchanged": outcome.work.unchanged}
             self._out.line(_strict(line))
         elif outcome.status == "failed":
             self._say_failed(printable(self._named(outcome.reason or "")))
@@ -162,8 +163,9 @@ class RunOutput:
         if routing is not None:
             shared = "one routing" if routing.shared else "mean of the tiles' own routings"
             tiles = outcome.work.tiles
-            lines[0] += f" ({tiles} {'tile' if tiles == 1 else 'tiles'}, {shared})"
+            lines[0] += f" ({tiles} {'tile' if tiles == 1 else 'tiles'}, {shared})" * (tiles > 0)
             lines += explain_lines(routing.posterior, routing.gate, self._restorer.spec, plain=self._out.is_narrow())
+            lines += ["  nothing to mend: the picture is as it was"] * outcome.work.unchanged
             lines += [f"  {hint}" for hint in outcome.work.hints]
         else:
             lines.append("  the model has no routing")

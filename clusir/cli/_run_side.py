@@ -51,7 +51,7 @@ class Side:
         times = {"decode": outcome.decode_s, "infer": outcome.work.infer_s, "encode": outcome.encode_s}
         notes = list(outcome.info.notes) if outcome.info else []
         notes += ["done before"] if outcome.status == "skipped" else []
-        notes += outcome.work.hints
+        notes += ["nothing to mend: as it was"] * outcome.work.unchanged + outcome.work.hints
         self._report.add(
             job.name,
             look.before,

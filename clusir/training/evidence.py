@@ -3,7 +3,8 @@
 The head reads fixed statistics of the picture and nothing of the network, so it is fitted alone, by labels: the
 families that a recipe brought into a crop. A third of the training photos and the validation photos are held out.
 On one half of them the log odds of each family are scaled (Platt, 1999); on the other the calibration error is
-measured, and the thresholds of haze and low light are set on undamaged crops of both.
+measured, and the thresholds are set on undamaged crops of both: where no family reaches its own, a picture comes back
+as it went in.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from clusir.training.photos import PhotoSet
 __all__ = ["EvidenceReport", "calibrate_evidence", "judge_weights", "reliability"]
 
 _COUNTS = (0.4, 0.4, 0.15, 0.05)
-_FALSE_ALARMS = 0.005  # of undamaged crops
-_LEAST_THRESHOLD = 0.5
+# Of undamaged crops, the share whose evidence may reach the threshold, and the least threshold. What people may want in
+# a picture needs strong evidence. Faults need some: on 18 held-out free photos of 512 px, evidence of noise of 0.15 was
+# reached by 11 % of the undamaged, by 78 % with a camera's noise at ISO 6400 and by all with four times that.
+_FALSE_ALARMS = {"noise": 0.15, "jpeg": 0.03, "blur": 0.03, "rain": 0.03, "haze": 0.005, "low_light": 0.005}
+_LEAST_THRESHOLD = {family: 0.5 if family in TONAL else 0.1 for family in FAMILY_NAMES}
 _STEPS, _BATCH, _RATE, _DECAY, _JITTER = 3000, 256, 2e-3, 1e-2, 0.05
 _BINS = 10
 
@@ -92,10 +96,9 @@ def calibrate_evidence(
     with torch.no_grad():
         evidence = torch.sigmoid(head.judge(held.statistics))
         thresholds = torch.zeros(len(FAMILY_NAMES))
-        for family in TONAL:
-            k = FAMILY_NAMES.index(family)
-            quiet = evidence[held.undamaged, k]
-            thresholds[k] = max(_LEAST_THRESHOLD, float(torch.quantile(quiet, 1 - _FALSE_ALARMS)) + 1e-4)
+        for k, family in enumerate(FAMILY_NAMES):
+            quiet = torch.quantile(evidence[held.undamaged, k], 1 - _FALSE_ALARMS[family])
+            thresholds[k] = min(max(_LEAST_THRESHOLD[family], float(quiet) + 1e-4), 1.0)
         head.thresholds.copy_(thresholds)
     return _report(evidence, held, thresholds)
 
@@ -216,7 +219,7 @@ def _report(evidence: Tensor, held: _Crops, thresholds: Tensor) -> EvidenceRepor
         error, curve = reliability(evidence[odd, k].double().numpy(), held.labels[odd, k].numpy() > 0)
         errors.append(error)
         curves.append(tuple(curve))
-        least = max(float(thresholds[k]), _LEAST_THRESHOLD)
+        least = float(thresholds[k])
         alarms.append(float((evidence[held.undamaged, k] >= least).float().mean()))
         strong = held.strong[:, k] > 0
         found.append(float((evidence[strong, k] >= least).float().mean()) if strong.any() else float("nan"))

@@ -69,6 +69,8 @@ def read_fields(path: Path) -> BmpFields | None:
         return None
     if width <= 0 or height == 0 or planes != 1:
         raise ImageError(f"damaged: a BMP of {width}x{height} pixels")
+    if offset < 14 + size:
+        raise ImageError(f"damaged: its pixels begin at byte {offset}, inside its header of {14 + size}")
     masks: tuple[int, ...] = (0x7C00, 0x3E0, 0x1F, 0) if bits == 16 else (0xFF0000, 0xFF00, 0xFF, 0)
     if packing != _RGB:
         count = 4 if size >= 56 or packing == _ALPHA_BITFIELDS else 3

@@ -16,7 +16,7 @@ from clusir.errors import UsageError
 from clusir.runtimes.runners.base import Array
 from clusir.spec import ModelSpec
 
-__all__ = ["PERHAPS", "Steering", "asked_families", "asked_strength", "hints", "mended", "steer"]
+__all__ = ["PERHAPS", "Steering", "asked_families", "asked_strength", "hints", "mended", "nothing_to_mend", "steer"]
 
 PERHAPS = 0.5
 """The evidence from which on a family that was left alone is mentioned."""
@@ -124,6 +124,12 @@ def mended(evidence: Array, permissions: Array, spec: ModelSpec) -> Array:
     """How far each family was allowed to be mended, [F] in 0..1, as the router decides it."""
     sure = evidence >= np.asarray(spec.evidence_thresholds, np.float32)
     return np.where(permissions < 0, -permissions * sure, permissions).astype(np.float32)
+
+
+def nothing_to_mend(evidence: Array, permissions: Array, spec: ModelSpec) -> bool:
+    """Whether no family may be mended, so that the picture comes back as it went in. ``evidence`` and ``permissions``
+    [F]; False for a model without families, and for one that enlarges."""
+    return bool(spec.families) and spec.scale == 1 and not mended(evidence, permissions, spec).any()
 
 
 def hints(evidence: Array | None, permissions: Array, spec: ModelSpec) -> list[str]:

@@ -15,7 +15,7 @@ from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
 from clusir.names import AUTO, BFLOAT16
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
-from clusir.runtimes.restore.permissions import hints, steer
+from clusir.runtimes.restore.permissions import hints, nothing_to_mend, steer
 from clusir.runtimes.restore.pixels import check_finite, from_unit, scaled, to_unit
 from clusir.runtimes.restore.routing import Routing, combine
 from clusir.runtimes.restore.sources import ArraySource, Restorable, opened_source
@@ -43,9 +43,11 @@ ALPHA_MODES = ("keep", "process", "drop")
 
 @dataclass
 class Work:
-    """What one restoration did: filled in while its rows are produced."""
+    """What one restoration did: filled in while its rows are produced. ``unchanged``: nothing was to be mended, so the
+    picture is as it was."""
 
     tiles: int = 0
+    unchanged: bool = False
     infer_s: float = 0.0
     routing: Routing | None = None
     # What the picture may suffer from and was left alone, for example "perhaps hazy: --fix haze".
@@ -184,6 +186,11 @@ class Restorer:
             routings[0] = work.routing = self.route(source, plan, work)
             if self.alpha == "process" and source.channels in (2, 4):
                 routings[1] = self.route(source, plan, work, alpha=True)
+            if all(routing.at_rest for routing in routings if routing is not None):
+                work.tiles, work.unchanged = 0, True
+                work.hints = hints(work.routing.evidence, self.steering.permissions, self.spec)
+                yield from self._untouched(source, dtype)
+                return
         canvas = Canvas(
             source,
             plan,
@@ -200,6 +207,8 @@ class Restorer:
                 work.routing = replace(work.routing, evidence=_mean(work._evidence))
         if work.routing is not None and len(work.routing.evidence):
             work.hints = hints(work.routing.evidence, self.steering.permissions, self.spec)
+            rest = [nothing_to_mend(found, self.steering.permissions, self.spec) for found in work._evidence]
+            work.unchanged = bool(rest) and all(rest)
 
     def _untouched(self, source: RowSource, dtype: np.dtype[Any] | None) -> Iterator[Pixels]:
         """The rows as they are, in bands as high as a tile; less an alpha channel that is to be dropped."""
@@ -232,7 +241,8 @@ class Restorer:
         outs = [
             self._timed(router, {self.spec.input_name: self._image(batch)} | told, work or Work()) for batch in batches
         ]
-        return combine({name: np.concatenate([out[name] for out in outs]) for name in outs[0]}, router.spec)
+        found = combine({name: np.concatenate([out[name] for out in outs]) for name in outs[0]}, router.spec)
+        return replace(found, at_rest=nothing_to_mend(found.evidence, self.steering.permissions, self.spec))
 
     def warm_up(self) -> None:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
@@ -250,9 +260,11 @@ class Restorer:
         """Restore a batch of HxWxC tiles (float32, 0..1): BxHxWxC in the model's value range, unclipped.
 
         With a ``routing`` by the tile graph, else by the whole graph, whose routing is kept in ``work`` where it is to
-        be ``told``. Raises ClusirError on NaN or infinity.
+        be ``told``; tiles in which nothing may be mended come back as they are. Raises ClusirError on NaN or infinity.
         """
         image = self._image(tiles)
+        if routing is not None and routing.at_rest:
+            return image.transpose(0, 2, 3, 1)
         if routing is not None:
             runner, _ = self._open_sidecars()
             out = self._timed(runner, {self.spec.input_name: image} | routing.feeds(len(tiles)), work)
@@ -268,6 +280,10 @@ class Restorer:
         if restored.shape != wanted:
             raise ClusirError(f"{self.files.whole.name} returned {restored.shape} for {image.shape}, not {wanted}")
         check_finite(restored, self.files.whole.name)
+        if routing is None and self.spec.families:
+            for tile, found in enumerate(out["evidence"]):
+                if nothing_to_mend(found, self.steering.permissions, self.spec):
+                    restored[tile] = image[tile]
         return restored.transpose(0, 2, 3, 1)
 
     def _image(self, tiles: list[Array]) -> Array:

@@ -26,13 +26,14 @@ class Routing:
     all levels concatenated, float32. ``shared`` says whether every tile got this routing; otherwise each tile chose its
     own and these are the averages. ``statistics`` [S] are the shared pooled statistics (empty where the model's tiles
     compute their own), ``evidence`` [F] how likely each family of degradations is in the picture (empty where the model
-    does not say)."""
+    does not say). ``at_rest``: no family may be mended, so the picture comes back as it went in."""
 
     posterior: Array
     gate: Array
     shared: bool
     statistics: Array = field(default_factory=lambda: np.empty(0, np.float32))
     evidence: Array = field(default_factory=lambda: np.empty(0, np.float32))
+    at_rest: bool = False
 
     def feeds(self, batch: int) -> dict[str, Array]:
         """The inputs of a tile graph beside the picture, for ``batch`` tiles."""

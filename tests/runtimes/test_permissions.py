@@ -171,3 +171,43 @@ def test_what_was_left_alone_is_mentioned(model: Path, picture: np.ndarray) -> N
 def test_strengths_are_read() -> None:
     assert asked_strength("0.8, noise=0.6") == (0.8, {"noise": 0.6})
     assert asked_strength({"low-light": 1}) == (1.0, {"low_light": 1.0})
+
+
+@pytest.fixture(scope="module")
+def choosy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is never sure of anything."""
+    return write_standin(tmp_path_factory.mktemp("choosy"), families=dict.fromkeys(FAMILIES, 1.0))
+
+
+@pytest.mark.parametrize("routing", ["shared", "tile"])
+@pytest.mark.parametrize(("height", "width"), [(70, 90), (30, 40)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_picture_without_evidence_comes_back_bit_for_bit(
+    choosy: Path, routing: str, height: int, width: int, kind: type
+) -> None:
+    rng = np.random.default_rng(1)
+    picture = rng.integers(0, np.iinfo(kind).max, (height, width, 4), kind, endpoint=True)
+    with Restorer(choosy, routing=routing) as restorer:
+        for pixels in (picture[..., :3], picture):
+            found, work = restorer.restore_and_tell(pixels)
+            np.testing.assert_array_equal(found, pixels)
+            assert work.unchanged
+    if routing == "shared":
+        with Restorer(choosy, fix="noise") as restorer:
+            found, work = restorer.restore_and_tell(picture[..., :3])
+        assert not work.unchanged
+        assert (found != picture[..., :3]).any()
+
+
+def test_no_tile_is_run_where_nothing_is_to_be_mended(choosy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.random.default_rng(2).integers(0, 256, (100, 120, 3), np.uint8)
+    with Restorer(choosy) as restorer:
+        monkeypatch.setattr(restorer, "infer", None)
+        _, work = restorer.restore_and_tell(picture)
+    assert work.tiles == 0
+
+
+def test_a_restored_alpha_channel_rests_by_its_own_evidence(model: Path, choosy: Path) -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (70, 90, 4), np.uint8)
+    np.testing.assert_array_equal(restored(choosy, picture, alpha="process"), picture)
+    assert (restored(model, picture, alpha="process") != picture).any(axis=(0, 1)).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 import clusir.spec
 from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
 from clusir.runtimes.restore.canvas import Canvas
-from clusir.runtimes.restore.permissions import hints, steer
+from clusir.runtimes.restore.permissions import hints, nothing_to_mend, steer
 from clusir.runtimes.restore.pixels import from_model, to_model
 from clusir.runtimes.restore.routing import top_k_gate
 from clusir.runtimes.restore.sources import ArraySource
@@ -190,3 +190,11 @@ def test_hints(entry: dict[str, list[Any]]) -> None:
     evidence, permissions = (np.array(entry[key], np.float32) for key in ("evidence", "permissions"))
     found = [line.rpartition("--fix ")[2].replace("-", "_") for line in hints(evidence, permissions, spec)]
     assert found == entry["left"]
+
+
+@pytest.mark.parametrize("entry", table("steering")["rest"], ids=str)
+def test_rest(entry: dict[str, Any]) -> None:
+    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry["thresholds"])
+    evidence, permissions = (np.array(entry[key], np.float32) for key in ("evidence", "permissions"))
+    assert nothing_to_mend(evidence, permissions, spec) is entry["rest"]
+    assert not nothing_to_mend(evidence, permissions, replace(spec, scale=2))

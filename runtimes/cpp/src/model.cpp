@@ -184,6 +184,8 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     graph_->run(feeds, fetches);
     check_finite(restored.data(), restored.size(), spec_.output_name);
     if (!router_ && spec_.routed()) own.add(posterior, gate, evidence);
+    // A whole graph answers as if told -1 for every family.
+    if (!router_ && nothing_to_mend(evidence, std::vector<float>(evidence.size(), -1.0F), spec_)) restored = planes;
 }
 
 Routing Model::restore(const clusir_image& in, const clusir_image& out, const Steering& steering,
@@ -213,6 +215,11 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
     }
     RoutingMean own(spec_);
     if (router_) routing = route(in, rows, columns, steering.permissions);
+    if (router_ && nothing_to_mend(routing.evidence, steering.permissions, spec_)) {
+        for (std::uint32_t y = 0; y < in.height; ++y) copy_row(in, out, y);
+        step(total, total);
+        return routing;
+    }
 
     // From here on all lengths are those of the picture that comes out, unless a name says otherwise.
     const Axis large_rows = enlarged(rows, spec_.upscale, spec_.halo_px),

@@ -70,6 +70,15 @@ bool Steering::plain() const {
     return std::all_of(permissions.begin(), permissions.end(), [](float p) { return p == -1.0F; });
 }
 
+bool nothing_to_mend(const std::vector<float>& evidence, const std::vector<float>& permissions, const ModelSpec& spec) {
+    if (spec.families.empty() || spec.upscale != 1) return false;
+    for (std::size_t i = 0; i < spec.families.size(); ++i) {
+        const bool sure = evidence[i] >= static_cast<float>(spec.evidence_thresholds[i]);
+        if (permissions[i] < 0.0F ? sure : permissions[i] > 0.0F) return false;
+    }
+    return true;
+}
+
 Steering steer(const ModelSpec& spec, const std::string& fix, const std::string& strength) {
     auto own = read_strength(strength);
     Steering steering;

@@ -16,6 +16,10 @@ struct Steering {
     bool plain() const;
 };
 
+// Whether no family may be mended, so that the picture comes back as it went in; never for a model without families,
+// nor for one that enlarges.
+bool nothing_to_mend(const std::vector<float>& evidence, const std::vector<float>& permissions, const ModelSpec& spec);
+
 // `fix`: "" or "auto", "all", or families with commas between; `strength`: "" (1) or numbers in 0..1, an overall one
 // and those of families: "0.8,noise=0.6". Throws Failure(CLUSIR_INVALID_ARGUMENT).
 Steering steer(const ModelSpec& spec, const std::string& fix, const std::string& strength);

@@ -89,6 +89,13 @@ export function steer({ families, scale = 1 }, fix, strength = 1) {
 /** Whether a router would do the same untold, so that a whole graph may answer alone. */
 export const isPlain = ({ permissions }) => permissions.every((permission) => permission === -1);
 
+/** Whether no family may be mended, so that the picture comes back as it went in; never for a model that enlarges. */
+export function nothingToMend(evidence, permissions, { families, evidence_thresholds, scale = 1 }) {
+  const mended = (permission, i) =>
+    permission < 0 ? evidence[i] >= Math.fround(evidence_thresholds[i]) : permission > 0;
+  return families.length > 0 && scale === 1 && !permissions.some(mended);
+}
+
 /** What the picture may suffer from and was left alone: [{family, text}], for example text "perhaps hazy". */
 export function hints(evidence, permissions, { families, evidence_thresholds }) {
   return families.flatMap((family, i) => {

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { channelsOf, checkFinite, checkSamples, gather, writeRow } from "../src/pixels.js";
 import { topK } from "../src/routing.js";
-import { hints, steer } from "../src/steering.js";
+import { hints, nothingToMend, steer } from "../src/steering.js";
 import { FIELDS, ModelError, readMetadata, readSpec } from "../src/spec.js";
 import { planAxis, reflect, sample } from "../src/tiling.js";
 import { check, finish } from "./support.mjs";
@@ -150,5 +150,13 @@ for (const { evidence, thresholds, permissions, left } of wheel.hints) {
     `hints of ${evidence}: ${JSON.stringify(found)}`,
   );
 }
+
+for (const { evidence, thresholds, permissions, rest } of wheel.rest) {
+  const spec = { families: ["noise", "jpeg", "haze", "low_light"], evidence_thresholds: thresholds };
+  const given = [Float32Array.from(evidence), Float32Array.from(permissions)];
+  check(nothingToMend(...given, spec) === rest, `at rest: ${evidence}, ${permissions}`);
+  check(!nothingToMend(...given, { ...spec, scale: 2 }), "what is enlarged does not rest");
+}
+check(!nothingToMend(new Float32Array(0), new Float32Array(0), { families: [] }), "without families nothing rests");
 
 finish();

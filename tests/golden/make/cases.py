@@ -52,6 +52,7 @@ STEERED: dict[str, tuple[str | None, str]] = {
     "told_one_tile_f32": (None, "noise=0.5"),
     "told_all_alpha_u16": ("all", "0.5,haze=0.25"),
     "told_auto_u8": (None, "1"),
+    "told_at_rest_u16": (None, "noise=0,jpeg=0,low-light=0"),
     "half_grey_alpha_u8": (None, "0.5"),
 }
 
@@ -127,6 +128,7 @@ def _plan(
         ("told_one_tile_f32", told, golden_picture(40, 30, kind="f32", seed=15)),
         ("told_all_alpha_u16", told, golden_picture(60, 50, 4, kind="u16", seed=16)),
         ("told_auto_u8", told, golden_picture(60, 40, seed=17)),
+        ("told_at_rest_u16", told, golden_picture(70, 60, kind="u16", seed=19)),
         ("half_grey_alpha_u8", ranged, golden_picture(60, 40, 2, seed=18)),
     ]
     if model is not None:

@@ -154,6 +154,11 @@ def test_bmp_of_any_bit_fields(tmp_path: Path, masks: tuple[int, ...], bits: int
         want.append((2 * value * full + top) // (2 * top))
     expected = np.stack(want, axis=2)
     np.testing.assert_array_equal(got, expected if top_down else expected[::-1])
+    data = bytearray((tmp_path / "a.bmp").read_bytes())
+    data[10:14] = struct.pack("<I", 2)
+    (tmp_path / "a.bmp").write_bytes(data)
+    with pytest.raises(ImageError, match="begin at byte 2, inside its header of 122"):
+        open_picture(tmp_path / "a.bmp").rows(0, height)
 
 
 @pytest.mark.parametrize(
