@@ -26,7 +26,7 @@ import onnx
 
 from clusir import plain_json
 from clusir.errors import ExportError, UsageError
-from clusir.export.trace.quiet import printing_to
+from clusir.export.quiet import hushed, printing_to, root_hushed
 from clusir.export.validate.compare import Gates, check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.markdown import table
@@ -35,6 +35,7 @@ from clusir.spec import ModelSpec
 __all__ = ["MobileFile", "MobileReport", "write_ort_mobile"]
 
 CONFIG_NAME = "required_operators_and_types.config"
+_LOGGER = "ort_format_model.utils"  # the converter's
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,12 @@ def _fix_batch(source: Path, path: Path) -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
     """The converter prints and logs; what it prints is kept for the error message."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with printing_to(io.StringIO()) as out:
+    with root_hushed(), printing_to(io.StringIO()) as out:
+        # Where it is imported, it sets the level of its logger, and would give the root a handler.
+        from onnxruntime.tools import convert_onnx_models_to_ort  # noqa: F401
+
+        with hushed((_LOGGER,), logging.ERROR):
             yield out
-    finally:
-        logging.disable(before)
 
 
 def _convert(scratch: Path, folder: Path) -> str:
@@ -165,16 +165,10 @@ def _usability(path: Path) -> tuple[dict[str, str], str]:
     from onnxruntime.tools.mobile_helpers.usability_checker import analyze_model
 
     out = io.StringIO()
-    logger = logging.getLogger("clusir.ort_mobile")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    handler = logging.StreamHandler(out)
-    logger.addHandler(handler)
-    try:
-        with printing_to(io.StringIO()):
-            analyze_model(path, logger=logger)
-    finally:
-        logger.removeHandler(handler)
+    logger = logging.Logger("usability", logging.INFO)  # of this call alone: getLogger gives one of the process
+    logger.addHandler(logging.StreamHandler(out))
+    with printing_to(io.StringIO()):
+        analyze_model(path, logger=logger)
     text = f"# {path.name}\n" + out.getvalue().replace(str(path), path.name)
     found = re.findall(r"Model should perform well with (.+?) (?:as is|if modified.*?): (\w+)", text)
     return dict(reversed(found)), text  # the first verdict on each accelerator is on the model as it is

@@ -6,10 +6,9 @@ of the first layer's (NNCF's default), so that the file is right on CPUs without
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from clusir.export.quantize.steps import (
     stamp,
     write_atomically,
 )
+from clusir.export.quiet import hushed
 from clusir.names import install_line
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def quantize_nncf(
     source = ModelProto()
     source.CopyFrom(graph.model)
     try:
-        with _quiet():
+        with hushed(("nncf",), logging.ERROR):  # what matters of its notes is in the report
             if evaluator is None or max_drop_db is None:
                 model = nncf.quantize(source, data, advanced_parameters=advanced, **options)
             else:
@@ -171,15 +171,3 @@ def _report(model: ModelProto, quantizer: Quantizer, acting: dict[str, Any]) -> 
     quantised = tuple(layer.name for layer in quantizer.candidates if layer.node in integer)
     kept |= {layer.name: PUT_BACK for layer in quantizer.candidates if layer.node not in integer}
     return QuantizeReport("nncf", quantised, kept, quantizer.bytes_fp32, model.ByteSize(), acting)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back NNCF's notes: what matters of them is in the report."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from clusir.export.graph.index import Names
 from clusir.export.quantize.choice import LITTLE
 from clusir.export.quantize.layers import FIRST
 from clusir.export.quantize.prepared import Described, Prepared
@@ -47,6 +48,7 @@ def share_constants(model: ModelProto) -> int:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
         for name in node.input[1:]
     }
+    names = Names(model.graph)
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
     left = []
@@ -56,7 +58,7 @@ def share_constants(model: ModelProto) -> int:
             if key in first:
                 renamed[tensor.name] = first[key]
                 continue
-            first[key] = renamed[tensor.name] = f"q{len(first)}"
+            first[key] = renamed[tensor.name] = names.fresh(f"q{len(first)}")
             tensor.name = first[key]
         left.append(tensor)
     dropped = len(model.graph.initializer) - len(left)
@@ -76,7 +78,7 @@ def store_as_int8(model: ModelProto, names: Collection[str]) -> int:
     A cast and a multiplication, not DequantizeLinear: runtimes fold the former into a constant, and leave the latter
     standing in front of the convolution. Returns how many were changed.
     """
-    nodes: list[NodeProto] = []
+    taken, nodes = Names(model.graph), list[NodeProto]()
     scales = []
     for tensor in model.graph.initializer:
         if tensor.name not in names or tensor.data_type != TensorProto.FLOAT:
@@ -87,10 +89,11 @@ def store_as_int8(model: ModelProto, names: Collection[str]) -> int:
         step = step.reshape(-1, *[1] * (value.ndim - 1))
         if value.size < _WORTHWHILE or step.size * 4 > value.size:
             continue
-        tensor.CopyFrom(numpy_helper.from_array(np.round(value / step).astype(np.int8), f"{name}.int"))
-        scales.append(numpy_helper.from_array(step, f"{name}.step"))
-        nodes.append(helper.make_node("Cast", [f"{name}.int"], [f"{name}.cast"], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [f"{name}.cast", f"{name}.step"], [name]))
+        integer, cast, factor = (taken.fresh(f"{name}.{what}") for what in ("int", "cast", "step"))
+        tensor.CopyFrom(numpy_helper.from_array(np.round(value / step).astype(np.int8), integer))
+        scales.append(numpy_helper.from_array(step, factor))
+        nodes.append(helper.make_node("Cast", [integer], [cast], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [cast, factor], [name]))
     model.graph.initializer.extend(scales)
     former = list(model.graph.node)
     del model.graph.node[:]
@@ -105,16 +108,17 @@ def store_as_float16(model: ModelProto, keep: Collection[str] = ()) -> int:
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             kept |= set(node.input)
-    casts: list[NodeProto] = []
+    names, casts = Names(model.graph), list[NodeProto]()
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or tensor.name in kept:
             continue
         value = numpy_helper.to_array(tensor)
         if value.size < _WORTHWHILE or not np.abs(value).max() < _LIMIT:
             continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+        name, half = tensor.name, names.fresh(f"{tensor.name}.half")
+        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), half))
+        cast = names.fresh(f"{name}.cast")
+        casts.append(helper.make_node("Cast", [half], [name], name=cast, to=TensorProto.FLOAT))
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])

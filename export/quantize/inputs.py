@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from clusir.export.graph.index import Names
 from clusir.export.quantize.layers import Graph, Layer, groups_of
 from clusir.export.quantize.outputs import Scales
 from clusir.export.quantize.prepared import Described, Prepared
@@ -35,9 +36,11 @@ class ScaleInputs(Described):
         nodes = {x.name: node for x in prepared.chosen if (node := _scalable(graph, x, prepared.chosen)) is not None}
         scales = {name: maps[node.input[0]].even for name, node in nodes.items()}
         scales = {name: scale for name, scale in scales.items() if _error_left(graph, nodes[name], scale) < WORTH}
-        found = {f"{nodes[n].input[0]}.even": maps[nodes[n].input[0]].divided(s) for n, s in scales.items()}
+        model, even = scale_inputs(graph.model, scales)
+        read = {nodes[name].input[0]: scale for name, scale in scales.items()}
+        found = {even[source]: maps[source].divided(scale) for source, scale in read.items()}
         statistics = prepared.statistics.with_maps(found).with_inputs_divided(scales)
-        scaled = replace(prepared.with_model(scale_inputs(graph.model, scales)), statistics=statistics)
+        scaled = replace(prepared.with_model(model), statistics=statistics)
         return scaled.noted(f"{len(scales)} layers read maps with a scale per channel")
 
 
@@ -60,16 +63,18 @@ def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProt
     return node if own and groups == 1 and len(graph.shapes.get(node.input[0], ())) == 4 else None
 
 
-def scale_inputs(model: ModelProto, scales: Scales) -> ModelProto:
+def scale_inputs(model: ModelProto, scales: Scales) -> tuple[ModelProto, dict[str, str]]:
     """A copy of ``model`` that computes the same, with the layers named in ``scales`` (weight name to scale per input
-    channel) reading ``<input>.even``, which is their input divided by the scale."""
+    channel) reading their input divided by the scale, and what that is called, by the name of the input:
+    ``<input>.even``, where that is free."""
     out = ModelProto()
     out.CopyFrom(model)
+    even: dict[str, str] = {}
     if not scales:
-        return out
+        return out, even
+    names = Names(out.graph)
     tensors = {tensor.name: tensor for tensor in out.graph.initializer}
     nodes: list[NodeProto] = []
-    made: set[str] = set()
     for node in out.graph.node:
         if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in scales:
             scale = scales[node.input[1]]
@@ -78,16 +83,14 @@ def scale_inputs(model: ModelProto, scales: Scales) -> ModelProto:
             scaled = (value * scale.reshape(shape)).astype(np.float32)
             tensors[node.input[1]].CopyFrom(numpy_helper.from_array(scaled, node.input[1]))
             source = node.input[0]
-            node.input[0] = f"{source}.even"
-            if source not in made:
-                made.add(source)
-                constant = numpy_helper.from_array(
-                    (1 / scale).astype(np.float32).reshape(1, -1, 1, 1), f"{source}.inverse"
-                )
-                out.graph.initializer.append(constant)
-                nodes.append(helper.make_node("Mul", [source, constant.name], [node.input[0]], name=f"{source}.even"))
+            if source not in even:
+                even[source], inverse = names.fresh(f"{source}.even"), names.fresh(f"{source}.inverse")
+                factor = (1 / scale).astype(np.float32).reshape(1, -1, 1, 1)
+                out.graph.initializer.append(numpy_helper.from_array(factor, inverse))
+                nodes.append(helper.make_node("Mul", [source, inverse], [even[source]], name=even[source]))
+            node.input[0] = even[source]
         nodes.append(node)
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del out.graph.node[:]
     out.graph.node.extend(copies)
-    return out
+    return out, even

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +10,7 @@ from onnx import ModelProto
 from clusir.errors import ExportError
 from clusir.export.quantize.choice import sums_behind
 from clusir.export.quantize.prepared import Described, Prepared
+from clusir.export.quiet import root_hushed
 from clusir.rounding import CLIPPING
 
 __all__ = ["ClipRanges", "ToIntegers"]
@@ -86,19 +84,7 @@ class ToIntegers(Described):
             ["Conv", "ConvTranspose", "Relu", "Add"],
             {"ActivationSymmetric": False, "WeightSymmetric": True},
         )
-        with _quiet():
+        with root_hushed():  # onnxruntime.quantization speaks through the root logger
             quantizer.quantize_model()
         quantizer.model.topological_sort()
         return replace(prepared, model=quantizer.model.model).noted(f"{len(chosen)} layers are in integers")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the remarks of onnxruntime.quantization, which speaks through the root logger."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from clusir.errors import ExportError
+from clusir.export.graph.index import Names
 from clusir.export.quantize.layers import Graph, Layer, groups_of
 from clusir.export.quantize.prepared import Described, Prepared
 
@@ -33,10 +34,10 @@ class ScaleOutputs(Described):
         graph, maps = prepared.graph, prepared.statistics.maps
         nodes = {x.name: node for x in prepared.chosen if (node := _scalable(graph, x, prepared.chosen)) is not None}
         scales = {name: maps[node.output[0]].even for name, node in nodes.items()}
-        found = {f"{nodes[n].output[0]}.even": maps[nodes[n].output[0]].divided(s) for n, s in scales.items()}
-        scaled = replace(
-            prepared.with_model(scale_outputs(graph.model, scales)), statistics=prepared.statistics.with_maps(found)
-        )
+        model, even = scale_outputs(graph.model, scales)
+        read = {nodes[name].output[0]: scale for name, scale in scales.items()}
+        found = {even[result]: maps[result].divided(scale) for result, scale in read.items()}
+        scaled = replace(prepared.with_model(model), statistics=prepared.statistics.with_maps(found))
         return scaled.noted(f"{len(scales)} layers write maps with a scale per channel")
 
 
@@ -55,13 +56,16 @@ def _scalable(graph: Graph, layer: Layer, layers: Collection[Layer]) -> NodeProt
     return node if own and (groups == 1 or node.op_type == "Conv") else None
 
 
-def scale_outputs(model: ModelProto, scales: Scales) -> ModelProto:
+def scale_outputs(model: ModelProto, scales: Scales) -> tuple[ModelProto, dict[str, str]]:
     """A copy of ``model`` that computes the same, with the layers named in ``scales`` (weight name to scale per output
-    channel) scaled as :class:`ScaleOutputs` says. The convolution's own result is then called ``<output>.even``."""
+    channel) scaled as :class:`ScaleOutputs` says, and what the convolutions' own results are called in it, by the name
+    of what they were: ``<output>.even``, where that is free."""
     out = ModelProto()
     out.CopyFrom(model)
+    even: dict[str, str] = {}
     if not scales:
-        return out
+        return out, even
+    names = Names(out.graph)
     tensors = {tensor.name: tensor for tensor in out.graph.initializer}
     nodes: list[NodeProto] = []
     for node in out.graph.node:
@@ -76,11 +80,11 @@ def scale_outputs(model: ModelProto, scales: Scales) -> ModelProto:
             shape[where] = len(scale)
             tensors[name].CopyFrom(numpy_helper.from_array((value / scale.reshape(shape)).astype(np.float32), name))
         result = node.output[0]
-        node.output[0] = f"{result}.even"
-        constant = numpy_helper.from_array(scale.astype(np.float32).reshape(1, -1, 1, 1), f"{result}.scale")
-        out.graph.initializer.append(constant)
-        nodes.append(helper.make_node("Mul", [node.output[0], constant.name], [result], name=f"{node.name}.scale"))
+        node.output[0] = even[result] = names.fresh(f"{result}.even")
+        constant = names.fresh(f"{result}.scale")
+        out.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32).reshape(1, -1, 1, 1), constant))
+        nodes.append(helper.make_node("Mul", [node.output[0], constant], [result], name=constant))
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del out.graph.node[:]
     out.graph.node.extend(copies)
-    return out
+    return out, even

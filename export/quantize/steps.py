@@ -24,6 +24,7 @@ from clusir.export.quantize.equalise import Equalise
 from clusir.export.quantize.inputs import ScaleInputs
 from clusir.export.quantize.integers import ClipRanges, ToIntegers
 from clusir.export.quantize.layers import Graph, Layer, load_graph, own_weights
+from clusir.export.quantize.names import cleared
 from clusir.export.quantize.outputs import ScaleOutputs
 from clusir.export.quantize.prepared import Prepared, Step
 from clusir.export.quantize.ranges import Calibration, TensorRange
@@ -149,7 +150,7 @@ class Quantizer:
         self.config = config or QuantizeConfig()
         original = load_graph(source)
         self.bytes_fp32 = original.model.ByteSize()
-        graph = load_graph(own_weights(original.model))
+        graph = load_graph(cleared(own_weights(original.model)))
         prepared = Prepared(graph, tuple(graph.layers()), calibration)
         reasons = _under_served(prepared.layers, set(under_served))
         names = [step.name for step in self.config.steps]

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from clusir.errors import ClusirError, UnsupportedModelError, UsageError
+from clusir.export.quiet import printing_to
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.user_code import innermost_user_line
 
@@ -24,6 +26,10 @@ __all__ = ["declare_unused", "load_factory", "parse_input", "unused_of", "workin
 # class), and those that the next export takes for its own.
 _UNUSED: dict[str, tuple[str, ...]] = {}
 _PENDING: list[str] = []
+# The command line is the process's: of two factories at once, the later would find, and leave, the other's.
+_ONE_AT_A_TIME = threading.RLock()
+_PATH_LOCK = threading.Lock()
+_SEARCHED: dict[str, int] = {}  # folders put on the search path, and how many exports want them
 
 
 def declare_unused(*patterns: str) -> None:
@@ -48,14 +54,22 @@ def unused_of(factory: str | nn.Module) -> tuple[str, ...]:
 def working_folder_first() -> Iterator[None]:
     """Inside, modules are looked for in the current folder first; afterwards the search path is what it was."""
     here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    with _PATH_LOCK:
+        ours = here in _SEARCHED or here not in sys.path
+        if ours and here not in _SEARCHED:
+            sys.path.insert(0, here)
+        if ours:
+            _SEARCHED[here] = _SEARCHED.get(here, 0) + 1
     try:
         yield
     finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
+        with _PATH_LOCK:
+            if ours:
+                _SEARCHED[here] -= 1
+            if ours and not _SEARCHED[here]:  # no export of another thread wants it
+                del _SEARCHED[here]
+                if here in sys.path:
+                    sys.path.remove(here)
 
 
 def parse_input(text: str) -> tuple[int, int, int, int]:
@@ -78,7 +92,7 @@ def load_factory(spec: str) -> nn.Module:
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise UsageError(f"--module {spec!r} is not package.module:factory")
-    with working_folder_first(), _alone(spec), portable():
+    with _ONE_AT_A_TIME, working_folder_first(), _alone(spec), portable():
         try:
             found: Any = importlib.import_module(name)
             for part in attribute.split("."):
@@ -119,7 +133,7 @@ def _alone(spec: str) -> Iterator[None]:
     given, said = sys.argv, io.StringIO()
     sys.argv = given[:1]
     try:
-        with contextlib.redirect_stderr(said):
+        with printing_to(said, ("stderr",)):
             yield
     except ClusirError:
         raise

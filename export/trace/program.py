@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from clusir.errors import ClusirError, UnsupportedModelError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex import lower_complex
+from clusir.export.quiet import hushed, printing_to
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
 from clusir.export.trace.numbers import symbolic_numbers
-from clusir.export.trace.quiet import printing_to
 from clusir.export.trace.substitutes import Traceable
 
 __all__ = ["FixedSizeError", "TracedModel", "UntraceableError", "random_draw", "trace_module"]
@@ -180,17 +180,10 @@ def _input_shape(program: torch.export.ExportedProgram) -> Sequence[Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch prints the half-traced graph on a data-dependent failure; the refusal says it in one line."""
-    loggers = [logging.getLogger(n) for n in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), printing_to(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    loggers = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
+    with warnings.catch_warnings(), printing_to(io.StringIO()), hushed(loggers, logging.CRITICAL):
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Wrapper(nn.Module):

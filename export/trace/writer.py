@@ -8,7 +8,6 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import onnx
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from clusir.errors import ExportError
 from clusir.export.lowering.fft import Form, translation_table
 from clusir.export.lowering.registry import taught_registry
-from clusir.export.trace.quiet import printing_to
+from clusir.export.quiet import hushed, printing_to
 
 __all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx"]
 
@@ -133,14 +132,7 @@ def _reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Hold back the exporter's progress, deprecation notes and torchvision remarks: none is about the user's model."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")]
-    before: list[tuple[Any, int]] = [(logger, logger.level) for logger in loggers]
-    with warnings.catch_warnings(), printing_to(io.StringIO()):
+    loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")
+    with warnings.catch_warnings(), printing_to(io.StringIO()), hushed(loggers, logging.ERROR):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in before:
-                logger.setLevel(level)
+        yield

@@ -14,8 +14,9 @@
     unseen = "why this break changes nothing that can be seen"   # it is expected to survive, and reported as such
 
 The breaks are made in a copy of the tree (tracked and new files; ``.venv`` and ``node_modules`` are linked), so the
-tree itself is never touched. Every set of tests has to pass before anything is broken. Python tests run in forks of a
-process that has torch and onnx loaded: a break then takes a second or two. ``--jobs`` runs that many copies at a time.
+tree itself is never touched. Every set of tests has to pass before anything is broken (those of one file in one run).
+Python tests run in forks of a process that has torch and onnx loaded: a break then takes a second or two. ``--jobs``
+runs that many copies at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import time
 import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -42,9 +43,13 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTS = Path(__file__).with_name("mutations")
 _LINKED = (".venv", "runtimes/web/node_modules")
 _PACKAGES = ("export", "runtimes", "calibration")
-_PRELOADED = ("numpy", "onnx", "onnxruntime", "torch", "pytest", "hypothesis")
+_PRELOADED = (
+    *("numpy", "onnx", "onnxruntime", "torch", "pytest", "hypothesis"),
+    *("torch._dynamo", "onnxscript", "onnxruntime.quantization", "PIL.Image", "click", "scipy.ndimage"),
+)
 _FIELDS = {"id", "file", "old", "new", "tests", "command", "unseen", "limit_s"}
 _LIMIT_S = 300.0
+_NO_TESTS = 5  # pytest's exit status
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,26 @@ def problem(change: Break, root: Path = ROOT) -> str:
             return f"{change.id}: what it makes is no Python ({error})"
     gone = [t for test in change.tests if not (root / (t := shlex.split(test)[0].split("::")[0])).exists()]
     return f"{change.id}: there is no {gone[0]}" if gone else ""
+
+
+def together(changes: Sequence[Break]) -> list[tuple[Break, set[str]]]:
+    """The checks of ``changes`` in as few runs as can be, selections of one file in one: (what to run, its checks)."""
+    runs: dict[str, tuple[Break, set[str]]] = {}
+    words: dict[str, list[str]] = {}  # of a file whose tests are only selected: what is selected
+    for change in changes:
+        file, *option = shlex.split(change.tests[0]) if len(change.tests) == 1 else [""]
+        alone = bool(change.command or not file or (option and option[0] != "-k"))
+        key = change.check if alone else file
+        merged, checks = runs.get(key, (change, set()))
+        checks.add(change.check)
+        merged = replace(merged, limit_s=change.limit_s * len(checks))
+        if not alone:
+            words.setdefault(file, []).append(f"({option[1]})" if option else "")
+            whole = "" in words[file]
+            selected = f" -k {shlex.quote(' or '.join(dict.fromkeys(words[file])))}"
+            merged = replace(merged, id=file, tests=(file if whole else file + selected,))
+        runs[key] = merged, checks
+    return list(runs.values())
 
 
 def copy_tree(target: Path, root: Path = ROOT) -> None:
@@ -187,14 +212,16 @@ def killed(change: Break, code: int, log: Path) -> bool:
     return code in (2, 4) and ("Error" in text or "error" in text)
 
 
-def try_break(change: Break, tree: Path, log: Path) -> tuple[bool, float]:
-    """Whether the tests notice, and the seconds they took."""
+def try_break(change: Break, tree: Path, log: Path) -> tuple[bool | None, float]:
+    """Whether the tests notice (None where the selection holds no test), and the seconds they took."""
     path = tree / change.file
     whole = path.read_text(encoding="utf-8")
     started = time.monotonic()
     path.write_text(whole.replace(change.old, change.new), encoding="utf-8")
     try:
-        return killed(change, run_check(change, tree, log), log), time.monotonic() - started
+        code = run_check(change, tree, log)
+        none = code == _NO_TESTS and not change.command
+        return None if none else killed(change, code, log), time.monotonic() - started
     finally:
         path.write_text(whole, encoding="utf-8")
 
@@ -233,28 +260,32 @@ def _run_all(changes: Sequence[Break], scratch: Path, jobs: int) -> tuple[list[B
         copy_tree(scratch / f"tree{number}")
         trees.put(scratch / f"tree{number}")
 
-    def baseline(change: Break) -> tuple[str, bool]:
+    def baseline(run: tuple[Break, set[str]]) -> set[str]:
+        change, checks = run
         tree, log = trees.get(), scratch / f"base-{abs(hash(change.check))}.log"
         code = run_check(change, tree, log)
         trees.put(tree)
         if code:
             print(f"fails without any break: {change.check}\n{log.read_text(errors='replace')[-2000:]}", flush=True)
-        return change.check, code == 0
+        return set() if code else checks
 
-    def attempt(change: Break) -> bool:
+    def attempt(change: Break) -> bool | None:
         tree = trees.get()
         seen, seconds = try_break(change, tree, scratch / f"{tree.name}.log")
         trees.put(tree)
-        print(f"{'seen    ' if seen else 'NOT SEEN'} {seconds:6.1f} s  {change.id}", flush=True)
+        word = {True: "seen", False: "NOT SEEN", None: "no tests"}[seen]
+        late = " (too long)" if seconds >= change.limit_s else ""
+        print(f"{word:8} {seconds:6.1f} s  {change.id}{late}", flush=True)
         return seen
 
     with ThreadPoolExecutor(jobs) as pool:
-        sound = dict(pool.map(baseline, {change.check: change for change in changes}.values()))
-        tried = [change for change in changes if sound[change.check]]
+        sound = set[str]().union(*pool.map(baseline, together(changes)))
+        tried = [change for change in changes if change.check in sound]
         seen = list(pool.map(attempt, tried))
+    found = list(zip(tried, seen, strict=True))
     return (
-        [change for change in changes if not sound[change.check]],
-        [change for change, found in zip(tried, seen, strict=True) if not found],
+        [change for change in changes if change.check not in sound] + [c for c, saw in found if saw is None],
+        [change for change, saw in found if saw is False],
     )
 
 

@@ -237,17 +237,27 @@ def test_resize_puts_the_one_inside_only_where_weights_sum_to_one() -> None:
         gain=True, roi=roi, scales=[1, 1, 2, 2], mode="linear", coordinate_transformation_mode="tf_crop_and_resize"
     )
     changed(FuseResize(), outside)
-    product = resize(gain=True, mode="linear", scales=[1, 1, 2, 2])
-    product.output(product.nodes[-2].output[0])
-    changed(FuseResize(), product)
+    for seen in (-2, -3):  # the product, or the map itself, is an output: it is made of the same products
+        net = resize(gain=True, mode="linear", scales=[1, 1, 2, 2])
+        net.output(net.nodes[seen].output[0])
+        assert "Resize" not in {n.op_type for n in changed(FuseResize(), net).graph.node}
 
 
-def depthwise(order: tuple[int, ...] = (0, 1), **second: object) -> Net:
+def test_a_split_over_rows_stays_behind_a_resize() -> None:
+    for axis, sizes in ((2, [15, 5]), (3, [8, 10]), (-3, [1, 3])):
+        net = Net()
+        wide = net.op("Resize", net.input("x", "n", 4, 10, 9), "", net.const([1, 1, 2, 2]), mode="linear")
+        net.output(*net.split(wide, sizes, axis=axis))
+        changed(FuseResize(), net)
+
+
+def depthwise(order: tuple[int, ...] = (0, 1), both: dict[str, object] | None = None, **second: object) -> Net:
     net = Net()
     parts = net.split(net.op("Relu", net.input("x", "n", 12, 6, 6)), [6, 6])
+    first = both or {"pads": [1] * 4}
     convs = [
-        net.op("Conv", parts[0], net.random(6, 1, 3, 3), pads=[1] * 4, group=6),
-        net.op("Conv", parts[1], net.random(6, 1, 3, 3), group=6, **{"pads": [1] * 4, **second}),
+        net.op("Conv", parts[0], net.random(6, 1, 3, 3), group=6, **first),
+        net.op("Conv", parts[1], net.random(6, 1, 3, 3), group=6, **{**first, **second}),
     ]
     net.output(net.op("Concat", *(convs[k] for k in order), axis=1))
     return net
@@ -260,9 +270,25 @@ def test_depthwise_lanes_are_joined_in_their_own_order_only() -> None:
     net = depthwise()
     net.nodes[-1].input[1] = net.nodes[-1].input[0]
     refused(PairDepthwise(), net, "no Split - depthwise Conv - Concat")
-    net = depthwise()
-    net.output(net.nodes[1].output[0])
-    refused(PairDepthwise(), net, "no Split - depthwise Conv - Concat")
+    for node in (1, 2, 3):  # a part of the split, or what a convolution makes of it, is an output
+        net = depthwise()
+        net.output(net.nodes[node].output[0])
+        refused(PairDepthwise(), net, "no Split - depthwise Conv - Concat")
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        {"dilations": [2, 2], "pads": [1] * 4},
+        {"dilations": [1, 2], "pads": [1] * 4},
+        {"strides": [2, 2], "pads": [1] * 4},
+        {"pads": [0] * 4},
+        {"pads": [2, 1, 0, 1]},
+        {"auto_pad": "SAME_UPPER"},
+    ],
+)
+def test_depthwise_lanes_that_change_the_size_or_shift_the_map_are_not_joined(both: dict[str, object]) -> None:
+    refused(PairDepthwise(), depthwise(both=both), "no Split - depthwise Conv - Concat")
 
 
 def split_convolution(out: str = "", **conv: object) -> Net:
@@ -320,6 +346,8 @@ def test_a_transpose_in_front_of_a_product_keeps_the_shape_that_is_asked_for() -
     for target in ([0, 0, 144], [0, 0, -1]):
         refused(PixelMajor(), flattened(target), "no product reads")
     changed(PixelMajor(), flattened([-1, 16, 144], allowzero=1))
+    # Here the 0 is a length, not the batch's: only a map of no pictures has it.
+    refused(PixelMajor(), flattened([0, 16, 144], allowzero=1), "no product reads")
 
 
 def test_gelu_is_reordered_only_where_nobody_sees_the_difference() -> None:

@@ -11,9 +11,11 @@ from small_graphs import Net, run
 from clusir.errors import ExportError
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.bias import add_zero_biases, correct_biases
+from clusir.export.quantize.choice import Measure
 from clusir.export.quantize.compact import store_as_float16
 from clusir.export.quantize.equalise import Equalise, hidden_maps
 from clusir.export.quantize.layers import Graph, Layer, load_graph, own_weights
+from clusir.export.quantize.outputs import ScaleOutputs
 from clusir.export.quantize.prepared import Prepared
 from clusir.export.quantize.ranges import Calibration, TensorRange
 from clusir.export.quantize.saturation import largest_pair_sums
@@ -128,6 +130,10 @@ def test_scales_of_maps_leave_shared_constants_alone(shared: str) -> None:
     net.output(conv(net, net.op("Relu", total), 3, 6))
     model = Quantizer(net.model(), calibration(net), ALL).build()
     assert difference(net, model) < 0.15
+    # The step by itself, without the Quantizer, which gives each layer constants of its own before.
+    graph = load_graph(net.model())
+    step = ScaleOutputs().apply(Measure().apply(Prepared(graph, tuple(graph.layers()), calibration(net))))
+    assert difference(net, step.graph.model) < 1e-5
 
 
 def test_a_map_that_is_an_output_has_no_scale_of_its_own() -> None:

@@ -27,11 +27,11 @@ from clusir.export.experts.registry import DensifyRegistered, clear_registry, re
 from clusir.export.lowering.registry import taught_registry
 from clusir.export.module import ModuleExport, declare_unused, export_module, load_factory
 from clusir.export.passes.simplify import AttachMetadata
+from clusir.export.quiet import printing_to
 from clusir.export.subjects import user_code
 from clusir.export.subjects.checks import check_batch, check_function
 from clusir.export.subjects.factory import unused_of
 from clusir.export.trace.numbers import symbolic_numbers
-from clusir.export.trace.quiet import printing_to
 from clusir.export.validate import foreign
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.foreign import ModuleCheck, validate

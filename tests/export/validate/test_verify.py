@@ -19,8 +19,11 @@ from clusir.cli import _verify_session
 from clusir.cli.verify import main
 from clusir.errors import ModelFormatError
 from clusir.export.formats.artefacts import artefacts, check_manifest
+from clusir.export.formats.extras import check_golden
 from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import check_rows
+from clusir.export.validate.tolerances import tolerance
+from clusir.runtimes import open_runner
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +203,15 @@ def test_the_command_reads_the_manifest(bundle: Path) -> None:
     flip_a_byte(bundle)
     refused(verify(bundle), 2, "bundle .*: openvino/model.bin is not the file")
     assert len(check_manifest(standin_bundle.write_bundle(bundle.parent / "small", formats=False))) == 6
+
+
+def test_golden_cases_that_are_gone_are_no_comparison(tmp_path: Path) -> None:
+    path = standin_bundle.GOLDEN / "standin.onnx"
+    with (
+        open_runner(path, "ort", "cpu", threads=1) as runner,
+        pytest.raises(ModelFormatError, match="holds no golden case"),
+    ):
+        check_golden(runner, tmp_path, tolerance("fp32"), "model.onnx")
 
 
 def test_a_named_file_is_checked_with_those_beside_it(bundle: Path) -> None:

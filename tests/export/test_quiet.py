@@ -1,0 +1,165 @@
+"""What belongs to the process stays as it is for other threads, and is as it was once every export has ended."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from clusir.export.quiet import hushed, printing_to, root_hushed
+from clusir.export.subjects.factory import load_factory, working_folder_first
+
+LIBRARY = "library.of.this.test"
+
+
+def elsewhere(call: Callable[[], object]) -> None:
+    """Run ``call`` in another thread."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@contextmanager
+def bare_root() -> Iterator[logging.Logger]:
+    """The root logger without handlers (pytest puts its own there), as in a program that does not log."""
+    found = logging.getLogger()
+    before = found.handlers[:]
+    found.handlers[:] = []
+    try:
+        yield found
+    finally:
+        found.handlers[:] = before
+
+
+def test_one_stream_alone_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with printing_to(io.StringIO(), ("stderr",)) as kept:
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+        elsewhere(lambda: print("of another thread", file=sys.stderr))
+    print("afterwards", file=sys.stderr)
+    assert kept.getvalue() == "to stderr\n"
+    assert capsys.readouterr() == ("to stdout\n", "of another thread\nafterwards\n")
+
+
+def test_levels_are_as_they_were_in_whatever_order_exports_end() -> None:
+    logger = logging.getLogger(LIBRARY)
+    logger.setLevel(logging.INFO)
+    one, other = hushed((LIBRARY,), logging.ERROR), hushed((LIBRARY,), logging.CRITICAL)
+    one.__enter__()
+    assert logger.level == logging.ERROR
+    other.__enter__()
+    assert logger.level == logging.CRITICAL
+    one.__exit__(None, None, None)
+    assert logger.level == logging.CRITICAL
+    other.__exit__(None, None, None)
+    assert logger.level == logging.INFO
+
+
+def test_the_root_logger_is_hushed_for_one_thread() -> None:
+    kept = Kept()
+    with bare_root() as root:
+        root.addHandler(kept)
+        level = root.level
+        with root_hushed():
+            assert root.level == level
+            logging.warning("a remark of the library")
+            logging.error("an error of the library")
+            logging.getLogger(LIBRARY).warning("of the program")
+            elsewhere(lambda: logging.warning("of another thread"))
+        logging.warning("afterwards")
+        assert root.handlers == [kept]
+    assert kept.said == ["an error of the library", "of the program", "of another thread", "afterwards"]
+
+
+def test_a_root_without_handlers_stays_so(capsys: pytest.CaptureFixture[str]) -> None:
+    kept, own = Kept(), logging.getLogger(LIBRARY)
+    with bare_root() as root:
+        one, other = root_hushed(), root_hushed()
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        logging.warning("a remark of the library")
+        elsewhere(lambda: logging.warning("printed"))
+        elsewhere(lambda: logging.info("not printed"))
+        own.addHandler(kept)
+        own.warning("handled by the program")
+        own.removeHandler(kept)
+        other.__exit__(None, None, None)
+        assert root.handlers == []
+    assert kept.said == ["handled by the program"]
+    assert capsys.readouterr().err == "printed\n"
+
+
+def test_the_search_path_is_kept_until_the_last_export_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    here, before = os.getcwd(), list(sys.path)
+    one, other = working_folder_first(), working_folder_first()
+    one.__enter__()
+    other.__enter__()
+    assert sys.path == [here, *before]
+    one.__exit__(None, None, None)
+    assert sys.path == [here, *before]
+    other.__exit__(None, None, None)
+    assert sys.path == before
+
+
+FACTORIES = """
+import sys
+import torch
+from events_of_this_test import entered, left
+
+def first():
+    print("first", sys.argv[1:], file=sys.stderr)
+    entered.wait(0.5)
+    return torch.nn.Identity()
+
+def second():
+    entered.set()
+    left.wait(10)
+    return torch.nn.Identity()
+"""
+
+
+def test_two_factories_at_once_leave_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second begins while the first has the command line, and ends after it, if it is let."""
+    events = SimpleNamespace(entered=threading.Event(), left=threading.Event())
+    monkeypatch.setitem(sys.modules, "events_of_this_test", events)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["clusir-export", "--an-option"])
+    (tmp_path / "factories_of_this_test.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    given = sys.argv
+
+    def first() -> None:
+        load_factory("factories_of_this_test:first")
+        events.left.set()
+
+    threads = [threading.Thread(target=first),
+               threading.Thread(target=lambda: load_factory("factories_of_this_test:second"))]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    elsewhere(lambda: print("of another thread", file=sys.stderr))
+    for thread in threads:
+        thread.join(20)
+    assert sys.argv is given
+    assert capsys.readouterr().err == "of another thread\n"
