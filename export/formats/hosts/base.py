@@ -87,8 +87,8 @@ class Host(Protocol):
     def write(self, source: Source, model: ModelProto, folder: Path) -> None:
         """Write the host's files; ``model`` is the source in the host form."""
 
-    def model(self, folder: Path) -> Path:
-        """The ONNX file in a folder that was written."""
+    def model(self, folder: Path) -> Path | None:
+        """The ONNX file in a folder that was written; None where it holds none."""
 
     def check(self, folder: Path) -> None:
         """Ask the host's own tools about the files. Raises ExportError for what they refuse."""

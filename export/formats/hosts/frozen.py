@@ -19,7 +19,7 @@ from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.runtimes.restore.routing import combine, router_outputs
 from clusir.spec import ModelSpec
 
-__all__ = ["frozen_for_noise"]
+__all__ = ["frozen_for_noise", "with_constants"]
 
 _SIGMAS = (10, 15, 20, 25, 30, 35, 40, 50)  # of Gaussian noise, in levels of 8 bits; one photo each
 _TOLD = "noise"
@@ -54,13 +54,13 @@ def frozen_for_noise(source: Source) -> Source:
         for name in said:
             said[name].append(answers[name])
     routing = combine({name: np.concatenate(values) for name, values in said.items()}, router_spec)
-    model = _with_constants(source.tile, routing.feeds(1))
+    model = with_constants(source.tile, routing.feeds(1))
     plain = replace(spec, graph="whole", clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0,
                     families=(), evidence_thresholds=())  # fmt: skip
     return Source(model, plain, source.name)
 
 
-def _with_constants(tile: ModelProto, values: Feeds) -> ModelProto:
+def with_constants(tile: ModelProto, values: Feeds) -> ModelProto:
     """The tile graph whose inputs other than the picture are constants, for one picture at a time."""
     made = ModelProto()
     made.CopyFrom(tile)

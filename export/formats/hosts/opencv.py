@@ -6,23 +6,18 @@ The lint therefore runs the graph in OpenCV and holds the answer against ONNX Ru
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import onnx
 from onnx import ModelProto
 
 from clusir.errors import BackendError, ExportError
 from clusir.export.formats.hosts.base import Array, HostForm, Source, need
-from clusir.export.formats.hosts.form import host_form, reference
+from clusir.export.formats.hosts.child import Refused, answers, first_fault, trial_pictures
+from clusir.export.formats.hosts.form import host_form
 from clusir.export.passes.simplify import SimplifyGraph
-from clusir.export.subjects.onnx_probe import natural_picture
-from clusir.export.validate.compare import compare
 from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 
 __all__ = ["OpenCV"]
@@ -64,22 +59,14 @@ class OpenCV:
 
     def lint(self, source: Source) -> list[str]:
         form = self.form(source)
-        side = form.side_px
         content = self._simple(host_form(source, form)).SerializeToString()
-        natural = natural_picture(side, side, 3)
-        noise = np.random.default_rng(1).random(natural.shape, dtype=np.float32)
-        # What OpenCV misreads may come out right on one picture and not on the next.
-        images = [natural, noise, np.zeros_like(natural), np.ones_like(natural), natural * 1.8 - 0.1, noise]
+        images = trial_pictures(form.side_px)
         try:
-            answers = _run(content, images)
-        except RuntimeError as error:
-            return [f"OpenCV refuses the graph: {error}"]
-        right = reference(source, form)
-        for image, answer in zip(images, answers, strict=True):
-            found = compare({"restored": right(image)}, {"restored": answer}, self.bound)
-            if not found.ok:
-                return [f"OpenCV opens the graph and answers wrong: {found.fault}"]
-        return []
+            found = answers(sys.executable, _CHILD, {"model.onnx": content}, images)
+        except Refused as reason:
+            return [f"OpenCV refuses the graph: {reason}"]
+        fault = first_fault(source, form, images, found, self.bound)
+        return [f"OpenCV opens the graph and answers wrong: {fault}"] if fault else []
 
     def write(self, source: Source, model: ModelProto, folder: Path) -> None:
         onnx.save(self._simple(model), str(self.model(folder)))
@@ -92,38 +79,10 @@ class OpenCV:
 
     def run(self, folder: Path, image: Array) -> Array:
         try:
-            return _run(self.model(folder).read_bytes(), [image])[0]
-        except RuntimeError as error:
-            raise ExportError(f"OpenCV refuses {self.model(folder)}: {error}") from error
+            return answers(sys.executable, _CHILD, {"model.onnx": self.model(folder).read_bytes()}, [image])[0]
+        except Refused as reason:
+            raise ExportError(f"OpenCV refuses {self.model(folder)}: {reason}") from reason
 
     @staticmethod
     def _simple(model: ModelProto) -> ModelProto:
         return SimplifyGraph().apply(model).model
-
-
-def _run(content: bytes, images: Sequence[Array]) -> list[Array]:
-    """What OpenCV makes of each picture, in a process of its own: a graph that it misreads may end it, and what it
-    could not read it says on standard error only. Raises RuntimeError, in one line, where OpenCV refuses."""
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (work / "model.onnx").write_bytes(content)
-        for index, image in enumerate(images):
-            np.save(work / f"{index}.npy", np.ascontiguousarray(image))
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(work), str(len(images))],
-            capture_output=True, text=True, errors="replace", timeout=600, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(_reason(done.stderr, done.returncode))
-        return [np.asarray(np.load(work / f"{index}.out.npy"), np.float32) for index in range(len(images))]
-
-
-def _reason(said: str, code: int) -> str:
-    """The operators that OpenCV does not have, else its error, else how it ended."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    for index, line in enumerate(lines):
-        if "Unsupported operations:" in line:
-            named = line.split("Unsupported operations:")[1].split() or lines[index + 1 : index + 2]
-            return f"it has no {', '.join(named)}"
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors[-1] if errors else f"its process ended with code {code}")[:300]

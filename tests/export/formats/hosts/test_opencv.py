@@ -50,8 +50,8 @@ def test_a_wrong_answer_of_opencv_is_seen(
 ) -> None:
     source = open_source(network(64))
     export_targets(source, tmp_path, hosts_of([NAME]))
-    right = opencv._run
-    monkeypatch.setattr(opencv, "_run", lambda content, images: [y * wrong for y in right(content, images)])
+    right = opencv.answers
+    monkeypatch.setattr(opencv, "answers", lambda *asked: [y * wrong for y in right(*asked)])
     with pytest.raises(ValidationError, match="opencv, light"):
         verify_target(NAME, tmp_path)
     with pytest.raises(UnsupportedModelError, match="opens the graph and answers wrong"):

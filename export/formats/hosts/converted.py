@@ -1,0 +1,121 @@
+"""Hosts with a file format of their own: a converter of theirs makes it from ONNX, and a runtime of theirs runs it.
+
+What a converter says of itself is not believed, neither its exit code nor its "success": what it made is run on six
+pictures and held against ONNX Runtime before anything is written, and again on the golden cases once it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+import onnx
+from onnx import ModelProto
+
+from clusir.errors import BackendError, ExportError
+from clusir.export.formats.hosts.base import Array, HostForm, Source, need
+from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
+from clusir.export.formats.hosts.form import host_form
+from clusir.export.passes.simplify import SimplifyGraph
+from clusir.export.validate.tolerances import TOLERANCES, Tolerance
+
+__all__ = ["Converted"]
+
+
+class Converted:
+    """Base of such hosts. Input ``input``, output ``output``, 1x3xTxT float32; the routing is inside.
+
+    ``module``: what has to be installed, here or in the environment whose Python ``variable`` names. ``install``: what
+    pip installs into such an environment. ``files``: what ``converter``, a script, makes of ``model.onnx`` in the
+    folder that is its argument. ``runner``: the script that runs them, as :func:`clusir.export.formats.hosts.child.
+    answers` calls it.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+    variable: ClassVar[str]
+    install: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    converter: ClassVar[str]
+    runner: ClassVar[str]
+    bound: ClassVar[Tolerance] = TOLERANCES["brought"]
+    beyond: ClassVar[bool] = True
+    levels: ClassVar[bool] = False
+
+    def requires(self) -> None:
+        for module in ("onnx", "onnxruntime"):
+            need(module, self.name)
+        python = os.environ.get(self.variable)
+        if python and shutil.which(python) is None:
+            raise BackendError(f"--target {self.name}: {self.variable} is {python!r}, which is no program")
+        if not python and find_spec(self.module) is None:
+            raise BackendError(
+                f"--target {self.name}: {self.module} is not installed; python -m venv {self.name}-env && "
+                f"{self.name}-env/bin/pip install {self.install}, and {self.variable}={self.name}-env/bin/python"
+            )
+
+    def prepare(self, source: Source) -> Source:
+        return source
+
+    def form(self, source: Source) -> HostForm:
+        return HostForm("input", "output", side_px=source.spec.size.static_px or source.spec.tile_px)
+
+    def lint(self, source: Source) -> list[str]:
+        form = self.form(source)
+        images = trial_pictures(form.side_px)
+        with TemporaryDirectory() as scratch:
+            try:
+                self.convert(host_form(source, form), Path(scratch))
+                found = self.answers(Path(scratch), images)
+            except Refused as reason:
+                return [f"{self.name} refuses the graph: {reason}"]
+        fault = first_fault(source, form, images, found, self.bound)
+        return [f"{self.name} takes the graph and answers wrong: {fault}"] if fault else []
+
+    def write(self, source: Source, model: ModelProto, folder: Path) -> None:
+        with TemporaryDirectory() as scratch:
+            try:
+                self.convert(model, Path(scratch))
+            except Refused as reason:
+                raise ExportError(f"{self.name} refuses the graph: {reason}") from reason
+            for file in self.files:
+                shutil.copyfile(Path(scratch) / file, folder / file)
+
+    def model(self, folder: Path) -> None:
+        """None: there is no ONNX file in the folder."""
+
+    def check(self, folder: Path) -> None:
+        """Running it is the check."""
+
+    def run(self, folder: Path, image: Array) -> Array:
+        try:
+            return self.answers(folder, [image])[0]
+        except Refused as reason:
+            raise ExportError(f"{self.name} refuses {folder / self.files[0]}: {reason}") from reason
+
+    def rewrite(self, model: ModelProto) -> ModelProto:
+        """The graph as the converter is given it."""
+        return SimplifyGraph().apply(model).model
+
+    @property
+    def python(self) -> str:
+        return os.environ.get(self.variable) or sys.executable
+
+    def convert(self, model: ModelProto, folder: Path) -> None:
+        """Write the host's files to ``folder``, which is absolute. Raises Refused, also where the converter calls it a
+        success and left no file."""
+        onnx.save(self.rewrite(model), str(folder / "model.onnx"))
+        call(self.python, self.converter, folder)
+        for file in self.files:
+            if not (folder / file).is_file() or not (folder / file).stat().st_size:
+                raise Refused(f"its converter wrote no {file}")
+
+    def answers(self, folder: Path, images: list[Array]) -> list[Array]:
+        """What the host's own runtime makes of each picture, with the files of ``folder``. Raises Refused."""
+        files = {file: (folder / file).read_bytes() for file in self.files}
+        return answers(self.python, self.runner, files, images)

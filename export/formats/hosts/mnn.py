@@ -1,0 +1,52 @@
+"""MNN (PyPI ``MNN``): ``model.mnn`` for phones.
+
+MNN computes convolutions by Winograd's tiles of many pixels, which cost three digits of float32: a 3x3 convolution of
+32 channels differs by 6e-4 of its largest value. The hint WINOGRAD_MEMORY_LEVEL 0 keeps it to small tiles; the
+comparison is made with it, and with it the file has to be opened (docs/hosts.md).
+
+Its command ``mnnconvert`` installs a package and sends what was converted to a server; the function behind it does not,
+and is what is called here.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from clusir.export.formats.hosts.converted import Converted
+
+__all__ = ["Mnn"]
+
+_CONVERTER = """
+import os, sys
+folder = sys.argv[1]
+import _tools
+_tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", folder + "/model.onnx",
+                   "--MNNModel", folder + "/model.mnn", "--bizCode", "clusir"])
+"""
+
+# The third hint of MNN's HintMode, by number: its Python gives it no name.
+_RUNNER = """
+import sys
+import numpy
+from MNN import expr, nn
+folder, count = sys.argv[1], int(sys.argv[2])
+manager = nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": 1},))
+manager.set_hint(3, 0)  # WINOGRAD_MEMORY_LEVEL
+net = nn.load_module_from_file(folder + "/model.mnn", ["input"], ["output"], runtime_manager=manager)
+for index in range(count):
+    image = numpy.load(f"{folder}/{index}.npy")
+    answer = net.forward([expr.const(image, list(image.shape), expr.NCHW)])[0]
+    numpy.save(f"{folder}/{index}.out.npy", expr.convert(answer, expr.NCHW).read().copy())
+"""
+
+
+class Mnn(Converted):
+    """``model.mnn``."""
+
+    name: ClassVar[str] = "mnn"
+    module: ClassVar[str] = "MNN"
+    variable: ClassVar[str] = "CLUSIR_MNN"
+    install: ClassVar[str] = "MNN numpy"
+    files: ClassVar[tuple[str, ...]] = ("model.mnn",)
+    converter: ClassVar[str] = _CONVERTER
+    runner: ClassVar[str] = _RUNNER
