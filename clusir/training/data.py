@@ -39,6 +39,8 @@ __all__ = [
 TONAL = ("haze", "low_light")
 """The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
 
+_FALSE_ALARMS = 0.15  # the share of pictures without a family in which there seems to be evidence of it
+_EVERYTHING = 0.4  # of what is not restricted may be mended whatever it is
 _FILED = 0.6  # of the camera's noisy pictures come as its JPEG files
 _MARGIN_PX = 8  # crops are cut this much larger, degraded, then trimmed: JPEG's 8-px grid lands anywhere
 
@@ -128,9 +130,10 @@ def draw_permissions(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.flo
     return permissions
 
 
-def unasked(recipe: Recipe) -> NDArray[np.float32]:
-    """The permissions of who asks for nothing, where the evidence is right: haze and darkness only where they are."""
-    return np.array([family not in TONAL or family in recipe.families for family in FAMILY_NAMES], np.float32)
+def unasked(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.float32]:
+    """What evidence permits to who asks for nothing: the families that are there, and now and then one that is not."""
+    absent = rng.random(len(FAMILY_NAMES)) < _FALSE_ALARMS
+    return np.array([family in recipe.families for family in FAMILY_NAMES] | absent, np.float32)
 
 
 def permitted(recipe: Recipe, crop: NDArray[np.float32], permissions: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -186,9 +189,9 @@ def draw_batch(
         drawn.permissions.append(may)
 
     def free(recipe: Recipe) -> NDArray[np.float32]:
-        """All that is there may be mended: half of the time with everything else, half as it is unasked."""
-        plain = not plan.restricted or rng.random() < 0.5
-        return everything if plain else unasked(recipe)
+        """All that is there may be mended: in a part with everything else, else as it is unasked."""
+        plain = not plan.restricted or rng.random() < _EVERYTHING
+        return everything if plain else unasked(rng, recipe)
 
     def draw(avoid: Recipe | None = None) -> Recipe:
         return draw_training_recipe(rng, weights, avoid, plan.counts, plan.severities)

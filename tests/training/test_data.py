@@ -189,7 +189,7 @@ def test_permissions_are_drawn_outside_quads_alone(photos: PhotoSet) -> None:
         assert all(p == 1 for family, p in zip(FAMILY_NAMES, may, strict=True) if family in present)
     assert torch.equal(batch.permissions[0], batch.permissions[1])  # one recipe, one permission
     seen = [draw_batch(photos, BatchPlan(4, 32, 1, restricted=1.0), (1, step)).permissions for step in range(12)]
-    assert any((p == 0).any() for p in seen)  # as it is unasked: neither haze nor darkness where there is none
+    assert any((p == 0).any() for p in seen)  # as it is unasked: hardly anything that is not there
     assert any((p == 1).all() for p in seen)
     assert (batch.permissions[4:] != 1).any(dim=1).float().mean() > 0.7
     assert ((batch.permissions >= 0) & (batch.permissions <= 1)).all()
