@@ -1,8 +1,10 @@
 """Where the tiles of a picture lie, how they are padded, how they blend. Pure numpy; C++ and JavaScript do the same.
 
 Both axes are planned alone; a tile of the picture is a pair, and its weights are the product. Along an axis of length
-L with tiles of T pixels and a halo of h pixels, tiles start at ``min(i * (T - 2h), L - T)``: neighbours overlap by 2h,
-the last two by more. Between neighbours i and i+1 lies a ramp of 1.5h pixels around the middle c of their overlap::
+L with a halo of h pixels, as few tiles are taken as T pixels allow, T being the model's tile; where the model takes
+other sizes too, tiles are then as short as their number allows, since every pixel costs. They start at
+``min(i * (T - 2h), L - T)``: neighbours overlap by 2h, the last two by more. Between neighbours i and i+1 lies a ramp
+of 1.5h pixels around the middle c of their overlap::
 
     t = clip((x + 0.5 - c) / 1.5h + 0.5, 0, 1)    R_i(x) = t^2 (3 - 2t), rounded to 1/2048
     weight_i(x) = R_{i-1}(x) - R_i(x)             with R_{-1} = 1 and R_{n-1} = 0
@@ -82,9 +84,10 @@ def plan_axis(length: int, spec: ModelSpec) -> Axis:
     if length <= tile:
         padded = spec.size.padded(length)
         return Axis(length, padded, (0,), (np.ones(padded, np.float32),))
-    step = tile - 2 * halo
-    count = -(-(length - tile) // step) + 1
-    starts = tuple(min(i * step, length - tile) for i in range(count))
+    count = -(-(length - tile) // (tile - 2 * halo)) + 1
+    # No longer than the model's tile, which obeys the size rule itself; a static graph knows one size.
+    tile = spec.size.padded(-(-(length - 2 * halo) // count) + 2 * halo)
+    starts = tuple(min(i * (tile - 2 * halo), length - tile) for i in range(count))
     return Axis(length, tile, starts, tuple(_weights(i, starts, tile, halo) for i in range(count)))
 
 

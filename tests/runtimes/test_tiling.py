@@ -37,6 +37,10 @@ def test_weights_sum_to_exactly_one(length: int, tile: int, halo_16: int, static
     assert axis.starts[0] == 0
     assert axis.starts[-1] + axis.tile >= length
     assert all(a < b for a, b in zip(axis.starts, axis.starts[1:], strict=False))
+    fixed = plan_axis(length, spec(tile, halo_16 * tile // 16, static=True))
+    assert len(axis.starts) == len(fixed.starts)
+    assert axis.tile <= fixed.tile
+    assert axis.tile % 16 == 0
 
 
 def test_weights_sum_to_exactly_one_in_the_plane() -> None:

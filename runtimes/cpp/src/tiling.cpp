@@ -29,25 +29,31 @@ void weigh(Axis& axis, std::int64_t halo) {
     }
 }
 
+// The smallest length that the size rule allows and that is at least `length`.
+std::int64_t padded(std::int64_t length, const ModelSpec& spec) {
+    if (spec.static_px) return spec.static_px;
+    const std::int64_t multiple = spec.multiple_of;
+    return (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple * multiple;
+}
+
 }  // namespace
 
 Axis plan_axis(std::int64_t length, const ModelSpec& spec) {
     Axis axis;
     axis.length = length;
-    const std::int64_t halo = spec.halo_px, tile = spec.tile_px;
-    if (length <= tile) {
-        const std::int64_t multiple = spec.multiple_of;
-        const std::int64_t rounded =
-            (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple * multiple;
-        axis.tile = spec.static_px ? spec.static_px : rounded;
+    const std::int64_t halo = spec.halo_px;
+    if (length <= spec.tile_px) {
+        axis.tile = padded(length, spec);
         axis.starts = {0};
         axis.weights.emplace_back(static_cast<std::size_t>(axis.tile), 1.0F);
         return axis;
     }
-    axis.tile = tile;
-    const std::int64_t step = tile - 2 * halo;
-    const std::int64_t count = (length - tile + step - 1) / step + 1;
-    for (std::int64_t i = 0; i < count; ++i) axis.starts.push_back(std::min(i * step, length - tile));
+    const std::int64_t core = spec.tile_px - 2 * halo;
+    const std::int64_t count = (length - spec.tile_px + core - 1) / core + 1;
+    // No longer than the model's tile, which obeys the size rule itself; a static graph knows one size.
+    axis.tile = padded((length - 2 * halo + count - 1) / count + 2 * halo, spec);
+    const std::int64_t step = axis.tile - 2 * halo;
+    for (std::int64_t i = 0; i < count; ++i) axis.starts.push_back(std::min(i * step, length - axis.tile));
 
     weigh(axis, halo);
     return axis;

@@ -3,15 +3,15 @@ import { padded } from "./spec.js";
 
 /** @returns {{length: number, tile: number, starts: number[], weights: Float32Array[]}} the tiles along one axis */
 export function planAxis(length, spec) {
-  const tile = spec.tile_px;
   const halo = spec.halo_px;
-  if (length <= tile) {
+  if (length <= spec.tile_px) {
     const size = padded(length, spec.size);
     return { length, tile: size, starts: [0], weights: [new Float32Array(size).fill(1)] };
   }
-  const step = tile - 2 * halo;
-  const count = Math.ceil((length - tile) / step) + 1;
-  const starts = Array.from({ length: count }, (_, i) => Math.min(i * step, length - tile));
+  const count = Math.ceil((length - spec.tile_px) / (spec.tile_px - 2 * halo)) + 1;
+  // No longer than the model's tile, which obeys the size rule itself; a static graph knows one size.
+  const tile = padded(Math.ceil((length - 2 * halo) / count) + 2 * halo, spec.size);
+  const starts = Array.from({ length: count }, (_, i) => Math.min(i * (tile - 2 * halo), length - tile));
   return { length, tile, starts, weights: weigh(starts, tile, halo) };
 }
 
