@@ -23,7 +23,8 @@ _SCALED_VERSION = 2  # written where ``scale`` is not 1, so that readers that kn
 MAX_SCALE = 8
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
-_GRAPHS = ("whole", "tile", "router")
+_POOLING = ("pooled", "statistics")
+_GRAPHS = ("whole", "tile", "router", *_POOLING)
 _MAX_TILE_PX = 4096  # a tile is held in memory several times over
 _MAX_LEVELS = 64
 _MAX_CLUSTERS = 4096
@@ -67,7 +68,9 @@ class ModelSpec:
     posterior, expert_probability, the probabilities before top-k, statistics). A model brought by the user has no
     routing: ``clusters`` and ``experts`` are empty. ``statistics`` is the length S of the pooled statistics [B, S]
     (``clusir.network.pooled``) that a tile graph takes and its router graph gives; 0 where the two go without, and in a
-    whole graph.
+    whole graph. Of a model without routing that pools over the whole picture, ``pooled`` is the graph that answers
+    alone, a ``tile`` graph is given S statistics, and a ``statistics`` graph gives them
+    (``clusir.export.pooling.split``); all three say S.
 
     ``families`` names the families of degradations that may be mended or not (empty: the model cannot be told). Its
     router graph then takes a second input, ``permissions`` [1, F] float32: 0..1 mends a family that far, and -p as far
@@ -113,6 +116,8 @@ class ModelSpec:
             refuse(f"scale {self.scale} is not within 1..{MAX_SCALE}")
         if self.scale != 1:
             object.__setattr__(self, "spec_version", _SCALED_VERSION)
+        if self.graph in _POOLING and (self.routed or not self.statistics):
+            refuse(f"a {self.graph} graph has statistics and no routing")
         if self.scale != 1 and self.routed:
             refuse(f"scale {self.scale} with routed levels is not read here")
         if self.graph not in _GRAPHS:
@@ -161,6 +166,11 @@ class ModelSpec:
             refuse(f"evidence thresholds {self.evidence_thresholds} are not within 0..1")
         if any(not 0 <= bound < math.inf for bound in self.tolerances.values()):
             refuse(f"tolerances {dict(self.tolerances)} are not finite numbers from 0 on")
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether tiles are given what a statistics graph pools over the whole picture."""
+        return self.graph in _POOLING or (self.graph == "tile" and self.statistics > 0 and not self.routed)
 
     @property
     def routed(self) -> bool:

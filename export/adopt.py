@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,18 @@ from clusir.export.base import Pass, Pipeline
 from clusir.export.graph.session import Probe
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
-from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph, operators
+from clusir.export.passes.simplify import CheckStandard, SimplifyGraph, operators
 from clusir.export.precision.place import Placed, known_files, place
 from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.onnx_file import Description, in_standard_form, read_onnx
 from clusir.export.subjects.onnx_ports import Ports
 from clusir.export.subjects.onnx_probe import (
     Reach,
-    measure_reach,
     probe_answers,
     probe_sizes,
     runner,
 )
+from clusir.export.tiled import compare_sidecars, tiled
 from clusir.export.validate.compare import Agreement
 from clusir.export.validate.pictures import PictureCheck, compare_pictures
 from clusir.export.validate.tolerances import tolerance
@@ -40,10 +40,7 @@ from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["Adoption", "AdoptionConfig", "adopt"]
 
-_TILE_PX = 256
-_LARGEST_TILE_PX = 1024
-_WHOLE_TILE_PX = 512  # where no distance is enough: fewer seams
-_REACH_PX = 320
+_PROBE_PX = 256
 
 Progress = Callable[[str], None]
 
@@ -91,24 +88,22 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     run = runner(standard)
     progress("probing sizes")
     scale, size = probe_sizes(run, ports.channels, ports.size)
-    side = size.static_px or size.padded(_TILE_PX)
+    side = size.static_px or size.padded(_PROBE_PX)
     notes = probe_answers(run, side, ports.channels)
-    progress("measuring how far a pixel looks")
-    reach = measure_reach(run, size.static_px or size.padded(_REACH_PX), ports.channels)
-    tile, halo = _tile_and_halo(reach, size, config)
-    notes += _told(reach, tile, halo, size)
     spec = ModelSpec(
-        name=out.stem, size=size, tile_px=tile, halo_px=halo, channels=ports.channels, scale=scale, dft_form="none"
+        name=out.stem, size=size, tile_px=side, halo_px=0, channels=ports.channels, scale=scale, dft_form="none"
     )
     progress("graph passes")
     model = _open_axes(standard, ports, spec)
     steps = Pipeline(_steps(model, config.passes))
     model = steps.run(model)
+    made = tiled(model, spec, (config.tile_px, config.halo_px), progress)
+    spec = made.spec
+    notes += made.notes
     notes += [f"{record.name}: {'; '.join(record.notes)}" for record in steps.records if record.modified]
-    model = AttachMetadata(spec).apply(model).model
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder) / out.name
-        onnx.save_model(model, str(staged))
+        onnx.save_model(made.graphs[""], str(staged))
         check = PictureCheck(
             _Reference(theirs, ports, config.description),
             _sizes(spec.size, spec.tile_px),
@@ -118,16 +113,17 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
             tolerance("fp16" if _is_half(ports) else "brought"),
         )
         agreements = compare_pictures(staged, check, progress=progress)
+        agreements += compare_sidecars(made, check, progress)
         data = staged.read_bytes()
     placed = place(
         out,
-        data,
+        {out.name: data, **made.sidecars(out.stem)},
         config.precision,
-        lambda path, precision: compare_pictures(path, check.of(precision), precision),
+        lambda path, precision: compare_pictures(path, replace(check.of(precision), pool=made.pool()), precision),
         progress,
     )
     notes += placed.notes
-    return Adoption(out, spec, reach, tuple(agreements), tuple(notes), placed)
+    return Adoption(out, spec, made.reach, tuple(agreements), tuple(notes), placed)
 
 
 def _is_half(ports: Ports) -> bool:
@@ -138,46 +134,6 @@ def _steps(model: ModelProto, passes: bool) -> list[Pass[ModelProto]]:
     has_dft = "DFT" in operators(model.graph)
     fusing = fusing_passes() if passes and not has_dft else []
     return [SimplifyGraph(), *fusing, CheckStandard(allow_dft=has_dft)]
-
-
-def _tile_and_halo(reach: Reach, size: SizeRequirements, config: AdoptionConfig) -> tuple[int, int]:
-    """Tile and halo in pixels: a halo of the reach, a tile of eight halos at least."""
-    halo = config.halo_px if config.halo_px is not None else -(-reach.pixels // 8) * 8
-    if size.static_px:
-        if config.tile_px not in (None, size.static_px):
-            raise UsageError(f"--tile {config.tile_px}: the graph takes {size.static_px} px and no other size")
-        tile = size.static_px
-    elif config.tile_px is not None:
-        tile = config.tile_px
-        if size.padded(tile) != tile:
-            raise UsageError(
-                f"--tile {tile}: the graph takes multiples of {size.multiple_of} px from {size.minimum} on"
-            )
-    else:
-        wanted = _WHOLE_TILE_PX if reach.whole else max(_TILE_PX, min(8 * halo, _LARGEST_TILE_PX))
-        tile = size.padded(wanted)
-    if config.halo_px is None:
-        halo = min(halo, (tile - 1) // 4)
-    elif 2 * halo >= tile:
-        raise UsageError(f"--halo {halo}: two halos leave no core of a tile of {tile} px")
-    return tile, halo
-
-
-def _told(reach: Reach, tile: int, halo: int, size: SizeRequirements) -> list[str]:
-    sizes = (
-        f"takes {size.static_px} px only"
-        if size.static_px
-        else f"takes multiples of {size.multiple_of} px from {size.minimum} px on"
-    )
-    notes = [f"{sizes}; tiles of {tile} px with a halo of {halo} px"]
-    if reach.whole:
-        notes.append(
-            f"an answer depends on the whole picture: {reach.error:.2g} of the range comes from beyond {reach.pixels} "
-            "px; tiles differ from the picture in one piece by as much"
-        )
-    elif halo < reach.pixels:
-        notes.append(f"a pixel looks {reach.pixels} px far, the halo is {halo} px: seams are possible")
-    return notes
 
 
 def _open_axes(model: ModelProto, ports: Ports, spec: ModelSpec) -> ModelProto:

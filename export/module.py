@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from torch import nn
 
 from clusir.errors import BackendError, UnsupportedModelError, UsageError, ValidationError
@@ -23,10 +22,8 @@ from clusir.export.base import PassRecord, Pipeline
 from clusir.export.experts.coverage import check_program
 from clusir.export.experts.join import JoinGates, joined_gates
 from clusir.export.experts.registry import dense_blocks
-from clusir.export.lowering.complex_fft import aten_transforms, pair_translations
-from clusir.export.lowering.fft import FORMS, Form, translation_table
-from clusir.export.lowering.operators import operator_translations, plain_scalars
-from clusir.export.lowering.registry import taught_registry
+from clusir.export.lowering.complex_fft import aten_transforms
+from clusir.export.lowering.fft import FORMS, Form
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
@@ -38,14 +35,16 @@ from clusir.export.subjects.factory import declare_unused, load_factory, parse_i
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, trace_sizes
+from clusir.export.tiled import Tiled, compare_sidecars, tiled
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
-from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
+from clusir.export.trace.write_program import write_graph
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.feeds import random_feeds
 from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
+from clusir.export.validate.tolerances import tolerance
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -102,9 +101,11 @@ class ModuleOptions:
 
 @dataclass(frozen=True)
 class _Written:
-    """A file that agrees with the model, byte by byte what is put in place."""
+    """Files that agree with the model, byte by byte what is put in place: ``data`` the graph, ``made`` what goes with
+    it."""
 
     data: bytes
+    made: Tiled
     spec: ModelSpec
     sizes: tuple[tuple[int, int], ...]
     agreements: tuple[ModuleRow, ...]
@@ -140,9 +141,11 @@ def export_module(
         check_fit(chosen.precision, written.check.batch or 1)
 
         def judge(path: Path, precision: str) -> Any:
-            return compare_pictures(path, on_photos(path, written.check, precision), precision)
+            photos = replace(on_photos(path, written.check, precision), pool=written.made.pool())
+            return compare_pictures(path, photos, precision)
 
-        placed = place(out, written.data, chosen.precision, judge, progress)
+        files = {out.name: written.data, **written.made.sidecars(out.stem)}
+        placed = place(out, files, chosen.precision, judge, progress)
     notes = (*subject.notes, *written.notes, *sorted(subject.user.notes), *placed.notes)
     warnings = warnings_of(written.agreements)
     return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes, warnings, placed)
@@ -253,7 +256,7 @@ def _export(
         )
     notes += _check_weights(subject, traced, unused)
     progress("writing the graph")
-    model, gates = _write(traced, options.dft)
+    model, gates = write_graph(traced, options.dft)
     fusing = fusing_passes() if options.dft == "auto" else []
     steps = Pipeline(
         [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *_router_passes(options.router)],
@@ -266,10 +269,13 @@ def _export(
     if left:
         notes.append(left)
     rule = _rule(model, traced, subject, multiple, backends[0], progress)
-    spec = _spec(subject, rule, traced, options)
-    sizes = validation_sizes(spec.size, *size) if multiple is not None else [size]
-    last = Pipeline([JoinGates(gates), AttachMetadata(spec)])
-    model = last.run(model)
+    model = Pipeline([JoinGates(gates)]).run(model)
+    tile = None if options.tile is None else rule.padded(options.tile)
+    made = tiled(model, _spec(subject, rule, options), (tile, options.halo), progress)
+    notes += made.notes
+    spec = made.spec
+    near = (spec.size.padded(size[0]), spec.size.padded(size[1]))
+    sizes = validation_sizes(spec.size, *near) if multiple is not None else [size]
     given = ModuleCheck(
         subject.user,
         subject.fresh_dense(),
@@ -281,10 +287,13 @@ def _export(
     )
     with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save_model(model, str(path))
+        onnx.save_model(made.graphs[""], str(path))
         rows = validate(path, given, progress)
+        photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"))
         data = path.read_bytes()
-    return _Written(data, spec, tuple(sizes), tuple(rows), tuple(notes), given)
+    for backend, what, found in compare_sidecars(made, photos, progress):
+        rows.append(ModuleRow(backend, what, found.max_abs, found.count))
+    return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
 
 
 def _as_note(record: PassRecord) -> str:
@@ -358,40 +367,13 @@ def _router_passes(router: str) -> list[Any]:
     return [BranchExperts()]
 
 
-def _write(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[str]]:
-    count = len(traced.program.graph_signature.user_outputs)
-    gates = [f"gate_{i}" for i in range(count - 1)]
-    plain_scalars(traced.program)
-    with quiet_exporter(), taught_registry():
-        try:
-            program = torch.onnx.export(
-                traced.program,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["image"],
-                output_names=["restored", *gates],
-                custom_translation_table={**operator_translations(), **pair_translations(translation_table(dft))},
-                optimize=False,
-                verbose=False,
-            )
-        except Exception as error:
-            while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-                error = error.__cause__
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UntraceableError(f"torch.onnx.export refused the traced model: {reason}") from error
-    return optimised(program), gates
-
-
-def _spec(subject: Subject, rule: SizeRequirements, traced: TracedModel, options: ModuleOptions) -> ModelSpec:
-    tile = rule.padded(options.tile or min(256, max(subject.shape[2:])))
-    halo = min(16, (tile - 1) // 4) if options.halo is None else options.halo
-    if 2 * halo >= tile:
-        raise UsageError(f"--halo {halo} leaves nothing of a tile of {tile} pixels; make --tile larger")
+def _spec(subject: Subject, rule: SizeRequirements, options: ModuleOptions) -> ModelSpec:
+    """All but tile and halo, which are measured."""
     return ModelSpec(
         name=subject.name,
         size=rule,
-        tile_px=tile,
-        halo_px=halo,
+        tile_px=rule.padded(256),
+        halo_px=0,
         channels=subject.shape[1],
         scale=subject.scale,
         router_form=options.router,

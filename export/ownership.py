@@ -43,6 +43,7 @@ def retire(folder: Path, stem: str, names: Iterable[str], replaced: bytes | None
     if replaced is None or not whole.is_file() or whole.read_bytes() == replaced:
         return []
     variants = [f"{stem}{precision}{graph}.onnx" for precision in (".fp16", ".int8") for graph in ("", ".tile")]
+    variants += [f"{stem}.statistics.onnx", f"{stem}.tile.onnx"]
     old = [name for name in variants if name not in set(names) and _has_spec(folder / name)]
     for name in old:
         os.replace(folder / name, folder / f"{name}.stale")

@@ -27,6 +27,7 @@ Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 _SMALL_BYTES = 2 << 30  # where half of it may not be there once the model is open
 _RESTORER_OPTIONS = (
     "model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha", "fix", "strength",
+    "statistics",
 )  # fmt: skip
 
 
@@ -54,6 +55,13 @@ _RESTORER_OPTIONS = (
     "--routing",
     type=click.Choice(["shared", "tile"]),
     help="shared: choose experts once for the whole picture; tile: for each tile.  [default: shared if possible]",
+)
+@click.option(
+    "--exact-statistics",
+    "statistics",
+    flag_value="exact",
+    default="sampled",
+    help="Of a network that pools over the picture: pool all of it, level by level, instead of windows. Slower.",
 )
 @click.option(
     "--alpha",
@@ -294,6 +302,8 @@ def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | 
         "routing": restorer.routing,
         "alpha": restorer.alpha,
     }
+    if restorer.statistics != "sampled":
+        settings["statistics"] = restorer.statistics
     if not (restorer.steering.plain and restorer.steering.blend == 1):
         settings["steering"] = restorer.steering.text
     files = restorer.files

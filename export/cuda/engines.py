@@ -71,6 +71,9 @@ class OrtEngine:
     def placement(self) -> dict[str, int]:
         return {}
 
+    def takes_batches(self) -> bool:
+        return False  # the one shape that it was opened for
+
     def close(self) -> None:
         self._bound = None  # type: ignore[assignment]
         self._session = None
@@ -123,6 +126,9 @@ class TorchEngine:
 
     def placement(self) -> dict[str, int]:
         return {}
+
+    def takes_batches(self) -> bool:
+        return False  # the one shape that it was opened for
 
     def close(self) -> None:
         self._module = self._done = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from clusir.export.precision.run import PrecisionConfig, PrecisionReport, make_p
 from clusir.export.staging import staged
 from clusir.export.validate.compare import Agreement
 from clusir.names import PRECISIONS
-from clusir.runtimes.images.atomic import whole_file
 
 __all__ = ["Placed", "check_fit", "known_files", "lower_of", "place"]
 
@@ -46,38 +45,46 @@ def check_fit(config: PrecisionConfig | None, batch: int, router: str = "dense")
         raise UsageError("--router conditional has no fp16 or int8 form here; leave one of them out")
 
 
-def known_files(out: Path, config: PrecisionConfig | None) -> list[str]:
-    """The names that :func:`place` may write beside ``out``, itself among them."""
+def known_files(out: Path, config: PrecisionConfig | None, files: Collection[str] = ()) -> list[str]:
+    """The names that :func:`place` may write beside ``out``, itself and ``files`` among them."""
     lower, stem = lower_of(config), out.stem
+    beside = [name for name in files if name != out.name]
     if not lower:
-        return [out.name]
-    files = [f"{stem}.{precision}.onnx" for precision in lower if precision in PRECISIONS]
-    beside = [f"{stem}.{name}" for name in ("losses.json", "report.json")]
-    drawn = [f"{stem}.calibration.json"] if files else []
+        return [out.name, *beside]
+    ends = ("", ".tile") if f"{stem}.tile.onnx" in beside else ("",)
+    variants = [f"{stem}.{precision}{end}.onnx" for precision in lower if precision in PRECISIONS for end in ends]
+    told = [f"{stem}.{name}" for name in ("losses.json", "report.json")]
+    drawn = [f"{stem}.calibration.json"] if variants else []
     drawn += [f"{stem}.frontier.svg"] if "int8" in lower else []
-    return [out.name, *files, *beside, *drawn]
+    return [out.name, *beside, *variants, *told, *drawn]
 
 
 def place(
-    out: Path, data: bytes, config: PrecisionConfig | None, judge: Judge, progress: Callable[[str], None]
+    out: Path,
+    files: Mapping[str, bytes],
+    config: PrecisionConfig | None,
+    judge: Judge,
+    progress: Callable[[str], None],
 ) -> Placed:
-    """Write ``data``, a float32 graph that was compared, as ``out``, and its lower precisions beside it.
+    """Write ``files`` (by name: the float32 graph ``out``, and those that go with it), which were compared, into
+    ``out``'s folder, and their lower precisions beside them.
 
     Nothing is put in place unless all were made and ``judge`` let each pass; of a missed ``--max-drop`` the best is
     kept, compared as any other, and BudgetError raised. Files of a former export in precisions that this one does not
     make are renamed to ``NAME.stale``. Raises UsageError where a file is in the way that no export has written.
     """
-    names = known_files(out, config)
+    names = known_files(out, config, files)
     refuse_foreign(out.parent, names, out.stem)
     replaced = out.read_bytes() if out.is_file() else None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if config is None or not lower_of(config):
-            with whole_file(out) as stream:
-                stream.write(data)
-            placed = Placed((out.name,))
+            with staged(out.parent, check=lambda names: refuse_foreign(out.parent, names, out.stem)) as stage:
+                for name, data in files.items():
+                    (stage / name).write_bytes(data)
+            placed = Placed(tuple(files))
         else:
-            placed = _with_lower(out, data, config, judge, progress)
+            placed = _with_lower(out, files, config, judge, progress)
     except OSError as error:
         raise ExportError(f"{out} cannot be written ({error.strerror or error}); check the folder") from error
     stale = retire(out.parent, out.stem, names, replaced)
@@ -86,7 +93,7 @@ def place(
 
 
 def _with_lower(
-    out: Path, data: bytes, config: PrecisionConfig, judge: Judge, progress: Callable[[str], None]
+    out: Path, given: Mapping[str, bytes], config: PrecisionConfig, judge: Judge, progress: Callable[[str], None]
 ) -> Placed:
     keep: list[str] = []
     stem = out.stem
@@ -96,7 +103,8 @@ def _with_lower(
 
     compared: list[tuple[str, str, str, Agreement]] = []
     with staged(out.parent, keep, check) as stage:
-        (stage / out.name).write_bytes(data)
+        for name, data in given.items():
+            (stage / name).write_bytes(data)
         missed: BudgetError | None = None
         try:
             made = make_precisions(stage, stem, config, state=out.parent / f".{stem}.quantisation", progress=progress)
@@ -118,7 +126,10 @@ def _with_lower(
         files = sorted(path.name for path in stage.iterdir() if path.is_file() and not path.name.startswith("."))
         report = f"{stem}.report.json"
         told: dict[str, Any] = {
-            "graphs": [{"graph": "whole", "file": out.name, "bytes": len(data), "passes": []}],
+            "graphs": [
+                {"graph": _graph(name, stem), "file": name, "bytes": len(data), "passes": []}
+                for name, data in given.items()
+            ],
             "parity": [
                 {"artefact": name, "runner": backend, "case": what, **asdict(agreement)}
                 for name, backend, what, agreement in compared
@@ -132,3 +143,8 @@ def _with_lower(
             keep += [*files, report]
             raise missed
     return Placed(tuple(told["files"]), made, tuple(compared))
+
+
+def _graph(name: str, stem: str) -> str:
+    """Which graph of the model ``stem`` a file is."""
+    return name.removeprefix(stem).removesuffix(".onnx").removeprefix(".") or "whole"

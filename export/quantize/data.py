@@ -51,13 +51,18 @@ class Reference:
         self._router: Probe | None = None
 
     def statistics(self, image: Array) -> Array:
-        """The pooled statistics [1, S] that the router graph beside the whole graph finds in a picture."""
+        """The pooled statistics [1, S] that the router or statistics graph beside the file finds in a picture."""
+        alone = self.spec is not None and self.spec.shares_statistics
         if self._router is None:
-            path = self.path.with_name(f"{self.path.stem}.router.onnx")
+            path = self.path.with_name(f"{self.path.stem}.{'statistics' if alone else 'router'}.onnx")
             if not path.is_file():
                 raise ExportError(f"{path} is not there, and the tile graph needs its statistics; export all graphs")
             self._router = Probe(load_graph(path).model)
         feeds = {self.input_name: image}
+        if alone and self.spec is not None:
+            given, known = np.zeros((2, 1, self.spec.statistics), np.float32)
+            given[0, 0] = image.shape[2] * image.shape[3]
+            feeds |= {"weight": np.ones_like(image[:, :1]), "given": given, "known": known}
         if "permissions" in self._router.inputs:
             feeds["permissions"] = np.full((1, len(self.spec.families) if self.spec else 0), -1.0, np.float32)
         return self._router.run(feeds)["statistics"]

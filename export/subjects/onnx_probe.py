@@ -153,17 +153,28 @@ def measure_reach(run: Run, side: int, channels: int) -> Reach:
     centre = (..., slice(scale * (middle - block), scale * (middle + block)),
               slice(scale * (middle - block), scale * (middle + block)))  # fmt: skip
     answers = [run(picture)[centre] for picture in pictures]
-    error = float("inf")
     steps = [d for d in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if block + d < middle]
-    for distance in steps:
+    if not steps:
+        raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")
+
+    def moved(distance: int) -> float:
         error = 0.0
         for picture, answer in zip(pictures, answers, strict=True):
             changed = 1 - picture
             keep = slice(middle - block - distance, middle + block + distance)
             changed[..., keep, keep] = picture[..., keep, keep]
             error = max(error, float(np.abs(run(changed)[centre] - answer).max()))
-        if error <= _QUARTER_LEVEL:
-            return Reach(distance, error, False)
-    if not steps:
-        raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")
-    return Reach(steps[-1], error, True)
+        return error
+
+    error = moved(steps[-1])
+    if not (error <= _QUARTER_LEVEL):
+        return Reach(steps[-1], error, True)
+    low, high = 0, len(steps) - 1  # what lies farther away matters less: the least step is found by halving
+    while low < high:
+        middle_step = (low + high) // 2
+        found = moved(steps[middle_step])
+        if found <= _QUARTER_LEVEL:
+            high, error = middle_step, found
+        else:
+            low = middle_step + 1
+    return Reach(steps[high], error, False)

@@ -23,7 +23,8 @@ Row = tuple[str, str, Agreement]
 @dataclass(frozen=True)
 class PictureCheck:
     """``reference``: BxCxHxW to the outputs by name; ``sizes``: heights and widths in pixels; ``batches``: whether the
-    file takes several pictures at once; ``backends``: the runtimes to ask; ``bound``: of the float32 file."""
+    file takes several pictures at once; ``backends``: the runtimes to ask; ``bound``: of the float32 file; ``pool``:
+    BxCxHxW to the statistics [B, S] that a tile graph is given."""
 
     reference: Callable[[Array], Mapping[str, Array]]
     sizes: Sequence[tuple[int, int]]
@@ -31,6 +32,7 @@ class PictureCheck:
     batches: bool
     backends: Sequence[str]
     bound: Tolerance
+    pool: Callable[[Array], Array] | None = None
 
     def of(self, precision: str) -> PictureCheck:
         """The same with the bound of a lower precision."""
@@ -56,7 +58,10 @@ def compare_pictures(
             raise ExportError(f"{backend} refuses {path.name} ({error}); leave it out with --backends") from error
         with opened as run:
             for what, image in _cases(given, precision):
-                agreement = compare(given.reference(image), run.run({"image": image}), given.bound)
+                feeds = {"image": image}
+                if run.spec.graph == "tile" and given.pool is not None:
+                    feeds["statistics"] = given.pool(image)
+                agreement = compare(given.reference(image), run.run(feeds), given.bound)
                 found.append((backend, what, check(agreement, f"{backend}, {what}")))
     if not found:
         raise ValidationError(f"{path.name}: nothing was compared")

@@ -19,6 +19,8 @@ from clusir.runtimes.restore.permissions import hints, nothing_to_mend, steer
 from clusir.runtimes.restore.pixels import check_finite, from_unit, scaled, to_unit
 from clusir.runtimes.restore.routing import Routing, combine
 from clusir.runtimes.restore.sources import ArraySource, Restorable, opened_source
+from clusir.runtimes.restore.statistics import MODES as STATISTICS
+from clusir.runtimes.restore.statistics import Shared, gather
 from clusir.runtimes.restore.tiling import Plan, plan_picture
 from clusir.runtimes.runners.base import Array, Runner
 from clusir.runtimes.runners.files import ModelFiles, find_model
@@ -69,7 +71,8 @@ class Restorer:
     ``chosen`` then says in one line what that is. ``batch`` tiles are run at a time (None: 1 on the CPU, 8 on CUDA).
     ``fix`` says which degradations may be mended, ``strength`` how far
     (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and darkness only on strong
-    evidence. Strength 0 gives back what went in.
+    evidence. Strength 0 gives back what went in. ``statistics``: of a network that pools over the whole picture,
+    ``sampled`` pools windows of it, ``exact`` all of it, level by level.
     """
 
     def __init__(
@@ -85,12 +88,15 @@ class Restorer:
         batch: int | None = None,
         fix: str | Iterable[str] | None = None,
         strength: float | str | Mapping[str, float] = 1.0,
+        statistics: str = "sampled",
     ) -> None:
         if routing is not None and routing not in ROUTINGS:
             raise UsageError(f"routing {routing!r} is not one of {', '.join(ROUTINGS)}")
         if alpha not in ALPHA_MODES:
             raise UsageError(f"alpha {alpha!r} is not one of {', '.join(ALPHA_MODES)}")
-        self.alpha = alpha
+        if statistics not in STATISTICS:
+            raise UsageError(f"statistics {statistics!r} is not one of {', '.join(STATISTICS)}")
+        self.alpha, self.statistics = alpha, statistics
         self._closed = False
         self.chosen = ""
         self.files: ModelFiles
@@ -120,6 +126,8 @@ class Restorer:
         self.routing = "shared" if can_share and routing != "tile" else "tile"
         try:
             self.steering = steer(self.spec, fix, strength)
+            if statistics == "exact" and not self.spec.shares_statistics:
+                raise UsageError(f"exact statistics: {self.files.whole} pools nothing over the picture; leave it out")
             if not self.steering.plain and self.routing != "shared":
                 raise UsageError(
                     f"--fix and strengths of families: {self.files.whole} needs its .tile.onnx and .router.onnx beside "
@@ -181,9 +189,13 @@ class Restorer:
             raise ImageError("the picture has colours, the model takes grey pictures only; convert it")
         plan = plan_picture(source.height, source.width, self.spec)
         work.tiles = plan.count
-        routings: list[Routing | None] = [None, None]
-        if self._shares(plan):
-            routings[0] = work.routing = self.route(source, plan, work)
+        routings: list[Routing | Shared | None] = [None, None]
+        if self.spec.shares_statistics and plan.count > 1:
+            routings[0] = self.pool(source, work)
+            if self.alpha == "process" and source.channels in (2, 4):
+                routings[1] = self.pool(source, work, alpha=True)
+        elif self._shares(plan):
+            work.routing = routings[0] = self.route(source, plan, work)
             if self.alpha == "process" and source.channels in (2, 4):
                 routings[1] = self.route(source, plan, work, alpha=True)
             if all(routing.at_rest for routing in routings if routing is not None):
@@ -244,10 +256,25 @@ class Restorer:
         found = combine({name: np.concatenate([out[name] for out in outs]) for name in outs[0]}, router.spec)
         return replace(found, at_rest=nothing_to_mend(found.evidence, self.steering.permissions, self.spec))
 
+    def pool(self, source: RowSource, work: Work | None = None, *, alpha: bool = False) -> Shared:
+        """The statistics that all tiles of a picture, or of its ``alpha`` channel, share (see
+        :mod:`clusir.runtimes.restore.statistics`). Raises ClusirError where they are NaN or infinite."""
+        _, graph = self._open_sidecars()
+
+        def run(feeds: dict[str, Array]) -> dict[str, Array]:
+            return self._timed(graph, feeds | {"image": self._image(list(feeds["image"]))}, work or Work())
+
+        batch = None if self.statistics == "sampled" else self.batch
+        if not graph.takes_batches():
+            batch = 1
+        return gather(source, graph.spec, run, mode=self.statistics, batch=batch, alpha=alpha)
+
     def warm_up(self) -> None:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
         side, channels = self.spec.tile_px, self.spec.channels
         self.restore(np.full((side, side, channels), 128, np.uint8))
+        if self.spec.shares_statistics:
+            self.restore(np.full((2 * side, 2 * side, channels), 128, np.uint8))
         if self.routing == "shared":
             self.restore(np.full((side, side + 1, channels), 128, np.uint8))
             self.route(ArraySource(np.full((2 * side, 2 * side, channels), 128, np.uint8)))  # with the most samples
@@ -256,7 +283,9 @@ class Restorer:
         """Nodes per execution provider of the whole graph."""
         return self._runner.placement()
 
-    def infer(self, tiles: list[Array], work: Work, routing: Routing | None = None, *, told: bool = True) -> Array:
+    def infer(
+        self, tiles: list[Array], work: Work, routing: Routing | Shared | None = None, *, told: bool = True
+    ) -> Array:
         """Restore a batch of HxWxC tiles (float32, 0..1): BxHxWxC in the model's value range, unclipped.
 
         With a ``routing`` by the tile graph, else by the whole graph, whose routing is kept in ``work`` where it is to
@@ -297,14 +326,20 @@ class Restorer:
         return out
 
     def _open_sidecars(self) -> tuple[Runner, Runner]:
-        """The tile and the router graph, opened when the first picture of more than one tile needs them."""
+        """The tile graph, and the router or statistics graph, opened when the first picture of more than one tile needs
+        them."""
         if self._sidecars is None:
-            if self.files.tile is None or self.files.router is None:
-                raise UsageError(f"{self.files.whole} has no .tile.onnx and .router.onnx beside it")
-            # The router stays in float32 in every precision: it chooses the experts.
+            kind = "statistics" if self.spec.shares_statistics else "router"
+            second = self.files.statistics if self.spec.shares_statistics else self.files.router
+            if self.files.tile is None or second is None:
+                raise UsageError(
+                    f"model {self.files.whole}: its tiles need {self.files.whole.stem}.tile.onnx and its {kind} graph "
+                    "beside it; export it again with clusir-export"
+                )
+            # The router stays in float32 in every precision, as it chooses the experts; so does what is pooled.
             tile = open_runner(self.files.tile, graph="tile", bf16=self._bf16, **self._open_options)
-            router = open_runner(self.files.router, graph="router", **self._open_options)
-            for sidecar, path in ((tile, self.files.tile), (router, self.files.router)):
+            router = open_runner(second, graph=kind, **self._open_options)
+            for sidecar, path in ((tile, self.files.tile), (router, second)):
                 for key in _SHARED_FIELDS:
                     if getattr(sidecar.spec, key) != getattr(self.spec, key):
                         raise ModelFormatError(

@@ -22,17 +22,19 @@ _MAX_UNZIPPED_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The whole graph, and the graphs beside it for shared routing (None where they are not there)."""
+    """The whole graph, and the graphs beside it for shared routing or shared statistics (None where they are not
+    there): ``tile`` with ``router``, or with ``statistics``."""
 
     whole: Path
     tile: Path | None = None
     router: Path | None = None
+    statistics: Path | None = None
     # Keeps the folder that a zip was unpacked into alive as long as the files are in use.
     _unpacked: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     def all(self) -> tuple[Path, ...]:
         """Every file that decides the pixels: the graphs, and what they keep their weights in. Raises OSError."""
-        graphs = dict.fromkeys(path for path in (self.whole, self.tile, self.router) if path is not None)
+        graphs = dict.fromkeys(path for path in (self.whole, self.tile, self.router, self.statistics) if path)
         weights = {path for graph in graphs for path in external_files(graph)}
         return (*graphs, *sorted(weights))
 
@@ -99,7 +101,7 @@ def find_model(model: str | Path | None = None, precision: str | None = None, ba
                 f"model {whole}: a checkpoint runs in fp32, not {precision}; export it: "
                 f"clusir-export --onnx OUT --checkpoint {whole} --precision fp32,{precision}"
             )
-        return ModelFiles(whole, whole, whole, unpacked)  # torch answers as all three graphs
+        return ModelFiles(whole, whole, whole, _unpacked=unpacked)  # torch answers as all three graphs
     return _with_sidecars(_variant(whole, precision), unpacked)
 
 
@@ -137,8 +139,11 @@ def _with_sidecars(whole: Path, unpacked: tempfile.TemporaryDirectory[str] | Non
     base, _ = _split(whole)
     tile = whole.with_name(f"{whole.stem}.tile{whole.suffix}")
     router = whole.with_name(f"{base}.router{whole.suffix}")  # the router stays fp32 in every precision
+    statistics = whole.with_name(f"{base}.statistics{whole.suffix}")  # so does what is pooled
     if tile.is_file() and router.is_file():
-        return ModelFiles(whole, tile, router, unpacked)
+        return ModelFiles(whole, tile, router, _unpacked=unpacked)
+    if tile.is_file() and statistics.is_file():
+        return ModelFiles(whole, tile, statistics=statistics, _unpacked=unpacked)
     return ModelFiles(whole, _unpacked=unpacked)
 
 

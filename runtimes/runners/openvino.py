@@ -117,6 +117,10 @@ class OpenVinoRunner:
                 counts["CPU"] += 1
         return dict(counts)
 
+    def takes_batches(self) -> bool:
+        shape = [*self._inputs.get(self.spec.input_name, ()), None]
+        return not isinstance(shape[0], int)
+
     def close(self) -> None:
         self._request = self._general = self._make_general = None
         self._compiled = None

@@ -126,6 +126,10 @@ class OrtRunner:
             counts.update(dict.fromkeys(self._session.get_providers(), 0))
         return dict(counts)
 
+    def takes_batches(self) -> bool:
+        shape = [*self._inputs.get(self.spec.input_name, ()), None]
+        return not isinstance(shape[0], int)
+
     def close(self) -> None:
         self._session = None
 

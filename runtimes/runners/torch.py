@@ -135,6 +135,9 @@ class TorchRunner:
         """``{"torch:<device>": n}``: the modules of the network that hold no others."""
         return {self.name: sum(1 for m in self._model.modules() if not list(m.children()))}
 
+    def takes_batches(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._model = None
 

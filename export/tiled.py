@@ -1,0 +1,208 @@
+"""Somebody else's graph, made ready for pictures of any size: how far its pixels look, tiles, and what tiles share.
+
+Where an answer depends on the whole picture, what is pooled over it is cut out of the graph (``pooling``), and the
+model becomes three: NAME.onnx, which answers alone, NAME.tile.onnx, which is given the statistics, and
+NAME.statistics.onnx, which computes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from clusir.errors import ExportError
+from clusir.export.graph.index import drop_unused
+from clusir.export.graph.session import Probe
+from clusir.export.passes.simplify import AttachMetadata
+from clusir.export.pooling.check import SplitRun, whole_window
+from clusir.export.pooling.find import find_statistics
+from clusir.export.pooling.split import Split, split_statistics
+from clusir.export.subjects.onnx_probe import Array, Reach, measure_reach, natural_picture, runner
+from clusir.export.subjects.tiles import Tiles, choose_tiles, measured, told_of, tolerances_of
+from clusir.export.validate.compare import check as checked
+from clusir.export.validate.compare import compare
+from clusir.export.validate.pictures import PictureCheck, Row, compare_pictures
+from clusir.export.validate.tolerances import tolerance
+from clusir.runtimes import open_runner
+from clusir.spec import MAX_STATISTICS, ModelSpec, SizeRequirements
+
+__all__ = ["Tiled", "compare_sidecars", "tiled"]
+
+_REACH_PX = 320
+_LEAST_PX = 18  # of a fixed size
+
+Progress = Callable[[str], None]
+Run = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """``graphs``: with their metadata, by what their names end in (``""``, ``.tile``, ``.statistics``); ``reach``: of
+    the graph as it came."""
+
+    spec: ModelSpec
+    graphs: Mapping[str, ModelProto]
+    reach: Reach
+    notes: tuple[str, ...]
+
+    def save(self, folder: Path, stem: str) -> None:
+        """Write every graph into a folder."""
+        for end, made in self.graphs.items():
+            onnx.save_model(made, str(folder / f"{stem}{end}.onnx"))
+
+    def pool(self) -> Callable[[Array], Array] | None:
+        """BxCxHxW to the statistics [B, S] of each picture alone; None where tiles share none."""
+        if ".statistics" not in self.graphs:
+            return None
+        probe = Probe(self.graphs[".statistics"], threads=1)
+
+        def one(image: Array) -> Array:
+            return probe.run(whole_window(image, self.spec.statistics))["statistics"]
+
+        return lambda images: np.concatenate([one(image[None]) for image in images])
+
+    def sidecars(self, stem: str) -> dict[str, bytes]:
+        """The files beside ``stem.onnx``, by name."""
+        return {f"{stem}{end}.onnx": made.SerializeToString() for end, made in self.graphs.items() if end}
+
+
+def tiled(
+    model: ModelProto, spec: ModelSpec, wanted: tuple[int | None, int | None], progress: Progress = lambda _: None
+) -> Tiled:
+    """Measure the graph (``image`` -> ``restored``), split it where it pools over the picture, choose tiles.
+
+    ``spec`` says name, channels, scale and size; ``wanted``: tile and halo in pixels, None where they are to be chosen.
+    Raises UsageError where they do not fit.
+    """
+    run = _single(model)
+    progress("measuring how far a pixel looks")
+    side = spec.size.static_px or spec.size.padded(_REACH_PX)
+    if side < _LEAST_PX:
+        note = f"takes {side} px only, which is too small to measure how far a pixel looks"
+        spec = replace(spec, tile_px=side, halo_px=min(16, (side - 1) // 4) if wanted[1] is None else wanted[1])
+        return Tiled(spec, _graphs(model, None, spec), Reach(side, 0.0, True), (note,))
+    reach = measure_reach(run, side, spec.channels)
+    found = _Found(None, reach, spec.size, "")
+    if reach.whole:
+        progress("looking for what is pooled over the picture")
+        found = _split(model, run, spec, reach)
+    tiles = choose_tiles(found.reach, found.size, *wanted)
+    progress("measuring what tiles cost")
+    spec = replace(spec, size=found.size, tile_px=tiles.tile, halo_px=tiles.halo)
+    if found.split is not None:  # the graphs of one model know each other by it
+        digest = hashlib.sha256(model.SerializeToString()).hexdigest()
+        spec = replace(spec, graph="pooled", statistics=found.split.count, checkpoint_sha256=digest)
+    tiles = _cost(Tiled(spec, _graphs(model, found.split, spec), reach, ()), run, tiles)
+    spec = replace(spec, tolerances=tolerances_of(tiles))
+    notes = (*told_of(found.reach, tiles, found.size), *([found.told] if found.told else []))
+    return Tiled(spec, _graphs(model, found.split, spec), reach, notes)
+
+
+def _single(model: ModelProto) -> Run:
+    """One picture to its answer, whatever batch the graph is fixed to."""
+    run, batch = runner(model), model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    return run if batch <= 1 else lambda image: run(np.repeat(image, batch, axis=0))[:1]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The two graphs (None: none), how far a pixel of a tile looks, the sizes at which that holds, a sentence."""
+
+    split: Split | None
+    reach: Reach
+    size: SizeRequirements
+    told: str
+
+
+def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found:
+    """Cut out what is pooled over the picture, where that is all that makes a pixel depend on the whole of it."""
+
+    def none(why: str) -> _Found:
+        return _Found(None, reach, spec.size, f"tiles share no statistics: {why}")
+
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    if spec.size.static_px:
+        return none("the graph takes one size, so that what follows the picture's size cannot be told")
+    if batch > 1:
+        return none(f"the graph takes {batch} pictures at a time")
+    try:
+        found = find_statistics(_plain(model), spec, batches=batch == 0)
+    except ExportError as error:
+        return none(str(error))
+    if not found.statistics:
+        return none("; ".join(found.blocked) or "no reduction over the picture was found")
+    split = split_statistics(found)
+    if split.count > MAX_STATISTICS:
+        return none(f"they are {split.count} numbers, of at most {MAX_STATISTICS}")
+    size = replace(spec.size, multiple_of=found.multiple, minimum=_up(spec.size.minimum, found.multiple))
+    shared = SplitRun(split)
+    side = size.padded(_REACH_PX)
+    near = measure_reach(shared.given(shared.pool(natural_picture(side, side, spec.channels))), side, spec.channels)
+    if near.whole:
+        return none("; ".join(found.blocked) or "under given statistics, too, an answer depends on the whole picture")
+    fault = shared.fault(run, near.pixels, replace(spec, size=size))
+    if fault:
+        return none(fault)
+    steps = "" if split.levels == 1 else f", in {split.levels} steps that follow from each other"
+    told = f"pools {split.count} numbers over the whole picture{steps}; its tiles share them"
+    return _Found(split, near, size, told)
+
+
+def _plain(model: ModelProto) -> ModelProto:
+    """The graph with its picture as the only output."""
+    made = ModelProto()
+    made.CopyFrom(model)
+    kept = [output for output in model.graph.output if output.name == "restored"]
+    del made.graph.output[:]
+    made.graph.output.extend(kept)
+    drop_unused(made.graph)
+    return made
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _graphs(model: ModelProto, split: Split | None, spec: ModelSpec) -> dict[str, ModelProto]:
+    parts = {"pooled" if split is not None else "whole": ("", model)}
+    if split is not None:
+        parts |= {"tile": (".tile", split.tile), "statistics": (".statistics", split.statistics)}
+    return {end: AttachMetadata(replace(spec, graph=kind)).apply(made).model for kind, (end, made) in parts.items()}
+
+
+def _cost(made: Tiled, run: Run, tiles: Tiles) -> Tiles:
+    """The tiles with the error that they cost, measured as ``clusir-run`` cuts pictures."""
+    spec = made.spec
+    with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
+        made.save(Path(folder), "model")
+        return measured(Path(folder) / "model.onnx", run, spec.size, tiles, spec.channels)
+
+
+def compare_sidecars(made: Tiled, check: PictureCheck, progress: Progress = lambda _: None) -> list[Row]:
+    """The tile graph, given each picture's own statistics, against the reference of the whole; and on each backend the
+    statistics graph against what ONNX Runtime makes of it. Empty where there are none. Raises ValidationError."""
+    pool = made.pool()
+    if pool is None:
+        return []
+    with tempfile.TemporaryDirectory(prefix="clusir-") as name:
+        folder = Path(name)
+        made.save(folder, "model")
+        rows = compare_pictures(folder / "model.tile.onnx", replace(check, pool=pool), progress=progress)
+        height, width = check.sizes[-1]
+        image = natural_picture(height, width, check.channels)
+        for backend in check.backends:
+            with open_runner(folder / "model.statistics.onnx", backend, "cpu") as run:
+                got = run.run(whole_window(image, made.spec.statistics))["statistics"]
+            want = pool(image)
+            scale = max(1.0, float(np.abs(want).max()))
+            found = compare({"statistics": want / scale}, {"statistics": got / scale}, tolerance("brought"))
+            what = f"{height}x{width}, statistics"
+            rows.append((backend, what, checked(found, f"{backend}, {what}")))
+    return [(backend, f"tile graph, {what}", found) for backend, what, found in rows]

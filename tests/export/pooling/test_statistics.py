@@ -1,0 +1,276 @@
+"""What a network pools over the picture, cut out of its graph: found in every form, counted right, shared by tiles."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pooled_networks as networks
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from clusir.cli.run import main as run
+from clusir.errors import ModelFormatError, UsageError
+from clusir.export.adopt import Adoption, AdoptionConfig, adopt
+from clusir.export.graph.session import Probe
+from clusir.export.module import ModuleExport, export_module
+from clusir.export.passes.simplify import SimplifyGraph
+from clusir.export.pooling import Found, find_statistics, split_statistics
+from clusir.export.pooling.check import SplitRun, whole_window
+from clusir.export.subjects.tiles import TILING
+from clusir.runtimes import Restorer
+from clusir.runtimes.restore.statistics import windows_along
+from clusir.spec import ModelSpec, SizeRequirements
+
+Picture = NDArray[np.float32]
+MULTIPLES = {"InstanceNorms": 2, "Everywhere": 8}
+POOLING = {
+    "Squeeze": ["mean", "mean"],
+    "Transposed": ["norm", "norm", "product"],
+    "InstanceNorms": ["mean"] * 4,
+    "GroupNorms": ["mean"] * 2,
+    "SoftmaxPool": ["max", "sum", "product"],
+    "Largest": ["mean", "max"],
+}
+
+
+def written(network: nn.Module, path: Path, shape: tuple[int, int, int, int] = (2, 3, 64, 64)) -> Path:
+    """A network as torch's own exporter writes it, of any size and (for a batch of 2) any batch."""
+    axes = {2: "height", 3: "width"} | ({0: "batch"} if shape[0] > 1 else {})
+    torch.onnx.export(network, (torch.rand(shape),), str(path), input_names=["image"], output_names=["restored"],
+                      dynamic_axes={"image": axes}, opset_version=18, dynamo=False)  # fmt: skip
+    return path
+
+
+@functools.cache
+def graph_of(name: str) -> onnx.ModelProto:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(networks.seeded(getattr(networks, name)()), Path(folder) / "theirs.onnx")
+        return SimplifyGraph().apply(onnx.load(path)).model
+
+
+def found_in(name: str) -> Found:
+    spec = ModelSpec(size=SizeRequirements(MULTIPLES.get(name, 1), 8))
+    return find_statistics(graph_of(name), spec, batches=True)
+
+
+def natural(height: int, width: int, seed: int = 0) -> Picture:
+    """A picture like a photo, HxWx3: a spectrum that falls as 1/f, a bright sky, objects of many sizes."""
+    rng = np.random.default_rng(seed)
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    fall = 1 / np.maximum(np.hypot(y, x), 1.5 / max(height, width))
+
+    def layer() -> NDArray[Any]:
+        noise = rng.normal(size=fall.shape) + 1j * rng.normal(size=fall.shape)
+        return np.fft.irfft2(noise * fall, s=(height, width))
+
+    light = layer()
+    picture = np.stack([2 * light + 0.5 * layer() for _ in range(3)], axis=-1)
+    picture = 0.42 + 0.18 * (picture - picture.mean()) / picture.std()
+    rows, columns = np.mgrid[:height, :width]
+    picture[rows < 0.3 * height + 40 * np.sin(columns / 90)] += 0.25
+    for _ in range(25):
+        cy, cx, radius = rng.integers(height), rng.integers(width), rng.integers(20, 160)
+        picture[(rows - cy) ** 2 + (columns - cx) ** 2 < radius**2] += rng.normal(0, 0.15, 3)
+    return picture.clip(0, 1).astype(np.float32)
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(-10 * np.log10(max(float(np.mean((a.astype(np.float64) - b) ** 2)), 1e-20)))
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_reductions_are_found_and_cut(name: str) -> None:
+    found = found_in(name)
+    assert [statistic.kind for statistic in found.statistics] == POOLING[name]
+    split = split_statistics(found)
+    shared = SplitRun(split)
+    whole = Probe(graph_of(name), threads=1)
+    image = natural(96, 80).transpose(2, 0, 1)[None]
+    expected = whole.run({"image": image})["restored"]
+    statistics = shared.pool(image)
+    np.testing.assert_allclose(shared.given(statistics)(image), expected, atol=1e-5)
+    # Pooled in two windows at once it is what it was in one piece: each pixel counts once, in every step.
+    feeds = whole_window(np.concatenate([image, image]), split.count)
+    feeds["given"][0, 0] = 96 * 80
+    feeds["weight"][0, :, :, 40:] = feeds["weight"][1, :, :, :40] = 0
+    halves = Probe(split.statistics, threads=1).run(feeds)
+    np.testing.assert_allclose(halves["statistics"], statistics, atol=2e-5 * np.abs(statistics[:, 1:]).max())
+    assert halves["level"].max() == split.levels
+    # Without the statistics of the whole, a part of the picture is answered as something else.
+    part = np.ascontiguousarray(image[..., :40])
+    alone = whole.run({"image": part})["restored"][..., :32]
+    given = shared.given(statistics)(part)[..., :32]
+    assert np.abs(given - expected[..., :32]).max() < 1e-5
+    assert np.abs(alone - expected[..., :32]).max() > 1e-3
+
+
+def test_what_lies_outside_the_mask_does_not_count() -> None:
+    for name in POOLING:
+        fault = SplitRun(split_statistics(found_in(name))).fault(
+            lambda image, name=name: Probe(graph_of(name), threads=1).run({"image": image})["restored"],  # type: ignore[misc]
+            12,
+            ModelSpec(size=SizeRequirements(MULTIPLES.get(name, 1), 8)),
+        )
+        assert fault == "", name
+
+
+def test_attention_between_pixels_is_no_statistic() -> None:
+    found = found_in("Everywhere")
+    assert found.statistics == ()
+    assert any("compares every pixel with every other" in reason for reason in found.blocked)
+
+
+class Counted(nn.Module):
+    """A mean as a sum that is divided by a count, which the graph reads off the picture that it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
+        return x * (0.5 + total)
+
+
+class Summed(nn.Module):
+    """A sum that nothing divides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-5 * x.sum((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("network", [Counted(), Summed()], ids=["divided by a count", "not divided"])
+def test_sums_are_those_of_the_whole_picture(network: nn.Module, tmp_path: Path) -> None:
+    written(network, tmp_path / "theirs.onnx")
+    model = SimplifyGraph().apply(onnx.load(tmp_path / "theirs.onnx")).model
+    shared = SplitRun(split_statistics(find_statistics(model, ModelSpec(size=SizeRequirements(1, 8)), batches=True)))
+    image = natural(96, 80).transpose(2, 0, 1)[None]
+    expected = network(torch.from_numpy(image)).numpy()
+    part = np.ascontiguousarray(image[..., 16:56])
+    np.testing.assert_allclose(shared.given(shared.pool(image))(part), expected[..., 16:56], atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [40, 256, 300, 700, 1100, 1501, 5000])
+@pytest.mark.parametrize(("multiple", "halo"), [(1, 8), (8, 32), (16, 0)])
+def test_windows(length: int, multiple: int, halo: int) -> None:
+    """Exact windows cover every pixel once, at least a halo (less what they are aligned by) from their borders."""
+    spec = ModelSpec(size=SizeRequirements(multiple, multiple), tile_px=256, halo_px=halo)
+    padded = spec.size.padded(length)
+    times = np.zeros(padded, int)
+    for window in windows_along(length, spec, "exact"):
+        times[window.start + window.first : window.start + window.last] += 1
+        assert window.start % multiple == 0
+        assert window.start + window.side <= padded
+        assert window.first >= halo - max(8, multiple) or window.start == 0
+        assert window.side - window.last >= halo - max(8, multiple) or window.start + window.side == padded
+    assert (times == 1).all()
+    sampled = windows_along(length, spec, "sampled")
+    assert len(sampled) <= 5
+    assert sampled[0].start == 0
+    assert sampled[-1].start + sampled[-1].side == padded
+    assert len({window.side for window in sampled}) == 1
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModuleExport | Adoption]:
+    """Three networks with global statistics, and one of them by way of an ONNX file."""
+    folder = tmp_path_factory.mktemp("exported")
+    made: dict[str, ModuleExport | Adoption] = {}
+    for name in ("Squeeze", "Transposed", "InstanceNorms"):
+        network = networks.seeded(getattr(networks, name)())
+        # OpenVINO's own mean of a flat picture is off by 1e-5, of which an instance norm makes more.
+        backends = ("ort",) if name == "InstanceNorms" else ("ort", "openvino")
+        made[name] = export_module(network, "1x3x64x64", folder / f"{name}.onnx", backends=backends)
+    source = written(networks.seeded(networks.Transposed()), folder / "theirs.onnx")
+    made["adopted"] = adopt(source, folder / "ours.onnx", AdoptionConfig())
+    return made
+
+
+@pytest.mark.parametrize("name", ["Squeeze", "Transposed", "InstanceNorms", "adopted"])
+def test_a_photo_in_tiles_is_the_photo_at_once(name: str, exported: dict[str, ModuleExport | Adoption]) -> None:
+    made = exported[name]
+    picture = natural(1100, 1500)
+    network = networks.seeded(getattr(networks, name if name != "adopted" else "Transposed")())
+    with torch.no_grad():
+        at_once = network(torch.from_numpy(picture.transpose(2, 0, 1)[None])).numpy()[0].transpose(1, 2, 0).clip(0, 1)
+    assert made.spec.shares_statistics
+    assert (made.spec.tile_px, made.spec.halo_px) == (256, 8)
+    for statistics, bar in (("sampled", 55), ("exact", 80)):
+        with Restorer(made.path, backend="ort", threads=1, statistics=statistics) as restorer:
+            assert psnr(restorer.restore(picture), at_once) >= bar, statistics
+    with Restorer(made.path, backend="ort", threads=1) as restorer:  # each tile with its own is what this replaces
+        restorer.spec = ModelSpec(size=made.spec.size, tile_px=256, halo_px=8)
+        assert psnr(restorer.restore(picture), at_once) < 55
+
+
+def test_it_says_what_it_found(exported: dict[str, ModuleExport | Adoption]) -> None:
+    made = exported["adopted"]
+    assert isinstance(made, Adoption)
+    assert made.reach.whole
+    assert any(note.startswith("pools 97 numbers over the whole picture, in 2 steps") for note in made.notes)
+    assert 0 < made.spec.tolerances[TILING] < 1e-3
+    assert any(what.startswith("tile graph") for _, what, _ in made.agreements)
+    assert {backend for backend, what, _ in made.agreements if "statistics" in what} == {"ort", "openvino"}
+
+
+def test_the_command_restores_with_them(exported: dict[str, ModuleExport | Adoption], tmp_path: Path) -> None:
+    picture = (natural(300, 420) * 255).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "in.png")
+    path = exported["Squeeze"].path
+    answers = {}
+    for option in ([], ["--exact-statistics"]):
+        out = tmp_path / f"out{len(option)}.png"
+        done = CliRunner().invoke(run, [str(tmp_path / "in.png"), "-o", str(out), "--model", str(path), *option])
+        assert done.exit_code == 0, done.output
+        answers[len(option)] = np.asarray(Image.open(out))
+    with Restorer(path, statistics="exact") as restorer:
+        np.testing.assert_array_equal(restorer.restore(picture), answers[1])
+
+
+def test_a_graph_that_takes_one_picture_at_a_time(tmp_path: Path) -> None:
+    """Its windows are pooled one by one, level by level."""
+    network = networks.seeded(networks.Squeeze())
+    source = written(network, tmp_path / "theirs.onnx", (1, 3, 64, 64))
+    made = adopt(source, tmp_path / "ours.onnx", AdoptionConfig(backends=("ort",)))
+    assert made.spec.shares_statistics
+    picture = natural(400, 560)
+    with torch.no_grad():
+        at_once = network(torch.from_numpy(picture.transpose(2, 0, 1)[None])).numpy()[0].transpose(1, 2, 0).clip(0, 1)
+    for statistics, bar in (("sampled", 55), ("exact", 80)):
+        with Restorer(made.path, backend="ort", threads=1, statistics=statistics) as restorer:
+            assert psnr(restorer.restore(picture), at_once) >= bar
+
+
+def test_where_they_cannot_be_shared_it_says_so(tmp_path: Path) -> None:
+    made = export_module(networks.seeded(networks.Everywhere()), "1x3x64x64", tmp_path / "m.onnx", backends=("ort",))
+    assert not made.spec.shares_statistics
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+    assert any("tiles share no statistics: Softmax" in note for note in made.notes)
+    assert any("the whole picture decides" in note for note in made.notes)
+    assert made.spec.tolerances[TILING] > 1e-3
+
+
+def test_what_is_missing_or_does_nothing_is_named(exported: dict[str, ModuleExport | Adoption], tmp_path: Path) -> None:
+    source = exported["Squeeze"].path
+    (tmp_path / "alone.onnx").write_bytes(source.read_bytes())
+    picture = np.zeros((64, 600, 3), np.uint8)
+    with (
+        Restorer(tmp_path / "alone.onnx") as restorer,
+        pytest.raises(UsageError, match=r"alone\.tile\.onnx and its statistics graph"),
+    ):
+        restorer.restore(picture)
+    for end in (".tile", ".statistics"):
+        other = exported["Transposed"].path.with_name(f"Transposed{end}.onnx")
+        (tmp_path / f"alone{end}.onnx").write_bytes(other.read_bytes())
+    with Restorer(tmp_path / "alone.onnx") as restorer, pytest.raises(ModelFormatError, match="another checkpoint"):
+        restorer.restore(picture)
+    with pytest.raises(UsageError, match="exact statistics"):
+        Restorer(statistics="exact")
+    with pytest.raises(UsageError, match="statistics 'most' is not one of sampled, exact"):
+        Restorer(statistics="most")
