@@ -1,0 +1,213 @@
+"""Brought models: what an export changes of its process ends with it, and options act or are refused."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from clusir.cli.export import main as export_main
+from clusir.errors import UnsupportedModelError, UsageError
+from clusir.export.experts.registry import clear_registry
+from clusir.export.lowering.registry import taught_registry
+from clusir.export.module import ModuleExport, declare_unused, export_module, load_factory
+from clusir.export.quiet import printing_to
+from clusir.export.subjects import user_code
+from clusir.export.subjects.checks import check_function
+from clusir.export.subjects.factory import unused_of
+from clusir.export.trace.numbers import symbolic_numbers
+
+
+def export(model: nn.Module, folder: Path, shape: str = "1x3x16x16", **options: Any) -> ModuleExport:
+    return export_module(model.eval(), shape, folder / "model.onnx", backends=("ort",), **options)
+
+
+@pytest.fixture(autouse=True)
+def _clean_registry() -> Iterator[None]:
+    clear_registry()
+    yield
+    clear_registry()
+
+
+class Restless(nn.Module):
+    """Finite once, then not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x if self.calls <= 2 else x * float("nan")
+
+
+def test_a_model_that_is_finite_only_at_first_is_not_deterministic() -> None:
+    model = Restless()
+    with pytest.raises(UnsupportedModelError, match="not deterministic"):
+        check_function(model, model, torch.rand(2, 3, 8, 8))
+
+
+class Headed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+class OtherHeaded(Headed):
+    pass
+
+
+def test_what_is_declared_unused_for_one_model_does_not_hold_for_the_next() -> None:
+    declare_unused("head")
+    assert unused_of(Headed()) == ("head",)
+    assert unused_of(OtherHeaded()) == ()
+    assert unused_of(Headed()) == ("head",)  # the same model again
+    declare_unused("tail")
+    assert unused_of("package.other:factory") == ("tail",)
+    assert unused_of("package.another:factory") == ()
+    assert unused_of("package.other:factory") == ("tail",)
+
+
+def test_the_search_path_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_factory_here.py").write_text("import torch\ndef build(): return torch.nn.Identity()\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert isinstance(load_factory("my_factory_here:build"), nn.Identity)
+    assert sys.path == before
+
+
+def test_torch_is_taught_for_the_time_of_an_export() -> None:
+    from torch.onnx._internal.exporter import _registration
+
+    before = _registration.ONNXRegistry.register_op
+    with taught_registry():
+        assert _registration.ONNXRegistry.register_op is not before
+        with taught_registry():
+            pass
+    assert _registration.ONNXRegistry.register_op is before
+
+
+def test_output_of_other_threads_is_theirs(capsys: pytest.CaptureFixture[str]) -> None:
+    import io
+
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        inside.wait(10)
+        sys.stdout.write("from another thread")
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with printing_to(io.StringIO()) as kept:
+        inside.set()
+        done.wait(10)
+        sys.stdout.write("mine")
+        print("and stderr", file=sys.stderr)
+    thread.join()
+    sys.stdout.write(" afterwards")
+    assert kept.getvalue() == "mineand stderr\n"
+    assert capsys.readouterr().out == "from another thread afterwards"
+
+
+class Chatty(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        sys.stdout.write("tracing\n")
+        return x * 2
+
+
+def test_a_model_that_writes_to_standard_output_is_exported(tmp_path: Path) -> None:
+    from clusir.export.trace.program import trace_module
+
+    assert trace_module(Chatty().eval(), torch.rand(1, 3, 8, 12)).dynamic_size
+
+
+def test_a_neighbour_of_this_package_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(user_code.__file__).parents[1]
+    assert not user_code.is_users(str(own / "subjects" / "user_code.py"))
+    assert user_code.is_users(str(own) + "_mine/net.py")
+    assert not user_code.is_users(torch.__file__)
+    assert user_code.is_users(torch.__file__.replace("site-packages", "site-packages-of-mine"))
+
+
+@pytest.mark.parametrize(
+    ("code", "replaced"),
+    [
+        ("def f(h):\n    return int(h / 2)\n", True),
+        ("def f(h: int) -> int:\n    return int(h) if isinstance(h, (int, float)) else 0\n", True),
+        ("def f(h):\n    return int(h / 2) if type(h) is int else 7\n", False),
+        ("kinds = [int]\ndef f(h):\n    return int(h / 2)\n", False),
+    ],
+)
+def test_int_is_replaced_only_where_that_cannot_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, replaced: bool
+) -> None:
+    name = f"user_int_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = __import__(name)
+    with symbolic_numbers(nn.Identity()):
+        assert ("int" in vars(module)) == replaced
+        inside = module.f(4)
+    assert inside == module.f(4)
+    assert "int" not in vars(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--device", "cuda"], "--device"),
+        (["--openvino"], "--openvino"),
+        (["--ort-mobile"], "--ort-mobile"),
+        (["--checkpoint", "random:tiny"], "--checkpoint"),
+        (["--check-passes"], "--check-passes"),
+    ],
+)
+def test_options_that_do_nothing_for_a_module_are_refused(tmp_path: Path, options: list[str], why: str) -> None:
+    done = CliRunner().invoke(export_main, ["--onnx", str(tmp_path / "m.onnx"), "--module", "a:b", *options])
+    assert done.exit_code == 2
+    assert f"{why} would have no effect" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--calibration", "x"], "--calibration does nothing without --precision fp16 or int8"),
+        (["--seed", "7"], "--seed does nothing"),
+        (["--engine", "nncf", "--precision", "fp16"], "--engine does nothing without --precision int8"),
+        (["--precision", "int8", "--batch", "2"], "export a batch of 1"),
+        (["--precision", "fp16", "--router", "conditional"], "--router conditional"),
+    ],
+)
+def test_options_of_precisions_act_or_are_refused(tmp_path: Path, options: list[str], why: str) -> None:
+    done = CliRunner().invoke(export_main, ["--onnx", str(tmp_path / "m.onnx"), "--module", "a:b", *options])
+    assert done.exit_code == 2
+    assert why in done.stderr
+
+
+def test_a_file_in_the_way_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="was not written by clusir-export"):
+        export(nn.Conv2d(3, 3, 3, padding=1), tmp_path)
+    assert (tmp_path / "model.onnx").read_bytes() == b"mine"
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.onnx is there"):
+        export_module(nn.Conv2d(3, 3, 3, padding=1).eval(), "1x3x16x16", tmp_path / "folder.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.onnx", "model.onnx"]
+
+
+def test_backends_that_cannot_serve_the_form_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--dft op with --backends openvino"):
+        export_module(
+            nn.Conv2d(3, 3, 3, padding=1).eval(), "1x3x16x16", tmp_path / "m.onnx", dft="op", backends=("openvino",)
+        )
