@@ -21,6 +21,7 @@ from clusir.errors import BackendError, ExportError
 from clusir.export.formats.hosts.base import Array, HostForm, Source, need
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
+from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 
@@ -99,8 +100,8 @@ class Converted:
             raise ExportError(f"{self.name} refuses {folder / self.files[0]}: {reason}") from reason
 
     def rewrite(self, model: ModelProto) -> ModelProto:
-        """The graph as the converter is given it."""
-        return SimplifyGraph().apply(model).model
+        """The graph as the converter is given it: constants folded, four axes at most where that can be."""
+        return RankFour().apply(SimplifyGraph().apply(model).model).model
 
     @property
     def python(self) -> str:
