@@ -28,6 +28,7 @@ NEEDS = {
     "windows": "minutes: g++-mingw-w64-x86-64-posix, wine and the Windows wheel of onnxruntime (make full)",
     "executorch": "minutes: a Python with clusir[executorch], named in CLUSIR_EXECUTORCH",
     "transformers.js": "minutes: node, and npm's @huggingface/transformers in the folder CLUSIR_TRANSFORMERS_JS",
+    "litert": "minutes: a Python with TensorFlow and ai-edge-litert, named in CLUSIR_LITERT",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
     "no executorch": "minutes: an environment without ExecuTorch",
     "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",

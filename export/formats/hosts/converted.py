@@ -103,6 +103,10 @@ class Converted:
         """The graph as the converter is given it: constants folded, four axes at most where that can be."""
         return RankFour().apply(SimplifyGraph().apply(model).model).model
 
+    def hand_over(self, model: ModelProto, folder: Path) -> None:
+        """Write what the converter reads: ``model.onnx``."""
+        onnx.save(model, str(folder / "model.onnx"))
+
     @property
     def python(self) -> str:
         return os.environ.get(self.variable) or sys.executable
@@ -110,7 +114,7 @@ class Converted:
     def convert(self, model: ModelProto, folder: Path) -> None:
         """Write the host's files to ``folder``, which is absolute. Raises Refused, also where the converter calls it a
         success and left no file."""
-        onnx.save(self.rewrite(model), str(folder / "model.onnx"))
+        self.hand_over(self.rewrite(model), folder)
         call(self.python, self.converter, folder)
         for file in self.files:
             if not (folder / file).is_file() or not (folder / file).stat().st_size:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from clusir.errors import UsageError
 from clusir.export.formats.hosts.base import Host
 from clusir.export.formats.hosts.darktable import Darktable
+from clusir.export.formats.hosts.litert import Litert
 from clusir.export.formats.hosts.mnn import Mnn
 from clusir.export.formats.hosts.opencv import OpenCV
 from clusir.export.formats.hosts.transformers_js import TransformersJs
 
 __all__ = ["TARGETS", "target"]
 
-TARGETS: dict[str, type[Host]] = {host.name: host for host in (Darktable, Mnn, OpenCV, TransformersJs)}
+TARGETS: dict[str, type[Host]] = {host.name: host for host in (Darktable, Litert, Mnn, OpenCV, TransformersJs)}
 
 
 def target(name: str) -> Host:
