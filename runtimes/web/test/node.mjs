@@ -112,6 +112,11 @@ check(
   String(complete.data) === String((await run(picture(100 * 60 * 3, 100, 60))).data),
   "stopped after the last tile",
 );
+// At strength 0 the picture comes back, and no graph is asked.
+const unasked = () => Promise.reject(new Error("a graph was asked"));
+const same = { data: Uint8Array.from({ length: 4 * 3 * 3 }, (_, i) => (i * 37) % 256), width: 4, height: 3 };
+const untouched = await restore(same, spec, unasked, async () => {}, steer(spec, undefined, 0));
+check(String(untouched.data) === String(same.data) && untouched.data !== same.data, "strength 0");
 // A whole graph alone, as a model without sidecars.
 const wholeBytes = await read(new URL("standin.onnx", folder));
 const wholeSpec = specOf(wholeBytes);

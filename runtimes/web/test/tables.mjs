@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { channelsOf, checkFinite, checkSamples, gather, writeRow } from "../src/pixels.js";
 import { topK } from "../src/routing.js";
-import { hints, nothingToMend, steer } from "../src/steering.js";
+import { hints, isPlain, nothingToMend, steer } from "../src/steering.js";
 import { FIELDS, ModelError, readMetadata, readSpec } from "../src/spec.js";
 import { planAxis, reflect, sample } from "../src/tiling.js";
 import { check, finish } from "./support.mjs";
@@ -47,7 +47,21 @@ const headless = thrown(() => readMetadata(Uint8Array.from([0x72, entry.length, 
 check(headless instanceof ModelError, `metadata without a graph: ${headless}`);
 const whole = readMetadata(Uint8Array.from([0x72, entry.length, ...entry, 0x3a, 0]));
 check(whole.get("clusir.spec_version") === "1", "metadata beside a graph");
+// A byte order mark belongs to the value: elsewhere such a number is none, and here it is none either.
+const bom = [0x0a, key.length, ...key, 0x12, 4, 0xef, 0xbb, 0xbf, 0x31];
+const marked = readMetadata(Uint8Array.from([0x72, bom.length, ...bom, 0x3a, 0])).get("clusir.spec_version");
+check(marked === "\ufeff1", `a byte order mark in metadata: ${JSON.stringify(marked)}`);
 for (const field of Object.keys(FIELDS)) console.log(`field ${field}`);
+
+// A whole graph may answer alone where every family is left to its judgement in full, and nowhere else.
+for (const [permissions, plain] of [
+  [[], true],
+  [[-1, -1], true],
+  [[-1, 0], false],
+  [[-1, -0.5], false],
+  [[1, -1], false],
+])
+  check(isPlain({ permissions: Float32Array.from(permissions) }) === plain, `permissions ${permissions} are plain`);
 
 for (const { name, probability, k, gate } of table("gates").cases) {
   let made;
