@@ -89,6 +89,13 @@ def test_a_failed_validation_leaves_only_the_report(tmp_path: Path, monkeypatch:
     assert json.loads((tmp_path / "report.json").read_text())["failure"] == "model.onnx disagrees"
 
 
+def test_graphs_that_there_are_not_are_refused() -> None:
+    with pytest.raises(UsageError, match="graph 'wohle' is not one of whole, tile, router"):
+        ExportConfig(graphs=("wohle",))
+    with pytest.raises(UsageError, match="graph '' is not one of"):
+        ExportConfig(graphs=())
+
+
 def test_training_mode_is_refused(tiny: ClusIR) -> None:
     tiny.train()
     try:

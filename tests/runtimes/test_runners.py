@@ -171,6 +171,13 @@ def test_a_size_that_the_rule_does_not_allow_never_reaches_the_runtime(tmp_path:
                 runner.run({"image": np.zeros((1, 3, height, width), np.float32)})
 
 
+@pytest.mark.parametrize("static", [True, False])
+def test_onnx_runtime_keeps_an_arena_for_one_size_only(tmp_path: Path, static: bool) -> None:
+    path = models.save_identity(tmp_path / "m.onnx", model_spec=models.spec(static=static))
+    with open_runner(path, backend="ort", device="cpu", threads=1) as runner:
+        assert runner._session.get_session_options().enable_cpu_mem_arena is static
+
+
 def test_openvino_keeps_compiled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSIR_CACHE", str(tmp_path / "cache"))
     path = models.save_whole(tmp_path / "m.onnx")

@@ -146,6 +146,16 @@ def test_files_that_no_export_wrote_are_not_replaced(tmp_path: Path, name: str) 
     assert names(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "report.json", "model.onnx", "model.router.onnx"])
+def test_files_in_the_way_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    foreign(tmp_path, name)
+    monkeypatch.setattr(bundle, "write_graphs", lambda *_: pytest.fail("the network was exported first"))
+    with pytest.raises(UsageError, match=r"is there and was not written by clusir-export"):
+        export(Destination(tmp_path))
+
+
 def test_a_named_file_brings_its_own_graphs_and_report_and_nothing_else(tmp_path: Path) -> None:
     for name in ("manifest.json", "report.json", "golden/noise.npz", "report.html"):
         foreign(tmp_path, name)

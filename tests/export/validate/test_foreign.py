@@ -181,6 +181,8 @@ def test_rounding_is_allowed_for_up_to_a_ceiling_and_with_a_warning(tmp_path: Pa
         check(1.0, 0.9)  # whatever its own rounding is
     with pytest.raises(ValidationError, match=r"differs by 0\.0002"):
         check(1e-9, 2e-4)
+    with pytest.raises(ValidationError, match=r"^ort, 16x16 pictures 1\.\.1: output restored: .*not finite"):
+        check(1e-3, float("nan"))  # rounding is no reason, and not named
 
 
 def test_an_allowance_ends_the_command_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +320,9 @@ def test_the_pass_that_changes_an_answer_is_named(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parity_after_a_pass_allows_rounding_only(plain: tuple[Plain, ModuleExport], tmp_path: Path) -> None:
+def test_parity_after_a_pass_allows_rounding_only(
+    plain: tuple[Plain, ModuleExport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = onnx.load(plain[1].path)
     feeds = {"image": np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)}
     check = ParityAfterEach(before, feeds)
@@ -331,6 +335,12 @@ def test_parity_after_a_pass_allows_rounding_only(plain: tuple[Plain, ModuleExpo
     onnx.save(before, tmp_path / "other.onnx")
     Edit(tmp_path / "other.onnx").output("restored", "Add", 5e-5)
     check("rounding", onnx.load(tmp_path / "other.onnx"))
+    # What is not finite is refused before anybody asks how far rounding goes.
+    monkeypatch.setattr(ParityAfterEach, "_rounding", lambda _: pytest.fail("rounding was measured"))
+    onnx.save(before, tmp_path / "other.onnx")
+    Edit(tmp_path / "other.onnx").output("restored", "Mul", float("inf"))
+    with pytest.raises(ValidationError, match="not finite"):
+        check("infinite", onnx.load(tmp_path / "other.onnx"))
 
 
 def test_bisection_and_verification_of_a_brought_file(
