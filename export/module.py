@@ -244,7 +244,12 @@ def _export(
         free = not options.batch and takes_batches(subject.fresh_dense(), few)
         progress(f"tracing at {size[0]}x{size[1]}")
         traced = trace_module(
-            subject.unrun(), few[:batch], batches=free, sizes=multiple is not None, before=subject.user.fresh.restore
+            subject.unrun(),
+            few[:batch],
+            batches=free,
+            sizes=multiple is not None,
+            multiple=multiple or 1,
+            before=subject.user.fresh.restore,
         )
     notes = [*traced.notes]
     if not options.batch:

@@ -6,7 +6,7 @@ from attributes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 
+import clusir.export.lowering.whole  # noqa: F401 - registers clusir::pad_whole
 from clusir.export.lowering.matrices import Value, constant, integers, length_of
 
 __all__ = ["operator_translations", "plain_scalars"]
@@ -145,6 +146,24 @@ def _sym_sqrt(x: Value) -> Value:
     return op.Sqrt(x)
 
 
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+
+
+def _pad_whole(self: Value, pads: Sequence[int], mode: str, value: float, factors: Sequence[int]) -> Value:
+    """clusir::pad_whole(Tensor x, SymInt[] pads, str mode, float value, SymInt[] factors) -> Tensor"""
+    if all(isinstance(p, int) and p == 0 for p in pads):
+        return op.Identity(self)
+    rank = len(self.shape)
+    amounts: list[Value] = [integers([0])] * (2 * rank)
+    for number, amount in enumerate(pads):
+        axis = rank - 1 - number // 2
+        amounts[axis + rank * (number % 2)] = (
+            integers([amount]) if isinstance(amount, int) else op.Reshape(amount, integers([1]))
+        )
+    fill = constant(value, self.dtype) if mode == "constant" else None
+    return op.Pad(self, op.Concat(*amounts, axis=0), fill, mode=_PAD_MODES[mode])
+
+
 def operator_translations() -> dict[Any, Callable[..., Any]]:
     """ATen operator -> its ONNX form, for ``custom_translation_table``."""
     return {
@@ -156,6 +175,7 @@ def operator_translations() -> dict[Any, Callable[..., Any]]:
         _ATEN.median.dim: _median_dim,
         _ATEN.kthvalue.default: _kthvalue,
         _ATEN.scaled_dot_product_attention.default: _attention,
+        torch.ops.clusir.pad_whole.default: _pad_whole,
         round: _round,
         torch._sym_sqrt: _sym_sqrt,  # type: ignore[attr-defined]
     }

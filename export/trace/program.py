@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from clusir.errors import ClusirError, UnsupportedModelError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex import lower_complex
+from clusir.export.lowering.whole import pad_whole
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
@@ -67,11 +68,13 @@ def trace_module(
     *,
     batches: bool = True,
     sizes: bool = True,
+    multiple: int = 1,
     before: Callable[[], None] = lambda: None,
 ) -> TracedModel:
     """Trace an eval-mode module of one image input (float32, BxCxHxW) that has not run, at the size of ``image``.
 
-    ``batches`` and ``sizes``: whether the batch, and height and width, are to be dynamic. Where the code fixes the
+    ``batches`` and ``sizes``: whether the batch, and height and width, are to be dynamic; these are multiples of
+    ``multiple``, which makes every size inside simpler. Where the code fixes the
     batch (a Python loop over it), the trace is repeated with that axis static and a note says so. ``before`` is called
     in front of each trace, to forget what another run has cached outside the module. Raises FixedSizeError where the
     code fixes the size, UntraceableError where torch cannot trace it, and UnsupportedModelError, with file and line,
@@ -84,7 +87,7 @@ def trace_module(
         axes = (*((0,) if batches else ()), *((2, 3) if sizes else ()))
         dynamic = dict.fromkeys(axes, torch.export.Dim.AUTO)
         before()
-        program = _trace_once(module, sample, dynamic)
+        program = _trace_once(module, sample, dynamic, multiple if sizes else 1)
         fixed = [axis for axis in axes if not _free(_input_shape(program)[axis])]
         if 2 in fixed or 3 in fixed:
             raise FixedSizeError("the model's code fixes the size")
@@ -97,11 +100,13 @@ def trace_module(
     return TracedModel(lowered, program, batches, sizes, (image.shape[2], image.shape[3]), tuple(notes))
 
 
-def _trace_once(module: nn.Module, sample: Tensor, dynamic: dict[int, Any]) -> torch.export.ExportedProgram:
+def _trace_once(
+    module: nn.Module, sample: Tensor, dynamic: dict[int, Any], multiple: int
+) -> torch.export.ExportedProgram:
     def trace() -> torch.export.ExportedProgram:
         shared: dict[int, Any] = {id(p): p for p in module.parameters()}
         unrun = copy.deepcopy(module, shared)  # what a forward caches in self is the trace's, and not the next one's
-        return torch.export.export(_Wrapper(unrun), (sample,), dynamic_shapes=(dynamic,), strict=False)
+        return torch.export.export(_Wrapper(unrun, multiple), (sample,), dynamic_shapes=(dynamic,), strict=False)
 
     with _quiet(), torch.no_grad():
         try:
@@ -189,12 +194,14 @@ def _quiet() -> Iterator[None]:
 class _Wrapper(nn.Module):
     """The user's model with :class:`Traceable` around its forward (inside torch.export's own mode, hence first)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, multiple: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.multiple = model, multiple
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The restored picture, then the gate of every call of a described block."""
+        if self.multiple > 1:
+            image = pad_whole(image, [0, 0, 0, 0], "constant", 0.0, [self.multiple, self.multiple])
         blocks = dense_blocks(self.model)
         for block in blocks:
             block.gates.clear()

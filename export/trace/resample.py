@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["adaptive_avg", "adaptive_max", "antialiased", "average", "is_symbolic"]
+__all__ = ["adaptive_avg", "adaptive_max", "antialiased", "average", "is_symbolic", "is_whole", "nearest"]
 
 
 def is_symbolic(*sizes: Any) -> bool:
@@ -116,6 +116,37 @@ def antialiased(x: Tensor, sizes: Sequence[Any], scales: Sequence[Any], mode: st
         weights = kernel((n[None] - centre[:, None] + 0.5) / stretch)
         weights = torch.where((n[None] >= first) & (n[None] < last), weights, torch.zeros_like(weights))
         x = _along(x, dim, weights / weights.sum(1, keepdim=True))
+    return x
+
+
+def is_whole(out: Any, size: Any) -> bool:
+    """Whether ``out`` is a whole number of times ``size``, wherever the tracer's symbols stand for."""
+    if not is_symbolic(out, size):
+        return int(out) % int(size) == 0
+    if not (is_symbolic(out) and is_symbolic(size)):
+        return False
+    env = out.node.shape_env
+    ratio = env.replace(out.node.expr) / env.replace(size.node.expr)
+    return bool(ratio.is_Integer)
+
+
+def nearest(x: Tensor, sizes: Sequence[Any], scales: Sequence[float | None], exact: bool) -> Tensor:
+    """``interpolate(..., mode="nearest")``, or ``"nearest-exact"``, to ``sizes``: rows picked by torch's own float32
+    index, floor(i * scale) or floor((i + 0.5) * scale). ONNX's Resize rounds otherwise where the ratio is not whole.
+
+    ``scales``: input over output along each axis where a scale factor was given, else None.
+    """
+    for dim, out, scale in zip(range(-len(sizes), 0), sizes, scales, strict=True):
+        size = x.shape[dim]
+        ratio = _as_tensor(size, x) / _as_tensor(out, x)
+        if scale is not None:
+            step = torch.full((), scale, dtype=torch.float32, device=x.device)
+            # torch takes these two without looking at the factor, which floor() has made another ratio.
+            plain = (ratio == 1) | (ratio == 0.5)
+            ratio = step if exact else torch.where(plain, ratio, step)
+        place = torch.arange(out, device=x.device).to(torch.float32)
+        index = torch.floor((place + 0.5 if exact else place) * ratio).to(torch.int64)
+        x = x.index_select(dim, torch.minimum(index, torch.ones_like(index) * (size - 1)))
     return x
 
 

@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clusir.errors import UnsupportedModelError
+from clusir.export.lowering.whole import padded_whole
 from clusir.export.subjects.user_code import calling_user_line
-from clusir.export.trace.resample import adaptive_avg, adaptive_max, antialiased, average, is_symbolic
+from clusir.export.trace.resample import (
+    adaptive_avg,
+    adaptive_max,
+    antialiased,
+    average,
+    is_symbolic,
+    is_whole,
+    nearest,
+)
 from clusir.export.trace.windows import Masked, assign_window, holds_tensor_bound, is_mask, window_of_symbols
 
 __all__ = ["Traceable"]
@@ -157,24 +166,34 @@ def _avg_pool(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any 
 def _interpolate(input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
                  align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
                  antialias: bool = False) -> Any:  # fmt: skip
-    if input.dim() != 4 or not (mode == "area" or antialias):
+    close = mode in ("nearest", "nearest-exact")
+    if not close and (input.dim() != 4 or not (mode == "area" or antialias)):
         return NotImplemented
+    axes = input.dim() - 2
+    factors: tuple[Any, ...] = (None,) * axes
     if size is not None:
-        sizes, scales = _pair(size), (None, None)
+        sizes = _pair(size, axes)
     else:
-        factors = _pair(scale_factor)
+        factors = _pair(scale_factor, axes)
         sizes = tuple(torch.sym_int(n * f) if is_symbolic(n) else int(n * f) for n, f in
-                      zip(input.shape[-2:], factors, strict=True))  # fmt: skip
-        scales = (None, None) if recompute_scale_factor else tuple(1.0 / f for f in factors)
+                      zip(input.shape[2:], factors, strict=True))  # fmt: skip
+    known = size is None and not recompute_scale_factor
+    scales = tuple(1.0 / f for f in factors) if known else (None,) * axes
+    if close:
+        whole = all(is_whole(out, n) for out, n in zip(sizes, input.shape[2:], strict=True))
+        if whole and (not known or all(float(f).is_integer() for f in factors)):
+            return NotImplemented  # Resize picks the same
+        return nearest(input, sizes, scales, mode == "nearest-exact")
     if mode == "area":
         return adaptive_avg(input, sizes)
     return antialiased(input, sizes, scales, mode, bool(align_corners))
 
 
 def _pad(input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    """Circular padding as slices and a concatenation, an axis at a time."""
+    """Circular padding as slices and a concatenation, an axis at a time; a size that is padded whole gets a name."""
     if mode != "circular":
-        return NotImplemented
+        whole = padded_whole(input, pad, mode, value) if is_symbolic(pad) else None
+        return NotImplemented if whole is None else whole
     for number in range(len(pad) // 2):
         dim, (before, after) = input.dim() - 1 - number, pad[2 * number : 2 * number + 2]
         size = input.shape[dim]

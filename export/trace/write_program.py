@@ -9,6 +9,7 @@ from clusir.export.lowering.complex_fft import pair_translations
 from clusir.export.lowering.fft import Form, translation_table
 from clusir.export.lowering.operators import operator_translations, plain_scalars
 from clusir.export.lowering.registry import taught_registry
+from clusir.export.trace.anchors import anchor_sizes, entry_sizes
 from clusir.export.trace.program import TracedModel, UntraceableError
 from clusir.export.trace.writer import OPSET, optimised, quiet_exporter
 
@@ -21,6 +22,7 @@ def write_graph(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[s
     count = len(traced.program.graph_signature.user_outputs)
     gates = [f"gate_{i}" for i in range(count - 1)]
     plain_scalars(traced.program)
+    entry = entry_sizes(traced.program)
     with quiet_exporter(), taught_registry():
         try:
             program = torch.onnx.export(
@@ -38,4 +40,6 @@ def write_graph(traced: TracedModel, dft: Form) -> tuple[onnx.ModelProto, list[s
                 error = error.__cause__
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UntraceableError(f"torch.onnx.export refused the traced model: {reason}") from error
-    return optimised(program), gates
+    model = optimised(program)
+    anchor_sizes(model, entry)
+    return model, gates

@@ -273,3 +273,25 @@ def small_inverse(f: Tensor) -> Tensor:
     flat = f.flatten(2)
     gram = flat @ flat.transpose(1, 2) / flat.shape[-1] + 0.5 * torch.eye(3) + 0.3
     return (torch.linalg.inv(gram) @ flat).view(f.shape)
+
+
+# -- nearest pixels at ratios that are not whole -----------------------------------------------------------------------
+
+
+def nearest_to_a_size(f: Tensor) -> Tensor:
+    h, w = f.shape[-2:]
+    small = F.interpolate(f, (h * 3 // 7 + 1, w // 3 + 2))
+    return F.interpolate(small, (h, w)) + F.interpolate(F.interpolate(f, (13, 11), mode="nearest-exact"), (h, w))
+
+
+def nearest_by_a_factor(f: Tensor) -> Tensor:
+    h, w = f.shape[-2:]
+    a = F.interpolate(f, scale_factor=0.3)
+    b = F.interpolate(f, scale_factor=(1.7, 0.6), mode="nearest-exact")
+    c = F.interpolate(f, scale_factor=0.45, recompute_scale_factor=True)
+    return sum(F.interpolate(part, (h, w), mode="nearest-exact") for part in (a, b, c))
+
+
+def nearest_twice(f: Tensor) -> Tensor:
+    thrice = F.interpolate(f, scale_factor=3)[..., ::3, ::3]
+    return F.avg_pool2d(F.interpolate(f, scale_factor=2), 2) + thrice

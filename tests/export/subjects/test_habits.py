@@ -75,6 +75,7 @@ KINDS: dict[str, tuple[habits.Habit, ...]] = {
         habits.grown_back,
     ),
     "pads": (habits.pads_if_needed,),
+    "nearest": (habits.nearest_to_a_size, habits.nearest_by_a_factor, habits.nearest_twice),
     "order": (
         habits.median,
         habits.sorted_tokens,
