@@ -68,6 +68,9 @@ class OrtEngine:
         """Where the nodes run, from a profiled run of its own."""
         return profile_nodes(self._path, self._device, feeds, static=self._static)
 
+    def expect(self, size: tuple[int, int] | None) -> None:
+        """Nothing: what is measured is the graph as it was opened."""
+
     def placement(self) -> dict[str, int]:
         return {}
 
@@ -123,6 +126,9 @@ class TorchEngine:
             "gate": torch.cat(self._done.gates, dim=1),
         }
         return {name: tensor.float().cpu().numpy() for name, tensor in parts.items()}
+
+    def expect(self, size: tuple[int, int] | None) -> None:
+        """Nothing: what is measured is the graph as it was opened."""
 
     def placement(self) -> dict[str, int]:
         return {}

@@ -41,6 +41,8 @@ _SHARED_FIELDS = (
     "families",
 )
 ALPHA_MODES = ("keep", "process", "drop")
+# From so many tiles of one picture on, opening a graph of open size once more for their size is worth its time.
+_MANY_TILES = 16
 
 
 @dataclass
@@ -203,6 +205,7 @@ class Restorer:
                 work.hints = hints(work.routing.evidence, self.steering.permissions, self.spec)
                 yield from self._untouched(source, dtype)
                 return
+        self._expect(plan, routings[0] is not None)
         canvas = Canvas(
             source,
             plan,
@@ -221,6 +224,13 @@ class Restorer:
             work.hints = hints(work.routing.evidence, self.steering.permissions, self.spec)
             rest = [nothing_to_mend(found, self.steering.permissions, self.spec) for found in work._evidence]
             work.unchanged = bool(rest) and all(rest)
+
+    def _expect(self, plan: Plan, shared: bool) -> None:
+        """Tell the runner which size all tiles of a picture have, where it is open and the tiles are many."""
+        if self.spec.size.static_px == 0:
+            runner = self._open_sidecars()[0] if shared else self._runner
+            many = plan.count >= _MANY_TILES and self.batch == 1
+            runner.expect((plan.y.tile, plan.x.tile) if many else None)
 
     def _untouched(self, source: RowSource, dtype: np.dtype[Any] | None) -> Iterator[Pixels]:
         """The rows as they are, in bands as high as a tile; less an alpha channel that is to be dropped."""
@@ -273,11 +283,17 @@ class Restorer:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
         side, channels = self.spec.tile_px, self.spec.channels
         self.restore(np.full((side, side, channels), 128, np.uint8))
+        several = ArraySource(np.full((2 * side, 2 * side, channels), 128, np.uint8))  # as many looks as there may be
+        shared: Routing | Shared | None = None
         if self.spec.shares_statistics:
             self.restore(np.full((2 * side, 2 * side, channels), 128, np.uint8))
+            shared = self.pool(several)
         if self.routing == "shared":
             self.restore(np.full((side, side + 1, channels), 128, np.uint8))
-            self.route(ArraySource(np.full((2 * side, 2 * side, channels), 128, np.uint8)))  # with the most samples
+            shared = self.route(several)
+        if self.spec.size.static_px == 0 and self.batch == 1:
+            (self._runner if shared is None else self._open_sidecars()[0]).expect((side, side))
+            self.infer([np.full((side, side, channels), 0.5, np.float32)], Work(), shared)
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider of the whole graph."""

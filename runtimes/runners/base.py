@@ -30,6 +30,12 @@ class Runner(Protocol):
         """Run once. ``feeds`` maps every graph input to a float32 array (images NCHW); returns every graph output."""
         ...
 
+    def expect(self, size: tuple[int, int] | None) -> None:
+        """What follows are many pictures of ``size`` (height, width), one at a time; None: of any size. A graph of open
+        size may then be opened once more for that size, which computes the same faster, but for rounding. Which of the
+        two runs hangs on the last call alone, so that results do not hang on what ran before."""
+        ...
+
     def placement(self) -> dict[str, int]:
         """Number of graph nodes on each execution provider or device that ran them (after the first run)."""
         ...

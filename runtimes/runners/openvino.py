@@ -90,6 +90,11 @@ class OpenVinoRunner:
         self._request: Any = self._compiled.create_infer_request()
         self._general: Any = None if single else self._request
         self._make_general: Any = lambda: core.compile_model(general, "CPU", config).create_infer_request()
+        self._make_fixed: Any = lambda size: core.compile_model(
+            _of_size(general, self.spec, size), "CPU", config
+        ).create_infer_request()
+        self._fixed: dict[tuple[int, int], Any] = {}
+        self._expected: tuple[int, int] | None = None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
@@ -101,8 +106,21 @@ class OpenVinoRunner:
             raise ClusirError(f"{self.name} failed on {self._path.name}: {_last_line(error)}") from error
         return {n: np.array(results[i], dtype=np.float32) for i, n in enumerate(self._outputs)}
 
+    def expect(self, size: tuple[int, int] | None) -> None:
+        """See :class:`clusir.runtimes.runners.base.Runner`."""
+        shape = self._inputs.get(self.spec.input_name, [])
+        self._expected = None
+        if size is None or len(shape) != 4 or None not in shape[2:]:
+            return
+        self._expected = size
+        if size not in self._fixed:
+            self._fixed.clear()  # one size at a time: each holds the weights once more
+            self._fixed[size] = self._make_fixed(size)
+
     def _request_for(self, feeds: Mapping[str, Array]) -> Any:
         if all(len(array) == 1 for array in feeds.values()):
+            if self._expected is not None and feeds[self.spec.input_name].shape[2:] == self._expected:
+                return self._fixed[self._expected]
             return self._request
         if self._general is None:
             self._general = self._make_general()
@@ -122,7 +140,8 @@ class OpenVinoRunner:
         return not isinstance(shape[0], int)
 
     def close(self) -> None:
-        self._request = self._general = self._make_general = None
+        self._request = self._general = self._make_general = self._make_fixed = self._expected = None
+        self._fixed.clear()
         self._compiled = None
 
     def __enter__(self) -> OpenVinoRunner:
@@ -143,6 +162,20 @@ def _takes_one(spec: ModelSpec, model: Any) -> bool:
     shapes = [port.partial_shape for port in model.inputs]
     alone = all(s.rank.is_static and s[0].is_dynamic and all(d.is_static for d in list(s)[1:]) for s in shapes)
     return spec.graph != "router" and alone
+
+
+def _of_size(model: Any, spec: ModelSpec, size: tuple[int, int]) -> Any:
+    """A copy for single pictures of ``size``."""
+    from openvino import PartialShape
+
+    fixed = model.clone()
+    for port, parameter in zip(fixed.inputs, fixed.get_parameters(), strict=True):
+        shape = [1, *list(parameter.get_partial_shape())[1:]]
+        if _input_name(port, spec) == spec.input_name:
+            shape[2:] = size
+        parameter.set_partial_shape(PartialShape(shape))
+    fixed.validate_nodes_and_infer_types()
+    return fixed
 
 
 def _close_batch(model: Any) -> None:

@@ -76,6 +76,9 @@ class OrtRunner:
         session.disable_fallback()
         self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
         self._session: Any = session
+        self._reopen: Any = lambda lengths: self._open(ort, wanted, threads, allow_tf32, static=True, lengths=lengths)
+        self._fixed: dict[tuple[int, ...], Any] = {}
+        self._expected: tuple[int, ...] | None = None
         self.name = f"ort:{wanted}"
         self._inputs = {i.name: i.shape for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
@@ -88,9 +91,21 @@ class OrtRunner:
 
         return ModelSpec.from_metadata(read_metadata(self._path))
 
-    def _open(self, ort: Any, device: str, threads: int | None, allow_tf32: bool, *, static: bool) -> Any:
+    def _open(
+        self,
+        ort: Any,
+        device: str,
+        threads: int | None,
+        allow_tf32: bool,
+        *,
+        static: bool,
+        lengths: Mapping[str, int] | None = None,
+    ) -> Any:
+        """A session; ``lengths`` of axes by their names in the file, which fixes them."""
         threads = threads or thread_limit()
         options = ort.SessionOptions()
+        for name, length in (lengths or {}).items():
+            options.add_free_dimension_override_by_name(name, length)
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -111,10 +126,31 @@ class OrtRunner:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
         ready = check_feeds(feeds, self._inputs, self.name, self.spec)
         try:
-            outputs = self._session.run(self._outputs, ready)
+            outputs = self._session_for(ready).run(self._outputs, ready)
         except Exception as error:
             raise ClusirError(f"{self.name} failed on {self._path.name}: {_first_line(error)}") from error
         return {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
+
+    def expect(self, size: tuple[int, int] | None) -> None:
+        """See :class:`clusir.runtimes.runners.base.Runner`. Acts on the CPU, where the file names its open axes."""
+        shape = self._inputs.get(self.spec.input_name, [])
+        self._expected = None
+        if size is None or len(shape) != 4 or not self.name.endswith("cpu"):
+            return
+        wanted = (1, shape[1], *size)
+        open_axes = [(name, length) for name, length in zip(shape, wanted, strict=True) if isinstance(name, str)]
+        lengths = dict(open_axes)
+        if not {shape[2], shape[3]} & set(lengths) or any(lengths[name] != length for name, length in open_axes):
+            return
+        self._expected = wanted
+        if wanted not in self._fixed:
+            self._fixed.clear()  # one size at a time: each holds the weights once more
+            self._fixed[wanted] = self._reopen(lengths)
+
+    def _session_for(self, feeds: Mapping[str, Array]) -> Any:
+        if self._expected is not None and feeds[self.spec.input_name].shape == self._expected:
+            return self._fixed[self._expected]
+        return self._session
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider, as ONNX Runtime assigned them when it opened the session."""
@@ -131,7 +167,8 @@ class OrtRunner:
         return not isinstance(shape[0], int)
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._reopen = self._expected = None
+        self._fixed.clear()
 
     def __enter__(self) -> OrtRunner:
         return self

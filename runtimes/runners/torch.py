@@ -131,6 +131,9 @@ class TorchRunner:
         gates = torch.split(tensors["gate"], list(self.spec.experts), dim=1)
         return tuple(zip(posteriors, gates, strict=True))
 
+    def expect(self, size: tuple[int, int] | None) -> None:
+        """Nothing: PyTorch runs any size alike."""
+
     def placement(self) -> dict[str, int]:
         """``{"torch:<device>": n}``: the modules of the network that hold no others."""
         return {self.name: sum(1 for m in self._model.modules() if not list(m.children()))}
