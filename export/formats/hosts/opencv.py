@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import ClassVar
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from clusir.errors import BackendError, ExportError
 from clusir.export.formats.hosts.base import Array, HostForm, Source, need
 from clusir.export.formats.hosts.child import Refused, answers, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
+from clusir.export.graph.edit import GraphEdit
+from clusir.export.graph.index import sort_nodes
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 
 __all__ = ["OpenCV"]
+
+_LIMITS = {"Tanh": (-20.0, 20.0), "Softplus": (-80.0, 80.0)}  # of the inputs
 
 _CHILD = """
 import sys, cv2, numpy
@@ -85,4 +89,22 @@ class OpenCV:
 
     @staticmethod
     def _simple(model: ModelProto) -> ModelProto:
-        return SimplifyGraph().apply(model).model
+        return within_reach(SimplifyGraph().apply(model).model)
+
+
+def within_reach(model: ModelProto) -> ModelProto:
+    """The same function without the values at which OpenCV 5.0 overflows: its Tanh is NaN above 44.3 (it computes
+    exp(2 x)), its Softplus infinite above 88.7. Far below either, tanh is 1 and softplus(x) is x in float32."""
+    edit = GraphEdit(model)
+    for node in [n for n in edit.model.graph.node if n.op_type in _LIMITS]:
+        lowest, highest = (edit.constant(value, "opencv/limit") for value in _LIMITS[node.op_type])
+        given = node.input[0]
+        node.input[0] = edit.node("Clip", [given, lowest, highest], f"{node.output[0]}/within")
+        if node.op_type == "Softplus":
+            answer = node.output[0]
+            node.output[0] = edit.fresh(f"{answer}/before")
+            edit.model.graph.node.append(helper.make_node("Max", [given, node.output[0]], [answer], name=answer))
+    ordered = sort_nodes(edit.model.graph.node)
+    del edit.model.graph.node[:]
+    edit.model.graph.node.extend(ordered)
+    return edit.model

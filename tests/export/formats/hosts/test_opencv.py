@@ -15,6 +15,7 @@ from clusir.export.formats.hosts import opencv
 from clusir.export.formats.hosts.folders import export_targets, hosts_of, open_source
 from clusir.export.formats.hosts.selftest import verify_target
 from clusir.export.passes.simplify import AttachMetadata
+from clusir.runtimes.runners.files import find_model
 from clusir.spec import ModelSpec, SizeRequirements
 
 Make = Callable[..., Path]
@@ -42,6 +43,24 @@ def test_an_operator_that_opencv_does_not_have_is_named_before(tmp_path: Path) -
     with pytest.raises(UnsupportedModelError, match="OpenCV refuses the graph: it has no Bernoulli"):
         export_targets(open_source(path), tmp_path / "out", hosts_of([NAME]))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["Tanh", "Softplus"])
+def test_large_values_do_not_overflow_in_opencv(tmp_path: Path, kind: str) -> None:
+    """OpenCV's own operator gives NaN or infinity for them."""
+    net = Net(opset=17)
+    net.input("image", 1, 3, 64, 64)
+    large = net.op("Mul", net.op("Sub", "image", net.const(0.5)), net.const(400.0))
+    bent = net.op(kind, large)
+    net.output(net.op("Mul", bent, net.const(0.005), name="restored"))
+    (made,) = export_targets(open_source(described(net, tmp_path)), tmp_path / "out", hosts_of([NAME]))
+    assert [found.via for found in made.findings] == ["onnxruntime", NAME] * 2
+
+
+@pytest.mark.slow
+def test_the_shipped_network_is_right_in_opencv(tmp_path: Path) -> None:
+    (made,) = export_targets(open_source(find_model(None).whole), tmp_path, hosts_of([NAME]))
+    assert [found.via for found in made.findings] == ["onnxruntime", NAME] * 2
 
 
 @pytest.mark.parametrize("wrong", [np.float32(1.01), np.float32("nan")])
