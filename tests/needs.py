@@ -30,6 +30,7 @@ NEEDS = {
     "transformers.js": "minutes: node, and npm's @huggingface/transformers in the folder CLUSIR_TRANSFORMERS_JS",
     "litert": "minutes: a Python with TensorFlow and ai-edge-litert, named in CLUSIR_LITERT",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
+    "zoo": "minutes: spandrel in the environment of the tests (docs/checkpoints.md)",
     "no executorch": "minutes: an environment without ExecuTorch",
     "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",
     "libtiff": "tools: libtiff-tools",

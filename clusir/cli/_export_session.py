@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -190,9 +191,15 @@ def add_ort_mobile(stage: Path, report: ExportReport) -> None:
 
 
 def run_module(
-    request: ExportRequest, module: str, *, output: str | None = None, batch: int | None = None, size: int | None = None
+    request: ExportRequest,
+    module: str | None,
+    *,
+    output: str | None = None,
+    batch: int | None = None,
+    size: int | None = None,
 ) -> None:
-    """Bring your own model: somebody else's network, in the precisions that are asked for."""
+    """Bring your own model: somebody else's network, in the precisions that are asked for. Without ``module`` it is
+    what the request's checkpoint holds."""
     refuse_idle_options({**vars(request), "checkpoint": None}, request.given)
     from clusir.export.module import ModuleOptions, export_module
     from clusir.export.precision.place import Placed
@@ -209,14 +216,24 @@ def run_module(
         precision=precision_config(vars(request), request.runtimes),
     )
     out = request.folder / f"{request.stem}.onnx"
-    with Console(stderr=True).status(f"exporting {module}") as status:
+    name, shape = module or str(request.checkpoint), request.input_shape
+    network: Any = module
+    notes: tuple[str, ...] = ()
+    with Console(stderr=True).status(f"exporting {name}") as status:
+        if network is None:
+            from clusir.export.subjects.known import load_known
+
+            known = load_known(name)
+            network, notes = known.network, (f"{Path(name).name}: weights of {known.architecture}",)
+            shape = shape if "input_shape" in request.given else "x".join(map(str, known.shape))
         made = export_module(
-            module,
-            request.input_shape,
+            network,
+            shape,
             out,
             options=options,
-            progress=lambda step: status.update(f"exporting {module}: {step}"),
+            progress=lambda step: status.update(f"exporting {name}: {step}"),
         )
+    made = replace(made, notes=(*notes, *made.notes))
     for warning in made.warnings:
         echo_warning(warning)
     if request.as_json:

@@ -19,13 +19,16 @@ __all__ = ["main"]
 
 
 _MODULE_ONLY = ("output", "batch", "size")
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin")  # endings of other people's checkpoints
 _MODULE_TOO = ("onnx_path", "module", "input_shape", "router", "dft", "dynamic", "tile_px", "halo_px", "backends")
 
 
-def check_options(module: bool) -> None:
-    """Raise UsageError for an option on the command line that would have no effect."""
+def check_options(module: bool, known: bool = False) -> None:
+    """Raise UsageError for an option on the command line that would have no effect. ``module``: the network is
+    somebody else's, ``known``: from a checkpoint."""
     context = click.get_current_context()
     heeded = {*_MODULE_TOO, *_MODULE_ONLY, *PRECISION_OPTIONS, "as_json", "debug"}
+    heeded |= {"checkpoint"} if known else set()
     refused = []
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -33,7 +36,8 @@ def check_options(module: bool) -> None:
         if given and (name not in heeded if module else name in (*_MODULE_ONLY, "input_shape")):
             refused.append(parameter.opts[0])
     if refused and module:
-        raise UsageError(f"with --module, {', '.join(refused)} would have no effect: leave out")
+        way = "this --checkpoint" if known else "--module"
+        raise UsageError(f"with {way}, {', '.join(refused)} would have no effect: leave out")
     if refused:
         raise UsageError(f"{', '.join(refused)}: only with --module; the shipped network needs none of them")
     if module and context.params.get("dynamic") and context.params.get("size"):
@@ -55,7 +59,8 @@ def check_options(module: bool) -> None:
 @click.option(
     "--checkpoint",
     metavar="FILE",
-    help="A .safetensors file, or random:tiny, random:small, random:base.  [default: the shipped one]",
+    help="A .safetensors file, or random:tiny, random:small, random:base; or weights of another architecture (.pth, "
+    ".safetensors), which spandrel must know.  [default: the shipped one]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and of calibration.")
 @click.option(
@@ -183,6 +188,7 @@ def main(context: click.Context, /, **options: Any) -> None:
       clusir-export --onnx model.onnx --dynamic                any size that is a multiple of 16
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x128x128
       clusir-export --onnx mine.onnx --module my.net:build --input 1x3x64x64 --size 256 --batch 1
+      clusir-export --onnx x4.onnx --checkpoint RealESRGAN_x4.pth
       clusir-export --onnx ours.onnx --from theirs.onnx --range 0..255 --precision fp16
       clusir-export --onnx out/ --target transformers.js --from ours.onnx
     """
@@ -205,13 +211,26 @@ def main(context: click.Context, /, **options: Any) -> None:
     bundle = path.suffix != ".onnx"
     folder, stem = (path, "model") if bundle else (path.parent, path.stem)
     module = options.pop("module")
-    check_options(module is not None)
+    known = module is None and _of_others(options["checkpoint"])
+    check_options(module is not None or known, known)
     which = {name: options.pop(name) for name in _MODULE_ONLY}
     request = ExportRequest(folder=folder, stem=stem, bundle=bundle, given=given_options(), **options)
-    if module is not None:
+    if module is not None or known:
         run_module(request, module, **which)
     else:
         run(request)
+
+
+def _of_others(checkpoint: str | None) -> bool:
+    """Whether a checkpoint is of another network than this package's."""
+    if checkpoint is None or checkpoint.startswith("random:"):
+        return False
+    path = Path(checkpoint)
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return path.suffix.lower() in _WEIGHTS
+    from clusir.network.checkpoint import read_metadata
+
+    return "config" not in read_metadata(path)
 
 
 def _flag(context: click.Context, name: str) -> str:

@@ -7,6 +7,7 @@ Research code keeps a window, a grid or a mask "once it is known": in ``self``, 
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections import deque
 from typing import Any
@@ -34,7 +35,9 @@ class _Space:
         self.owner = owner
         self.names = dict(vars(owner))
         self.contents = {k: copy.copy(v) for k, v in self.names.items() if type(v) in _CONTAINERS}
-        self.caches = [v for v in self.names.values() if callable(getattr(v, "cache_clear", None))]
+        # Looked up without running a __getattr__ of theirs, which may do anything.
+        held = [v for v in self.names.values() if not isinstance(v, type)]
+        self.caches = [v for v in held if callable(inspect.getattr_static(v, "cache_clear", None))]
 
     def restore(self) -> None:
         for name, value in list(vars(self.owner).items()):

@@ -1,0 +1,135 @@
+"""A file of weights of a published architecture, as the network that they belong to: found by spandrel.
+
+spandrel (extra ``[zoo]``) knows some forty restorers and enlargers by the names and shapes of their weights. Those are
+read without running code: safetensors, or torch's own file with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
+
+__all__ = ["Known", "load_known"]
+
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_SIDE_PX = 64
+_INSTALL = 'pip install "clusir[zoo]" (docs/checkpoints.md says what fits a CPU build of torch)'
+
+
+@dataclass(frozen=True)
+class Known:
+    """``network``: picture BxCxHxW in 0..1 -> the restored one; ``architecture``: its name; ``shape``: BxCxHxW that it
+    takes."""
+
+    network: nn.Module
+    architecture: str
+    shape: tuple[int, int, int, int]
+
+
+class _Called(nn.Module):
+    """A network, called as spandrel calls it."""
+
+    def __init__(self, model: nn.Module, call: Any) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, image: Tensor) -> Tensor:
+        answer: Tensor = self.call(self.model, image)
+        return answer
+
+
+def load_known(path: str | Path) -> Known:
+    """The network of a file of weights.
+
+    Raises UsageError where there is no such file or its ending is unknown, BackendError where spandrel is not
+    installed, ModelFormatError where the file holds no plain weights, UnsupportedModelError where no known architecture
+    has such weights, or one that takes more than a picture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path}: no such file")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"checkpoint {path}: the suffix is not one of {', '.join(_SUFFIXES)}")
+    table = _weights(path)
+    spandrel = _spandrel()
+    weights = spandrel.canonicalize_state_dict(table)
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        held = ", ".join(map(str, list(weights)[:6])) or "nothing"
+        raise ModelFormatError(f"checkpoint {path}: no table of weights was found in it, only {held}")
+    try:
+        found = spandrel.ModelLoader(device="cpu").load_from_state_dict(weights)
+    except spandrel.UnsupportedModelError as error:
+        names = sorted(entry.architecture.name for entry in spandrel.MAIN_REGISTRY.architectures())
+        raise UnsupportedModelError(
+            f"checkpoint {path}: its {len(weights)} weights ({', '.join(list(weights)[:3])}, ...) are those of none of "
+            f"the {len(names)} architectures that were looked for: {', '.join(names)}; bring its code with --module"
+        ) from error
+    except Exception as error:  # an architecture that recognises the file may still fail to build
+        raise UnsupportedModelError(f"checkpoint {path}: {type(error).__name__}: {_first_line(error)}") from error
+    return _described(path, found)
+
+
+def _spandrel() -> Any:
+    try:
+        import spandrel
+    except ImportError as error:
+        raise BackendError(
+            f"a checkpoint of another network needs spandrel ({error}); install it with: {_INSTALL}"
+        ) from error
+    except Exception as error:  # torchvision for another torch fails while it is imported, with a RuntimeError
+        raise BackendError(f"spandrel cannot be imported ({_first_line(error)}); {_INSTALL}") from error
+    try:
+        import spandrel_extra_arches
+    except ImportError:
+        return spandrel
+    spandrel_extra_arches.install(ignore_duplicates=True)
+    return spandrel
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return dict(load_file(str(path)))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError) as error:
+        raise ModelFormatError(f"checkpoint {path}: it is no file of weights ({_first_line(error)})") from error
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ModelFormatError(
+            f"checkpoint {path}: it holds more than weights, or is no file of torch; nothing in it was run. Save its "
+            f"state_dict() alone, as .safetensors or with torch.save ({_first_line(error)})"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelFormatError(f"checkpoint {path}: it holds {type(found).__name__}, not a table of weights")
+    return found
+
+
+def _described(path: Path, found: Any) -> Known:
+    name = found.architecture.name
+    if found.purpose == "Inpainting":
+        raise UnsupportedModelError(f"checkpoint {path}: {name} takes a mask beside the picture; wrap it for --module")
+    if found.input_channels != found.output_channels or found.input_channels not in (1, 3):
+        raise UnsupportedModelError(
+            f"checkpoint {path}: {name} takes {found.input_channels} channels and returns {found.output_channels}; "
+            "pictures have 1 or 3"
+        )
+    rule = found.size_requirements
+    multiple = math.lcm(rule.multiple_of, 1)
+    side = -(-max(_SIDE_PX, rule.minimum) // multiple) * multiple
+    call = getattr(found, "_call_fn", None)
+    model = found.model.float().eval().requires_grad_(False)
+    network = model if call is None else _Called(model, call)
+    return Known(network.eval(), name, (1, found.input_channels, side, side))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

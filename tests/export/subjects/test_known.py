@@ -1,0 +1,118 @@
+"""Weights of published architectures: read without running code, recognised, exported; what nobody knows is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from clusir.cli.export import main
+from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
+from clusir.export.subjects.known import load_known
+from clusir.runtimes import open_runner
+from tests import needs
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def zoo() -> Any:
+    """spandrel; the test is skipped where it is not installed."""
+    if importlib.util.find_spec("spandrel") is None:
+        needs.skip("zoo")
+    import spandrel
+
+    return spandrel
+
+
+class Harmful:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin"])
+def test_nothing_in_a_file_is_run(tmp_path: Path, suffix: str) -> None:
+    path, made = tmp_path / f"theirs{suffix}", tmp_path / "made"
+    torch.save({"weight": torch.zeros(3), "more": Harmful(made)}, path)
+    with pytest.raises(ModelFormatError, match=r"more than weights.*nothing in it was run"):
+        load_known(path)
+    assert not made.exists()
+
+
+def test_torchscript_and_rubbish_are_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pt"))  # type: ignore[no-untyped-call]
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, said in (("script.pt", "more than weights"), ("text.pth", "more than weights|no file of weights"),
+                       ("text.safetensors", "no file of weights"), ("list.pth", "holds list")):  # fmt: skip
+        with pytest.raises(ModelFormatError, match=said) as refused:
+            load_known(tmp_path / name)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UsageError, match="no such file"):
+        load_known(tmp_path / "absent.pth")
+    (tmp_path / "theirs.zip").write_text("")
+    with pytest.raises(UsageError, match="suffix is not one of"):
+        load_known(tmp_path / "theirs.zip")
+
+
+def test_without_spandrel_the_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "theirs.pth")
+    with pytest.raises(BackendError, match="pip install"):
+        load_known(tmp_path / "theirs.pth")
+    done = run("--onnx", tmp_path / "out.onnx", "--checkpoint", tmp_path / "theirs.pth")
+    assert done.exit_code == 3
+    assert done.output.startswith("error: ")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    done = run("--onnx", tmp_path / "out.onnx", "--checkpoint", "theirs.pth", "--openvino")
+    assert (done.exit_code, "--openvino would have no effect" in done.output) == (2, True)
+
+
+def test_what_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
+    zoo()
+    torch.save({"params": {"some.weight": torch.zeros(3), "some.bias": torch.zeros(3)}}, tmp_path / "theirs.pth")
+    with pytest.raises(UnsupportedModelError, match=r"2 weights \(some.weight.*ESRGAN.*SwinIR.*--module"):
+        load_known(tmp_path / "theirs.pth")
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_an_enlarger_from_weights_to_file(tmp_path: Path, form: str) -> None:
+    spandrel = zoo()
+    from spandrel.architectures.Compact import Compact
+
+    torch.manual_seed(0)
+    network = Compact(num_in_ch=3, num_out_ch=3, num_feat=12, num_conv=2, upscale=2).eval()
+    path = tmp_path / f"theirs.{form}"
+    if form == "pth":
+        torch.save({"params_ema": network.state_dict()}, path)
+    else:
+        save_file(network.state_dict(), path)
+    known = load_known(path)
+    assert (known.architecture, known.shape[1]) == ("RealESRGAN Compact", 3)
+    done = run("--onnx", tmp_path / "ours.onnx", "--checkpoint", path, "--backends", "ort")
+    assert done.exit_code == 0, done.output
+    assert "weights of RealESRGAN Compact" in done.output
+    picture = torch.rand(1, 3, 40, 56)
+    with torch.no_grad():
+        want = spandrel.ModelLoader(device="cpu").load_from_state_dict(network.state_dict()).model(picture).numpy()
+    with open_runner(tmp_path / "ours.onnx", "ort", "cpu", 1) as runner:
+        assert runner.spec.scale == 2
+        np.testing.assert_allclose(runner.run({"image": picture.numpy()})["restored"], want, atol=1e-4)
