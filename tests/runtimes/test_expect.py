@@ -14,7 +14,7 @@ from clusir.runtimes import Restorer, open_runner
 from clusir.runtimes.runners.ort import OrtRunner
 
 BACKENDS = ("ort", "openvino")
-MANY, FEW = (80, 400), (80, 300)  # 2 x 8 and 2 x 6 tiles of 48 x 64 px
+MANY, FEW = (80, 800), (80, 300)  # 2 x 17 and 2 x 6 tiles of 48 x 64 px
 
 
 @pytest.fixture
