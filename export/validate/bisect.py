@@ -95,7 +95,6 @@ def bisect(
     """
     trusted, suspect = load_graph(a), load_graph(b)
     _need_inputs(trusted, feeds)
-    _need_inputs(suspect, feeds)
     if trusted.model.SerializeToString() == suspect.model.SerializeToString():
         # Two runs of one graph may still differ, where it draws random numbers.
         return Divergence("", "", "", 0.0, 0.0, _positive(tolerance), len(_float_outputs(suspect)))

@@ -7,7 +7,6 @@ put together without blending; the one output is decoded back. Read in ``restore
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import shutil
@@ -23,6 +22,7 @@ from clusir import plain_json
 from clusir.errors import ExportError
 from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, Source, need
 from clusir.export.formats.hosts.frozen import frozen_for_noise
+from clusir.export.quiet import printing_to
 from clusir.export.validate.tolerances import Tolerance
 from clusir.runtimes.runners.files import find_model
 from clusir.runtimes.runners.metadata import read_metadata
@@ -91,7 +91,7 @@ class Darktable:
             (inside / "config.json").write_text(plain_json.dumps(config, indent=2) + "\n", encoding="utf-8")
             if _is_shipped(source.spec):
                 shutil.copy(find_model(None).whole.with_name("LICENSE"), inside / "LICENSE")
-            with contextlib.redirect_stdout(io.StringIO()):
+            with printing_to(io.StringIO(), ("stdout",)):
                 packed = package_model(_sdk_config(identity, Path(scratch)))
             shutil.copytree(inside, folder / identity)
             shutil.copy(packed, folder / packed.name)
@@ -112,7 +112,7 @@ class Darktable:
             archive.extractall(Path(scratch) / "output")
             said = io.StringIO()
             try:
-                with contextlib.redirect_stdout(said):
+                with printing_to(said, ("stdout",)):
                     run_validation(_sdk_config(package.stem, Path(scratch)))
             except SystemExit:
                 why = [line.strip() for line in said.getvalue().splitlines() if "FAIL" in line]

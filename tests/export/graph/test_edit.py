@@ -136,8 +136,10 @@ def test_a_new_name_is_nobodys() -> None:
         [helper.make_tensor_value_info("inside", TensorProto.FLOAT, [2])],
     )
     choice = helper.make_node("If", ["c"], ["chosen"], then_branch=inner, else_branch=inner)
-    edit = GraphEdit(two_outputs(choice, weights=("c",)))
-    for name in ("x", "c", "y", "inside", "neg"):
+    model = two_outputs(choice, weights=("c", "idle"))  # of idle: an input and a constant that no node reads
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 2]), "lone"))
+    edit = GraphEdit(model)
+    for name in ("x", "c", "idle", "lone", "y", "inside", "neg"):
         assert edit.fresh(name) == f"{name}_1"
 
 

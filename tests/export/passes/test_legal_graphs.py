@@ -309,7 +309,7 @@ def test_a_split_convolution_keeps_pads_strides_dilations() -> None:
     refused(SplitConvolution(), split_convolution("whole"), "no convolution is only split")
 
 
-def attention(pads: int = 0, scale: float = 0.3, out: str = "") -> Net:
+def attention(pads: int = 0, scale: float = 0.3, out: str = "", norm: int | None = None) -> Net:
     net = Net()
     x = net.input("x", "n", 6, 4, 5)
     pixels = (4 + 2 * pads) * (5 + 2 * pads)
@@ -321,6 +321,8 @@ def attention(pads: int = 0, scale: float = 0.3, out: str = "") -> Net:
     product = net.op("MatMul", net.op("Mul", q, net.const(scale)), net.op("Transpose", k, perm=[0, 1, 3, 2]))
     mixed = net.op("MatMul", net.op("Softmax", product, axis=-1), v)
     net.output(net.reshape(mixed, [0, 6, 4 + 2 * pads, 5 + 2 * pads]), *([q] if out == "q" else []))
+    if norm is not None:
+        net.output(net.op("ReduceSum", net.op("Mul", q, q), net.const([norm], dtype=np.int64), keepdims=1))
     return net
 
 
@@ -330,6 +332,10 @@ def test_attention_is_taken_from_projections_without_padding_only() -> None:
     for scale in (0.0, 1e-7, 1e7, 1e-12):
         same(GramAttention(), attention(scale=scale))
     same(GramAttention(), attention(out="q"))
+    for axis in (-1, 3):
+        changed(GramAttention(), attention(norm=axis))
+    for axis in (2, -2, 1):  # no squared norm over the pixels
+        refused(GramAttention(), attention(norm=axis), "no attention between channels")
 
 
 def flattened(target: list[int], **how: object) -> Net:

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from clusir.errors import ExportError, UnsupportedModelError, UsageError, ValidationError
 from clusir.export.experts.join import JoinGates
 from clusir.export.experts.registry import (
+    DenseBlock,
     DensifyRegistered,
+    MoEDescription,
     clear_registry,
     dense_blocks,
     register_moe,
     top_k_gate,
 )
-from clusir.export.module import _write, export_module
+from clusir.export.module import export_module
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.subjects.checks import reference
 from clusir.export.trace.program import trace_module
+from clusir.export.trace.write_program import write_graph
 from clusir.export.validate.foreign import ModuleCheck, probes, validate
 from clusir.runtimes import open_runner
 from clusir.spec import ModelSpec, SizeRequirements
@@ -151,6 +154,20 @@ def test_dense_block_keeps_parameter_names_and_leaves_the_user_model_alone() -> 
     assert not DensifyRegistered().apply(nn.Conv2d(3, 3, 1)).modified
 
 
+def test_a_forced_gate_has_the_form_of_the_blocks_own() -> None:
+    """One weight for each pixel where the block has them: its ``combine`` may use them as such."""
+    block = nn.Module()
+    block.experts = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
+    each = MoEDescription("experts", lambda _, x: torch.rand(len(x), 2, *x.shape[2:]))
+    x, forced = torch.rand(2, 3, 4, 5), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    dense = DenseBlock("block", block, each, forced=forced)
+    got = dense(x)
+    assert dense.gates[0].shape == (2, 2, 4, 5)
+    torch.testing.assert_close(dense.gates[0][:, :, 0, 0], forced)
+    torch.testing.assert_close(got[:1], block.experts[1](x[:1]))
+    torch.testing.assert_close(got[1:], block.experts[0](x[1:]))
+
+
 def test_a_forced_expert_that_differs_is_caught(tmp_path: Path) -> None:
     """An expert that no probe reaches is compared all the same: break its weights in the file and nothing else."""
 
@@ -161,7 +178,7 @@ def test_a_forced_expert_that_differs_is_caught(tmp_path: Path) -> None:
     dense = DensifyRegistered().apply(patterns.Restorer(patterns.CountingLoop()).eval()).model
     blocks = dense_blocks(dense)
     traced = trace_module(dense, probes(1, 3, 16, 20))
-    model, gates = _write(traced, "auto")
+    model, gates = write_graph(traced, "auto")
     model = JoinGates(gates).apply(AttachMetadata(ModelSpec(size=SizeRequirements(1, 1))).apply(model).model).model
     given = ModuleCheck(dense, dense, [(16, 20)], gates)
     onnx.save(model, tmp_path / "model.onnx")

@@ -20,7 +20,7 @@ from clusir.export.lowering.registry import taught_registry
 from clusir.export.module import ModuleExport, declare_unused, export_module, load_factory
 from clusir.export.quiet import printing_to
 from clusir.export.subjects import user_code
-from clusir.export.subjects.checks import check_function
+from clusir.export.subjects.checks import check_batch, check_function
 from clusir.export.subjects.factory import unused_of
 from clusir.export.trace.numbers import symbolic_numbers
 
@@ -36,22 +36,48 @@ def _clean_registry() -> Iterator[None]:
     clear_registry()
 
 
-class Restless(nn.Module):
-    """Finite once, then not."""
+class Off(nn.Module):
+    """The picture, off by a number; or only where several come ``together``."""
 
-    def __init__(self) -> None:
+    def __init__(self, by: float, together: bool = False) -> None:
         super().__init__()
-        self.calls = 0
+        self.by, self.least = by, 2 if together else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by if len(x) >= self.least else x
+
+
+def test_checks_of_a_module_have_bounds() -> None:
+    pictures = torch.rand(2, 3, 8, 8)
+    same = nn.Identity()
+    for off in (Off(float("nan")), Off(2e-4)):
+        with pytest.raises(UnsupportedModelError, match="does not say what the model does"):
+            check_function(same, off, pictures)
+    check_function(same, Off(5e-5), pictures)
+    for off in (Off(float("nan"), together=True), Off(2e-4, together=True)):
+        with pytest.raises(UnsupportedModelError, match="depends on the other pictures"):
+            check_batch(same, off, pictures)
+        assert check_batch(off, same, pictures) != ()
+    assert check_batch(same, Off(5e-5, together=True), pictures) == ()
+
+
+class Restless(nn.Module):
+    """The picture twice, then off by a number."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.calls, self.by = 0, by
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return x if self.calls <= 2 else x * float("nan")
+        return x if self.calls <= 2 else x + self.by
 
 
-def test_a_model_that_is_finite_only_at_first_is_not_deterministic() -> None:
-    model = Restless()
-    with pytest.raises(UnsupportedModelError, match="not deterministic"):
-        check_function(model, model, torch.rand(2, 3, 8, 8))
+def test_a_model_that_answers_otherwise_the_second_time_is_not_deterministic() -> None:
+    for by in (float("nan"), 1e-5):
+        model = Restless(by)
+        with pytest.raises(UnsupportedModelError, match="not deterministic"):
+            check_function(model, model, torch.rand(2, 3, 8, 8))
 
 
 class Headed(nn.Module):
@@ -196,13 +222,17 @@ def test_options_of_precisions_act_or_are_refused(tmp_path: Path, options: list[
 
 
 def test_a_file_in_the_way_is_refused_before_any_work(tmp_path: Path) -> None:
+    class Unasked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            pytest.fail("the network was run first")
+
     (tmp_path / "model.onnx").write_bytes(b"mine")
     with pytest.raises(UsageError, match="was not written by clusir-export"):
-        export(nn.Conv2d(3, 3, 3, padding=1), tmp_path)
+        export(Unasked(), tmp_path)
     assert (tmp_path / "model.onnx").read_bytes() == b"mine"
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(UsageError, match=r"folder\.onnx is there"):
-        export_module(nn.Conv2d(3, 3, 3, padding=1).eval(), "1x3x16x16", tmp_path / "folder.onnx")
+        export_module(Unasked().eval(), "1x3x16x16", tmp_path / "folder.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.onnx", "model.onnx"]
 
 
