@@ -38,7 +38,7 @@ from clusir.export.subjects.sizes import accepted_multiple, trace_sizes
 from clusir.export.tiled import Tiled, compare_sidecars, tiled
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
-from clusir.export.trace.write_program import write_graph
+from clusir.export.trace.writer import write_program
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.feeds import random_feeds
 from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
@@ -261,7 +261,7 @@ def _export(
         )
     notes += _check_weights(subject, traced, unused)
     progress("writing the graph")
-    model, gates = write_graph(traced, options.dft)
+    model, gates = write_program(traced, options.dft)
     fusing = fusing_passes() if options.dft == "auto" else []
     steps = Pipeline(
         [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *_router_passes(options.router)],

@@ -231,3 +231,9 @@ def test_a_missing_package_is_one_line_with_the_extra_that_brings_it(tmp_path: P
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 3
     assert done.stderr == 'error: torch is not installed; install it with: pip install "clusir[export]"\n'
+
+
+def test_one_place_writes_onnx() -> None:
+    called = "torch.onnx.export("
+    wrote = [path.name for path in modules().values() if f"= {called}" in path.read_text(encoding="utf-8")]
+    assert wrote == ["writer.py"]

@@ -1,4 +1,4 @@
-"""Module to ONNX: torch.export, the FFT lowered at the level of the traced program, opset 18."""
+"""Module or traced program to ONNX: torch.onnx.export, the FFT lowered at the level of the program, opset 18."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from clusir.errors import ExportError
+from clusir.export.lowering.complex_fft import pair_translations
 from clusir.export.lowering.fft import Form, translation_table
+from clusir.export.lowering.operators import operator_translations, plain_scalars
 from clusir.export.lowering.registry import taught_registry
 from clusir.export.quiet import hushed, printing_to
+from clusir.export.trace.anchors import anchor_sizes, entry_sizes
+from clusir.export.trace.program import TracedModel, UntraceableError
 
-__all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx"]
+__all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx", "write_program"]
 
 # Opset 20's DFT with dynamic shapes fails in ONNX Runtime 1.32, and OpenVINO returns wrong shapes for it (measured).
 OPSET = 18
@@ -41,23 +46,56 @@ def write_onnx(
     dim = torch.export.Dim.DYNAMIC
     axes = [() if len(t) == 1 else (0, 2, 3) if dynamic_size and t.ndim == 4 else (0,) for t in example]
     shapes = tuple(dict.fromkeys(free, dim) for free in axes)
+    try:
+        return _written(module, example, inputs, outputs, translation_table(dft), dynamic_shapes=shapes)
+    except _RefusedError as error:
+        raise ExportError(f"torch.onnx.export refused the model: {error}") from error.__cause__
+
+
+def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.ModelProto, list[str]]:
+    """The same of a traced program with whatever operators: (the graph, the names of the tensors that hold the gates of
+    described blocks). Its input is ``image``, its output ``restored``. Raises UntraceableError where it is refused."""
+    gates = [f"gate_{i}" for i in range(len(traced.program.graph_signature.user_outputs) - 1)]
+    plain_scalars(traced.program)
+    entry = entry_sizes(traced.program)
+    table = {**operator_translations(), **pair_translations(translation_table(dft))}
+    try:
+        model = _written(traced.program, (), ["image"], ["restored", *gates], table)
+    except _RefusedError as error:
+        raise UntraceableError(f"torch.onnx.export refused the traced model: {error}") from error.__cause__
+    anchor_sizes(model, entry)
+    return model, gates
+
+
+class _RefusedError(Exception):
+    """The exporter's reason, in one line."""
+
+
+def _written(
+    source: nn.Module | torch.export.ExportedProgram,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    table: Mapping[Any, Any],
+    **more: Any,
+) -> onnx.ModelProto:
     with quiet_exporter(), taught_registry():
         try:
             program = torch.onnx.export(
-                module,
+                source,
                 example,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_shapes=shapes,
-                custom_translation_table=translation_table(dft),
+                custom_translation_table=dict(table),
                 optimize=False,
                 verbose=False,
+                **more,
             )
         except Exception as error:
-            raise ExportError(f"torch.onnx.export refused the model: {_reason(error)}") from error
-        return optimised(program)
+            raise _RefusedError(_reason(error)) from error
+    return optimised(program)
 
 
 def optimised(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clusir.export.base import Pass, Pipeline
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import SimplifyGraph
-from clusir.export.trace.writer import OPSET, quiet_exporter
+from clusir.export.trace.writer import quiet_exporter
 from tests.bench.pages.networks import (
     ChannelNormStandIn,
     MoEStandIn,
@@ -132,19 +132,10 @@ def _family_graph(dense: nn.Module, image: Tensor) -> onnx.ModelProto:
 
 def _brought_graph(dense: nn.Module, image: Tensor) -> onnx.ModelProto:
     """The export of a brought model, its dynamic axes fixed to the image's size."""
-    from clusir.export.lowering.complex_fft import pair_translations
-    from clusir.export.lowering.fft import translation_table
-    from clusir.export.lowering.registry import taught_registry
     from clusir.export.trace.program import trace_module
+    from clusir.export.trace.writer import write_program
 
-    traced = trace_module(dense, torch.rand(2, *image.shape[1:]))
-    with quiet_exporter(), taught_registry():
-        program = torch.onnx.export(
-            traced.program, dynamo=True, opset_version=OPSET, input_names=["image"], verbose=False,
-            custom_translation_table=pair_translations(translation_table("auto")),
-        )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
+    model, _ = write_program(trace_module(dense, torch.rand(2, *image.shape[1:])), "auto")
     del model.graph.output[1:]  # the gates, which a described block also gives
     for axis, size in enumerate(image.shape):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
