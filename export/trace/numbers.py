@@ -19,8 +19,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import nn
+from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.subjects.user_code import calling_user_line, is_users
@@ -54,11 +56,33 @@ class _Meta(type):
         return hash(cls.stands_for)
 
 
+def _without_floats(expr: Any) -> Any:
+    """An expression over sizes with its divisions exact, and whole floats as the integers that they are."""
+    expr = expr.replace(lambda e: isinstance(e, (IntTrueDiv, FloatTrueDiv)), lambda e: e.args[0] / e.args[1])
+    expr = expr.replace(lambda e: isinstance(e, ToFloat), lambda e: e.args[0])
+    return expr.replace(
+        lambda e: isinstance(e, sympy.Float) and float(e).is_integer(), lambda e: sympy.Integer(builtins.int(e))
+    )
+
+
+def _to_int(x: Any) -> Any:
+    """``int`` of a symbolic number, towards zero. Quotients of sizes that divide exactly are written as what they are:
+    ``int(windows / (h * w / 8 / 8))`` is the batch, and not a chain of floats that every later shape drags along."""
+    if isinstance(x, torch.SymFloat):
+        env = x.node.shape_env
+        plain = sympy.cancel(_without_floats(env.replace(x.node.expr)))
+        if plain.is_Integer:
+            return builtins.int(plain)
+        if plain.as_numer_denom()[1] == 1 and plain.free_symbols and plain.is_polynomial(*plain.free_symbols):
+            return env.create_symintnode(plain, hint=builtins.int(x.node.hint))
+    return torch.sym_int(x)
+
+
 class SymbolicInt(builtins.int, metaclass=_Meta):
     """``int`` that rounds symbolic numbers to symbolic ones, towards zero."""
 
     stands_for = builtins.int
-    symbolic = staticmethod(torch.sym_int)
+    symbolic = staticmethod(_to_int)
 
 
 class SymbolicFloat(builtins.float, metaclass=_Meta):
@@ -146,8 +170,8 @@ _MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
         "round": _as_float(_round),
         "rint": _as_float(_round),
         "trunc": _as_float(torch.sym_int),
-        "int32": torch.sym_int,
-        "int64": torch.sym_int,
+        "int32": _to_int,
+        "int64": _to_int,
         "float32": torch.sym_float,
         "float64": torch.sym_float,
     },
