@@ -89,10 +89,13 @@ void check_float(Checks& checks, const Case& c, const clusir::Model& model, doub
     checks.that(routing.evidence.size() == c.evidence.size() &&
                     largest(routing.evidence.data(), c.evidence.data(), c.evidence.size()) <= c.tolerance,
                 c.name + ": evidence");
-    // Strength 0 gives back what went in, bit for bit.
+    // Strength 0 gives back what went in, bit for bit, and no graph is run: there is no routing.
     std::vector<std::uint8_t> kept(c.input.size());
-    model.restore(in, {kept.data(), c.width, c.height, c.channels, c.type, 0}, nullptr, nullptr, {"", "0"});
+    const auto none =
+        model.restore(in, {kept.data(), c.width, c.height, c.channels, c.type, 0}, nullptr, nullptr, {"", "0"});
     checks.that(kept == c.input, c.name + ": strength 0");
+    checks.that(std::all_of(none.posterior.begin(), none.posterior.end(), [](float p) { return p == 0.0F; }),
+                c.name + ": strength 0 runs nothing");
 }
 
 void check_integers(Checks& checks, const Case& c, const clusir::Model& model, double tolerance) {

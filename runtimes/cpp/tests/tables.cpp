@@ -262,6 +262,9 @@ void steering(const std::string& folder) {
                         name);
         }
     }
+    for (const char* text : {"0.5x", "0.5 0.5", "1e", "0.5%"})
+        checks.that(raised([&] { steer(ModelSpec(), "", text); }) == CLUSIR_INVALID_ARGUMENT,
+                    std::string("strength '") + text + "' is refused");
     for (const auto& entry : all["blends"]) {
         ModelSpec spec = ranged({{"low", 0}, {"high", 1}});
         float before[3], row[3], made[3] = {};
