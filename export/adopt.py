@@ -23,19 +23,23 @@ from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import CheckStandard, SimplifyGraph, operators
 from clusir.export.precision.place import Placed, known_files, place
 from clusir.export.precision.run import PrecisionConfig
-from clusir.export.subjects.onnx_file import Description, in_standard_form, read_onnx
+from clusir.export.subjects.onnx_file import Description, free_name, in_standard_form, read_onnx
 from clusir.export.subjects.onnx_ports import Ports
 from clusir.export.subjects.onnx_probe import (
     Reach,
+    natural_picture,
     probe_answers,
     probe_sizes,
     runner,
 )
 from clusir.export.tiled import compare_sidecars, tiled
-from clusir.export.validate.compare import Agreement
+from clusir.export.validate.compare import Agreement, compare
+from clusir.export.validate.compare import check as checked
 from clusir.export.validate.pictures import PictureCheck, compare_pictures
 from clusir.export.validate.tolerances import tolerance
+from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
+from clusir.runtimes.runners.opening import set_inputs
 from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["Adoption", "AdoptionConfig", "adopt"]
@@ -114,6 +118,7 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
         )
         agreements = compare_pictures(staged, check, progress=progress)
         agreements += compare_sidecars(made, check, progress)
+        agreements += _compare_settings(staged, theirs, ports, config, check)
         data = staged.read_bytes()
     placed = place(
         out,
@@ -122,6 +127,9 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
         lambda path, precision: compare_pictures(path, replace(check.of(precision), pool=made.pool()), precision),
         progress,
     )
+    if ports.others:
+        given = ", ".join(f"{free_name(name)}={value:g}" for name, value in config.description.values.items())
+        notes.append(f"takes {given} where nobody sets it: clusir-run --set, on ONNX Runtime")
     notes += placed.notes
     return Adoption(out, spec, made.reach, tuple(agreements), tuple(notes), placed)
 
@@ -146,6 +154,28 @@ def _open_axes(model: ModelProto, ports: Ports, spec: ModelSpec) -> ModelProto:
         dims = [ports.batch or "batch", spec.channels, *shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
     return made
+
+
+def _compare_settings(
+    path: Path, theirs: ModelProto, ports: Ports, config: AdoptionConfig, check: PictureCheck
+) -> list[tuple[str, str, Agreement]]:
+    """The written file, its further inputs set to other numbers than its own, against the file as it came."""
+    if not ports.others or "ort" not in config.backends:
+        return []
+    told = config.description
+    other = replace(told, values={name: 0.75 * value + 0.01 for name, value in told.values.items()})
+    reference = _Reference(theirs, ports, other)
+    height, width = check.sizes[0]
+    picture = natural_picture(height, width, check.channels)
+    with open_runner(path, "ort", "cpu") as run:
+        set_inputs(run, {free_name(name): _as_stored(ports, name, value) for name, value in other.values.items()})
+        found = compare(reference(picture), run.run({"image": picture}), check.bound)
+    return [("ort", "other settings", checked(found, "ort, other settings"))]
+
+
+def _as_stored(ports: Ports, name: str, value: float) -> float:
+    """The number in the type of its input."""
+    return float(np.asarray(value).astype(_dtype(next(port for port in ports.others if port.name == name))))
 
 
 class _Reference:

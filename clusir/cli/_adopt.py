@@ -19,6 +19,7 @@ from clusir.cli._precision import (
     print_placed,
     refuse_idle_options,
 )
+from clusir.cli._values import Setting
 from clusir.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,21 +54,6 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
             return tuple(float(word) for word in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no number; write for example 0.5 or 0.48,0.46,0.41", param, ctx)
-
-
-class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """``NAME=NUMBER``."""
-
-    name = "NAME=NUMBER"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        name, equals, number = str(value).rpartition("=")
-        try:
-            if equals and name.strip():
-                return name.strip(), float(number)
-        except ValueError:
-            pass
-        return self.fail(f"{value!r} is no setting; write for example sigma=15", param, ctx)
 
 
 def adoption_options(command: Callable[..., Any]) -> Callable[..., Any]:

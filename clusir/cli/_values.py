@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Decibels", "Integers", "Seconds", "Sizes", "Words", "parse_seconds"]
+__all__ = ["Decibels", "Integers", "Seconds", "Setting", "Sizes", "Words", "parse_seconds"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -45,6 +45,21 @@ class Decibels(click.ParamType):  # type: ignore[type-arg]  # generic from click
         if not found:
             self.fail(f"{value!r} is not a number of decibels, for example 0.1dB", param, ctx)
         return float(found[1])
+
+
+class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """``NAME=NUMBER``."""
+
+    name = "NAME=NUMBER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        name, equals, number = str(value).rpartition("=")
+        try:
+            if equals and name.strip():
+                return name.strip(), float(number)
+        except ValueError:
+            pass
+        return self.fail(f"{value!r} is no setting; write for example sigma=15", param, ctx)
 
 
 class _List(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 from clusir.cli._common import Printer, command
+from clusir.cli._values import Setting
 from clusir.errors import InterruptedRun
 from clusir.names import AUTO, BACKENDS, BFLOAT16, DEVICES, PRECISIONS
 
@@ -27,7 +28,7 @@ Exit codes: 0 all done; 1 some pictures failed, the rest is done; 2 usage;
 _SMALL_BYTES = 2 << 30  # where half of it may not be there once the model is open
 _RESTORER_OPTIONS = (
     "model", "backend", "device", "threads", "fallback", "routing", "precision", "alpha", "fix", "strength",
-    "statistics",
+    "statistics", "settings",
 )  # fmt: skip
 
 
@@ -55,6 +56,13 @@ _RESTORER_OPTIONS = (
     "--routing",
     type=click.Choice(["shared", "tile"]),
     help="shared: choose experts once for the whole picture; tile: for each tile.  [default: shared if possible]",
+)
+@click.option(
+    "--set",
+    "settings",
+    type=Setting(),
+    multiple=True,
+    help="A number for an input that an adopted network takes beside the picture, such as sigma=15; may be repeated.",
 )
 @click.option(
     "--exact-statistics",
@@ -116,6 +124,7 @@ def main(inputs: tuple[str, ...], output: str | None, **options: Any) -> None:
 
     from clusir.cli._run_process import Signals
 
+    options["settings"] = dict(options["settings"])
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news for who looks at the pictures
     with Signals().heard() as signals:
         failed = _run(inputs, output, options, signals)
@@ -302,6 +311,8 @@ def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | 
         "routing": restorer.routing,
         "alpha": restorer.alpha,
     }
+    if restorer.settings:
+        settings["settings"] = ",".join(f"{name}={n!r}" for name, n in sorted(restorer.settings.items()))
     if restorer.statistics != "sampled":
         settings["statistics"] = restorer.statistics
     if not (restorer.steering.plain and restorer.steering.blend == 1):

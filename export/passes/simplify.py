@@ -43,9 +43,33 @@ class SimplifyGraph(GraphPass):
             return PassResult(model, False, (note,))
         before = sum(operators(model.graph).values())
         # onnxsim compares nothing unless it is asked to: the graph is compared after the pass, and the file as a whole.
-        simplified, _ = simplify(model)
+        simplified, _ = simplify(_without_defaults(model))
+        _put_defaults_back(simplified, model)
         after = sum(operators(simplified.graph).values())
         return PassResult(simplified, after != before, (f"{before} nodes, now {after}",))
+
+
+def _defaults(model: onnx.ModelProto) -> list[TensorProto]:
+    """Initializers that are graph inputs too: whoever runs the graph may give other values."""
+    inputs = {value.name for value in model.graph.input}
+    return [tensor for tensor in model.graph.initializer if tensor.name in inputs]
+
+
+def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with such inputs left open: onnxsim would fold their values and drop the inputs."""
+    if not _defaults(model):
+        return model
+    names = {tensor.name for tensor in _defaults(model)}
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
+    del plain.graph.initializer[:]
+    plain.graph.initializer.extend(kept)
+    return plain
+
+
+def _put_defaults_back(made: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    made.graph.initializer.extend(_defaults(model))
 
 
 class CheckStandard(GraphPass):

@@ -29,7 +29,7 @@ from onnx import (
 from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
 from clusir.export.subjects.onnx_ports import Ports, find_ports
 
-__all__ = ["Description", "in_standard_form", "read_onnx"]
+__all__ = ["Description", "free_name", "in_standard_form", "read_onnx"]
 
 _OPSET = 18
 _LATEST_OPSET = 23
@@ -159,7 +159,7 @@ def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, 
     after.reverse_channels(told.bgr)
     after.add(-low)
     after.multiply(1 / (high - low))
-    nodes, constants = _further_inputs(ports, told.values)
+    nodes, constants, settable = _further_inputs(ports, told.values)
     inside = list(graph.node)
     del graph.node[:]
     graph.node.extend([*before.done(), *nodes, *inside, *after.done()])
@@ -167,6 +167,7 @@ def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, 
     del graph.input[:], graph.output[:], graph.value_info[:], inner.metadata_props[:]
     height, width = (side or name for side, name in zip(ports.size, ("height", "width"), strict=True))
     graph.input.append(_port("image", [ports.batch or "batch", channels, height, width]))
+    graph.input.extend(settable)
     graph.output.append(_port("restored", [ports.batch or "batch", channels, None, None]))
     return inner, ports
 
@@ -219,32 +220,40 @@ class _Chain:
         return self.nodes
 
 
-def _further_inputs(ports: Ports, values: Mapping[str, float]) -> tuple[list[NodeProto], list[TensorProto]]:
-    """Every other input as a constant, or, where it is a map, filled in the picture's size."""
+def _further_inputs(
+    ports: Ports, values: Mapping[str, float]
+) -> tuple[list[NodeProto], list[TensorProto], list[ValueInfoProto]]:
+    """Every other input, by its own name, with the number that it has where nobody gives another: an initializer that
+    is a graph input too. What is a map is filled in the picture's size."""
     nodes: list[NodeProto] = []
     constants: list[TensorProto] = []
+    settable: list[ValueInfoProto] = []
     for port in ports.others:
-        kind = helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type)
+        element = port.type.tensor_type.elem_type
         shape = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
-        name = f"{_PREFIX}{port.name}"
-        value = np.asarray(values[port.name]).astype(kind)
-        if len(shape) == 4 and 0 in shape[2:]:
-            for index, (start, end) in enumerate(((0, 1), (2, 4))):
-                part = f"host/{port.name}/{index}"
-                nodes.append(helper.make_node("Shape", ["image"], [part], start=start, end=end))
-            middle = numpy_helper.from_array(np.array([shape[1] or 1], np.int64), f"host/{port.name}/channels")
-            constants.append(middle)
-            parts = [f"host/{port.name}/0", middle.name, f"host/{port.name}/1"]
-            nodes.append(helper.make_node("Concat", parts, [f"host/{port.name}/shape"], axis=0))
-            nodes.append(
-                helper.make_node(
-                    "ConstantOfShape", [f"host/{port.name}/shape"], [name],
-                    value=numpy_helper.from_array(value.reshape(1), f"host/{port.name}/value"),
-                )
-            )  # fmt: skip
-        else:
-            constants.append(numpy_helper.from_array(np.full([side or 1 for side in shape], value, kind), name))
-    return nodes, constants
+        name, inner = free_name(port.name), f"{_PREFIX}{port.name}"
+        a_map = len(shape) == 4 and 0 in shape[2:]
+        sides = [1, 1, 1, 1] if a_map else [side or 1 for side in shape]
+        value = np.full(sides, values[port.name], helper.tensor_dtype_to_np_dtype(element))
+        constants.append(numpy_helper.from_array(value, name))
+        settable.append(helper.make_tensor_value_info(name, element, sides))
+        if not a_map:
+            nodes.append(helper.make_node("Identity", [name], [inner], name=f"host/{port.name}"))
+            continue
+        for index, (start, end) in enumerate(((0, 1), (2, 4))):
+            part = f"host/{port.name}/{index}"
+            nodes.append(helper.make_node("Shape", ["image"], [part], start=start, end=end))
+        middle = numpy_helper.from_array(np.array([shape[1] or 1], np.int64), f"host/{port.name}/channels")
+        constants.append(middle)
+        parts = [f"host/{port.name}/0", middle.name, f"host/{port.name}/1"]
+        nodes.append(helper.make_node("Concat", parts, [f"host/{port.name}/shape"], axis=0))
+        nodes.append(helper.make_node("Expand", [name, f"host/{port.name}/shape"], [inner], name=f"host/{port.name}"))
+    return nodes, constants, settable
+
+
+def free_name(name: str) -> str:
+    """What a further input is called in the standard form, where the picture's own names are taken."""
+    return f"{name}_" if name in ("image", "restored", "statistics", "weight", "given", "known") else name
 
 
 def _port(name: str, shape: list[int | str | None]) -> ValueInfoProto:

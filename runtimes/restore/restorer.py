@@ -11,35 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from clusir.errors import ClusirError, ImageError, ModelFormatError, UsageError
+from clusir.errors import ClusirError, ImageError, UsageError
 from clusir.names import AUTO, BFLOAT16
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
 from clusir.runtimes.restore.permissions import hints, nothing_to_mend, steer
 from clusir.runtimes.restore.pixels import check_finite, from_unit, scaled, to_unit
 from clusir.runtimes.restore.routing import Routing, combine
+from clusir.runtimes.restore.sidecars import check_together
 from clusir.runtimes.restore.sources import ArraySource, Restorable, opened_source
 from clusir.runtimes.restore.statistics import MODES as STATISTICS
 from clusir.runtimes.restore.statistics import Shared, gather
 from clusir.runtimes.restore.tiling import Plan, plan_picture
 from clusir.runtimes.runners.base import Array, Runner
 from clusir.runtimes.runners.files import ModelFiles, find_model
-from clusir.runtimes.runners.opening import open_runner
+from clusir.runtimes.runners.opening import open_runner, set_inputs
 
 __all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
 
 ROUTINGS = ("shared", "tile")
-# What the graphs of one model have in common; ``precision`` may differ (the router stays fp32), ``graph`` does.
-_SHARED_FIELDS = (
-    "checkpoint_sha256",
-    "clusters",
-    "experts",
-    "top_k",
-    "channels",
-    "value_range",
-    "input_name",
-    "families",
-)
 ALPHA_MODES = ("keep", "process", "drop")
 # From about so many tiles of one picture on, a graph of open size, opened once more for their size, gives back the time
 # that this takes.
@@ -75,7 +65,8 @@ class Restorer:
     ``fix`` says which degradations may be mended, ``strength`` how far
     (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and darkness only on strong
     evidence. Strength 0 gives back what went in. ``statistics``: of a network that pools over the whole picture,
-    ``sampled`` pools windows of it, ``exact`` all of it, level by level.
+    ``sampled`` pools windows of it, ``exact`` all of it, level by level. ``settings``: numbers by
+    name, for inputs that an adopted network takes beside the picture.
     """
 
     def __init__(
@@ -92,6 +83,7 @@ class Restorer:
         fix: str | Iterable[str] | None = None,
         strength: float | str | Mapping[str, float] = 1.0,
         statistics: str = "sampled",
+        settings: Mapping[str, float] | None = None,
     ) -> None:
         if routing is not None and routing not in ROUTINGS:
             raise UsageError(f"routing {routing!r} is not one of {', '.join(ROUTINGS)}")
@@ -127,7 +119,9 @@ class Restorer:
                 "export it again with clusir-export, or use --routing tile"
             )
         self.routing = "shared" if can_share and routing != "tile" else "tile"
+        self.settings = dict(settings or {})
         try:
+            set_inputs(self._runner, self.settings)
             self.steering = steer(self.spec, fix, strength)
             if statistics == "exact" and not self.spec.shares_statistics:
                 raise UsageError(f"exact statistics: {self.files.whole} pools nothing over the picture; leave it out")
@@ -356,23 +350,9 @@ class Restorer:
             # The router stays in float32 in every precision, as it chooses the experts; so does what is pooled.
             tile = open_runner(self.files.tile, graph="tile", bf16=self._bf16, **self._open_options)
             router = open_runner(second, graph=kind, **self._open_options)
-            for sidecar, path in ((tile, self.files.tile), (router, second)):
-                for key in _SHARED_FIELDS:
-                    if getattr(sidecar.spec, key) != getattr(self.spec, key):
-                        raise ModelFormatError(
-                            f"model {path}: it was exported from another checkpoint than its model ({key} differs); "
-                            "export both again with clusir-export"
-                        )
-                if (sidecar.spec.tile_px, sidecar.spec.size) != (self.spec.tile_px, self.spec.size):
-                    raise ModelFormatError(
-                        f"model {path}: its tiles are not those of {self.files.whole.name}; "
-                        "export both again with clusir-export"
-                    )
-            if tile.spec.statistics != router.spec.statistics:
-                raise ModelFormatError(
-                    f"model {self.files.tile}: it takes {tile.spec.statistics} pooled statistics, its router gives "
-                    f"{router.spec.statistics}; export both again with clusir-export"
-                )
+            check_together(self.spec, self.files.whole, [(self.files.tile, tile.spec), (second, router.spec)])
+            for sidecar in (tile, router):
+                set_inputs(sidecar, self.settings)
             self._sidecars = (tile, router)
         return self._sidecars
 

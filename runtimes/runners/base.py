@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clusir.spec import ModelSpec
 
-__all__ = ["Array", "Runner"]
+__all__ = ["Array", "Runner", "Settable"]
 
 Array = NDArray[np.float32]
 
@@ -51,3 +51,10 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class Settable(Protocol):
+    """A runner whose model's further inputs can be given other numbers than those in the file."""
+
+    def set_inputs(self, values: Mapping[str, float]) -> None: ...

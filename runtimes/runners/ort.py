@@ -6,6 +6,7 @@ warning and continues on the CPU when its CUDA libraries do not load.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clusir.errors import BackendError, ClusirError, ModelFormatError
+from clusir.errors import BackendError, ClusirError, ModelFormatError, UsageError
 from clusir.names import INSTALL_GPU, install_line
 from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
@@ -24,6 +26,12 @@ from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
 
+_TYPES: dict[str, Any] = {
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -82,6 +90,7 @@ class OrtRunner:
         self.name = f"ort:{wanted}"
         self._inputs = {i.name: i.shape for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
+        self._settings: dict[str, NDArray[Any]] = {}
 
     def _read_spec(self) -> ModelSpec | None:
         """The spec of an ``.onnx`` file, read before the runtime sees it; None for ``.ort`` (asked of the session)."""
@@ -126,7 +135,7 @@ class OrtRunner:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
         ready = check_feeds(feeds, self._inputs, self.name, self.spec)
         try:
-            outputs = self._session_for(ready).run(self._outputs, ready)
+            outputs = self._session_for(ready).run(self._outputs, ready | self._settings)
         except Exception as error:
             raise ClusirError(f"{self.name} failed on {self._path.name}: {_first_line(error)}") from error
         return {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
@@ -151,6 +160,21 @@ class OrtRunner:
         if self._expected is not None and feeds[self.spec.input_name].shape == self._expected:
             return self._fixed[self._expected]
         return self._session
+
+    def set_inputs(self, values: Mapping[str, float]) -> None:
+        """Numbers for inputs beside the picture that the file has defaults for, such as a noise level; they hold until
+        they are set again. Raises UsageError for a name that is no such input, and for what is no finite number."""
+        there = {value.name: value for value in self._session.get_overridable_initializers()}
+        for name, number in values.items():
+            if name not in there:
+                has = f"it has {', '.join(there)}" if there else "it takes the picture alone"
+                raise UsageError(f"--set {name}: {self._path.name} has no such input; {has}")
+            if not math.isfinite(number):
+                raise UsageError(f"--set {name}={number}: it is no finite number")
+        self._settings = {
+            name: np.full(there[name].shape, number, _TYPES.get(there[name].type, np.float32))
+            for name, number in values.items()
+        }
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider, as ONNX Runtime assigned them when it opened the session."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -89,3 +89,30 @@ def test_the_file_itself_is_not_overwritten(theirs: Path) -> None:
     done = CliRunner().invoke(main, ["--onnx", str(theirs), "--from", str(theirs)])
     assert done.exit_code == 2
     assert theirs.read_bytes() == before
+
+
+def test_a_noise_level_is_set_by_the_command(tmp_path: Path) -> None:
+    """Refused with what there is, and another picture for another number."""
+    shape = [None, 3, None, None]
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+             helper.make_tensor_value_info("sigma", TensorProto.FLOAT, [1])]  # fmt: skip
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "sigma"], ["y"])], "theirs", ports,
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)])  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "t.onnx")
+    ours = tmp_path / "ours.onnx"
+    done = CliRunner().invoke(main, ["--onnx", str(ours), "--from", str(tmp_path / "t.onnx"), "--set", "sigma=0.5"])
+    assert done.exit_code == 0, done.output
+    assert "takes sigma=0.5 where nobody sets it" in done.output
+    Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(tmp_path / "in.png")
+
+    def restored(*options: str) -> Result:
+        named = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out"), "--model", str(ours), "--backend", "ort"]
+        return CliRunner().invoke(run, [*named, *options])
+
+    for options, level in ((), 100), (("--set", "sigma=0.25"), 50), (("--set", "sigma=1"), 200):
+        assert restored(*options).exit_code == 0
+        assert np.asarray(Image.open(tmp_path / "out" / "in.png")).mean() == level  # the journal tells them apart
+    done = restored("--set", "noise=1")
+    assert (done.exit_code, "has no such input; it has sigma" in done.output) == (2, True)
+    done = restored("--set", "sigma")
+    assert (done.exit_code, "write for example sigma=15" in done.output) == (2, True)

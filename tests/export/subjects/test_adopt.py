@@ -313,3 +313,46 @@ def test_what_torch_writes(tmp_path: Path, dynamo: bool) -> None:
     with torch.no_grad():
         wanted = network(torch.from_numpy(PICTURE)).numpy()
     np.testing.assert_allclose(answer(made, PICTURE), wanted, atol=1e-5)
+
+
+def denoiser(path: Path, kind: int = TensorProto.FLOAT) -> Path:
+    """A network that adds a map of its noise level, and another number, to what it makes of the picture."""
+    nodes = [
+        conv("x", "a"),
+        helper.make_node("Cast", ["strength"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["a", "real"], ["b"]),
+        helper.make_node("Add", ["b", "sigma"], ["y"]),
+    ]
+    more = [
+        helper.make_tensor_value_info("sigma", TensorProto.FLOAT, [None, 1, None, None]),
+        helper.make_tensor_value_info("strength", kind, [1]),
+    ]
+    return write(path, nodes, [constant("k", KERNEL)], more=more)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.INT64])
+def test_further_inputs_are_set_when_it_runs(tmp_path: Path, kind: int) -> None:
+    source = denoiser(tmp_path / "theirs.onnx", kind)
+    made = adopted(source, values={"sigma": 0.125, "strength": 1})
+    assert any("other settings" in what for _, what, _ in made.agreements)
+    picture = rng.random((64, 90, 3), dtype=np.float32)
+    plain = expected(picture.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+    for settings, want in (({}, plain + 0.125), ({"sigma": 0.25}, plain + 0.25),
+                           ({"sigma": -0.25, "strength": 2}, 2 * plain - 0.25)):  # fmt: skip
+        with Restorer(made.path, backend="ort", threads=1, settings=settings) as restorer:
+            np.testing.assert_allclose(restorer.restore(picture), want.clip(0, 1), atol=1e-5)
+    with Restorer(made.path, backend="openvino", threads=1) as restorer:  # the number that was exported
+        np.testing.assert_allclose(restorer.restore(picture), (plain + 0.125).clip(0, 1), atol=1e-5)
+
+
+def test_settings_that_nothing_takes_are_refused(tmp_path: Path) -> None:
+    plain(tmp_path / "plain.onnx")
+    made = adopted(denoiser(tmp_path / "theirs.onnx"), values={"sigma": 0.125, "strength": 1})
+    with pytest.raises(UsageError, match=r"--set noise: ours.onnx has no such input; it has sigma, strength"):
+        Restorer(made.path, backend="ort", settings={"noise": 1})
+    with pytest.raises(UsageError, match="it is no finite number"):
+        Restorer(made.path, backend="ort", settings={"sigma": float("nan")})
+    with pytest.raises(UsageError, match="use --backend ort"):
+        Restorer(made.path, backend="openvino", settings={"sigma": 1})
+    with pytest.raises(UsageError, match="it takes the picture alone"):
+        Restorer(backend="ort", settings={"sigma": 1})
