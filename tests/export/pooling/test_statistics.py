@@ -23,6 +23,7 @@ from clusir.export.graph.session import Probe
 from clusir.export.module import ModuleExport, export_module
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.pooling import Found, find_statistics, split_statistics
+from clusir.calibration.sampler import BalanceConfig
 from clusir.export.pooling.check import SplitRun, whole_window
 from clusir.export.subjects.tiles import TILING
 from clusir.runtimes import Restorer
@@ -245,6 +246,24 @@ def test_a_graph_that_takes_one_picture_at_a_time(tmp_path: Path) -> None:
     for statistics, bar in (("sampled", 55), ("exact", 80)):
         with Restorer(made.path, backend="ort", threads=1, statistics=statistics) as restorer:
             assert psnr(restorer.restore(picture), at_once) >= bar
+
+
+def test_fewer_bits_share_them_too(tmp_path: Path) -> None:
+    """FP16 and INT8 of the tile graph, under the float32 statistics."""
+    config = PrecisionConfig(
+        precisions=("fp32", "fp16", "int8"), backends=("ort",), balance=BalanceConfig(size=8, pool=8),
+        evaluation_crops=1, timing_runs=1,
+    )  # fmt: skip
+    network = networks.seeded(networks.Squeeze(24))
+    made = export_module(network, "1x3x64x64", tmp_path / "m.onnx", backends=("ort",), precision=config)
+    assert {"m.fp16.tile.onnx", "m.int8.tile.onnx", "m.statistics.onnx"} <= set(made.placed.files)
+    picture = natural(300, 600)
+    answers = {}
+    for precision in ("fp32", "fp16", "int8"):
+        with Restorer(made.path, precision=precision, backend="ort", threads=1) as restorer:
+            answers[precision] = restorer.restore(picture)
+    assert psnr(answers["fp16"], answers["fp32"]) >= 60
+    assert 30 <= psnr(answers["int8"], answers["fp32"]) < 100
 
 
 def test_where_they_cannot_be_shared_it_says_so(tmp_path: Path) -> None:
