@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from clusir.calibration.balance import BalanceConfig
 from clusir.cli.run import main as run
 from clusir.errors import ModelFormatError, UsageError
 from clusir.export.adopt import Adoption, AdoptionConfig, adopt
@@ -23,8 +24,8 @@ from clusir.export.graph.session import Probe
 from clusir.export.module import ModuleExport, export_module
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.pooling import Found, find_statistics, split_statistics
-from clusir.calibration.sampler import BalanceConfig
 from clusir.export.pooling.check import SplitRun, whole_window
+from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.tiles import TILING
 from clusir.runtimes import Restorer
 from clusir.runtimes.restore.statistics import windows_along
