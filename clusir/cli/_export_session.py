@@ -242,9 +242,9 @@ def run_module(
     else:
         console = stdout()
         for note in made.notes:
-            console.print(f"- {note}", highlight=False)
+            console.print(f"- {note}", highlight=False, soft_wrap=True)
         for found in made.agreements:
-            console.print(str(found), highlight=False)
+            console.print(str(found), highlight=False, soft_wrap=True)
         print_placed(made.placed, made.path.parent)
     for note in made.notes:
         if note.startswith("WARNING"):

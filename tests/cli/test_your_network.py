@@ -145,7 +145,6 @@ def onnx_files(folder: Path) -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_transcripts(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
     Path("mynet.py").write_text(NETWORKS)
     Path("mymoe.py").write_text(ROUTED)
     onnx_files(tmp_path)
