@@ -216,7 +216,7 @@ def test_the_page_of_the_wheel_restores_a_photo_in_a_browser(unpacked: Path, tmp
 
 @contextmanager
 def served(home: Path, *options: Path | str) -> Iterator[str]:
-    """The address that ``clusir page`` of an unpacked wheel prints; ended as by Ctrl-C, which is no failure."""
+    """The address that ``clusir page`` of an unpacked wheel prints; ended by SIGTERM, which is no failure."""
     command = [sys.executable, "-m", "clusir", "page", "--no-open", *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": str(home), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
@@ -225,10 +225,10 @@ def served(home: Path, *options: Path | str) -> Iterator[str]:
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), line
         yield line.split()[0]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
     finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(30)
-    assert code == 0
+        process.kill()
 
 
 @needs.FULL

@@ -19,12 +19,15 @@ def main(model: Path | None, precision: str | None, port: int, no_open: bool) ->
     """Serve the browser page on 127.0.0.1 and open it. Photos are restored in the browser, by WebAssembly.
 
     \b
-    The page may load from this server and from nowhere else, and sends nothing. Ctrl-C ends it.
-    Exit codes: 0 ended by Ctrl-C; 2 usage; 3 the page is not in this installation.
+    The page may load from this server and from nowhere else, and sends nothing. Ctrl-C or SIGTERM ends it.
+    Exit codes: 0 ended so; 2 usage; 3 the page is not in this installation.
     """
+    import signal
+
     from clusir.runtimes.page.server import PageServer, page_files
     from clusir.runtimes.runners.files import find_model
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where Ctrl-C is ignored, as in the background
     found = find_model(model, precision)
     try:
         with PageServer(page_files(found), port) as server:

@@ -232,6 +232,22 @@ def normalise(node: Node, x: Value, scale: Value, bias: Value | None = None) -> 
     return Value(out if bias is None else out + bias.plain)
 
 
+def instances(node: Node, x: Value, scale: Value, bias: Value) -> Value:
+    given = x.plain
+    mean, variance = tf.nn.moments(given, list(range(2, len(given.shape))), keepdims=True)
+    channels = [1, -1] + [1] * (len(given.shape) - 2)
+    out = (given - mean) * tf.math.rsqrt(variance + node.get("epsilon", 1e-5))
+    return Value(out * tf.reshape(scale.plain, channels) + tf.reshape(bias.plain, channels))
+
+
+def error_function(x: T) -> T:
+    """LiteRT has none: Abramowitz and Stegun 7.1.26, within 1.5e-7."""
+    size = tf.abs(x)
+    t = 1.0 / (1.0 + 0.3275911 * size)
+    sum_ = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return tf.sign(x) * (1.0 - sum_ * tf.exp(-size * size))
+
+
 def reshape(node: Node, x: Value, *_: Value) -> Value:
     return Value(tf.reshape(x.plain, node.shapes[0]))
 
@@ -250,11 +266,13 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "LessOrEqual": each(tf.less_equal), "Equal": each(tf.equal), "And": each(tf.logical_and),
     "Or": each(tf.logical_or), "Not": each(tf.logical_not), "Where": each(tf.where),
     "Cast": lambda n, x: each(lambda t: tf.cast(t, KINDS[n.get("to", 1)]))(n, x),
+    "CastLike": each(lambda x, like: tf.cast(x, like.dtype)), "Erf": each(error_function),
     "Clip": clip, "Conv": convolution, "ConvTranspose": transposed_convolution, "Gemm": gemm,
     "MatMul": lambda n, a, b: Value(tf.matmul(a.plain, b.plain)), "AveragePool": pool, "MaxPool": pool,
     "GlobalAveragePool": lambda n, x: Value(last=tf.reduce_mean(x.last, [1, 2], True)),
     "ReduceMean": reduce, "ReduceSum": reduce, "ReduceMax": reduce, "ReduceMin": reduce, "ReduceL2": reduce,
     "Slice": cut, "Pad": pad, "Concat": join, "Split": split, "LayerNormalization": normalise,
+    "InstanceNormalization": instances,
     "DepthToSpace": blocks, "SpaceToDepth": blocks,
     "Softmax": lambda n, x: Value(tf.nn.softmax(x.plain, n.get("axis", -1))),
     "Transpose": lambda n, x: Value(tf.transpose(x.plain, n.get("perm", None))),

@@ -9,10 +9,14 @@ from clusir.export.formats.hosts.litert import Litert
 from clusir.export.formats.hosts.mnn import Mnn
 from clusir.export.formats.hosts.opencv import OpenCV
 from clusir.export.formats.hosts.transformers_js import TransformersJs
+from clusir.export.formats.hosts.triton import Triton
+from clusir.export.formats.hosts.video import Ffmpeg, VsMlrt
 
 __all__ = ["TARGETS", "target"]
 
-TARGETS: dict[str, type[Host]] = {host.name: host for host in (Darktable, Litert, Mnn, OpenCV, TransformersJs)}
+TARGETS: dict[str, type[Host]] = {
+    host.name: host for host in (Darktable, Ffmpeg, Litert, Mnn, OpenCV, TransformersJs, Triton, VsMlrt)
+}
 
 
 def target(name: str) -> Host:

@@ -75,7 +75,8 @@ def elements(net: Net, x: str) -> list[str]:
     low = net.op("Min", net.op("Max", slopes, x), net.const(0.9))
     return [low, net.op("Cast", above, to=1), net.op("Softmax", mixed, axis=1), net.op("Pow", x, net.const(2.0)),
             net.op("LayerNormalization", mixed, net.random(SIDE), net.random(SIDE)),
-            net.op("MatMul", net.random(4, SIDE), mixed),
+            net.op("MatMul", net.random(4, SIDE), mixed), net.op("Erf", mixed), net.op("CastLike", above, mixed),
+            net.op("InstanceNormalization", mixed, net.random(3), net.random(3)),
             net.op("Sqrt", net.op("Exp", net.op("Tanh", mixed)))]  # fmt: skip
 
 
