@@ -16,13 +16,14 @@ from clusir.spec import ModelSpec
 __all__ = ["common_faults", "host_form", "reference"]
 
 _INT64 = np.int64
+_ALONE = ("whole", "pooled")  # graphs that answer alone
 
 
 def common_faults(source: Source) -> list[str]:
     """What keeps a graph from being one picture in, one picture out."""
     spec = source.spec
     faults = []
-    if spec.graph != "whole":
+    if spec.graph not in _ALONE:
         faults.append(f"it is the {spec.graph} graph, which does not answer alone; give the whole graph")
     if spec.channels != 3:
         faults.append(f"it takes {spec.channels} channel, the host gives three")
@@ -31,7 +32,7 @@ def common_faults(source: Source) -> list[str]:
     inputs = {value.name for value in source.model.graph.input} - {t.name for t in source.model.graph.initializer}
     if more := sorted(inputs - {spec.input_name}):
         faults.append(f"it takes a second input, {more[0]}")
-    if spec.graph == "whole" and not more and source.fixed_batch not in (0, 1):
+    if spec.graph in _ALONE and not more and source.fixed_batch not in (0, 1):
         faults.append(f"it takes {source.fixed_batch} pictures at once, the host gives one")
     return faults
 
