@@ -143,3 +143,24 @@ def test_bfloat16_without_openvino_is_a_note(routed: Any, folder: Path) -> None:
     report = make_precisions(folder, "model", config_for(routed, precisions=("bf16",), backends=("ort",)))
     assert any("bf16 was not measured: it is computed by OpenVINO" in note for note in report.notes)
     assert read_losses(variants(find_model(folder / "model.onnx"))) == {}
+
+
+def test_the_command_takes_bfloat16_alone(routed: Any, folder: Path) -> None:
+    from clusir.cli._export_session import ExportRequest, add_precisions
+    from clusir.export.formats.bundle import ExportReport
+
+    request = ExportRequest(
+        folder=folder, stem="model", bundle=True, given=frozenset(), openvino=False, ort_mobile=False,
+        checkpoint=None, seed=0, precision=("fp32", "bf16"), router="dense", dft="auto", dynamic=False,
+        tile_px=32, halo_px=4, backends=("ort",), device="cpu", engine="ort", calibration=routed.photos,
+        manifest=None, max_drop=None, time_limit=None, input_shape="1x3x32x32", check_passes=False, as_json=False,
+    )  # fmt: skip
+    report = ExportReport()
+
+    def validate(paths: Any) -> Any:
+        raise AssertionError(f"there is no file to compare: {paths}")
+
+    add_precisions(request, ("bf16",), validate, lambda text: None, folder, "model", report)
+    assert (report.parity, report.variants) == ([], [])
+    assert (folder / "model.losses.json").is_file()
+    assert "bf16" in "".join(report.markdown)
