@@ -318,11 +318,12 @@ def attention(pads: int = 0, scale: float = 0.3, out: str = "", norm: int | None
         made = net.op("Conv", x, net.random(6, 6, 1, 1), pads=[pads] * 4)
         heads.append(net.reshape(made, [0, 2, 3, pixels]))
     q, k, v = heads
-    product = net.op("MatMul", net.op("Mul", q, net.const(scale)), net.op("Transpose", k, perm=[0, 1, 3, 2]))
+    query = net.op("Mul", q, net.const(scale))
+    product = net.op("MatMul", query, net.op("Transpose", k, perm=[0, 1, 3, 2]))
     mixed = net.op("MatMul", net.op("Softmax", product, axis=-1), v)
     net.output(net.reshape(mixed, [0, 6, 4 + 2 * pads, 5 + 2 * pads]), *([q] if out == "q" else []))
     if norm is not None:
-        net.output(net.op("ReduceSum", net.op("Mul", q, q), net.const([norm], dtype=np.int64), keepdims=1))
+        net.output(net.op("ReduceSum", net.op("Mul", query, query), net.const([norm], dtype=np.int64), keepdims=1))
     return net
 
 
