@@ -201,7 +201,8 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     read_tolerances(fields, spec);
 
     if (spec.graph == "pooled" || spec.graph == "statistics") {
-        Fields::refuse("graph", "pools over the whole picture, which this library does not; use clusir-run");
+        throw Failure(CLUSIR_BAD_MODEL,
+                      "the model pools over the whole picture, which this library does not do; use clusir-run");
     }
     if (spec.graph != "whole" && spec.graph != "tile" && spec.graph != "router") {
         Fields::refuse("graph", "is not whole, tile or router");

@@ -123,7 +123,7 @@ export function readSpec(metadata) {
       refuse(`model metadata: clusir.${field} is not JSON`);
     }
     if (field === "graph" && ["pooled", "statistics"].includes(spec.graph))
-      refuse("model metadata: the network pools over the whole picture, which is not done here; use clusir-run");
+      throw new ModelError("the model pools over the whole picture, which is not done here; use clusir-run");
     if (!check(spec[field])) refuse(`model metadata: clusir.${field} is ${JSON.stringify(spec[field])?.slice(0, 80)}`);
   }
   const { multiple_of = 16, minimum = 16, static_px = 0 } = spec.size; // other keys are a newer writer's
