@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusir.errors import ClusirError
 from clusir.runtimes.restore.routing import combine, split_levels, top_k_gate
 from clusir.runtimes.restore.tiling import pad_tile, plan_axis, plan_picture
 from clusir.spec import ModelSpec, SizeRequirements
@@ -105,4 +106,8 @@ def test_shared_routing_averages_before_top_k() -> None:
     np.testing.assert_allclose(routing.gate, [0, 0.6], rtol=1e-6)
     np.testing.assert_allclose(routing.feeds(2)["statistics"], [[2, 2], [2, 2]])
     assert "statistics" not in combine(sampled, replace(s, statistics=0)).feeds(1)  # a file without them
+    for name, values in sampled.items():
+        spoilt = {**sampled, name: np.where(np.arange(values.size).reshape(values.shape) == 1, np.nan, values)}
+        with pytest.raises(ClusirError, match=f"the router's {name}"):
+            combine(spoilt, s)
     assert [p.tolist() for p in split_levels(np.arange(5, dtype=np.float32), (3, 2))] == [[0, 1, 2], [3, 4]]
