@@ -49,7 +49,9 @@ def test_modules_and_files_that_are_named_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:\s]+\.(?:md|svg|jpg|cff|json))(?:#[^)]*)?\)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     modules = re.findall(r"python -m (tests\.[\w.]+)", text)
-    missing += [name for name in modules if name.islower() and not (ROOT / f"{name.replace('.', '/')}.py").is_file()]
+    places = {name: ROOT / name.replace(".", "/") for name in modules if name.islower()}
+    run = {name: [place.with_suffix(".py"), place / "__main__.py"] for name, place in places.items()}
+    missing += [name for name, files in run.items() if not any(file.is_file() for file in files)]
     paths = re.findall(r"`((?:export|runtimes|calibration|clusir|tests)/[\w./-]+\.\w+)`", text)
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
