@@ -163,10 +163,10 @@ def model_card(spec: ModelSpec) -> dict[str, str]:
         **common,
         "source": "clusir-export --target darktable; trained by clusir-train (Apache-2.0)",
         "author": "The ClusIR authors",
-        "license": "non-commercial research; see LICENSE. Not free: darktable's model repository refuses such weights.",
-        "training_data": "BSDS500 without CBSD68, ImageNet samples, T91, Sun-Hays80, PolyU real-world noisy images; "
+        "license": "Apache-2.0",
+        "training_data": "674 free photographs, each named with its author and source in clusir's ATTRIBUTION.tsv; "
         "degradations are synthetic",
-        "training_data_license": "non-commercial research (all but PolyU, which is (c) 2018 HK PolyU)",
+        "training_data_license": "CC0, public domain, CC BY; 48 of 674 CC BY-SA, Free Art Licence or GFDL",
     }
 
 
