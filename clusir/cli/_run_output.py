@@ -164,7 +164,8 @@ class RunOutput:
             shared = "one routing" if routing.shared else "mean of the tiles' own routings"
             tiles = outcome.work.tiles
             lines[0] += f" ({tiles} {'tile' if tiles == 1 else 'tiles'}, {shared})" * (tiles > 0)
-            lines += explain_lines(routing.posterior, routing.gate, self._restorer.spec, plain=self._out.is_narrow())
+            spec, plain = self._restorer.spec, self._out.is_narrow()
+            lines += explain_lines(routing.posterior, routing.gate, spec, plain=plain, evidence=routing.evidence)
             lines += ["  nothing to mend: the picture is as it was"] * outcome.work.unchanged
             lines += [f"  {hint}" for hint in outcome.work.hints]
         else:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from rich.markup import escape
 
 from clusir.errors import ModelFormatError
 from clusir.spec import ModelSpec
 
-__all__ = ["Level", "explain_lines", "recognised", "routing_levels", "summary"]
+__all__ = ["Level", "evidence_summary", "explain_lines", "recognised", "routing_levels", "summary"]
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
@@ -80,6 +80,14 @@ def summary(levels: Sequence[Level], least: float = 0.05) -> str:
     return ", ".join(f"{label} {share:.2f}" for i, (label, share) in enumerate(shares) if i == 0 or share >= least)
 
 
+def evidence_summary(evidence: NDArray[np.float64], spec: ModelSpec, least: float = 0.05) -> str:
+    """The families [F] with their evidence as words, largest first: ``noise 0.97, haze 0.12``; ``nothing`` where none
+    has ``least``."""
+    order = np.argsort(-evidence, kind="stable")
+    said = [f"{spec.families[k].replace('_', ' ')} {evidence[k]:.2f}" for k in order if evidence[k] >= least]
+    return ", ".join(said) or "nothing"
+
+
 def _bar(share: float, width: int, plain: bool) -> str:
     """A bar of ``width`` characters, filled to ``share`` in eighths of one; ``plain``: whole and in ASCII."""
     if plain:
@@ -90,18 +98,26 @@ def _bar(share: float, width: int, plain: bool) -> str:
 
 
 def explain_lines(
-    posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, width: int = 24, top: int = 4, plain: bool = False
+    posterior: ArrayLike,
+    gate: ArrayLike,
+    spec: ModelSpec,
+    width: int = 24,
+    top: int = 4,
+    plain: bool = False,
+    evidence: ArrayLike = (),
 ) -> list[str]:
     """The routing of one picture as lines of rich markup, for ``console.print``.
 
-    First the recognised degradations over all levels; then per level the ``top`` clusters and every expert that ran,
+    First what was recognised: the families with ``evidence`` [F] where the model gives it, else the degradations that
+    the clusters of all levels stand for; then per level the ``top`` clusters and every expert that ran,
     each with a bar of ``width`` characters (``plain``: ASCII). Arguments as in :func:`routing_levels`. A model without
     routing gives one line that says so.
     """
     levels = routing_levels(posterior, gate, spec)
     if not levels:
         return ["[dim]this model has no routing to explain[/dim]"]
-    lines = [f"recognised: [bold]{escape(summary(levels))}[/bold]"]
+    found = np.asarray(evidence, dtype=np.float64)
+    lines = [f"recognised: [bold]{escape(evidence_summary(found, spec) if found.size else summary(levels))}[/bold]"]
     column = max(len(label) for level in levels for label in level.labels)
     for level in levels:
         ranked = sorted(range(len(level.posterior)), key=lambda c: -level.posterior[c])[:top]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,14 @@ def test_comparison_refuses_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageError, match="cannot be written"):
         write_comparison(picture, picture, tmp_path / "file" / "c.png")
+
+
+def test_families_are_named_where_there_is_evidence_of_them() -> None:
+    spec = replace(SPEC, families=("noise", "haze", "low_light"), evidence_thresholds=(0.1, 0.9, 0.9))
+    for evidence, says in (
+        ((0.2, 0.01, 0.97), "low light 0.97, noise 0.20"),
+        ((0.04, 0.01, 0.0), "nothing"),
+        ((0.5, 0.5, 0.05), "noise 0.50, haze 0.50, low light 0.05"),
+    ):
+        lines = explain_lines(POSTERIOR, GATE, spec, evidence=np.array(evidence, np.float32))
+        assert lines[0] == f"recognised: [bold]{says}[/bold]"
