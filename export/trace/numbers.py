@@ -73,7 +73,12 @@ def _to_int(x: Any) -> Any:
         plain = sympy.cancel(_without_floats(env.replace(x.node.expr)))
         if plain.is_Integer:
             return builtins.int(plain)
-        if plain.as_numer_denom()[1] == 1 and plain.free_symbols and plain.is_polynomial(*plain.free_symbols):
+        symbols = sorted(plain.free_symbols, key=str)
+        if (
+            symbols
+            and plain.is_polynomial(*symbols)
+            and all(c.is_Integer for c in sympy.Poly(plain, *symbols).coeffs())
+        ):
             return env.create_symintnode(plain, hint=builtins.int(x.node.hint))
     return torch.sym_int(x)
 
