@@ -38,6 +38,8 @@ PUBLIC = {
         "FORMS RealProgram lower_complex translation_table",
     "clusir.export.passes":
         "AttachMetadata CheckStandard SimplifyGraph fusing_passes",
+    "clusir.export.pooling":
+        "Found Split Statistic find_statistics split_statistics",
     "clusir.export.precision":
         "Advice BudgetConfig PrecisionConfig PrecisionReport QualityLoss Sensitivity advise compare_quality "
         "make_precisions measure_quality measure_sensitivity search_budget",
@@ -62,6 +64,8 @@ PUBLIC = {
         "READ_SUFFIXES WRITE_SUFFIXES Limits Picture PictureInfo open_picture output_info probe_picture save_picture",
     "clusir.runtimes.machine":
         "Case Diagnosis Measurement bench_case bench_cases list_devices",
+    "clusir.runtimes.page":
+        "PageServer page_files",
     "clusir.runtimes.report":
         "ReportWriter write_comparison",
     "clusir.runtimes.restore":

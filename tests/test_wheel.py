@@ -39,7 +39,7 @@ PAGE = "clusir/runtimes/page/built/"
 NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.egg-info", ".*_cache", "__pycache__",
               "demo-out", "site", ".hypothesis", ".state", "built")  # fmt: skip
 # What the wheel holds beside modules: where, and which suffixes.
-DATA = {"clusir": {".typed", ".json"}, "clusir/weights": {".onnx", ".safetensors", ".md", "", ".losses.json"},
+DATA = {"clusir": {".typed", ".json"}, "clusir/weights": {".onnx", ".safetensors", ".md", ".tsv", "", ".losses.json"},
         "clusir/runtimes/report": {".css", ".js", ".html"}, "clusir/training/recipes": {".toml"}}  # fmt: skip
 
 
@@ -109,7 +109,8 @@ def test_the_wheel_holds_every_module_and_nothing_stray(dist: tuple[Path, Path])
     data = {n for n in held - wanted if not n.startswith(PAGE)}
     assert data == {f"{folder}/{path.name}" for folder, suffixes in DATA.items() for path in home(folder).iterdir()
                     if path.is_file() and {path.suffix, "".join(path.suffixes[-2:])} & suffixes}  # fmt: skip
-    assert {"clusir/py.typed", "clusir/weights/MODEL_CARD.md", "clusir/weights/LICENSE"} <= data
+    terms = {f"clusir/weights/{name}" for name in ("MODEL_CARD.md", "LICENSE", "ATTRIBUTION.tsv")}
+    assert {"clusir/py.typed"} | terms <= data
     assert {f"clusir/weights/tiny{kind}" for kind in (".onnx", ".tile.onnx", ".router.onnx", ".safetensors")} <= data
     assert {f"{info}licenses/LICENSE", f"{info}licenses/clusir/weights/LICENSE"} <= names
 

@@ -54,6 +54,7 @@ def in_one_piece(path: Path, picture: np.ndarray) -> tuple[np.ndarray, Routing]:
         torch.cat(found.gates, dim=1)[0].numpy(),
         shared=True,
         statistics=statistics.recorded()[0].numpy(),
+        evidence=np.empty(0, np.float32) if found.evidence is None else found.evidence[0].numpy(),
     )
     return np.clip(found.restored[0].permute(1, 2, 0).numpy(), 0, 1), routing
 
@@ -100,7 +101,7 @@ def _misses(db: float) -> pytest.MarkDecorator:
         ("shipped", "photo", "own"),
         ("random", "slope", "own"),
         ("random", "photo", "own"),
-        pytest.param("shipped", "slope", "sampled", marks=_misses(59.9)),
+        ("shipped", "slope", "sampled"),
         pytest.param("shipped", "photo", "sampled", marks=_misses(57.1)),
         ("random", "slope", "sampled"),
         pytest.param("random", "photo", "sampled", marks=_misses(56.0)),

@@ -28,7 +28,7 @@ from clusir.export.module import export_module
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.subjects.checks import reference
 from clusir.export.trace.program import trace_module
-from clusir.export.trace.write_program import write_graph
+from clusir.export.trace.writer import write_program
 from clusir.export.validate.foreign import ModuleCheck, probes, validate
 from clusir.runtimes import open_runner
 from clusir.spec import ModelSpec, SizeRequirements
@@ -178,7 +178,7 @@ def test_a_forced_expert_that_differs_is_caught(tmp_path: Path) -> None:
     dense = DensifyRegistered().apply(patterns.Restorer(patterns.CountingLoop()).eval()).model
     blocks = dense_blocks(dense)
     traced = trace_module(dense, probes(1, 3, 16, 20))
-    model, gates = write_graph(traced, "auto")
+    model, gates = write_program(traced, "auto")
     model = JoinGates(gates).apply(AttachMetadata(ModelSpec(size=SizeRequirements(1, 1))).apply(model).model).model
     given = ModuleCheck(dense, dense, [(16, 20)], gates)
     onnx.save(model, tmp_path / "model.onnx")
