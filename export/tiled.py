@@ -132,6 +132,8 @@ def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found
         return none("the graph takes one size, so that what follows the picture's size cannot be told")
     if batch > 1:
         return none(f"the graph takes {batch} pictures at a time")
+    if len(model.graph.output) > 1:
+        return none("it has routed experts, which tiles would choose each for itself")
     try:
         found = find_statistics(_plain(model), spec, batches=batch == 0)
     except ExportError as error:
