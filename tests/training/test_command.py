@@ -21,19 +21,6 @@ from clusir.network import checkpoint
 from clusir.network.model import CONFIGS
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, write_photos) -> Path:
-    return write_photos(tmp_path_factory.mktemp("train"), 45, size=64)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_the_command_trains_and_resumes_with_a_longer_budget(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,19 +40,6 @@ SMALL = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, write_photos) -> Path:
-    return write_photos(tmp_path_factory.mktemp("train"), 45, size=64)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 LOOP = "clusir.training.loop"
 
 

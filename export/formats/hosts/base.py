@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from clusir.errors import BackendError, ClusirError
-from clusir.export.validate.tolerances import Tolerance
+from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 from clusir.spec import ModelSpec
 
-__all__ = ["Array", "Host", "HostForm", "NotRunHere", "Source", "need"]
+__all__ = ["Array", "Host", "HostForm", "NotRunHere", "OnnxHost", "Source", "need"]
 
 Array = NDArray[np.float32]
 
@@ -95,6 +95,32 @@ class Host(Protocol):
 
     def run(self, folder: Path, image: Array) -> Array:
         """What the host's own code makes of a picture 1x3xHxW. Raises NotRunHere."""
+
+
+class OnnxHost:
+    """What most hosts answer to :class:`Host`: float32 in the bound of brought networks, the routing as it is, nothing
+    to lint, ``model.onnx``, and no tool of their own that looks at it."""
+
+    name: ClassVar[str]
+    bound: ClassVar[Tolerance] = TOLERANCES["brought"]
+    beyond: ClassVar[bool] = True
+    levels: ClassVar[bool] = False
+
+    def requires(self) -> None:
+        for module in ("onnx", "onnxruntime"):
+            need(module, self.name)
+
+    def prepare(self, source: Source) -> Source:
+        return source
+
+    def lint(self, source: Source) -> list[str]:
+        return []
+
+    def model(self, folder: Path) -> Path | None:
+        return folder / "model.onnx"
+
+    def check(self, folder: Path) -> None:
+        """Running it is the check."""
 
 
 def need(module: str, target: str) -> None:

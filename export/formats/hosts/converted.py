@@ -18,17 +18,16 @@ import onnx
 from onnx import ModelProto
 
 from clusir.errors import BackendError, ExportError
-from clusir.export.formats.hosts.base import Array, HostForm, Source, need
+from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
 from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
-from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 
 __all__ = ["Converted"]
 
 
-class Converted:
+class Converted(OnnxHost):
     """Base of such hosts. Input ``input``, output ``output``, 1x3xTxT float32; the routing is inside.
 
     ``module``: what has to be installed, here or in the environment whose Python ``variable`` names. ``install``: what
@@ -37,20 +36,15 @@ class Converted:
     answers` calls it.
     """
 
-    name: ClassVar[str]
     module: ClassVar[str]
     variable: ClassVar[str]
     install: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     converter: ClassVar[str]
     runner: ClassVar[str]
-    bound: ClassVar[Tolerance] = TOLERANCES["brought"]
-    beyond: ClassVar[bool] = True
-    levels: ClassVar[bool] = False
 
     def requires(self) -> None:
-        for module in ("onnx", "onnxruntime"):
-            need(module, self.name)
+        super().requires()
         python = os.environ.get(self.variable)
         if python and shutil.which(python) is None:
             raise BackendError(f"--target {self.name}: {self.variable} is {python!r}, which is no program")
@@ -59,9 +53,6 @@ class Converted:
                 f"--target {self.name}: {self.module} is not installed; python -m venv {self.name}-env && "
                 f"{self.name}-env/bin/pip install {self.install}, and {self.variable}={self.name}-env/bin/python"
             )
-
-    def prepare(self, source: Source) -> Source:
-        return source
 
     def form(self, source: Source) -> HostForm:
         return HostForm("input", "output", side_px=source.spec.size.static_px or source.spec.tile_px)
@@ -89,9 +80,6 @@ class Converted:
 
     def model(self, folder: Path) -> None:
         """None: there is no ONNX file in the folder."""
-
-    def check(self, folder: Path) -> None:
-        """Running it is the check."""
 
     def run(self, folder: Path, image: Array) -> Array:
         try:

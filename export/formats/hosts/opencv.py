@@ -14,13 +14,12 @@ import onnx
 from onnx import ModelProto, helper
 
 from clusir.errors import BackendError, ExportError
-from clusir.export.formats.hosts.base import Array, HostForm, Source, need
+from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source, need
 from clusir.export.formats.hosts.child import Refused, answers, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import sort_nodes
 from clusir.export.passes.simplify import SimplifyGraph
-from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 
 __all__ = ["OpenCV"]
 
@@ -36,26 +35,20 @@ for index in range(count):
 """
 
 
-class OpenCV:
+class OpenCV(OnnxHost):
     """``model.onnx``: input ``input``, output ``output``, 1x3xTxT, constants folded."""
 
     name: ClassVar[str] = "opencv"
-    bound: ClassVar[Tolerance] = TOLERANCES["brought"]
-    beyond: ClassVar[bool] = True
-    levels: ClassVar[bool] = False
 
     def requires(self) -> None:
-        for module in ("onnx", "onnxruntime", "cv2"):
-            need(module, self.name)
+        super().requires()
+        need("cv2", self.name)
         import cv2
 
         if int(cv2.__version__.split(".")[0]) < 5:
             raise BackendError(
                 f'--target opencv: OpenCV {cv2.__version__} is here, 5 is needed; pip install "clusir[hosts]"'
             )
-
-    def prepare(self, source: Source) -> Source:
-        return source
 
     def form(self, source: Source) -> HostForm:
         # One size: of graphs whose size is open, OpenCV does not follow what is computed from shapes.
@@ -73,19 +66,14 @@ class OpenCV:
         return [f"OpenCV opens the graph and answers wrong: {fault}"] if fault else []
 
     def write(self, source: Source, model: ModelProto, folder: Path) -> None:
-        onnx.save(self._simple(model), str(self.model(folder)))
-
-    def model(self, folder: Path) -> Path:
-        return folder / "model.onnx"
-
-    def check(self, folder: Path) -> None:
-        """Running it is the check."""
+        onnx.save(self._simple(model), str(folder / "model.onnx"))
 
     def run(self, folder: Path, image: Array) -> Array:
+        path = folder / "model.onnx"
         try:
-            return answers(sys.executable, _CHILD, {"model.onnx": self.model(folder).read_bytes()}, [image])[0]
+            return answers(sys.executable, _CHILD, {"model.onnx": path.read_bytes()}, [image])[0]
         except Refused as reason:
-            raise ExportError(f"OpenCV refuses {self.model(folder)}: {reason}") from reason
+            raise ExportError(f"OpenCV refuses {path}: {reason}") from reason
 
     @staticmethod
     def _simple(model: ModelProto) -> ModelProto:

@@ -14,35 +14,21 @@ import onnx
 from onnx import ModelProto
 
 from clusir.errors import ExportError
-from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, Source, need
-from clusir.export.validate.tolerances import TOLERANCES, Tolerance
+from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source
 
 __all__ = ["Triton"]
 
 NAME = "restorer"
 
 
-class Triton:
+class Triton(OnnxHost):
     """A folder for ``tritonserver --model-repository`` or ``ovms --model_path``."""
 
     name: ClassVar[str] = "triton"
-    bound: ClassVar[Tolerance] = TOLERANCES["brought"]
-    beyond: ClassVar[bool] = True
-    levels: ClassVar[bool] = False
-
-    def requires(self) -> None:
-        for module in ("onnx", "onnxruntime"):
-            need(module, self.name)
-
-    def prepare(self, source: Source) -> Source:
-        return source
 
     def form(self, source: Source) -> HostForm:
         side = source.spec.size.static_px
         return HostForm("image", "restored", batch="batch", side_px=side, any_size=not side)
-
-    def lint(self, source: Source) -> list[str]:
-        return []
 
     def write(self, source: Source, model: ModelProto, folder: Path) -> None:
         path = self.model(folder)

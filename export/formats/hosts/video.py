@@ -15,27 +15,18 @@ from typing import ClassVar
 import onnx
 from onnx import ModelProto
 
-from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, Source, need
+from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source
 from clusir.export.formats.hosts.frozen import frozen_for_noise
-from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 
 __all__ = ["Ffmpeg", "VsMlrt"]
 
 
-class _Video:
+class _Video(OnnxHost):
     """``model.onnx``, ``input`` to ``output``, and ``RUN.txt``. ``line``: how it is run; ``missing``: what is not
     here."""
 
-    name: ClassVar[str]
     line: ClassVar[str]
     missing: ClassVar[str]
-    bound: ClassVar[Tolerance] = TOLERANCES["brought"]
-    beyond: ClassVar[bool] = True
-    levels: ClassVar[bool] = False
-
-    def requires(self) -> None:
-        for module in ("onnx", "onnxruntime"):
-            need(module, self.name)
 
     def prepare(self, source: Source) -> Source:
         return frozen_for_noise(source) if source.spec.routed else source
@@ -44,21 +35,12 @@ class _Video:
         side = source.spec.size.static_px
         return HostForm("input", "output", side_px=side, any_size=not side)
 
-    def lint(self, source: Source) -> list[str]:
-        return []
-
     def write(self, source: Source, model: ModelProto, folder: Path) -> None:
-        onnx.save(model, str(self.model(folder)))
+        onnx.save(model, str(folder / "model.onnx"))
         side, halo = source.spec.size.static_px, source.spec.halo_px
         size = f"Frames of {side} px; larger ones in tiles." if side else "Frames of any size."
         text = self.line.format(side=side or 512, halo=halo)
         (folder / "RUN.txt").write_text(f"{size} Run in the folder of model.onnx:\n\n{text}\n", encoding="utf-8")
-
-    def model(self, folder: Path) -> Path:
-        return folder / "model.onnx"
-
-    def check(self, folder: Path) -> None:
-        """Nothing beyond ONNX Runtime."""
 
     def run(self, folder: Path, image: Array) -> Array:
         raise NotRunHere(self.missing)
