@@ -7,6 +7,7 @@ from clusir.export.formats.hosts.base import Host
 from clusir.export.formats.hosts.darktable import Darktable
 from clusir.export.formats.hosts.litert import Litert
 from clusir.export.formats.hosts.mnn import Mnn
+from clusir.export.formats.hosts.ncnn.host import Ncnn
 from clusir.export.formats.hosts.opencv import OpenCV
 from clusir.export.formats.hosts.transformers_js import TransformersJs
 from clusir.export.formats.hosts.triton import Triton
@@ -15,7 +16,7 @@ from clusir.export.formats.hosts.video import Ffmpeg, VsMlrt
 __all__ = ["TARGETS", "target"]
 
 TARGETS: dict[str, type[Host]] = {
-    host.name: host for host in (Darktable, Ffmpeg, Litert, Mnn, OpenCV, TransformersJs, Triton, VsMlrt)
+    host.name: host for host in (Darktable, Ffmpeg, Litert, Mnn, Ncnn, OpenCV, TransformersJs, Triton, VsMlrt)
 }
 
 
