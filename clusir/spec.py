@@ -28,7 +28,7 @@ _GRAPHS = ("whole", "tile", "router", *_POOLING)
 _MAX_TILE_PX = 4096  # a tile is held in memory several times over
 _MAX_LEVELS = 64
 _MAX_CLUSTERS = 4096
-_LEFT_OUT = ("statistics", "families", "evidence_thresholds")
+_LEFT_OUT = ("statistics", "families", "evidence_thresholds", "evidence_floors")
 _MAX_TEXT = 1024  # characters
 _MAX_BOUND = 1e6
 _LEAST_WIDTH = 1e-3  # of a value range, and of its larger bound: less cannot be told apart in float32
@@ -73,9 +73,10 @@ class ModelSpec:
     (``clusir.export.pooling.split``); all three say S.
 
     ``families`` names the families of degradations that may be mended or not (empty: the model cannot be told). Its
-    router graph then takes a second input, ``permissions`` [1, F] float32: 0..1 mends a family that far, and -p as far
-    as p where the picture's evidence for it reaches its ``evidence_thresholds``; whole and router graph give
-    ``evidence`` [B, F] in 0..1. A whole graph mends as if it were given -1 for all.
+    router graph then takes a second input, ``permissions`` [1, F] float32: 0..1 mends a family that far, -p as far as p
+    where the picture's evidence for it reaches its ``evidence_thresholds``, and -1 - p as far as p where it reaches its
+    ``evidence_floors`` (empty: the model has none); whole and router graph give ``evidence`` [B, F] in 0..1. A whole
+    graph mends as if it were given -1 for all.
     """
 
     name: str = "clusir"
@@ -103,6 +104,7 @@ class ModelSpec:
     scale: int = 1
     families: tuple[str, ...] = ()
     evidence_thresholds: tuple[float, ...] = ()
+    evidence_floors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         def refuse(what: str) -> None:
@@ -164,6 +166,10 @@ class ModelSpec:
             refuse(f"evidence thresholds {self.evidence_thresholds} are not one for each of the families")
         if any(not 0 <= threshold <= 1 for threshold in self.evidence_thresholds):
             refuse(f"evidence thresholds {self.evidence_thresholds} are not within 0..1")
+        if self.evidence_floors and len(self.evidence_floors) != len(self.families):
+            refuse(f"evidence floors {self.evidence_floors} are not one for each of the families")
+        if any(not 0 <= floor <= 1 for floor in self.evidence_floors):
+            refuse(f"evidence floors {self.evidence_floors} are not within 0..1")
         if any(not 0 <= bound < math.inf for bound in self.tolerances.values()):
             refuse(f"tolerances {dict(self.tolerances)} are not finite numbers from 0 on")
 
@@ -178,8 +184,8 @@ class ModelSpec:
         return bool(self.clusters)
 
     def to_metadata(self) -> dict[str, str]:
-        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics``, ``families`` and their
-        thresholds where there are none; ``scale`` is written, with spec version 2, where it is not 1."""
+        """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics``, ``families``, their
+        thresholds and floors where there are none; ``scale`` is written, with spec version 2, where it is not 1."""
         values = {k: v for k, v in asdict(self).items() if k not in _LEFT_OUT or v}
         if self.scale == 1:
             del values["scale"]
@@ -262,7 +268,7 @@ def _coerce(key: str, value: Any) -> Any:
         return tuple(_integer(v) for v in _list(value))
     if key == "families":
         return tuple(_string(v) for v in _list(value))
-    if key == "evidence_thresholds":
+    if key in ("evidence_thresholds", "evidence_floors"):
         return tuple(_number(v) for v in _list(value))
     if key == "cluster_labels":
         return tuple(tuple(_string(label) for label in _list(level)) for level in _list(value))

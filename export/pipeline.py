@@ -122,6 +122,7 @@ def describe(model: ClusIR, config: ExportConfig, graph: str = "whole") -> Model
         statistics=0 if graph == "whole" else model.statistics_size(),
         families=FAMILY_NAMES if model.evidence is not None else (),
         evidence_thresholds=() if model.evidence is None else tuple(model.evidence.thresholds.tolist()),
+        evidence_floors=() if model.evidence is None else tuple(model.evidence.floors.tolist()),
     )
 
 

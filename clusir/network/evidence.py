@@ -6,6 +6,8 @@ degradations, and decides one thing, whether haze and darkness are sure enough t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,10 +56,13 @@ class TonalStatistics(nn.Module):
 class EvidenceHead(nn.Module):
     """The probability of each family, Bx6 in 0..1, from Bx(TRACES+BANDS) statistics and the picture's tones.
 
-    ``thresholds``, 6: the evidence from which on a family is mended unasked; 0 until they are calibrated.
+    ``thresholds``, 6: the evidence from which on a family is mended unasked. ``floors``, 6: the evidence from which on
+    it is mended where everything may be; under it a picture has no trace of the family, and a network that is told so
+    does better than one that has to doubt. Both are 0 until they are calibrated.
     """
 
     thresholds: Tensor
+    floors: Tensor
 
     def __init__(self, hidden: int = 64) -> None:
         super().__init__()
@@ -67,6 +72,7 @@ class EvidenceHead(nn.Module):
         )
         self.say = nn.Linear(hidden, FAMILY_COUNT)
         self.register_buffer("thresholds", torch.zeros(FAMILY_COUNT))
+        self.register_buffer("floors", torch.zeros(FAMILY_COUNT))
 
     def statistics(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         """What :meth:`judge` reads: ``seen`` (traces and oriented energies) and the tones of the picture."""
@@ -77,10 +83,18 @@ class EvidenceHead(nn.Module):
         odds: Tensor = self.say(self.read(statistics))
         return odds
 
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *how: Any) -> None:
+        # Weights from before there were floors: everything counts as there, as it did for them.
+        state.setdefault(f"{prefix}floors", torch.zeros(FAMILY_COUNT))
+        super()._load_from_state_dict(state, prefix, *how)
+
     def permit(self, permissions: Tensor, evidence: Tensor) -> Tensor:
-        """Permissions in 0..1 from those asked for: a negative one, -p, is p where there is evidence enough, else 0."""
-        sure = (evidence >= self.thresholds).to(evidence.dtype)
-        return torch.where(permissions < 0, -permissions * sure, permissions)
+        """Permissions in 0..1 from those asked for: -p is p where the evidence reaches the threshold, -1 - p is p
+        where it reaches the floor, both are 0 elsewhere; p in 0..1."""
+        anything = permissions < -1
+        sure = (evidence >= torch.where(anything, self.floors, self.thresholds)).to(evidence.dtype)
+        share = torch.where(anything, -permissions - 1, -permissions)
+        return torch.where(permissions < 0, share * sure, permissions)
 
     def forward(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         return torch.sigmoid(self.judge(self.statistics(image, seen, pooled)))

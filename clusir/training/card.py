@@ -136,9 +136,16 @@ def _evidence(out: Path) -> str:
     if not path.is_file():
         return "This configuration gives none."
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    names = ("thresholds", "false_alarms", "found", "calibration_error")
+    names = ("thresholds", "floors", "false_alarms", "found", "calibration_error")
     cells = [[family, *(f"{found[name][k]:.3f}" for name in names)] for k, family in enumerate(found["families"])]
-    head = ["family", "threshold", "undamaged crops that reach it", "degraded ones", "calibration error"]
+    head = [
+        "family",
+        "threshold",
+        "floor",
+        "undamaged crops sure",
+        "degraded ones",
+        "calibration error",
+    ]
     curves = [
         [family, *(f"{said:.2f}: {was:.2f} ({count})" for said, was, count in found["curves"][k])]
         for k, family in enumerate(found["families"])

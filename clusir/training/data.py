@@ -39,8 +39,8 @@ __all__ = [
 TONAL = ("haze", "low_light")
 """The families that are mended unasked only on strong evidence: what they look like may be how a place looks."""
 
-_FALSE_ALARMS = 0.15  # the share of pictures without a family in which there seems to be evidence of it
-_EVERYTHING = 0.4  # of what is not restricted may be mended whatever it is
+_FALSE_ALARMS = (0.02, 0.5)  # the share of absent families of which there seems to be evidence: few, or a trace of many
+_EVERYTHING = 0.2  # of what is not restricted may be mended whatever it is
 _FILED = 0.6  # of the camera's noisy pictures come as its JPEG files
 _MARGIN_PX = 8  # crops are cut this much larger, degraded, then trimmed: JPEG's 8-px grid lands anywhere
 
@@ -131,8 +131,8 @@ def draw_permissions(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.flo
 
 
 def unasked(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.float32]:
-    """What evidence permits to who asks for nothing: the families that are there, and now and then one that is not."""
-    absent = rng.random(len(FAMILY_NAMES)) < _FALSE_ALARMS
+    """What evidence permits to who asks for nothing: the families that are there, and some that are not."""
+    absent = rng.random(len(FAMILY_NAMES)) < rng.uniform(*_FALSE_ALARMS)
     return np.array([family in recipe.families for family in FAMILY_NAMES] | absent, np.float32)
 
 

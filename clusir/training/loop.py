@@ -81,6 +81,7 @@ class _Run:
         model = ClusIR(config.network())
         fresh = [name for name, _ in model.named_parameters()] if start is None else start_from(model, start)
         if model.evidence is not None:
+            model.evidence.floors.zero_()
             model.evidence.thresholds.zero_()  # nothing is held back until the end of the run says what is sure
         model = model.to(self.device)
         self.arithmetic = self._arithmetic(model, resume)

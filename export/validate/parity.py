@@ -194,16 +194,19 @@ def output_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def permission_vectors(spec: ModelSpec) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """What a router is told, in turn: nothing, all, no family at all, one family alone, another one in part."""
+    """What a router is told, in turn: nothing, all, no family at all, one family alone, another one in part;
+    where there are floors also all of which there is a trace, and that in part."""
     families = len(spec.families)
+    kinds = (-1.0, 1.0, 0.0, *((-2.0, -1.25) if spec.evidence_floors else ()))
+    turns = len(kinds) + 2
     turn = count()
 
     def feeds(given: Mapping[str, Array]) -> dict[str, Array]:
         start = next(turn)
-        kinds = (-1.0, 1.0, 0.0)
-        permissions = np.full((1, families), kinds[start % 5] if start % 5 < 3 else 0.0, np.float32)
-        if start % 5 >= 3:
-            permissions[0, start % families] = 1.0 if start % 5 == 3 else 0.4
+        kind = start % turns
+        permissions = np.full((1, families), kinds[kind] if kind < len(kinds) else 0.0, np.float32)
+        if kind >= len(kinds):
+            permissions[0, start % families] = 1.0 if kind == len(kinds) else 0.4
         return {"permissions": permissions}
 
     return feeds

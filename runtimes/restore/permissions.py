@@ -52,8 +52,9 @@ def steer(spec: ModelSpec, fix: str | Iterable[str] | None, strength: float | st
     ``strength``: 0..1, and (or) families with a strength of their own: ``0.8,noise=0.6`` or a mapping, in which ``""``
     is the overall one.
 
-    ``auto`` is for each family -w, as far as its strength w where the evidence is strong; ``all`` is w; a list is w for
-    its families and 0 for the others. Raises UsageError for unknown words, numbers outside 0..1, and where the model
+    ``auto`` is for each family -w, as far as its strength w where the evidence is strong; ``all`` is -1 - w, as far as
+    w where there is a trace of evidence (w of a model without ``evidence_floors``); a list is w for its families and 0
+    for the others. Raises UsageError for unknown words, numbers outside 0..1, and where the model
     has no families to tell apart, or enlarges pictures and strength is not 1.
     """
     asked = asked_families(fix)
@@ -77,7 +78,7 @@ def steer(spec: ModelSpec, fix: str | Iterable[str] | None, strength: float | st
     if words == ("auto",):
         permissions = -share
     elif words == ("all",):
-        permissions = share
+        permissions = np.where(share > 0, -1 - share, share) if spec.evidence_floors else share
     else:
         permissions = share * np.array([family in words for family in spec.families], np.float32)
     return Steering(permissions, overall)
@@ -122,8 +123,12 @@ def asked_strength(strength: float | str | Mapping[str, float]) -> tuple[float, 
 
 def mended(evidence: Array, permissions: Array, spec: ModelSpec) -> Array:
     """How far each family was allowed to be mended, [F] in 0..1, as the router decides it."""
-    sure = evidence >= np.asarray(spec.evidence_thresholds, np.float32)
-    return np.where(permissions < 0, -permissions * sure, permissions).astype(np.float32)
+    anything = permissions < -1
+    least = np.asarray(spec.evidence_thresholds, np.float32)
+    if spec.evidence_floors:
+        least = np.where(anything, np.asarray(spec.evidence_floors, np.float32), least)
+    share = np.where(anything, -permissions - 1, -permissions) * (evidence >= least)
+    return np.where(permissions < 0, share, permissions).astype(np.float32)
 
 
 def nothing_to_mend(evidence: Array, permissions: Array, spec: ModelSpec) -> bool:

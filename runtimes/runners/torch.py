@@ -78,6 +78,7 @@ class TorchRunner:
             statistics=0 if graph == "whole" else self._model.statistics_size(),
             families=() if head is None else FAMILY_NAMES,
             evidence_thresholds=() if head is None else tuple(head.thresholds.tolist()),
+            evidence_floors=() if head is None else tuple(head.floors.tolist()),
         )
         self._inputs: dict[str, Sequence[int | str | None]] = {"image": (None, 3, None, None)}
         if graph == "tile":

@@ -82,7 +82,7 @@ def forced(source: Source, expert: int, picture: Array) -> Source:
     gate = np.concatenate([np.eye(count, dtype=np.float32)[min(expert, count - 1)] for count in spec.experts])
     model = with_constants(source.tile, replace(routing, gate=gate).feeds(1))
     plain = replace(spec, graph="whole", clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0,
-                    families=(), evidence_thresholds=())  # fmt: skip
+                    families=(), evidence_thresholds=(), evidence_floors=())  # fmt: skip
     return Source(model, plain, source.name)
 
 

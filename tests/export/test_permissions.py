@@ -18,6 +18,7 @@ from clusir.runtimes.restore.restorer import Restorer
 from clusir.runtimes.runners.opening import open_runner
 
 THRESHOLDS = (0.0, 0.0, 0.0, 0.0, 0.01, 0.99)
+FLOORS = (0.0, 0.0, 0.99, 0.0, 0.0, 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def model() -> ClusIR:
     made = checkpoint.random_model(small)
     assert made.evidence is not None
     made.evidence.thresholds.copy_(torch.tensor(THRESHOLDS))
+    made.evidence.floors.copy_(torch.tensor(FLOORS))
     return made
 
 
@@ -41,6 +43,7 @@ def test_files_say_what_they_can_be_told(files: Path) -> None:
         with open_runner(files.with_name(f"model{part}.onnx"), "ort") as runner:
             assert runner.spec.families == FAMILY_NAMES
             assert runner.spec.evidence_thresholds == pytest.approx(THRESHOLDS)
+            assert runner.spec.evidence_floors == pytest.approx(FLOORS)
 
 
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
@@ -50,7 +53,7 @@ def test_the_router_obeys_as_in_pytorch(model: ClusIR, files: Path, backend: str
     with open_runner(files.with_name("model.router.onnx"), backend) as router:
         vectors = permission_vectors(router.spec)
         seen = []
-        for _ in range(5):
+        for _ in range(7):
             feeds = {"image": image} | vectors({"image": image})
             found, expected = router.run(feeds), reference_outputs(model, feeds, "router")
             assert set(found) == {"posterior", "expert_probability", "statistics", "evidence"}
@@ -70,6 +73,16 @@ def test_a_whole_graph_mends_what_it_may_unasked(model: ClusIR, files: Path) -> 
     assert np.abs(found["restored"] - expected.restored.numpy()).max() < 2e-5
     assert expected.evidence is not None
     assert np.abs(found["evidence"] - expected.evidence.numpy()).max() < 2e-5
+
+
+def test_all_is_what_there_is_a_trace_of(files: Path) -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (70, 90, 3), np.uint8)
+    steered = {}
+    for fix in ("all", "noise,jpeg,rain,haze,low-light", "auto"):  # blur is under its floor
+        with Restorer(files, fix=fix) as restorer:
+            steered[fix] = restorer.restore(picture)
+    np.testing.assert_array_equal(steered["all"], steered["noise,jpeg,rain,haze,low-light"])
+    assert (steered["all"] != steered["auto"]).any()
 
 
 def test_one_tile_and_many_obey_the_same_and_so_does_a_checkpoint(model: ClusIR, files: Path, tmp_path: Path) -> None:

@@ -72,6 +72,38 @@ def test_a_family_with_less_evidence_than_its_threshold_loses_its_permission(
             head.thresholds.zero_()
 
 
+def test_everything_is_what_reaches_the_floors(model: ClusIR, image: torch.Tensor) -> None:
+    head, one = model.evidence, image[:1]
+    assert head is not None
+    with torch.no_grad():
+        evidence = model(one).evidence
+        assert evidence is not None
+        head.floors.copy_(evidence[0])
+        head.floors[2] += 1e-3
+        head.thresholds.fill_(1.0)
+        try:
+            for share in (1.0, 0.5):
+                permissions = torch.full((1, FAMILY_COUNT), share)
+                permissions[0, 2] = 0
+                told = model(one, permissions=torch.full((1, FAMILY_COUNT), -1 - share))
+                assert torch.equal(told.restored, model(one, permissions=permissions).restored)
+            unasked = model(one, permissions=torch.full((1, FAMILY_COUNT), -1.0))  # -1 asks the thresholds
+            assert torch.equal(unasked.restored, model(one, permissions=torch.zeros(1, FAMILY_COUNT)).restored)
+        finally:
+            head.floors.zero_()
+            head.thresholds.zero_()
+
+
+def test_weights_from_before_there_were_floors_mend_all_they_are_asked(model: ClusIR, image: torch.Tensor) -> None:
+    state = model.state_dict()
+    del state["evidence.floors"]
+    found = ClusIR(TINY).eval()
+    found.load_state_dict(state)
+    with torch.no_grad():
+        told = [found(image[:1], permissions=torch.full((1, FAMILY_COUNT), p)).restored for p in (-2.0, 1.0)]
+    assert torch.equal(*told)
+
+
 def test_tiles_need_no_permissions_of_their_own(model: ClusIR, image: torch.Tensor) -> None:
     permissions = torch.tensor([[1.0, 0.0, 0.3, 1.0, 0.0, 0.0]])
     with torch.no_grad():

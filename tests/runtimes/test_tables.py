@@ -157,13 +157,15 @@ def test_reflection() -> None:
         assert pad_tile(column, max(position + 1, length), 1)[position, 0, 0] == pixel
 
 
-def with_families(families: list[str], thresholds: list[float] | None = None) -> ModelSpec:
-    return ModelSpec(families=tuple(families), evidence_thresholds=tuple(thresholds or [0.0] * len(families)))
+def with_families(families: list[str], entry: dict[str, Any]) -> ModelSpec:
+    thresholds = tuple(entry.get("thresholds", [0.0] * len(families)))
+    floors = tuple(entry.get("floors", ()))
+    return ModelSpec(families=tuple(families), evidence_thresholds=thresholds, evidence_floors=floors)
 
 
 @pytest.mark.parametrize("entry", table("steering")["good"], ids=named)
 def test_good_steering(entry: dict[str, Any]) -> None:
-    steering = steer(with_families(entry["families"]), entry["fix"], entry["strength"])
+    steering = steer(with_families(entry["families"], entry), entry["fix"], entry["strength"])
     np.testing.assert_array_equal(steering.permissions, np.array(entry["permissions"], np.float32))
     assert steering.blend == entry["blend"]
 
@@ -171,7 +173,7 @@ def test_good_steering(entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize("entry", table("steering")["bad"], ids=named)
 def test_bad_steering(entry: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        steer(with_families(entry["families"]), entry["fix"], entry["strength"])
+        steer(with_families(entry["families"], entry), entry["fix"], entry["strength"])
 
 
 @pytest.mark.parametrize("entry", table("steering")["blends"], ids=str)
@@ -186,7 +188,7 @@ def test_blends(entry: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("entry", table("steering")["hints"], ids=str)
 def test_hints(entry: dict[str, list[Any]]) -> None:
-    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry["thresholds"])
+    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry)
     evidence, permissions = (np.array(entry[key], np.float32) for key in ("evidence", "permissions"))
     found = [line.rpartition("--fix ")[2].replace("-", "_") for line in hints(evidence, permissions, spec)]
     assert found == entry["left"]
@@ -194,7 +196,7 @@ def test_hints(entry: dict[str, list[Any]]) -> None:
 
 @pytest.mark.parametrize("entry", table("steering")["rest"], ids=str)
 def test_rest(entry: dict[str, Any]) -> None:
-    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry["thresholds"])
+    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry)
     evidence, permissions = (np.array(entry[key], np.float32) for key in ("evidence", "permissions"))
     assert nothing_to_mend(evidence, permissions, spec) is entry["rest"]
     assert not nothing_to_mend(evidence, permissions, replace(spec, scale=2))

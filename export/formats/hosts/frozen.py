@@ -56,7 +56,7 @@ def frozen_for_noise(source: Source) -> Source:
     routing = combine({name: np.concatenate(values) for name, values in said.items()}, router_spec)
     model = with_constants(source.tile, routing.feeds(1))
     plain = replace(spec, graph="whole", clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0,
-                    families=(), evidence_thresholds=())  # fmt: skip
+                    families=(), evidence_thresholds=(), evidence_floors=())  # fmt: skip
     return Source(model, plain, source.name)
 
 

@@ -62,7 +62,7 @@ void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSp
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
                         of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families,
-                        of.evidence_thresholds);
+                        of.evidence_thresholds, of.evidence_floors);
     };
     if (form(router) != form(spec)) bad_model("the tile graph and the router graph are of two different models");
     const std::int64_t side = spec.static_px ? spec.static_px : -1;

@@ -106,25 +106,33 @@ void read_range(const Fields& fields, ModelSpec& spec) {
     spec.scale = static_cast<float>(width);
 }
 
+std::vector<double> read_evidence(const Fields& fields, const char* key) {
+    json values;
+    std::vector<double> found;
+    if (!fields.read(key, values)) return found;
+    if (!values.is_array() || values.size() > kMostLevels) Fields::refuse(key, "is not a list of at most 64 numbers");
+    for (const auto& value : values) {
+        if (!value.is_number()) Fields::refuse(key, "is not a list of numbers");
+        const double least = value.get<double>();
+        if (!(least >= 0.0 && least <= 1.0)) Fields::refuse(key, "is not within 0..1");
+        found.push_back(least);
+    }
+    return found;
+}
+
 void read_families(const Fields& fields, ModelSpec& spec) {
-    json names, thresholds;
+    json names;
     if (fields.read("families", names)) {
         if (!names.is_array() || names.size() > kMostLevels)
             Fields::refuse("families", "is not a list of at most 64 names");
         for (const auto& name : names) spec.families.push_back(Fields::checked_text("families", name));
     }
-    if (fields.read("evidence_thresholds", thresholds)) {
-        if (!thresholds.is_array() || thresholds.size() > kMostLevels)
-            Fields::refuse("evidence_thresholds", "is not a list of at most 64 numbers");
-        for (const auto& value : thresholds) {
-            if (!value.is_number()) Fields::refuse("evidence_thresholds", "is not a list of numbers");
-            const double threshold = value.get<double>();
-            if (!(threshold >= 0.0 && threshold <= 1.0)) Fields::refuse("evidence_thresholds", "is not within 0..1");
-            spec.evidence_thresholds.push_back(threshold);
-        }
-    }
+    spec.evidence_thresholds = read_evidence(fields, "evidence_thresholds");
     if (spec.families.size() != spec.evidence_thresholds.size())
         Fields::refuse("evidence_thresholds", "has not one number for each of the families");
+    spec.evidence_floors = read_evidence(fields, "evidence_floors");
+    if (!spec.evidence_floors.empty() && spec.families.size() != spec.evidence_floors.size())
+        Fields::refuse("evidence_floors", "has not one number for each of the families");
     if (std::set<std::string>(spec.families.begin(), spec.families.end()).size() != spec.families.size())
         Fields::refuse("families", "names one twice");
 }

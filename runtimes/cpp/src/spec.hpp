@@ -36,7 +36,8 @@ constexpr const char* kSpecFields[] = {"name",
                                        "statistics",
                                        "scale",
                                        "families",
-                                       "evidence_thresholds"};
+                                       "evidence_thresholds",
+                                       "evidence_floors"};
 
 struct ModelSpec {
     std::string name = "clusir";
@@ -57,6 +58,7 @@ struct ModelSpec {
     int upscale = 1;                    // the field "scale": how many times as high and wide the output is
     std::vector<std::string> families;  // that may be mended or not, in the order of the router's permissions
     std::vector<double> evidence_thresholds;
+    std::vector<double> evidence_floors;  // empty: the router takes no permissions below -1
     std::vector<std::vector<std::string>> cluster_labels;
     std::map<std::string, double> tolerances;
 

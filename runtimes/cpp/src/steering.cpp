@@ -73,7 +73,9 @@ bool Steering::plain() const {
 bool nothing_to_mend(const std::vector<float>& evidence, const std::vector<float>& permissions, const ModelSpec& spec) {
     if (spec.families.empty() || spec.upscale != 1) return false;
     for (std::size_t i = 0; i < spec.families.size(); ++i) {
-        const bool sure = evidence[i] >= static_cast<float>(spec.evidence_thresholds[i]);
+        const bool anything = permissions[i] < -1.0F && !spec.evidence_floors.empty();
+        const double least = anything ? spec.evidence_floors[i] : spec.evidence_thresholds[i];
+        const bool sure = evidence[i] >= static_cast<float>(least);
         if (permissions[i] < 0.0F ? sure : permissions[i] > 0.0F) return false;
     }
     return true;
@@ -113,7 +115,9 @@ Steering steer(const ModelSpec& spec, const std::string& fix, const std::string&
     for (const auto& family : spec.families) {
         const auto found = own.find(family);
         const float share = found == own.end() ? 1.0F : found->second;
-        if (named("auto"))
+        if (named("all") && share > 0.0F && !spec.evidence_floors.empty())
+            steering.permissions.push_back(-1.0F - share);
+        else if (named("auto"))
             steering.permissions.push_back(share == 0.0F ? 0.0F : -share);
         else
             steering.permissions.push_back(named("all") || named(family) ? share : 0.0F);

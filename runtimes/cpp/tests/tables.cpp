@@ -75,7 +75,8 @@ json as_json(const ModelSpec& spec) {
             {"statistics", spec.statistics},
             {"scale", spec.upscale},
             {"families", spec.families},
-            {"evidence_thresholds", spec.evidence_thresholds}};
+            {"evidence_thresholds", spec.evidence_thresholds},
+            {"evidence_floors", spec.evidence_floors}};
 }
 
 void specs(const std::string& folder) {
@@ -251,6 +252,7 @@ void steering(const std::string& folder) {
             if (entry["fix"].is_array() && entry["fix"].empty()) continue;  // an empty list has no text
             ModelSpec spec;
             spec.families = entry["families"].get<std::vector<std::string>>();
+            spec.evidence_floors = entry.value("floors", std::vector<double>());
             Steering made;
             const int status = raised([&] { made = steer(spec, as_text(entry["fix"]), as_text(entry["strength"])); });
             if (std::strcmp(kind, "bad") == 0) {
@@ -261,6 +263,15 @@ void steering(const std::string& folder) {
                             made.blend == entry["blend"].get<float>(),
                         name);
         }
+    }
+    for (const auto& entry : all["rest"]) {
+        ModelSpec spec;
+        spec.families = {"noise", "jpeg", "haze", "low_light"};
+        spec.evidence_thresholds = entry["thresholds"].get<std::vector<double>>();
+        spec.evidence_floors = entry.value("floors", std::vector<double>());
+        const bool rests = nothing_to_mend(entry["evidence"].get<std::vector<float>>(),
+                                           entry["permissions"].get<std::vector<float>>(), spec);
+        checks.that(rests == entry["rest"].get<bool>(), "at rest: " + entry.dump());
     }
     for (const char* text : {"0.5x", "0.5 0.5", "1e", "0.5%"})
         checks.that(raised([&] { steer(ModelSpec(), "", text); }) == CLUSIR_INVALID_ARGUMENT,

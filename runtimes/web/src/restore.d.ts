@@ -49,6 +49,8 @@ export interface ModelSpec {
   families: string[];
   /** The evidence from which on a family is mended unasked. */
   evidence_thresholds: number[];
+  /** empty: the router takes no permissions below -1 */
+  evidence_floors: number[];
 }
 
 /** What may be mended, and how far: numbers for the router, and the share of the result in what comes out. */

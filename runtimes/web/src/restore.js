@@ -10,7 +10,7 @@ export { ModelError, readMetadata, readSpec, steer };
 // What the two graphs of a model have in common; precision may differ.
 const SHARED = [
   ...["checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name", "tile_px", "size"],
-  ...["statistics", "families", "evidence_thresholds"],
+  ...["statistics", "families", "evidence_thresholds", "evidence_floors"],
 ];
 
 /**

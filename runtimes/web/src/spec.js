@@ -102,6 +102,7 @@ export const FIELDS = {
   scale: [1, within(1, 8)],
   families: [[], listOf(isText)],
   evidence_thresholds: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
+  evidence_floors: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
 };
 
 /** For JSON.parse: refuses numbers that no double holds; zero has no sign. */
@@ -140,6 +141,8 @@ export function readSpec(metadata) {
   if (spec.scale !== 1 && spec.clusters.length) refuse("model metadata: a scale beside routed levels is not read here");
   if (spec.evidence_thresholds.length !== spec.families.length || new Set(spec.families).size < spec.families.length)
     refuse("model metadata: evidence thresholds and families do not belong together");
+  if (spec.evidence_floors.length && spec.evidence_floors.length !== spec.families.length)
+    refuse("model metadata: evidence floors and families do not belong together");
   const labels = spec.cluster_labels;
   if (
     labels.length &&

@@ -59,7 +59,7 @@ function readFix(fix) {
  * @returns {{permissions: Float32Array, blend: number}} permissions as the router takes them, and the share of the
  * result in what comes out; throws RangeError
  */
-export function steer({ families, scale = 1 }, fix, strength = 1) {
+export function steer({ families, evidence_floors: floors = [], scale = 1 }, fix, strength = 1) {
   const words = readFix(fix);
   const own = readStrength(strength);
   const blend = own.get("") ?? 1;
@@ -81,6 +81,7 @@ export function steer({ families, scale = 1 }, fix, strength = 1) {
   const permissions = Float32Array.from(families, (family) => {
     const share = own.get(family) ?? 1;
     if (auto) return share && -share;
+    if (all && share > 0 && floors.length) return -1 - share;
     return all || asked.includes(family) ? share : 0;
   });
   return { permissions, blend };
@@ -89,18 +90,22 @@ export function steer({ families, scale = 1 }, fix, strength = 1) {
 /** Whether a router would do the same untold, so that a whole graph may answer alone. */
 export const isPlain = ({ permissions }) => permissions.every((permission) => permission === -1);
 
+/** Whether a family may be mended: it is asked for, or the evidence for it reaches what its permission demands. */
+function mends(permission, evidence, threshold, floor = threshold) {
+  return permission < 0 ? evidence >= Math.fround(permission < -1 ? floor : threshold) : permission > 0;
+}
+
 /** Whether no family may be mended, so that the picture comes back as it went in; never for a model that enlarges. */
-export function nothingToMend(evidence, permissions, { families, evidence_thresholds, scale = 1 }) {
-  const mended = (permission, i) =>
-    permission < 0 ? evidence[i] >= Math.fround(evidence_thresholds[i]) : permission > 0;
-  return families.length > 0 && scale === 1 && !permissions.some(mended);
+export function nothingToMend(evidence, permissions, spec) {
+  const { families, evidence_thresholds: thresholds, evidence_floors: floors = [], scale = 1 } = spec;
+  const any = permissions.some((permission, i) => mends(permission, evidence[i], thresholds[i], floors[i]));
+  return families.length > 0 && scale === 1 && !any;
 }
 
 /** What the picture may suffer from and was left alone: [{family, text}], for example text "perhaps hazy". */
-export function hints(evidence, permissions, { families, evidence_thresholds }) {
+export function hints(evidence, permissions, { families, evidence_thresholds, evidence_floors: floors = [] }) {
   return families.flatMap((family, i) => {
-    const sure = evidence[i] >= Math.fround(evidence_thresholds[i]);
-    const mended = permissions[i] < 0 ? sure : permissions[i] > 0;
+    const mended = mends(permissions[i], evidence[i], evidence_thresholds[i], floors[i]);
     return !mended && evidence[i] >= PERHAPS ? [{ family, text: `perhaps ${LOOKS[family] ?? family}` }] : [];
   });
 }

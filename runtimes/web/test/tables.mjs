@@ -132,9 +132,9 @@ for (const [position, length, pixel] of plans.reflect)
   check(reflect(position, length) === pixel, `reflect ${position} of ${length}`);
 
 const wheel = table("steering");
-for (const { name, families, fix, strength, permissions, blend } of wheel.good) {
+for (const { name, families, floors, fix, strength, permissions, blend } of wheel.good) {
   let made;
-  const error = thrown(() => (made = steer({ families }, fix, strength)));
+  const error = thrown(() => (made = steer({ families, evidence_floors: floors }, fix, strength)));
   const right = made && same(Array.from(made.permissions), permissions) && made.blend === blend;
   check(right, `steering '${name}': ${made?.permissions} ${made?.blend} ${error}`);
 }
@@ -153,8 +153,9 @@ for (const { before, restored, strength, gives } of wheel.blends) {
     `blend ${before} ${restored} ${strength}: ${out}`,
   );
 }
-for (const { evidence, thresholds, permissions, left } of wheel.hints) {
-  const spec = { families: ["noise", "jpeg", "haze", "low_light"], evidence_thresholds: thresholds };
+const KNOWN = ["noise", "jpeg", "haze", "low_light"];
+for (const { evidence, thresholds, floors, permissions, left } of wheel.hints) {
+  const spec = { families: KNOWN, evidence_thresholds: thresholds, evidence_floors: floors };
   const found = hints(Float32Array.from(evidence), Float32Array.from(permissions), spec);
   check(
     same(
@@ -165,8 +166,8 @@ for (const { evidence, thresholds, permissions, left } of wheel.hints) {
   );
 }
 
-for (const { evidence, thresholds, permissions, rest } of wheel.rest) {
-  const spec = { families: ["noise", "jpeg", "haze", "low_light"], evidence_thresholds: thresholds };
+for (const { evidence, thresholds, floors, permissions, rest } of wheel.rest) {
+  const spec = { families: KNOWN, evidence_thresholds: thresholds, evidence_floors: floors };
   const given = [Float32Array.from(evidence), Float32Array.from(permissions)];
   check(nothingToMend(...given, spec) === rest, `at rest: ${evidence}, ${permissions}`);
   check(!nothingToMend(...given, { ...spec, scale: 2 }), "what is enlarged does not rest");

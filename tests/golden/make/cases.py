@@ -45,7 +45,8 @@ _TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2")
 # (model, image [H, W, 3] float32 in 0..1, fix, strength) -> restored [H, W, 3], posterior [P], gate [E], evidence [F]
 Restored = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 Restore = Callable[[Path, NDArray[np.float32], str | None, str], Restored]
-FAMILIES = {"noise": 0.0, "jpeg": 0.0, "haze": 0.9, "low_light": 0.5}
+# Thresholds and floors, some of which the evidence of the cases reaches.
+FAMILIES = {"noise": (0.0, 0.0), "jpeg": (0.0, 0.5), "haze": (0.9, 0.1), "low_light": (0.5, 0.5)}
 # fix and strength of the cases that have one
 STEERED: dict[str, tuple[str | None, str]] = {
     "told_haze_u8": ("haze", "0.75"),

@@ -101,10 +101,16 @@ def _permissions(graph: _Graph, spec: ModelSpec, pooled: str, found: str) -> Non
     odds = graph.op("MatMul", pooled, graph.weight(_FEATURES, families, scale=0.2))
     graph.op("Sigmoid", odds, output="evidence")
     asked = "permissions" if spec.graph == "router" else graph.constant(np.full((1, families), -1, np.float32))
-    thresholds = graph.constant(np.array(spec.evidence_thresholds, np.float32))
-    sure = graph.op("Cast", graph.op("GreaterOrEqual", "evidence", thresholds), to=TensorProto.FLOAT)
+    least = graph.constant(np.array(spec.evidence_thresholds, np.float32))
+    share = graph.op("Neg", asked)
+    if spec.evidence_floors:
+        one = graph.constant(np.ones(1, np.float32))
+        anything = graph.op("Greater", share, one)
+        least = graph.op("Where", anything, graph.constant(np.array(spec.evidence_floors, np.float32)), least)
+        share = graph.op("Where", anything, graph.op("Sub", share, one), share)
+    sure = graph.op("Cast", graph.op("GreaterOrEqual", "evidence", least), to=TensorProto.FLOAT)
     told = graph.op("Less", asked, graph.constant(np.zeros(1, np.float32)))
-    permitted = graph.op("Where", told, graph.op("Mul", graph.op("Neg", asked), sure), asked)
+    permitted = graph.op("Where", told, graph.op("Mul", share, sure), asked)
     moved = graph.op("MatMul", permitted, graph.weight(families, _FEATURES, scale=1.0))
     graph.op("Add", found, moved, output="statistics")
 
@@ -171,15 +177,15 @@ def write_standin(
     value_range: tuple[float, float] = (0.0, 1.0),
     names: tuple[str, str] = ("image", "restored"),
     spoilt: str = "",
-    families: dict[str, float] | None = None,
+    families: dict[str, float | tuple[float, float]] | None = None,
 ) -> Path:
     """Writes NAME.onnx, NAME.tile.onnx and NAME.router.onnx (about 30 kB together) and returns the first path.
 
     Without ``statistics`` tiles share the routing alone. ``names`` are those of the picture's tensors. The output
-    ``spoilt`` is NaN in every graph that has it, for any picture. ``families`` and their thresholds: the router takes
-    permissions, and statistics follow them."""
+    ``spoilt`` is NaN in every graph that has it, for any picture. ``families`` and their thresholds, or thresholds
+    and floors: the router takes permissions, and statistics follow them."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"families": tuple(families), "evidence_thresholds": tuple(families.values())} if families else {}
+    told = _told(families) if families else {}
     named = {"value_range": value_range, "input_name": names[0], "output_name": names[1]}
     spec = standin_spec(tile_px, halo_px, top_k, **named, **told)
     sizes = {"statistics": _FEATURES} if statistics else {}
@@ -211,6 +217,17 @@ def write_standin(
     asked: dict[str, list[int | str]] = {"permissions": [1, len(families)]} if families else {}
     _save(folder / f"{name}.router.onnx", router, router_spec, before | asked, found)
     return path
+
+
+def _told(families: dict[str, float | tuple[float, float]]) -> dict[str, tuple[str, ...] | tuple[float, ...]]:
+    """The fields of a spec with these families: thresholds, or each with a threshold and a floor."""
+    pairs = [(least, None) if isinstance(least, float) else least for least in families.values()]
+    floors = tuple(floor for _, floor in pairs if floor is not None)
+    return {
+        "families": tuple(families),
+        "evidence_thresholds": tuple(threshold for threshold, _ in pairs),
+        "evidence_floors": floors,
+    }
 
 
 def write_enlarging(folder: Path, name: str, scale: int = 2) -> Path:
