@@ -29,6 +29,7 @@ NEEDS = {
     "executorch": "minutes: a Python with clusir[executorch], named in CLUSIR_EXECUTORCH",
     "transformers.js": "minutes: node, and npm's @huggingface/transformers in the folder CLUSIR_TRANSFORMERS_JS",
     "litert": "minutes: a Python with TensorFlow and ai-edge-litert, named in CLUSIR_LITERT",
+    "coreml": "minutes: a Python with coremltools, named in CLUSIR_COREML",
     "ncnn": "minutes: a Python with ncnn, named in CLUSIR_NCNN",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
     "zoo": "minutes: spandrel in the environment of the tests (docs/checkpoints.md)",

@@ -59,7 +59,7 @@ def rows(host: Converted, source: Source, pictures: dict[str, Array]) -> None:
     with TemporaryDirectory() as name:
         host.convert(host_form(source, form), Path(name))
         found = host.answers(Path(name), list(pictures.values()))
-        size = sum((Path(name) / file).stat().st_size for file in host.files)
+        size = sum((Path(name) / file).stat().st_size for file in host.present(Path(name)))
     for (what, picture), answer in zip(pictures.items(), found, strict=True):
         agreement = compare({"restored": right(picture)}, {"restored": answer}, host.bound)
         told = f"{agreement.max_abs:.1e} | {min(agreement.psnr_db, 999):.1f}"

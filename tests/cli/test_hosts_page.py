@@ -16,7 +16,7 @@ from clusir.export.formats.hosts.registry import TARGETS
 from tests.needs import skip
 from tests.test_house import ROOT
 
-TITLES = {"litert": "LiteRT", "mnn": "MNN", "ncnn": "ncnn"}
+TITLES = {"coreml": "Core ML", "litert": "LiteRT", "mnn": "MNN", "ncnn": "ncnn"}
 IMPORTS = {
     "litert": "from ai_edge_litert.interpreter import Interpreter",
     "mnn": "from MNN import expr, nn",
@@ -40,7 +40,7 @@ def section(title: str) -> tuple[str, str]:
     page = (ROOT / "docs" / "hosts.md").read_text("utf-8")
     text = re.split(r"^## ", page.split(f"\n## {title}\n")[1], flags=re.M)[0]
     (commands,) = re.findall(r"^```\n(.*?)^```", text, re.M | re.S)
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    (code,) = re.findall(r"^```(?:python|swift)\n(.*?)^```", text, re.M | re.S)
     return commands, code
 
 
@@ -66,6 +66,10 @@ def test_the_page_is_followed(name: str, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "clusir", "export", *rest]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    if name == "coreml":  # its lines are Swift's, not run here; the names in them are those of the package
+        assert "not run here" in done.stdout + done.stderr
+        assert {"image", "restored"} <= set(re.findall(r'"(\w+)"', code))
+        return
     text = AROUND.format(imports=IMPORTS[name], name=name, code=code)
     told = subprocess.run([python, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(told.stdout.splitlines()[-1]) <= 1e-4

@@ -13,7 +13,7 @@ from small_graphs import Net
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.graph.session import Probe
 
-__all__ = ["GRAPHS", "difference"]
+__all__ = ["GRAPHS", "difference", "six_axes"]
 
 SIDE = 16
 
@@ -91,19 +91,29 @@ def more(net: Net, x: str) -> list[str]:
     return [*found, net.op("Neg", below), net.op("Div", net.const(1.0), net.op("Add", x, net.const(0.1)))]
 
 
+def six_axes(net: Net, x: str) -> list[str]:
+    """What is computed on tensors of six axes; no runtime of phones but ncnn takes them from us."""
+    patches = net.op("Reshape", x, whole(net, 1, 3, 4, 4, 2, 8))
+    mixed = net.op("Mul", net.op("Add", patches, net.random(3, 4, 4, 1, 1)), net.random(8))
+    heads = net.op("Reshape", x, whole(net, 1, 2, 2, 3, 8, 8))
+    return [net.op("ReduceMean", mixed, whole(net, -1)), net.op("Concat", mixed, patches, axis=2),
+            net.op("Softmax", heads, axis=-1), net.op("MatMul", heads, net.op("Relu", heads))]  # fmt: skip
+
+
 GRAPHS: list[Callable[[Net, str], list[str]]] = [convolutions, blocks, axes, reductions, elements, more]
 
 
 def difference(host: Converted, write: Callable[[Net, str], list[str]], folder: Path) -> float:
     """How far the host's own answer is from ONNX Runtime's, relative to the largest value where that is above 1."""
+    given, answer = ("image", "restored") if host.name == "coreml" else ("input", "output")
     net = Net()
-    net.input("input", 1, 3, SIDE, SIDE)
-    parts = [net.op("Reshape", part, whole(net, 1, 1, 1, -1)) for part in write(net, "input")]
-    net.output(net.op("Concat", *parts, name="output", axis=3))
+    net.input(given, 1, 3, SIDE, SIDE)
+    parts = [net.op("Reshape", part, whole(net, 1, 1, 1, -1)) for part in write(net, given)]
+    net.output(net.op("Concat", *parts, name=answer, axis=3))
     model = onnx.shape_inference.infer_shapes(net.model(), data_prop=True)
     image = np.random.default_rng(5).random((1, 3, SIDE, SIDE), dtype=np.float32)
-    wanted = Probe(model, optimise=False).run({"input": image})["output"]
-    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("output", 1, wanted.shape))
+    wanted = Probe(model, optimise=False).run({given: image})[answer]
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(answer, 1, wanted.shape))
     host.convert(model, folder)
     (got,) = host.answers(folder, [image])
     assert got.shape == wanted.shape

@@ -46,6 +46,7 @@ def answers(python: str, script: str, files: Mapping[str, bytes], images: Sequen
     with TemporaryDirectory() as name:
         folder = Path(name)
         for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(content)
         for index, image in enumerate(images):
             np.save(folder / f"{index}.npy", np.ascontiguousarray(image))

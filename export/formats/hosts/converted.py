@@ -32,7 +32,8 @@ class Converted(OnnxHost):
 
     ``module``: what has to be installed, here or in the environment whose Python ``variable`` names. ``install``: what
     pip installs into such an environment. ``files``: what ``converter``, a script, makes of ``model.onnx`` in the
-    folder that is its argument. ``runner``: the script that runs them, as :func:`clusir.export.formats.hosts.child.
+    folder that is its argument; ``optional``: what it makes of some graphs only.
+    ``runner``: the script that runs them, as :func:`clusir.export.formats.hosts.child.
     answers` calls it.
     """
 
@@ -40,6 +41,7 @@ class Converted(OnnxHost):
     variable: ClassVar[str]
     install: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     converter: ClassVar[str]
     runner: ClassVar[str]
 
@@ -75,7 +77,8 @@ class Converted(OnnxHost):
                 self.convert(model, Path(scratch))
             except Refused as reason:
                 raise ExportError(f"{self.name} refuses the graph: {reason}") from reason
-            for file in self.files:
+            for file in self.present(Path(scratch)):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(scratch) / file, folder / file)
 
     def model(self, folder: Path) -> None:
@@ -108,7 +111,11 @@ class Converted(OnnxHost):
             if not (folder / file).is_file() or not (folder / file).stat().st_size:
                 raise Refused(f"its converter wrote no {file}")
 
+    def present(self, folder: Path) -> list[str]:
+        """The host's files that are in a folder: all of ``files``, and what only some graphs have."""
+        return [*self.files, *(file for file in self.optional if (folder / file).is_file())]
+
     def answers(self, folder: Path, images: list[Array]) -> list[Array]:
         """What the host's own runtime makes of each picture, with the files of ``folder``. Raises Refused."""
-        files = {file: (folder / file).read_bytes() for file in self.files}
+        files = {file: (folder / file).read_bytes() for file in self.present(folder)}
         return answers(self.python, self.runner, files, images)

@@ -7,17 +7,13 @@ environment that has TensorFlow). Maps have their channels last, as Android's bi
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto
 
-from clusir.export.formats.hosts.child import Refused
 from clusir.export.formats.hosts.converted import Converted
-from clusir.export.graph.index import inferred
+from clusir.export.formats.hosts.plan import write_plan
 
 __all__ = ["Litert"]
 
@@ -52,35 +48,5 @@ class Litert(Converted):
     runner: ClassVar[str] = _RUNNER
 
     def hand_over(self, model: ModelProto, folder: Path) -> None:
-        """``plan.json`` and ``weights.npz``, so that no onnx has to be where TensorFlow is. Raises Refused."""
-        graph = model.graph
-        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        shapes: dict[str, list[int]] = {}
-        notes = inferred(model)
-        for value in (*notes.value_info, *graph.output):
-            shape = value.type.tensor_type.shape
-            shapes[value.name] = [dim.dim_value for dim in shape.dim]
-        nodes = []
-        for node in graph.node:
-            if unknown := [name for name in node.output if name and math.prod(shapes.get(name, [0])) == 0]:
-                raise Refused(f"the shape of {unknown[0]} is not known")
-            attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
-            nodes.append({
-                "op": node.op_type, "inputs": list(node.input), "outputs": list(node.output),
-                "shapes": [shapes[name] for name in node.output if name], "attributes": attributes,
-            })  # fmt: skip
-        height, width = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[2:])
-        plan = {"input": graph.input[0].name, "output": graph.output[0].name, "size": [height, width], "nodes": nodes}
-        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        np.savez(folder / "weights.npz", allow_pickle=False, **weights)
-
-
-def _plain(value: Any) -> Any:
-    """An attribute as JSON has it."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, int | float | str):
-        return value
-    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
-        return value
-    raise Refused("a node has an attribute that is a tensor or a graph")
+        """The graph as its writer reads it. Raises Refused."""
+        write_plan(model, folder)

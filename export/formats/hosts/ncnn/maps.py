@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusir.export.formats.hosts.ncnn.layers import Blob, Layers, kept
-from clusir.export.formats.hosts.ncnn.operators import Node, unary_of
+from clusir.export.formats.hosts.ncnn.operators import FOUR, Node, coalesced, unary_of
 
 __all__ = ["MAPS"]
 
@@ -122,6 +122,8 @@ def matrices(node: Node) -> None:
     shapes = [(1,) * (rank - len(shape)) + shape for shape in (a, b)]
     if shapes[0][0] == shapes[1][0] == 1:
         shapes = [shape[1:] for shape in shapes]
+    batches = coalesced([shape[:-2] for shape in shapes], FOUR - 2)
+    shapes = [batch + shape[-2:] for batch, shape in zip(batches, shapes, strict=True)]
     blobs = [node.to.view(name, shape) for name, shape in zip(node.inputs, shapes, strict=True)]
     return node.answer(product(node.to, *blobs))
 
@@ -154,7 +156,16 @@ def reduce(node: Node) -> None:
     dims = kept(shape)
     inner = [axis - (len(shape) - len(dims)) for axis in axes]
     inner = [axis for axis in inner if axis >= 0]
-    blob = node.given()
+    if len(dims) > FOUR:
+        if inner != list(range(inner[0], inner[-1] + 1)):
+            node.refuse("it reduces axes that are not neighbours, of more than four")
+        dims = (
+            math.prod(dims[: inner[0]]),
+            math.prod(dims[inner[0] : inner[-1] + 1]),
+            math.prod(dims[inner[-1] + 1 :]),
+        )
+        inner = [1]
+    blob = node.to.view(node.inputs[0], dims)
     if inner:
         out = [1 if axis in inner else side for axis, side in enumerate(dims)]
         blob = node.to.one("Reduction", blob, {0: _SUMS[node.kind], 1: 0, 3: inner, 4: 1, 5: 1}, out)
@@ -207,7 +218,7 @@ def slices(node: Node) -> None:
     assert ends is not None
     shape = list(node.shape(0))
     over = range(len(starts)) if axes is None else [int(axis) % len(shape) for axis in axes]
-    blob = node.given()
+    blob = node.to.held(node.inputs[0])
     for index, axis in enumerate(over):
         step = 1 if steps is None else int(steps[index])
         length = shape[axis]
@@ -223,8 +234,6 @@ def slices(node: Node) -> None:
         else:
             blob = picked(node.to, node.to.reshape(blob, (before, length, behind)), list(places))
         shape[axis] = len(places)
-        if blob.dims != kept(shape):
-            blob = node.to.reshape(blob, kept(shape))
     node.answer(blob)
 
 
@@ -240,10 +249,14 @@ def split(node: Node) -> None:
 
 def join(node: Node) -> None:
     axis = int(node.get("axis", 0)) % len(node.out)
-    alone = node.out[0] == 1 and len(node.out) > 1 and axis > 0
-    cut = 1 if alone else 0
-    blobs = [node.to.view(name, node.shape(index)[cut:]) for index, name in enumerate(node.inputs)]
-    node.answer(node.to.one("Concat", blobs, {0: axis - cut}, node.out[cut:]))
+    cut = 1 if node.out[0] == 1 and len(node.out) > 1 and axis > 0 else 0
+    shapes = [node.shape(index)[cut:] for index in range(len(node.inputs))]
+    axis, out = axis - cut, node.out[cut:]
+    if len(out) > FOUR:
+        shapes = [(math.prod(shape[:axis]), math.prod(shape[axis:])) for shape in shapes]
+        axis, out = 1, (math.prod(out[:axis]), math.prod(out[axis:]))
+    blobs = [node.to.view(name, shape) for name, shape in zip(node.inputs, shapes, strict=True)]
+    node.answer(node.to.one("Concat", blobs, {0: axis}, out))
 
 
 def permuted(to: Layers, blob: Blob, shape: Sequence[int], order: Sequence[int]) -> Blob:

@@ -14,7 +14,9 @@ from onnx import helper
 from clusir.export.formats.hosts.child import Refused
 from clusir.export.formats.hosts.ncnn.layers import Blob, Layers, kept
 
-__all__ = ["OPERATORS", "Node"]
+__all__ = ["FOUR", "OPERATORS", "Node", "coalesced", "unary_of"]
+
+FOUR = 4  # axes that a blob may have
 
 
 class Node:
@@ -59,7 +61,10 @@ class Node:
         return float(value.reshape(())) if value is not None and value.size == 1 else None
 
     def given(self, index: int = 0) -> Blob:
-        return self.to.view(self.inputs[index], kept(self.shape(index)))
+        """An input with its own axes; with fewer, where they are more than four: what is done element by element does
+        not see it."""
+        dims = kept(self.shape(index))
+        return self.to.view(self.inputs[index], dims) if len(dims) <= FOUR else self.to.held(self.inputs[index])
 
     def answer(self, blob: Blob) -> None:
         self.to.bind(self.outputs[0], blob)
@@ -74,7 +79,22 @@ def together(node: Node, indices: Sequence[int]) -> list[Blob]:
     shapes = [(1,) * (rank - len(node.shape(index))) + node.shape(index) for index in indices]
     if rank > 1 and all(shape[0] == 1 for shape in shapes):
         shapes = [shape[1:] for shape in shapes]
+    shapes = coalesced(shapes, FOUR)
     return [node.to.view(node.inputs[index], shape) for index, shape in zip(indices, shapes, strict=True)]
+
+
+def coalesced(shapes: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """The shapes with two neighbouring axes as one, until ``most`` are left, where each has both whole or both as
+    ones: broadcasting does not see it."""
+    while len(shapes[0]) > most:
+        out = np.broadcast_shapes(*shapes)
+        for k in range(len(out) - 1):
+            if all(shape[k : k + 2] in (out[k : k + 2], (1, 1)) for shape in shapes):
+                break
+        else:
+            raise Refused(f"ncnn has four axes at most; {' and '.join(map(str, shapes))} have more")
+        shapes = [(*shape[:k], shape[k] * shape[k + 1], *shape[k + 2 :]) for shape in shapes]
+    return list(shapes)
 
 
 def broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
@@ -220,11 +240,9 @@ def gelu(node: Node) -> None:
 def softmax(node: Node) -> None:
     shape = node.shape(0)
     axis = int(node.get("axis", -1)) % len(shape)
-    if len(shape) - len(kept(shape)) and axis == 0:
-        return node.answer(with_number(node.to, ADD, with_number(node.to, MUL, node.given(), 0.0), 1.0))
-    return node.answer(
-        node.to.one("Softmax", node.given(), {0: axis - len(shape) + len(kept(shape)), 1: 1}, kept(shape))
-    )
+    ahead, behind = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    dims = (ahead, shape[axis]) if behind == 1 else (ahead, shape[axis], behind)
+    node.answer(node.to.one("Softmax", node.to.view(node.inputs[0], dims), {0: 1, 1: 1}, dims))
 
 
 OPERATORS: dict[str, Callable[[Node], None]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from operator_graphs import GRAPHS, difference
+from operator_graphs import GRAPHS, difference, six_axes
 from small_graphs import Net
 
 from clusir.export.formats.hosts.child import Refused
@@ -25,7 +25,7 @@ def ncnn() -> Ncnn:
     return Ncnn()
 
 
-@pytest.mark.parametrize("write", GRAPHS)
+@pytest.mark.parametrize("write", [*GRAPHS, six_axes])
 def test_operators_are_right(ncnn: Ncnn, tmp_path: Path, write: Callable[[Net, str], list[str]]) -> None:
     assert difference(ncnn, write, tmp_path) <= 1e-5
 
@@ -88,10 +88,12 @@ class Arrays:
 
 
 # ncnn's src/layer/permute.cpp, the comments at order_type: two, six and twenty-four of them.
-ORDERS = (
-    "wh hw whc hwc wch cwh hcw chw whdc hwdc wdhc dwhc hdwc dhwc whcd hwcd wchd cwhd hcwd chwd "
-    "wdch dwch wcdh cwdh dcwh cdwh hdcw dhcw hcdw chdw dchw cdhw"
-).split()
+ORDERS = [
+    *["wh", "hw"],
+    *["whc", "hwc", "wch", "cwh", "hcw", "chw"],
+    *["whdc", "hwdc", "wdhc", "dwhc", "hdwc", "dhwc", "whcd", "hwcd", "wchd", "cwhd", "hcwd", "chwd"],
+    *["wdch", "dwch", "wcdh", "cwdh", "dcwh", "cdwh", "hdcw", "dhcw", "hcdw", "chdw", "dchw", "cdhw"],
+]
 
 
 def test_any_order_of_axes_is_reached_with_four() -> None:
