@@ -3,25 +3,29 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A file of tests belongs to one process, in the order of tests/conftest.py: the longest first.
+TESTS := -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test full lint docs dist page clean weights
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c .ci/constraints.txt -e '.[dev]'
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # pip would do it on one core
 	touch $@
 
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo demo-out
 
-test: lint
-	bash tests/install.sh
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The tools of the other languages are installed while the environment is made and linted.
+test:
+	bash tests/install.sh & $(MAKE) --no-print-directory lint; linted=$$?; wait; exit $$linted
+	$(BIN)/python $(TESTS)
 
 # All tests, also those that take minutes (tests/needs.py); a JDK and the Arm cross compiler are installed for them.
-full: lint
-	bash tests/install.sh --full
-	CLUSIR_FULL=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+full:
+	bash tests/install.sh --full & $(MAKE) --no-print-directory lint; linted=$$?; wait; exit $$linted
+	CLUSIR_FULL=1 $(BIN)/python $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,6 +18,27 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle.
+LONGEST_FIRST = (
+    "tests/export/subjects",
+    "tests/export/validate",
+    "tests/export",
+    "tests/embed",
+    "tests/cli",
+    "tests/test_wheel.py",
+    "tests/training",
+    "tests/runtimes/batch",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        file = f"{item.nodeid.partition('::')[0]}/"
+        return next((i for i, start in enumerate(LONGEST_FIRST) if file.startswith(f"{start}/")), len(LONGEST_FIRST))
+
+    items.sort(key=rank)  # stable: within a folder as collected
+
 
 def _refuse_other_reasons(report: pytest.TestReport | pytest.CollectReport) -> None:
     """A skip whose reason is not in needs.py fails: what could run must not be skipped."""

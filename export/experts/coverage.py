@@ -25,6 +25,8 @@ __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_pro
 
 def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     """Names of the parameters from which no path leads to an output of the traced program."""
+    if not program.graph_signature.parameters:
+        return ()
     if any(writes(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # what is written into a view has no path; as a function it has
     parameters = program.graph_signature.inputs_to_parameters

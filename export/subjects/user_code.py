@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
+import os
 import re
 import sysconfig
 import traceback
@@ -20,9 +22,12 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 def is_users(filename: str) -> bool:
     """Whether a file is neither Python's, a library's nor this package's."""
-    if filename.startswith("<"):
-        return False
-    path = Path(filename).resolve()
+    return not filename.startswith("<") and _is_elsewhere(os.path.abspath(filename))
+
+
+@functools.lru_cache(maxsize=1 << 15)  # asked for each loaded module and each frame of a trace, thousands of times
+def _is_elsewhere(absolute: str) -> bool:
+    path = Path(absolute).resolve()
     return not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, _OWN))
 
 

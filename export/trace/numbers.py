@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -206,13 +207,18 @@ def _replacements() -> dict[int, Any]:
     return found
 
 
-def _types_that_are_only_called(space: dict[str, Any]) -> set[str]:
+def _types_that_are_only_called(space: dict[str, Any]) -> frozenset[str]:
     """Those of ``int`` and ``float`` with which the code of a module does nothing but call, annotate, or ask for
     instances: ``type(x) is int`` would take another path than it does outside."""
     try:
-        tree = ast.parse(Path(str(space.get("__file__"))).read_text(encoding="utf-8"))
+        return _only_called_in(Path(str(space.get("__file__"))).read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
-        return set()
+        return frozenset()
+
+
+@functools.lru_cache(maxsize=1024)  # a network is traced several times, and each time with all that is loaded
+def _only_called_in(code: str) -> frozenset[str]:
+    tree = ast.parse(code)
     fine: set[builtins.int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -225,7 +231,7 @@ def _types_that_are_only_called(space: dict[str, Any]) -> set[str]:
             if isinstance(written := getattr(node, name, None), ast.AST):
                 fine |= {id(inner) for inner in ast.walk(written)}
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in fine}
-    return {"int", "float"} - used
+    return frozenset({"int", "float"} - used)
 
 
 def _is_type(module: ModuleType, name: str) -> bool:

@@ -59,3 +59,13 @@ def routed(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[...,
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation of brought models with one thread a runtime: more would spin on the core of the next test process."""
     monkeypatch.setattr("clusir.export.validate.foreign.open_runner", functools.partial(open_runner, threads=1))
+
+
+@pytest.fixture
+def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far a pixel looks and what tiles cost are measured on small pictures, for tests that ask for neither: each
+    export would run a dozen pictures of 320 px and a photo of two tiles of 256 px or more."""
+    monkeypatch.setattr("clusir.export.tiled._REACH_PX", 96)
+    monkeypatch.setattr("clusir.export.subjects.tiles._TILE_PX", 64)
+    monkeypatch.setattr("clusir.export.subjects.tiles._WHOLE_TILE_PX", 96)
+    monkeypatch.setattr("clusir.export.subjects.tiles._WHOLE_HALO_PX", 16)

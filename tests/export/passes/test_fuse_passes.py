@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,18 @@ def test_constant_mask_is_permuted_at_export() -> None:
 
 def test_filter_refuses_a_mask_that_tells_up_from_down() -> None:
     refuse(FuseSpectralFilter(), SoftFilter(lopsided=True), (2, 4, 12, 12), "is not symmetric in vertical frequency")
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e7])
+def test_symmetry_up_from_down_is_judged_by_the_size_of_the_mask(scale: float) -> None:
+    rows = torch.arange(12, dtype=torch.float32) / 12
+
+    def scaled(rows: Tensor) -> Callable[[Tensor], Tensor]:
+        mask = scale * (0.5 + rows)[:, None].expand(12, 7)
+        return lambda x: fft.irfft2(fft.rfft2(x) * (mask * x.mean((2, 3), keepdim=True)), s=(12, 12))
+
+    accept(FuseSpectralFilter(), scaled(torch.minimum(rows, 1 - rows)), (2, 4, 12, 12))
+    refuse(FuseSpectralFilter(), scaled(rows), (2, 4, 12, 12), "is not symmetric in vertical frequency")
 
 
 def test_filter_refuses_a_mask_made_of_the_spectrum() -> None:

@@ -23,6 +23,7 @@ from clusir.export.subjects.scripted import unscripted
 from clusir.export.validate.foreign import _well_conditioned, plain_pictures
 from clusir.runtimes import open_runner
 
+pytestmark = pytest.mark.usefixtures("small_measures")
 BACKENDS = ("ort", "openvino")
 TOLERANCE = 1e-5
 

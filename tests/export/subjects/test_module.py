@@ -19,6 +19,7 @@ from clusir.export.subjects.unused import watch
 from clusir.network.layers import ChannelLayerNorm
 from clusir.runtimes import open_runner
 
+pytestmark = pytest.mark.usefixtures("small_measures")
 BACKENDS = ("ort", "openvino")
 # Expected of every file; the patterns' outputs are of the order of 1.
 TOLERANCE = 1e-4

@@ -33,6 +33,7 @@ from clusir.export.validate.foreign import ModuleCheck, probes, validate
 from clusir.runtimes import open_runner
 from clusir.spec import ModelSpec, SizeRequirements
 
+pytestmark = pytest.mark.usefixtures("small_measures")
 LEVELS = (0.2, 1.0, 1.9)  # dark, middle, bright: one for each expert of the patterns
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from windowed import ShiftedWindows
 
@@ -17,6 +18,7 @@ def windows() -> ShiftedWindows:
     return ShiftedWindows(dim=4, blocks=2, size=8).eval()
 
 
+@pytest.mark.usefixtures("small_measures")
 def test_shifted_windows_are_right_at_any_size_and_batch(tmp_path: Path) -> None:
     made = export_module(windows(), "1x3x64x64", tmp_path / "windows.onnx")
     assert (made.spec.size.multiple_of, made.spec.size.static_px) == (1, 0)

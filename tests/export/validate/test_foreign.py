@@ -30,6 +30,7 @@ from clusir.export.validate.foreign import ModuleCheck, validate
 from clusir.export.validate.tolerances import tolerance
 from clusir.spec import ModelSpec, SizeRequirements
 
+pytestmark = pytest.mark.usefixtures("small_measures")
 ORT = ("ort",)
 
 

@@ -24,6 +24,8 @@ from clusir.export.subjects.checks import check_batch, check_function
 from clusir.export.subjects.factory import unused_of
 from clusir.export.trace.numbers import symbolic_numbers
 
+pytestmark = pytest.mark.usefixtures("small_measures")
+
 
 def export(model: nn.Module, folder: Path, shape: str = "1x3x16x16", **options: Any) -> ModuleExport:
     return export_module(model.eval(), shape, folder / "model.onnx", backends=("ort",), **options)
@@ -115,12 +117,35 @@ def test_the_search_path_is_what_it_was(tmp_path: Path, monkeypatch: pytest.Monk
 def test_torch_is_taught_for_the_time_of_an_export() -> None:
     from torch.onnx._internal.exporter import _registration
 
-    before = _registration.ONNXRegistry.register_op
+    kind = _registration.ONNXRegistry
+    before = [vars(kind)[name] for name in ("register_op", "from_torchlib")]
     with taught_registry():
-        assert _registration.ONNXRegistry.register_op is not before
+        assert not {id(kind.register_op), id(vars(kind)["from_torchlib"])} & set(map(id, before))
         with taught_registry():
             pass
-    assert _registration.ONNXRegistry.register_op is before
+    assert [vars(kind)[name] for name in ("register_op", "from_torchlib")] == before
+
+
+def test_a_registry_that_was_read_before_is_the_same_and_nobody_elses() -> None:
+    from torch.onnx._internal.exporter import _registration
+
+    def ours(x: Any) -> Any:
+        return x
+
+    for opset in (18, 20):
+        theirs = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+        with taught_registry():
+            first, second = (_registration.ONNXRegistry().from_torchlib(opset_version=opset) for _ in range(2))
+        assert first.opset_version == opset
+        assert list(first.functions) == list(theirs.functions)
+        for target, found in theirs.functions.items():
+            assert [(m.onnx_function, m.is_complex) for m in first.functions[target]] == [
+                (m.onnx_function, m.is_complex) for m in found
+            ]
+        first.register_op(torch.ops.aten.relu.default, ours)
+        assert first.is_registered(torch.ops.aten.relu.default)
+        assert ours in [m.onnx_function for m in first.get_decomps(torch.ops.aten.relu.default)]
+        assert ours not in [m.onnx_function for m in second.get_decomps(torch.ops.aten.relu.default)]
 
 
 def test_output_of_other_threads_is_theirs(capsys: pytest.CaptureFixture[str]) -> None:

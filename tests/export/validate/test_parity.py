@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from graphs_under_test import check_plain
+from standin_bundle import Edit, spec_of
 
+from clusir.cli.verify import main as verify_main
 from clusir.errors import ValidationError
 from clusir.export.experts.dense import DensifyExperts
+from clusir.export.formats.extras import write_golden_cases, write_manifest
 from clusir.export.pipeline import GraphRecord
 from clusir.export.quantize.layers import load_graph
 from clusir.export.validate.files import ParityPlan, validate_files
@@ -125,3 +130,31 @@ def test_shipped_files_agree_with_pytorch() -> None:
     folder = checkpoint.shipped().parent
     files = [folder / f"tiny{suffix}" for suffix in (".onnx", ".tile.onnx", ".router.onnx")]
     check_rows(validate_files(checkpoint.load(checkpoint.shipped()), files, ParityPlan(threads=THREADS)))
+
+
+def seal(folder: Path) -> None:
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    write_manifest(folder, spec_of(folder / "model.onnx"), sorted(names))
+
+
+@pytest.mark.slow
+def test_a_bundle_of_our_own_passes_and_a_spoilt_one_does_not(static_export: Export, tmp_path: Path) -> None:
+    network, records = static_export
+    for record in records.values():
+        shutil.copy(record.path, tmp_path / record.path.name)
+    write_golden_cases(network, tmp_path, spec_of(tmp_path / "model.onnx"))
+    seal(tmp_path)
+    arguments = ["--checkpoint", "random:tiny", "--backend", "ort", "--batches", "1"]
+    done = CliRunner().invoke(verify_main, [str(tmp_path), *arguments])
+    assert done.exit_code == 0, done.output + done.stderr
+    good = tmp_path / "model.router.onnx"
+    same = CliRunner().invoke(
+        verify_main, ["--bisect", str(good), str(records["router"].path), "--out", str(tmp_path / "out")]
+    )
+    assert (same.exit_code, "No tensor is over the tolerance" in same.stdout) == (0, True)
+    Edit(good).output("posterior", "Mul", 0.1)
+    seal(tmp_path)
+    done = CliRunner().invoke(verify_main, [str(tmp_path), *arguments])
+    assert done.exit_code == 4
+    assert "model.router.onnx on ort:cpu disagrees" in done.stderr
+    assert "output posterior" in done.stderr
