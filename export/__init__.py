@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clusir.export.formats.bundle import ExportReport, export_bundle
     from clusir.export.module import ModuleExport, export_module
     from clusir.export.pipeline import ExportConfig
+    from clusir.export.scans.registry import register_scan
 
 __all__ = [
     "ExportConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "export_bundle",
     "export_module",
     "register_moe",
+    "register_scan",
 ]
 
 __getattr__, __dir__ = lazy(
@@ -38,5 +40,6 @@ __getattr__, __dir__ = lazy(
         "formats.bundle": "ExportReport export_bundle",
         "module": "ModuleExport export_module",
         "pipeline": "ExportConfig",
+        "scans.registry": "register_scan",
     },
 )

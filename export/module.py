@@ -29,6 +29,7 @@ from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
 from clusir.export.precision.place import Placed, check_fit, known_files, place
 from clusir.export.precision.run import PrecisionConfig
+from clusir.export.scans.mamba import NOTE, mamba_importable
 from clusir.export.subject import Subject, read_subject
 from clusir.export.subjects.checks import check_batch, takes_batches
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
@@ -157,13 +158,14 @@ def _subject(
 ) -> Iterator[tuple[Subject, tuple[str, ...]]]:
     """The module, read, and what is declared unused of it. What it caches outside itself is forgotten at the end."""
     progress("reading the model")
-    with working_folder_first():
+    with working_folder_first(), mamba_importable() as mamba:
         pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
         unused = unused_of(factory)
         fresh = Fresh(pristine)
         try:
             name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
-            yield read_subject(name, fresh, shape, output, progress), unused
+            subject = read_subject(name, fresh, shape, output, progress)
+            yield replace(subject, notes=(*subject.notes, NOTE)) if mamba.used else subject, unused
         finally:
             fresh.restore()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clusir.errors import UnsupportedModelError
 from clusir.export.base import Pipeline
 from clusir.export.experts.registry import DensifyRegistered, dense_blocks
+from clusir.export.scans.registry import check_scans
 from clusir.export.subjects.checks import check_function
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.outputs import choose_output, scale_of
@@ -70,6 +71,7 @@ def read_subject(
     progress("running the model: which output, what it depends on")
     place, notes = choose_output(AnyOutput(fresh.make()), few[:1], output)
     user = Unsullied(fresh, place)
+    check_scans(Restorer(fresh.make(), place), few[:1])
     run = fresh.of(dense)
     watched = watch(Restorer(run.make(), place), few[:1])
     if watched.outside:

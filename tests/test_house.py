@@ -40,7 +40,13 @@ FLOORS = (
     ("clusir.export.validate.compare",),
     ("clusir.export.subjects",),
     ("clusir.export.lowering", "clusir.export.quantize"),
-    ("clusir.export.passes", "clusir.export.experts", "clusir.export.precision", "clusir.export.pooling"),
+    (
+        "clusir.export.passes",
+        "clusir.export.experts",
+        "clusir.export.precision",
+        "clusir.export.pooling",
+        "clusir.export.scans",
+    ),
     ("clusir.export.trace", "clusir.export.validate"),
     ("clusir.export.subject", "clusir.export.tiled"),
     ("clusir.export.pipeline", "clusir.export.module", "clusir.export.adopt"),
@@ -144,6 +150,7 @@ MANY_PARAMETERS = {
     "runtimes/restore/restorer.py Restorer.__init__": "the public constructor: each is an option with a default",
     "export/lowering/operators.py _attention": "the signature of the ATen operator",
     "export/trace/substitutes.py _conv_transpose2d": "the signature of the ATen operator",
+    "export/scans/mamba.py selective_scan_fn": "the signature of the published function",
     "clusir/training/loop.py train": "the public entry point: each is an option with a default",
 }
 

@@ -22,7 +22,7 @@ PUBLIC = {
         "draw_recipe draw_step",
     "clusir.export":
         "ExportConfig ExportReport GraphPass ModuleExport Pass PassResult Pipeline export_bundle "
-        "export_module register_moe",
+        "export_module register_moe register_scan",
     "clusir.export.cuda":
         "MatrixPlan MatrixReport MatrixRow run_matrix",
     "clusir.export.experts":
@@ -45,6 +45,8 @@ PUBLIC = {
         "make_precisions measure_quality measure_sensitivity search_budget",
     "clusir.export.quantize":
         "Calibration Fp16Config Fp16Report QuantizeConfig QuantizeReport Quantizer convert_fp16 quantize_int8",
+    "clusir.export.scans":
+        "ScanDescription clear_scans register_scan",
     "clusir.export.subjects":
         "declare_unused load_factory parse_input",
     "clusir.export.trace":

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
-from clusir.errors import UnsupportedModelError
-from clusir.export.subjects.user_code import calling_user_line, is_users
+from clusir.export.subjects.user_code import is_users
+from clusir.export.trace.loops import Loops, Parts, Steps, Zipped
 
 __all__ = ["SymbolicFloat", "SymbolicInt", "symbolic_numbers"]
 
@@ -150,21 +150,36 @@ def _extreme(real: Callable[..., Any], symbolic: Callable[[Any, Any], Any]) -> C
     return call
 
 
-_MOST_TURNS = 64
+def _range(loops: Loops) -> Callable[..., Any]:
+    """``range``; a loop whose number of turns follows the picture's size is run for all of them at once."""
+
+    def steps(*args: Any) -> Any:
+        if not 1 <= len(args) <= 3 or not all(isinstance(a, (builtins.int, torch.SymInt)) for a in args):
+            return builtins.range(*args)
+        start, stop = (0, args[0]) if len(args) == 1 else args[:2]
+        stride = args[2] if len(args) == 3 else 1
+        if isinstance(stride, torch.SymInt) or stride not in (1, -1):
+            return builtins.range(*args)
+        turns = (stop - start) * stride
+        return Steps(loops, start, turns, stride) if loops.captures(turns) else builtins.range(*args)
+
+    return steps
 
 
-def _range(*args: Any) -> Any:
-    """``range``; a loop that follows the picture's size is refused where tracing it would take minutes.
+def _enumerate(loops: Loops) -> Callable[..., Any]:
+    def numbered(things: Any, start: Any = 0) -> Any:
+        if isinstance(things, torch.Tensor) and things.dim() and loops.captures(things.shape[0]):
+            things = Parts(loops, things, 0)
+        if isinstance(things, (Steps, Parts, Zipped)):
+            return Zipped((Steps(loops, start, things.turns), things))
+        return builtins.enumerate(things, start)
 
-    A symbolic bound is fixed by the loop: a short one (over a batch, a few windows) is unrolled.
-    """
-    turns = [builtins.int(a.node.hint) for a in args if isinstance(a, torch.SymInt) and a.node.has_hint()]
-    if turns and max(turns) > _MOST_TURNS:
-        raise UnsupportedModelError(
-            f"{calling_user_line()}: a loop of {max(turns)} turns, whose number follows the size of the picture, would "
-            "be unrolled; write it with tensors (cumsum, a scan in parallel), or export one small size with --size"
-        )
-    return builtins.range(*args)
+    return numbered
+
+
+def _zip(*things: Any, strict: bool = False) -> Any:
+    walked = any(isinstance(thing, (Steps, Parts, Zipped)) for thing in things)
+    return Zipped(things) if walked else builtins.zip(*things, strict=strict)
 
 
 _MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
@@ -239,8 +254,10 @@ def _is_type(module: ModuleType, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def symbolic_numbers(model: nn.Module) -> Iterator[None]:
-    """Inside, the names above are symbolic in the code of ``model`` and in all user modules that are loaded."""
+def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[None]:
+    """Inside, the names above are symbolic in the code of ``model`` and in all user modules that are loaded; ``loops``
+    takes those over a symbolic range."""
+    loops = Loops() if loops is None else loops
     spaces: dict[builtins.int, dict[str, Any]] = {}
     for part in model.modules():
         forward = getattr(getattr(type(part), "__dict__", {}).get("forward"), "__globals__", {})
@@ -251,7 +268,8 @@ def symbolic_numbers(model: nn.Module) -> Iterator[None]:
             spaces[id(module.__dict__)] = module.__dict__
     replaced = _replacements()
     builtin: dict[str, Any] = {"int": SymbolicInt, "float": SymbolicFloat, "round": _aware(round, _round)}
-    builtin |= {"range": _range, "max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
+    builtin |= {"range": _range(loops), "enumerate": _enumerate(loops), "zip": _zip}
+    builtin |= {"max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
     undo: list[tuple[dict[str, Any], str, Any]] = []
     for space in spaces.values():
         for name, value in list(space.items()):

@@ -26,8 +26,10 @@ from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex import lower_complex
 from clusir.export.lowering.whole import pad_whole
 from clusir.export.quiet import hushed, printing_to
+from clusir.export.scans.registry import as_described, described_scans
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
+from clusir.export.trace.loops import LoopNotCapturedError, Loops
 from clusir.export.trace.numbers import symbolic_numbers
 from clusir.export.trace.substitutes import Traceable
 
@@ -37,6 +39,9 @@ _ADVICE = (
     "describe the routed block with clusir.export.experts.registry.register_moe (experts, gate, how to combine), "
     "see docs/bring-your-own-model.md"
 )
+
+
+_MOST_TURNS = 64  # of a loop that follows the picture's size and is unrolled all the same
 
 
 class UntraceableError(UnsupportedModelError):
@@ -82,12 +87,19 @@ def trace_module(
     """
     pair = torch.cat([image, image.flip(-1)]) if image.shape[0] == 1 else image
     notes: list[str] = []
+    unrolled: frozenset[str] = frozenset()
     while True:
         sample = pair if batches else image
         axes = (*((0,) if batches else ()), *((2, 3) if sizes else ()))
         dynamic = dict.fromkeys(axes, torch.export.Dim.AUTO)
         before()
-        program = _trace_once(module, sample, dynamic, multiple if sizes else 1)
+        try:
+            program = _trace_once(module, sample, dynamic, multiple if sizes else 1, Loops(unrolled))
+        except LoopNotCapturedError as error:
+            if error.symbolic and error.turns > _MOST_TURNS:
+                raise
+            unrolled |= {error.line}
+            continue
         fixed = [axis for axis in axes if not _free(_input_shape(program)[axis])]
         if 2 in fixed or 3 in fixed:
             raise FixedSizeError("the model's code fixes the size")
@@ -101,20 +113,21 @@ def trace_module(
 
 
 def _trace_once(
-    module: nn.Module, sample: Tensor, dynamic: dict[int, Any], multiple: int
+    module: nn.Module, sample: Tensor, dynamic: dict[int, Any], multiple: int, loops: Loops
 ) -> torch.export.ExportedProgram:
     def trace() -> torch.export.ExportedProgram:
         shared: dict[int, Any] = {id(p): p for p in module.parameters()}
         unrun = copy.deepcopy(module, shared)  # what a forward caches in self is the trace's, and not the next one's
-        return torch.export.export(_Wrapper(unrun, multiple), (sample,), dynamic_shapes=(dynamic,), strict=False)
+        return torch.export.export(_Wrapper(unrun, multiple, loops), (sample,), dynamic_shapes=(dynamic,), strict=False)
 
     with _quiet(), torch.no_grad():
         try:
             try:
-                with symbolic_numbers(module):
+                with described_scans(module, as_described), symbolic_numbers(module, loops):
                     program = trace()
             except TypeError:  # code that hands the name int itself to somebody who knows only Python's own
-                program = trace()
+                with described_scans(module, as_described):
+                    program = trace()
         except ClusirError:
             raise
         except Exception as error:
@@ -194,9 +207,9 @@ def _quiet() -> Iterator[None]:
 class _Wrapper(nn.Module):
     """The user's model with :class:`Traceable` around its forward (inside torch.export's own mode, hence first)."""
 
-    def __init__(self, model: nn.Module, multiple: int) -> None:
+    def __init__(self, model: nn.Module, multiple: int, loops: Loops) -> None:
         super().__init__()
-        self.model, self.multiple = model, multiple
+        self.model, self.multiple, self.loops = model, multiple, loops
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The restored picture, then the gate of every call of a described block."""
@@ -205,7 +218,7 @@ class _Wrapper(nn.Module):
         blocks = dense_blocks(self.model)
         for block in blocks:
             block.gates.clear()
-        with Traceable():
+        with Traceable(self.loops):
             restored = first_tensor(self.model(image))
         gates = [gate for block in blocks for gate in block.gates]
         for block in blocks:

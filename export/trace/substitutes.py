@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.whole import padded_whole
 from clusir.export.subjects.user_code import calling_user_line
+from clusir.export.trace.captured import evaluate, holds_carried, read_at, write_at
+from clusir.export.trace.loops import Loops, Parts
 from clusir.export.trace.resample import (
     adaptive_avg,
     adaptive_max,
@@ -31,20 +33,29 @@ __all__ = ["Traceable"]
 class Traceable(TorchFunctionMode):
     """Replaces calls that would fix a symbolic size, or read a tensor, by forms with the same values that trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, loops: Loops | None = None) -> None:
         super().__init__()
         self._masked = Masked()
+        self._loops = Loops() if loops is None else loops
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.__setitem__:
             return self._write(*args)
+        if self._loops.used and (holds_carried(args) or holds_carried(kwargs)):
+            return evaluate(func, args, kwargs)
         if func in _UNROLLED and args[0].dim() > 0:
-            _refuse_long(args, kwargs)
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            if self._loops.captures(args[0].shape[dim]):
+                parts = Parts(self._loops, args[0], dim)
+                return iter(parts) if func is Tensor.__iter__ else parts
         if self._masked.holds(args):
             return self._masked.call(func, args, kwargs)
         if func is Tensor.__getitem__:
             return self._read(*args)
+        if func in _SELECTS:
+            made = _select(*args, **kwargs)
+            return func(*args, **kwargs) if made is NotImplemented else made
         substitute = _SUBSTITUTES.get(func)
         made = substitute(*args, **kwargs) if substitute is not None else NotImplemented
         return func(*args, **kwargs) if made is NotImplemented else made
@@ -52,6 +63,8 @@ class Traceable(TorchFunctionMode):
     def _read(self, source: Tensor, index: Any) -> Any:
         if is_mask(index, source):
             return self._masked.read(source, index)
+        if self._loops.used and (part := read_at(source, index)) is not NotImplemented:
+            return part
         if holds_tensor_bound(index):
             raise UnsupportedModelError(
                 f"{calling_user_line()}: a window cut out with bounds that the network computes has no fixed shape; "
@@ -60,6 +73,8 @@ class Traceable(TorchFunctionMode):
         return source[index]
 
     def _write(self, target: Tensor, index: Any, value: Any) -> None:
+        if self._loops.used and write_at(target, index, value):
+            return
         if is_mask(index, target):
             self._masked.write(target, index, value)
         elif window_of_symbols(index):
@@ -69,17 +84,11 @@ class Traceable(TorchFunctionMode):
 
 
 _UNROLLED = (Tensor.unbind, torch.unbind, Tensor.__iter__)
-_MOST_PARTS = 64
+_SELECTS = (Tensor.select, torch.select)
 
 
-def _refuse_long(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse to unroll a loop over an axis whose length follows the picture's size."""
-    length = args[0].shape[args[1] if len(args) > 1 else kwargs.get("dim", 0)]
-    if is_symbolic(length) and length.node.has_hint() and length.node.hint > _MOST_PARTS:
-        raise UnsupportedModelError(
-            f"{calling_user_line()}: a loop over {length.node.hint} parts, whose number follows the size of the "
-            "picture, would be unrolled; write it with tensors, or export one small size with --size"
-        )
+def _select(input: Tensor, dim: int, index: Any) -> Any:
+    return read_at(input, (slice(None),) * (dim % input.dim()) + (index,))
 
 
 # -- ranges and windows of a symbolic length ---------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Linear recurrences in ONNX: how exact they are as they grow longer, and which form is fastest."""
