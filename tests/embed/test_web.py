@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from toolchain import BUILD, GOLDEN, REPOSITORY, WEB, photo, run, shipped_model
 
@@ -51,6 +52,28 @@ def test_tables_in_node(node: str) -> None:
     assert [line.removeprefix("field ") for line in out.splitlines() if line.startswith("field ")] == fields
     declared = (WEB / "src" / "restore.d.ts").read_text(encoding="utf-8").partition("interface ModelSpec {")[2]
     assert re.findall(r"^  (\w+):", declared.partition("\n}")[0], re.MULTILINE) == fields
+
+
+def test_any_model_of_one_picture_in_and_one_out_is_tiled(node: str, tmp_path: Path) -> None:
+    kernel = np.zeros((3, 3, 5, 5), np.float32)
+    kernel[range(3), range(3)] = 1 / 25
+    for name, side in (("open", None), ("fixed", 48), ("twice", None), ("two", None)):
+        shape = [1, 3, side or "height", side or "width"]
+        given, answer = (helper.make_tensor_value_info(value, TensorProto.FLOAT, dims) for value, dims in (
+            ("pixel_values", shape), ("reconstruction", [1, 3, None, None])))  # fmt: skip
+        constants = [numpy_helper.from_array(kernel, "k"), numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales")]
+        second = "again" if name == "two" else "once"
+        nodes = [helper.make_node("Conv", ["pixel_values", "k"], ["once"], pads=[2] * 4),
+                 helper.make_node("Conv", [second, "k"], ["reconstruction"], pads=[2] * 4)]  # fmt: skip
+        if name == "twice":
+            resize = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            nodes = [helper.make_node("Resize", ["pixel_values", "", "scales"], ["reconstruction"], **resize)]
+        more = [helper.make_tensor_value_info("again", TensorProto.FLOAT, shape)] if name == "two" else []
+        graph = helper.make_graph(nodes, name, [given, *more], [answer], constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        (tmp_path / f"{name}.onnx").write_bytes(model.SerializeToString())
+    out = run(node, WEB / "test" / "with.mjs", tmp_path)
+    assert out.splitlines()[-1].endswith(" passed, 0 failed"), out
 
 
 @pytest.mark.parametrize("graph", ["pooled", "statistics"])
