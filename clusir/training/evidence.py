@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from clusir.degrade.recipe import FAMILY_NAMES, Recipe
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
+from clusir.network.pooled import PooledStatistics
 from clusir.training.data import TONAL, as_taken, draw_training_recipe
 from clusir.training.photos import PhotoSet
 
@@ -40,6 +41,10 @@ _LEAST_THRESHOLD = {family: 0.9 if family in TONAL else 0.1 for family in FAMILY
 _MISSED, _LEAST_FLOOR = 0.01, 0.05
 _STEPS, _BATCH, _RATE, _DECAY, _JITTER = 3000, 256, 2e-3, 1e-2, 0.05
 _BINS = 10
+_WINDOWS = (1, 2, 4)  # of a photo, which are judged together
+# How crops without haze and darkness were taken, and their shares: what is like a degradation and is none decides how
+# often a photo is harmed.
+_TAKEN = {"plain": 0.3, "as taken": 0.25, "low key": 0.15, "high key": 0.1, "extreme": 0.2}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class _Crops:
     statistics: Tensor
     labels: Tensor
     undamaged: Tensor
+    untouched: Tensor  # neither haze nor darkness, whatever else
     strong: Tensor
     even: Tensor  # which half of the held-out photos
 
@@ -102,7 +108,9 @@ def calibrate_evidence(
         evidence = torch.sigmoid(head.judge(held.statistics))
         thresholds, floors = torch.zeros(2, len(FAMILY_NAMES))
         for k, family in enumerate(FAMILY_NAMES):
-            quiet = torch.quantile(evidence[held.undamaged, k], 1 - _FALSE_ALARMS[family])
+            # Noise in a dark picture must not be taken for darkness: for tones all pictures without them count.
+            quiet_crops = held.untouched if family in TONAL else held.undamaged
+            quiet = torch.quantile(evidence[quiet_crops, k], 1 - _FALSE_ALARMS[family])
             thresholds[k] = min(max(_LEAST_THRESHOLD[family], float(quiet) + 1e-4), 1.0)
             there = evidence[held.labels[:, k] > 0, k]
             faint = float(torch.quantile(there, _MISSED)) if len(there) else 0.0
@@ -149,7 +157,8 @@ def _look(
     parts = list(_each(model, chosen, weights, crop_px, rng))
     statistics, labels, strong = (torch.stack([part[i] for part in parts]) for i in range(3))
     even = torch.tensor([index % 2 == 0 for _, index in chosen])
-    return _Crops(statistics, labels, labels.sum(1) == 0, strong, even)
+    tonal = [FAMILY_NAMES.index(family) for family in TONAL]
+    return _Crops(statistics, labels, labels.sum(1) == 0, labels[:, tonal].sum(1) == 0, strong, even)
 
 
 @torch.no_grad()
@@ -163,17 +172,46 @@ def _each(
     assert model.evidence is not None
     assert model.traces is not None
     assert model.cue is not None
+    extremes = {id(photos): _extremes(photos, chosen) for photos in {id(p): p for p, _ in chosen}.values()}
     for photos, index in chosen:
-        crop = photos.draw_crop(index, crop_px, rng)
         recipe: Recipe = draw_training_recipe(rng, weights, None, _COUNTS)
-        if not recipe.steps and rng.random() < 0.3:
-            crop = as_taken(crop, rng)
-        image = torch.from_numpy(np.ascontiguousarray(recipe.apply(crop).transpose(2, 0, 1)))[None]
-        seen = model.cue.statistics(image, model.traces(image))
+        taken = str(rng.choice(list(_TAKEN), p=list(_TAKEN.values())))
+        if recipe.families & set(TONAL) or (recipe.steps and taken == "as taken"):
+            taken = "plain"
+        if taken == "extreme":
+            index = int(rng.choice(extremes[id(photos)]))
+        crops = np.stack([photos.draw_crop(index, crop_px, rng) for _ in range(int(rng.choice(_WINDOWS)))])
+        if taken == "as taken":
+            crops = np.stack([as_taken(crop, rng) for crop in crops])
+        elif taken == "low key":
+            crops = low_key(crops, rng.uniform(1.4, 3.0))
+        elif taken == "high key":
+            crops = 1 - low_key(1 - crops, rng.uniform(1.4, 3.0))
+        degraded = [replace(recipe, seed=recipe.seed + k).apply(crop) for k, crop in enumerate(crops)]
+        image = torch.from_numpy(np.stack(degraded).transpose(0, 3, 1, 2).copy())
+        pooled = PooledStatistics(together=True)  # as the windows of a photo are
+        seen = model.cue.statistics(image, model.traces(image, pooled), pooled)
         label = torch.tensor([float(family in recipe.families) for family in FAMILY_NAMES])
         middle = {family for step in recipe.steps if step.severity >= 0.5 for family in Recipe((step,), 0).families}
         strong = torch.tensor([float(family in middle) for family in FAMILY_NAMES])
-        yield model.evidence.statistics(image, seen)[0], label, strong
+        yield model.evidence.statistics(image, seen, pooled)[0], label, strong
+
+
+def low_key(picture: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
+    """``picture`` [..., 3] in 0..1 as a scene that is dark by nature: few lights, as bright as lights are, in much
+    darkness. What was exposed too shortly is dark in its lights too. (Of the negative, and that made a negative again,
+    it is a bright scene in which what is black is black, as in haze it is not.)"""
+    lit = picture / max(float(picture.max()), 1e-3)
+    dark: NDArray[np.float32] = np.rint(lit ** np.float32(exponent) * 255).astype(np.float32) / np.float32(255)
+    return dark
+
+
+def _extremes(photos: PhotoSet, chosen: Sequence[tuple[PhotoSet, int]]) -> list[int]:
+    """The tenth of the chosen photos that is darkest and the tenth that is brightest: night, snow, mist."""
+    among = {index for theirs, index in chosen if theirs is photos}
+    order = sorted(among, key=lambda index: float(photos.photos[index].mean()))
+    tenth = max(1, len(order) // 10)
+    return order[:tenth] + order[-tenth:]
 
 
 def _fit(model: ClusIR, crops: _Crops) -> None:

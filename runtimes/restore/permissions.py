@@ -54,7 +54,7 @@ def steer(spec: ModelSpec, fix: str | Iterable[str] | None, strength: float | st
 
     ``auto`` is for each family -w, as far as its strength w where the evidence is strong; ``all`` is -1 - w, as far as
     w where there is a trace of evidence (w of a model without ``evidence_floors``); a list is w for its families and 0
-    for the others. Raises UsageError for unknown words, numbers outside 0..1, and where the model
+    for the others, and one of all families is ``all``. Raises UsageError for unknown words, numbers outside 0..1, and where the model
     has no families to tell apart, or enlarges pictures and strength is not 1.
     """
     asked = asked_families(fix)
@@ -77,7 +77,7 @@ def steer(spec: ModelSpec, fix: str | Iterable[str] | None, strength: float | st
     share = np.array([own.get(family, 1.0) for family in spec.families], np.float32)
     if words == ("auto",):
         permissions = -share
-    elif words == ("all",):
+    elif words == ("all",) or (len(words) > 1 and set(words) == set(spec.families)):
         permissions = np.where(share > 0, -1 - share, share) if spec.evidence_floors else share
     else:
         permissions = share * np.array([family in words for family in spec.families], np.float32)

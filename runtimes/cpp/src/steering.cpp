@@ -112,15 +112,17 @@ Steering steer(const ModelSpec& spec, const std::string& fix, const std::string&
     for (const auto& [name, share] : own) {
         if (!known(name)) refuse("the model knows no family '" + name + "'");
     }
+    const auto& families = spec.families;
+    const bool all = named("all") || (words.size() > 1 && std::all_of(families.begin(), families.end(), named));
     for (const auto& family : spec.families) {
         const auto found = own.find(family);
         const float share = found == own.end() ? 1.0F : found->second;
-        if (named("all") && share > 0.0F && !spec.evidence_floors.empty())
+        if (all && share > 0.0F && !spec.evidence_floors.empty())
             steering.permissions.push_back(-1.0F - share);
         else if (named("auto"))
             steering.permissions.push_back(share == 0.0F ? 0.0F : -share);
         else
-            steering.permissions.push_back(named("all") || named(family) ? share : 0.0F);
+            steering.permissions.push_back(all || named(family) ? share : 0.0F);
     }
     return steering;
 }

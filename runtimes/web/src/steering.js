@@ -76,8 +76,8 @@ export function steer({ families, evidence_floors: floors = [], scale = 1 }, fix
     if (!["auto", "all", ...families].includes(word)) refuse(`the model knows no family '${word}'`);
   for (const name of own.keys()) if (!families.includes(name)) refuse(`the model knows no family '${name}'`);
   const auto = asked.includes("auto");
-  const all = asked.includes("all");
-  if (asked.length > 1 && (auto || all)) refuse(`fix '${fix}': auto and all stand alone`);
+  const all = asked.includes("all") || (asked.length > 1 && families.every((family) => asked.includes(family)));
+  if (asked.length > 1 && (auto || asked.includes("all"))) refuse(`fix '${fix}': auto and all stand alone`);
   const permissions = Float32Array.from(families, (family) => {
     const share = own.get(family) ?? 1;
     if (auto) return share && -share;
