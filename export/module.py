@@ -36,6 +36,7 @@ from clusir.export.subjects.factory import declare_unused, load_factory, parse_i
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, trace_sizes
+from clusir.export.subjects.user_code import count_in
 from clusir.export.tiled import Tiled, compare_sidecars, tiled
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
@@ -161,6 +162,7 @@ def _subject(
     with working_folder_first(), mamba_importable() as mamba:
         pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
         unused = unused_of(factory)
+        count_in(pristine)
         fresh = Fresh(pristine)
         try:
             name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__

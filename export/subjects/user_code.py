@@ -6,29 +6,57 @@ import functools
 import linecache
 import os
 import re
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FunctionType, ModuleType, TracebackType
 
-from torch import fx
+from torch import fx, nn
 
-__all__ = ["calling_user_line", "innermost_user_line", "is_users", "line_of_node"]
+__all__ = ["calling_user_line", "count_in", "innermost_user_line", "is_users", "line_of_node"]
 
 _LIBRARIES = tuple(Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "purelib", "platlib"))
+# An environment may see libraries of another one (--system-site-packages, a .pth file). Taken for the user's, torch
+# would be put back to what it was before each run of the model: its traces then take minutes.
+_FOLDERS = {"site-packages", "dist-packages"}
 _OWN = Path(__file__).resolve().parents[1]
+# Files of installed packages that a network which is exported is made of.
+_NETWORKS: set[str] = set()
+_NEVER = {"clusir", "numpy", "torch", "torchvision", *sys.stdlib_module_names}
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def is_users(filename: str) -> bool:
     """Whether a file is neither Python's, a library's nor this package's."""
-    return not filename.startswith("<") and _is_elsewhere(os.path.abspath(filename))
+    if filename.startswith("<"):
+        return False
+    absolute = os.path.abspath(filename)
+    return absolute in _NETWORKS or _is_elsewhere(absolute)
 
 
 @functools.lru_cache(maxsize=1 << 15)  # asked for each loaded module and each frame of a trace, thousands of times
 def _is_elsewhere(absolute: str) -> bool:
     path = Path(absolute).resolve()
-    return not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, _OWN))
+    return _FOLDERS.isdisjoint(path.parts) and not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, _OWN))
+
+
+def count_in(model: nn.Module) -> None:
+    """From now on the code of ``model`` is the user's, also where it was installed as a package: the modules of its
+    classes, and what these take from modules of the same packages."""
+    queue = [cls.__module__ for part in model.modules() for cls in type(part).__mro__]
+    seen: set[str] = set()
+    while queue:
+        name = queue.pop()
+        module = sys.modules.get(name)
+        if name in seen or module is None or name.partition(".")[0] in _NEVER:
+            continue
+        seen.add(name)
+        if isinstance(file := getattr(module, "__file__", None), str):
+            _NETWORKS.add(os.path.abspath(file))
+        held = [v.__name__ if isinstance(v, ModuleType) else v.__module__ for v in list(vars(module).values())
+                if isinstance(v, (ModuleType, FunctionType, type))]  # fmt: skip
+        queue += [other for other in held if other and other.partition(".")[0] == name.partition(".")[0]]
 
 
 def _show(filename: str, line: int) -> str:

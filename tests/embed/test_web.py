@@ -76,19 +76,6 @@ def test_any_model_of_one_picture_in_and_one_out_is_tiled(node: str, tmp_path: P
     assert out.splitlines()[-1].endswith(" passed, 0 failed"), out
 
 
-@pytest.mark.parametrize("graph", ["pooled", "statistics"])
-def test_a_model_that_pools_over_the_picture_is_refused_in_one_line(node: str, graph: str, tmp_path: Path) -> None:
-    script = tmp_path / "read.mjs"
-    script.write_text(
-        f"import {{ readSpec }} from {json.dumps((WEB / 'src' / 'spec.js').as_uri())};\n"
-        f"const metadata = [['clusir.spec_version', '1'], ['clusir.graph', '\"{graph}\"']];\n"
-        "try { readSpec(new Map(metadata)); } catch (error) { console.log(error.message); }\n"
-    )
-    assert run(node, script).strip() == (
-        "the model pools over the whole picture, which is not done here; use clusir-run"
-    )
-
-
 def test_the_page_side_settles_everything(node: str) -> None:
     out = run(node, WEB / "test" / "page.mjs")
     assert out.splitlines()[-1].endswith(" passed, 0 failed")

@@ -64,7 +64,8 @@ void require(bool condition, const char* what) {
 // Structs grow at their end, and only the sizes that some header declared are taken: any other would cut a field in
 // two. One list per struct, oldest first; a caller built against an older header leaves the rest zero.
 constexpr std::size_t kOpenOptionsSizes[] = {sizeof(clusir_open_options)};
-constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix), sizeof(clusir_run_options)};
+constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix),
+                                            offsetof(clusir_run_options, exact_statistics), sizeof(clusir_run_options)};
 constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), sizeof(clusir_spec)};
 
 template <std::size_t N>
@@ -120,7 +121,7 @@ clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const vo
         require(graph != nullptr && graph_bytes > 0, "graph is null or empty");
         require((router == nullptr) == (router_bytes == 0), "router is null with a size, or has no bytes");
         const auto options = copied(given, kOpenOptionsSizes);
-        const Source first{"graph in memory", graph, graph_bytes}, second{"router in memory", router, router_bytes};
+        const Source first{"graph in memory", graph, graph_bytes}, second{"second graph in memory", router, router_bytes};
         auto opened =
             std::make_unique<Model>(backend_name(options), first, router ? &second : nullptr, backend_options(options));
         *model = new clusir_model{std::move(opened)};
@@ -207,7 +208,7 @@ clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const 
         clusir::detail::check_samples(from);
         const auto text = [](const char* given_text) { return std::string(given_text == nullptr ? "" : given_text); };
         const auto steering = clusir::detail::steer(spec, text(options.fix), text(options.strength));
-        const auto routing = model->model->restore(from, to, steering, [&](uint32_t done, uint32_t total) {
+        const auto routing = model->model->restore(from, to, steering, options.exact_statistics != 0, [&](uint32_t done, uint32_t total) {
             if (options.cancel != nullptr && options.cancel->now.load(std::memory_order_relaxed)) return false;
             return options.progress == nullptr || options.progress(options.user, done, total) == 0;
         });

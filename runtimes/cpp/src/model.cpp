@@ -7,6 +7,7 @@
 
 #include "error.hpp"
 #include "pixels.hpp"
+#include "statistics.hpp"
 
 namespace clusir::detail {
 namespace {
@@ -45,26 +46,41 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     expect(port(graph.inputs(), spec.input_name, "input"), image);
     const std::int64_t large = side < 0 ? side : spec.upscale * side;
     expect(port(graph.outputs(), spec.output_name, "output"), {1, spec.channels, large, large});
-    if (!spec.routed()) return;
     const bool given = spec.graph == "tile";
+    if (given && spec.statistics) expect(port(graph.inputs(), "statistics", "input"), {1, spec.statistics});
+    if (!spec.routed()) return;
     const auto& ports = given ? graph.inputs() : graph.outputs();
     expect(port(ports, "posterior", given ? "input" : "output"), {1, spec.posterior_size()});
     expect(port(ports, "gate", given ? "input" : "output"), {1, spec.gate_size()});
     if (!given && !spec.families.empty())
         expect(port(ports, "evidence", "output"), {1, static_cast<std::int64_t>(spec.families.size())});
-    if (given && spec.statistics) expect(port(ports, "statistics", "input"), {1, spec.statistics});
     if (given && !spec.statistics && ports.size() > 3)
         bad_model("the graph takes more inputs than a picture and its routing, and the metadata names no statistics");
 }
 
-void check_router_graph(const Graph& graph, const ModelSpec& spec, const ModelSpec& router) {
-    if (router.graph != "router") bad_model("the router file says that it is a " + router.graph + " graph");
+// Whether the second file of a model is a `kind` graph (router, statistics), and of the same model as the tile graph.
+void check_together(const ModelSpec& spec, const ModelSpec& second, const std::string& kind) {
+    if (second.graph != kind) bad_model("the " + kind + " file says that it is a " + second.graph + " graph");
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
                         of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families,
                         of.evidence_thresholds, of.evidence_floors);
     };
-    if (form(router) != form(spec)) bad_model("the tile graph and the router graph are of two different models");
+    if (form(second) != form(spec))
+        bad_model("the tile graph and the " + kind + " graph are of two different models");
+}
+
+void check_statistics_graph(const Graph& graph, const ModelSpec& spec) {
+    const Shape image = port(graph.inputs(), spec.input_name, "input").shape;
+    if (image.size() != 4 || image[0] > 1) bad_model("the statistics graph takes no single windows");
+    expect(port(graph.inputs(), spec.input_name, "input"), {-1, spec.channels, -1, -1});
+    expect(port(graph.inputs(), "weight", "input"), {-1, 1, -1, -1});
+    for (const char* name : {"given", "known"}) expect(port(graph.inputs(), name, "input"), {1, spec.statistics});
+    expect(port(graph.outputs(), "statistics", "output"), {1, spec.statistics});
+    for (const char* name : {"level", "largest"}) expect(port(graph.outputs(), name, "output"), {spec.statistics});
+}
+
+void check_router_graph(const Graph& graph, const ModelSpec& spec) {
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     expect(port(graph.inputs(), spec.input_name, "input"), {1, spec.channels, side, side});
     expect(port(graph.outputs(), "posterior", "output"), {1, spec.posterior_size()});
@@ -94,28 +110,33 @@ std::unique_ptr<Model> Model::from_file(const std::string& path, const std::stri
     const std::string stem = without(without(path, suffix), ".tile");
     std::string base = stem;
     for (const char* precision : {".int8", ".fp16", ".fp32"}) base = without(base, precision);
-    const Source tile{stem + ".tile" + suffix, nullptr, 0}, router{base + ".router" + suffix, nullptr, 0};
-    if (there(tile.path) && there(router.path) && path != router.path)
-        return std::make_unique<Model>(backend, tile, &router, options);
+    const Source tile{stem + ".tile" + suffix, nullptr, 0};
+    for (const char* kind : {".router", ".statistics"}) {
+        const Source second{base + kind + suffix, nullptr, 0};
+        if (there(tile.path) && there(second.path) && path != second.path)
+            return std::make_unique<Model>(backend, tile, &second, options);
+    }
     return std::make_unique<Model>(backend, Source{path, nullptr, 0}, nullptr, options);
 }
 
-Model::Model(const std::string& backend, const Source& graph, const Source* router, const BackendOptions& options)
+Model::Model(const std::string& backend, const Source& graph, const Source* second, const BackendOptions& options)
     : backend_(backend), graph_(open_graph(backend, graph, options)) {
     try {
         spec_ = ModelSpec::from_metadata(graph_->metadata());
-        if (spec_.graph == "router") bad_model("this is a router graph; open the model it belongs to");
-        if ((spec_.graph == "tile") != (router != nullptr))
-            bad_model("a tile graph needs its router graph, and only a tile graph does");
-        if (spec_.graph == "tile" && !spec_.routed())
-            bad_model("a tile graph has routed levels, and this one names none");
+        if (spec_.graph == "router" || spec_.graph == "statistics")
+            bad_model("this is a " + spec_.graph + " graph; open the model it belongs to");
+        if ((spec_.graph == "tile") != (second != nullptr))
+            bad_model("a tile graph needs its router or statistics graph, and only a tile graph does");
+        if (spec_.graph == "tile" && !spec_.routed() && !spec_.statistics)
+            bad_model("a tile graph has routed levels or statistics, and this one names none");
         check_tile_graph(*graph_, spec_);
-        if (router == nullptr) return;
-        router_ = open_graph(backend, *router, options);
-        check_router_graph(*router_, spec_, ModelSpec::from_metadata(router_->metadata()));
+        if (second == nullptr) return;
+        second_ = open_graph(backend, *second, options);
+        check_together(spec_, ModelSpec::from_metadata(second_->metadata()), spec_.routed() ? "router" : "statistics");
+        spec_.routed() ? check_router_graph(*second_, spec_) : check_statistics_graph(*second_, spec_);
     } catch (const Failure& failure) {
         const bool named = std::string(failure.what()).rfind(graph.path, 0) == 0 ||
-                           (router && std::string(failure.what()).rfind(router->path, 0) == 0);
+                           (second && std::string(failure.what()).rfind(second->path, 0) == 0);
         if (named) throw;
         throw Failure(failure.status, graph.path + ": " + failure.what());
     }
@@ -142,7 +163,7 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
             feeds.push_back({"permissions", {1, families}, permissions.data()});
             fetches.push_back({"evidence", {1, families}, evidence.data()});
         }
-        router_->run(feeds, fetches);
+        second_->run(feeds, fetches);
         mean.add(posterior, probability, evidence);
         check_finite(statistics.data(), statistics.size(), "statistics");
     };
@@ -171,9 +192,11 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     std::vector<Fetch> fetches{{spec_.output_name.c_str(), large, restored.data()}};
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
         gate(static_cast<std::size_t>(spec_.gate_size())), evidence(spec_.families.size());
-    if (router_) {
-        feeds.push_back({"posterior", clusters, shared.posterior.data()});
-        feeds.push_back({"gate", experts, shared.gate.data()});
+    if (second_) {
+        if (spec_.routed()) {
+            feeds.push_back({"posterior", clusters, shared.posterior.data()});
+            feeds.push_back({"gate", experts, shared.gate.data()});
+        }
         if (spec_.statistics) feeds.push_back({"statistics", {1, spec_.statistics}, shared.statistics.data()});
     } else if (spec_.routed()) {
         fetches.push_back({"posterior", clusters, posterior.data()});
@@ -183,21 +206,27 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     }
     graph_->run(feeds, fetches);
     check_finite(restored.data(), restored.size(), spec_.output_name);
-    if (!router_ && spec_.routed()) own.add(posterior, gate, evidence);
+    if (!second_ && spec_.routed()) own.add(posterior, gate, evidence);
     // A whole graph answers as if told -1 for every family.
-    if (!router_ && nothing_to_mend(evidence, std::vector<float>(evidence.size(), -1.0F), spec_)) restored = planes;
+    if (!second_ && nothing_to_mend(evidence, std::vector<float>(evidence.size(), -1.0F), spec_)) restored = planes;
 }
 
-Routing Model::restore(const clusir_image& in, const clusir_image& out, const Steering& steering,
+Routing Model::restore(const clusir_image& in, const clusir_image& out, const Steering& steering, bool exact,
                        const std::function<bool(std::uint32_t, std::uint32_t)>& step) const {
-    if (router_ == nullptr && !steering.plain())
+    if (second_ == nullptr && !steering.plain())
         throw Failure(
             CLUSIR_INVALID_ARGUMENT,
             "fix and strengths of families need the model's tile and router graphs; strength 0..1 works without");
+    if (exact && !spec_.shares_statistics())
+        throw Failure(CLUSIR_INVALID_ARGUMENT, "exact statistics: the model pools nothing over the picture");
     const Axis rows = plan_axis(in.height, spec_), columns = plan_axis(in.width, spec_);
     const std::size_t tiles = rows.starts.size() * columns.starts.size();
     if (tiles > UINT32_MAX) throw Failure(CLUSIR_INVALID_ARGUMENT, "the picture has more tiles than can be counted");
     const auto total = static_cast<std::uint32_t>(tiles);
+    if (spec_.graph == "pooled" && total > 1)
+        throw Failure(CLUSIR_INVALID_ARGUMENT, "the picture takes " + std::to_string(total) +
+                                                   " tiles, which share what the model pools over it: open NAME.onnx "
+                                                   "with NAME.tile.onnx and NAME.statistics.onnx beside it");
     const auto go = [&](std::uint32_t done) {
         if (!step(done, total))
             throw Failure(CLUSIR_CANCELLED,
@@ -214,8 +243,9 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
         return routing;
     }
     RoutingMean own(spec_);
-    if (router_) routing = route(in, rows, columns, steering.permissions);
-    if (router_ && nothing_to_mend(routing.evidence, steering.permissions, spec_)) {
+    if (second_ && spec_.routed()) routing = route(in, rows, columns, steering.permissions);
+    if (second_ && !spec_.routed()) routing.statistics = pool(*second_, in, spec_, exact);
+    if (second_ && nothing_to_mend(routing.evidence, steering.permissions, spec_)) {
         for (std::uint32_t y = 0; y < in.height; ++y) copy_row(in, out, y);
         step(total, total);
         return routing;
@@ -262,7 +292,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
         }
     }
     step(total, total);  // the picture is complete: there is nothing left to stop
-    return router_ ? routing : own.average();
+    return second_ ? routing : own.average();
 }
 
 }  // namespace clusir::detail

@@ -21,7 +21,7 @@ public:
     // Finds the files that belong together; see clusir_open.
     static std::unique_ptr<Model> from_file(const std::string& path, const std::string& backend,
                                             const BackendOptions& options);
-    Model(const std::string& backend, const Source& graph, const Source* router, const BackendOptions& options);
+    Model(const std::string& backend, const Source& graph, const Source* second, const BackendOptions& options);
 
     const ModelSpec& spec() const { return spec_; }
     const Metadata& metadata() const { return graph_->metadata(); }
@@ -29,7 +29,8 @@ public:
 
     // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. May be called by any number
     // of threads at once.
-    Routing restore(const clusir_image& in, const clusir_image& out, const Steering& steering,
+    // `exact`: of a network that pools over the whole picture, all of it is pooled, not windows.
+    Routing restore(const clusir_image& in, const clusir_image& out, const Steering& steering, bool exact,
                     const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
 
 private:
@@ -40,7 +41,7 @@ private:
                   std::vector<float>& restored, RoutingMean& own) const;
 
     std::string backend_;
-    std::unique_ptr<Graph> graph_, router_;
+    std::unique_ptr<Graph> graph_, second_;  // the second one: the router graph, or the statistics graph
     ModelSpec spec_;
 };
 

@@ -208,13 +208,12 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     read_labels(fields, spec);
     read_tolerances(fields, spec);
 
-    if (spec.graph == "pooled" || spec.graph == "statistics") {
-        throw Failure(CLUSIR_BAD_MODEL,
-                      "the model pools over the whole picture, which this library does not do; use clusir-run");
+    const bool pools = spec.graph == "pooled" || spec.graph == "statistics";
+    if (spec.graph != "whole" && spec.graph != "tile" && spec.graph != "router" && !pools) {
+        Fields::refuse("graph", "is not whole, tile, router, pooled or statistics");
     }
-    if (spec.graph != "whole" && spec.graph != "tile" && spec.graph != "router") {
-        Fields::refuse("graph", "is not whole, tile or router");
-    }
+    if (pools && (spec.routed() || !spec.statistics))
+        Fields::refuse("graph", "is of a network that pools, without statistics or with routing");
     if (spec.channels == 2) Fields::refuse("channels", "is not 1 or 3");
     if (2 * spec.halo_px >= spec.tile_px) Fields::refuse("halo_px", "leaves no core of the tile");
     const bool fits = spec.static_px ? spec.tile_px == spec.static_px

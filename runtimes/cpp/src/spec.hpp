@@ -41,7 +41,7 @@ constexpr const char* kSpecFields[] = {"name",
 
 struct ModelSpec {
     std::string name = "clusir";
-    std::string graph = "whole";  // whole, tile or router
+    std::string graph = "whole";  // whole, tile, router, pooled or statistics
     std::string precision = "fp32";
     std::string checkpoint_sha256;
     std::string router_form = "dense", dft_form = "matmul";
@@ -63,6 +63,10 @@ struct ModelSpec {
     std::map<std::string, double> tolerances;
 
     bool routed() const { return !clusters.empty(); }
+    // Whether tiles are given what a statistics graph pools over the whole picture.
+    bool shares_statistics() const {
+        return graph == "pooled" || graph == "statistics" || (graph == "tile" && statistics > 0 && !routed());
+    }
     int posterior_size() const;
     int gate_size() const;
 

@@ -29,14 +29,13 @@ void weigh(Axis& axis, std::int64_t halo) {
     }
 }
 
-// The smallest length that the size rule allows and that is at least `length`.
+}  // namespace
+
 std::int64_t padded(std::int64_t length, const ModelSpec& spec) {
     if (spec.static_px) return spec.static_px;
     const std::int64_t multiple = spec.multiple_of;
     return (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple * multiple;
 }
-
-}  // namespace
 
 Axis plan_axis(std::int64_t length, const ModelSpec& spec) {
     Axis axis;

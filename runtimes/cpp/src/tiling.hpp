@@ -18,6 +18,9 @@ struct Axis {
         weights;  // per tile and position in it; over all tiles they sum to 1 at every pixel
 };
 
+// The smallest length that the size rule allows and that is at least `length`.
+std::int64_t padded(std::int64_t length, const ModelSpec& spec);
+
 Axis plan_axis(std::int64_t length, const ModelSpec& spec);
 
 // The same tiles in the pixels of a picture `scale` times as long; `halo` is that of the small one.

@@ -43,7 +43,7 @@ Case load(const std::string& folder, const json& from) {
     c.posterior = from["posterior"].get<std::vector<float>>();
     c.gate = from["gate"].get<std::vector<float>>();
     c.evidence = from.value("evidence", std::vector<float>{});
-    c.steer = {from.value("fix", ""), from.value("strength", "")};
+    c.steer = {from.value("fix", ""), from.value("strength", ""), from.value("statistics", "") == "exact"};
     c.input = read_file(folder + "/" + from["input"].get<std::string>());
     const auto bytes = read_file(folder + "/" + from["restored"].get<std::string>());
     c.restored.resize(bytes.size() / sizeof(float));

@@ -37,6 +37,8 @@ export interface RestoreOptions {
   fix?: string | string[];
   /** How far: 0..1, "0.8,noise=0.6", or strengths by family, in which "" is the overall one. Strength 0 runs nothing. */
   strength?: number | string | Record<string, number>;
+  /** Of a network that pools over the whole picture: "sampled" (default) pools windows of it, "exact" all of it. */
+  statistics?: "sampled" | "exact";
 }
 
 /** The URL of a file, or its bytes. */
@@ -44,10 +46,13 @@ export type ModelFile = string | URL | ArrayBuffer | Uint8Array;
 
 export class Restorer {
   /**
-   * Opens the URL of NAME.onnx (with NAME.tile.onnx and NAME.router.onnx beside it, where they are there), or two
-   * graphs (or one whole graph) by URL or bytes. Rejects with ModelError where a file is not a model.
+   * Opens the URL of NAME.onnx (with NAME.tile.onnx and NAME.router.onnx or NAME.statistics.onnx beside it, where they
+   * are there), or two graphs (or one whole graph) by URL or bytes. Rejects with ModelError where a file is not a model.
    */
-  static open(model: string | URL | { graph: ModelFile; router?: ModelFile }, options?: OpenOptions): Promise<Restorer>;
+  static open(
+    model: string | URL | { graph: ModelFile; router?: ModelFile; statistics?: ModelFile },
+    options?: OpenOptions,
+  ): Promise<Restorer>;
   /** Use {@link Restorer.open}. */
   private constructor();
   readonly spec: ModelSpec;

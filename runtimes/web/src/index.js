@@ -45,21 +45,21 @@ function beside(url, rename) {
   return other;
 }
 
-/** {graph, router} as bytes: the two graphs beside a model's URL, or where they are not there the file itself. */
+/** {graph, second} as bytes: the two graphs beside a model's URL, or where they are not there the file itself. */
 async function filesOf(model) {
   if (!isUrl(model)) {
     if (model === null || typeof model !== "object" || !model.graph)
-      throw new TypeError("a model is the URL of its .onnx file, or {graph, router}");
-    const [graph, router] = await Promise.all([bytesOf(model.graph), model.router && bytesOf(model.router)]);
-    return { graph, router };
+      throw new TypeError("a model is the URL of its .onnx file, or {graph, router}, or {graph, statistics}");
+    const beside = model.router ?? model.statistics;
+    const [graph, second] = await Promise.all([bytesOf(model.graph), beside && bytesOf(beside)]);
+    return { graph, second };
   }
   const url = new URL(model, globalThis.location?.href);
-  if (!url.pathname.endsWith(".onnx")) return { graph: await bytesOf(url), router: undefined }; // a blob, a query
-  const [graph, router] = await Promise.all([
-    fetched(beside(url, (stem) => `${stem}.tile.onnx`)),
-    fetched(beside(url, (stem) => `${stem.replace(/\.(int8|fp16|fp32)$/, "")}.router.onnx`)),
-  ]);
-  return graph && router ? { graph, router } : { graph: await bytesOf(url), router: undefined };
+  if (!url.pathname.endsWith(".onnx")) return { graph: await bytesOf(url), second: undefined }; // a blob, a query
+  const named = (kind) => fetched(beside(url, (stem) => `${stem.replace(/\.(int8|fp16|fp32)$/, "")}.${kind}.onnx`));
+  const [graph, router] = await Promise.all([fetched(beside(url, (stem) => `${stem}.tile.onnx`)), named("router")]);
+  const second = router ?? (graph && (await named("statistics")));
+  return graph && second ? { graph, second } : { graph: await bytesOf(url), second: undefined };
 }
 
 /** The threads that are asked for, as many as the page may have. Throws RangeError for what is no number of them. */
@@ -96,8 +96,9 @@ export class Restorer {
   }
 
   /**
-   * Opens a model: the URL of NAME.onnx, or {graph, router} as URLs or bytes. For a URL, NAME.tile.onnx and
-   * NAME.router.onnx are fetched from beside it, with its query; where they are not there, NAME.onnx itself.
+   * Opens a model: the URL of NAME.onnx, or {graph, router} or {graph, statistics} as URLs or bytes. For a URL,
+   * NAME.tile.onnx and NAME.router.onnx (or NAME.statistics.onnx) are fetched from beside it, with its query; where they
+   * are not there, NAME.onnx itself.
    * @param options backend "auto" | "wasm" | "webgpu"; threads (needs a cross-origin isolated page, else 1); base:
    * folder URL of the built files and of onnxruntime-web's .wasm (default: where this script is)
    */
@@ -105,10 +106,10 @@ export class Restorer {
     const folder = new URL(base ?? "./", import.meta.url).href;
     const count = threadsOf(threads);
     const chosen = await chooseBackend(backend);
-    const { graph, router } = await filesOf(model);
+    const { graph, second } = await filesOf(model);
     const connection = new Connection(new URL("worker.js", folder));
     try {
-      const message = { action: "open", graph, router, backend: chosen, threads: count, base: folder };
+      const message = { action: "open", graph, second, backend: chosen, threads: count, base: folder };
       const { spec } = await connection.send(message).promise;
       return new Restorer(connection, spec, chosen, count);
     } catch (error) {
@@ -124,13 +125,14 @@ export class Restorer {
    *
    * `fix` says which degradations may be mended: nothing or "auto", "all", or families ("noise,jpeg" or a list);
    * `strength` how far: 0..1, "0.8,noise=0.6" or {family: strength}. Other words and numbers are RangeErrors.
+   * `statistics`: of a network that pools over the whole picture, "sampled" (default) pools windows, "exact" all of it.
    *
    * Settles in every case: it is rejected where the restorer was closed, its worker died, or the picture is none. An
    * abort after the last tile changes nothing.
    * @returns {Promise<{data, width, height, posterior, gate, evidence, hints}>} `data` of the same type, alpha kept; for an ImageBitmap
    * `bitmap` instead
    */
-  async restore(picture, { onProgress, signal, fix, strength } = {}) {
+  async restore(picture, { onProgress, signal, fix, strength, statistics } = {}) {
     signal?.throwIfAborted();
     const steering = steer(this.spec, fix, strength);
     const bitmap = kindOf(picture) === "ImageBitmap";
@@ -139,7 +141,7 @@ export class Restorer {
     const { width, height } = picture;
     const image = bitmap ? picture : { data: picture.data.slice(), width, height };
     const transfer = [bitmap ? picture : image.data.buffer];
-    const { id, promise } = this.#connection.send({ action: "restore", image, steering }, transfer, onProgress);
+    const { id, promise } = this.#connection.send({ action: "restore", image, steering, statistics }, transfer, onProgress);
     const stop = () => this.#connection.post({ action: "cancel", id });
     signal?.addEventListener("abort", stop, { once: true });
     try {

@@ -19,7 +19,7 @@ export interface Restored<S extends Samples = Samples> extends Picture<S> {
 /** What a model says of itself; `spec.schema.json` of the Python package describes every field. */
 export interface ModelSpec {
   name: string;
-  graph: "whole" | "tile" | "router";
+  graph: "whole" | "tile" | "router" | "pooled" | "statistics";
   spec_version: 1 | 2;
   checkpoint_sha256: string;
   layout: "NCHW";
@@ -51,6 +51,8 @@ export interface ModelSpec {
   evidence_thresholds: number[];
   /** empty: the router takes no permissions below -1 */
   evidence_floors: number[];
+  /** No field of the file: whether its statistics graph takes one window at a time. */
+  one_window?: boolean;
 }
 
 /** What may be mended, and how far: numbers for the router, and the share of the result in what comes out. */
@@ -65,8 +67,10 @@ export class ModelError extends Error {}
 /** The metadata_props of an ONNX file. Throws ModelError. */
 export function readMetadata(bytes: Uint8Array): Map<string, string>;
 export function readSpec(metadata: Map<string, string>): ModelSpec;
-/** The spec of a tile graph and its router, or of a whole graph. Throws ModelError. */
-export function specOf(graph: Uint8Array, router?: Uint8Array): ModelSpec;
+/** The spec of a tile graph and its router or statistics graph, or of a whole graph. Throws ModelError. */
+export function specOf(graph: Uint8Array, second?: Uint8Array): ModelSpec;
+/** Which graph a tile graph's model needs beside it; undefined for a whole graph. */
+export function secondOf(spec: ModelSpec): "router" | "statistics" | undefined;
 
 export type Tensors = Record<string, [data: Float32Array, dims: number[]]>;
 export type Outputs = Record<string, { data: unknown; dims: readonly number[] }>;
@@ -78,9 +82,10 @@ export type Outputs = Record<string, { data: unknown; dims: readonly number[] }>
 export function restore<S extends Samples>(
   image: Picture<S>,
   spec: ModelSpec,
-  run: (graph: "tile" | "router", feeds: Tensors) => Promise<Outputs>,
+  run: (graph: "tile" | "router" | "statistics", feeds: Tensors) => Promise<Outputs>,
   pause: (done: number, total: number) => void | Promise<void>,
   steering?: Steering,
+  statistics?: "sampled" | "exact",
 ): Promise<{
   data: S;
   width: number;

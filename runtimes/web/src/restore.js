@@ -1,9 +1,10 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
-import { ModelError, readMetadata, readSpec, sum } from "./spec.js";
+import { ModelError, readMetadata, readSpec, sum, takesBatches } from "./spec.js";
 import { isPlain, nothingToMend, steer } from "./steering.js";
 import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, writeRow } from "./pixels.js";
 import { enlarged, planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
+import { pool } from "./statistics.js";
 
 export { ModelError, readMetadata, readSpec, steer };
 
@@ -15,22 +16,33 @@ const SHARED = [
 
 /**
  * The spec of a model from its files, checked against each other.
- * @param {Uint8Array} graph a tile graph, or a whole graph @param {Uint8Array} [router] the router that belongs to a
- * tile graph
+ * @param {Uint8Array} graph a tile graph, or a whole graph @param {Uint8Array} [second] the router or statistics graph
+ * that belongs to a tile graph
  */
-export function specOf(graph, router) {
+export function specOf(graph, second) {
   const spec = readSpec(readMetadata(graph));
-  if (spec.graph === "router") throw new ModelError("this is a router graph; open the model it belongs to");
-  if ((spec.graph === "tile") !== Boolean(router)) {
-    throw new ModelError("a tile graph needs its router graph, and only a tile graph does");
+  if (["router", "statistics"].includes(spec.graph))
+    throw new ModelError(`this is a ${spec.graph} graph; open the model it belongs to`);
+  if ((spec.graph === "tile") !== Boolean(second)) {
+    throw new ModelError("a tile graph needs its router or statistics graph, and only a tile graph does");
   }
-  if (router) {
-    const other = readSpec(readMetadata(router));
-    if (other.graph !== "router" || SHARED.some((key) => JSON.stringify(other[key]) !== JSON.stringify(spec[key]))) {
-      throw new ModelError("the tile graph and the router graph are of two different models");
+  if (second) {
+    const kind = secondOf(spec);
+    const other = readSpec(readMetadata(second));
+    if (other.graph !== kind || SHARED.some((key) => JSON.stringify(other[key]) !== JSON.stringify(spec[key]))) {
+      throw new ModelError(`the tile graph and the ${kind} graph are of two different models`);
     }
+    if (kind === "statistics" && !spec.statistics)
+      throw new ModelError("a tile graph has routed levels or statistics, and this one names none");
+    if (kind === "statistics") spec.one_window = !takesBatches(second);
   }
   return spec;
+}
+
+/** Which graph a tile graph's model needs beside it: "router" or "statistics"; undefined for a whole graph. */
+export function secondOf(spec) {
+  if (spec.graph !== "tile") return undefined;
+  return spec.clusters.length ? "router" : "statistics";
 }
 
 /**
@@ -39,13 +51,14 @@ export function specOf(graph, router) {
  * @param image {data, width, height}: interleaved Uint8, Uint16 or Float32 samples of 1 to 4 channels: grey, grey and
  * alpha, RGB, RGB and alpha; alpha is kept
  * @param spec what specOf returned
- * @param run (graph: "tile" | "router", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
+ * @param run (graph: "tile" | "router" | "statistics", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
  * @param pause (done, total) => Promise
  * @param steering {permissions, blend} of `steer`: what may be mended, and how far; strength 0 runs nothing
+ * @param statistics of a network that pools over the whole picture: "sampled" pools windows of it, "exact" all of it
  * @returns {Promise<{data, width, height, posterior, gate, evidence: Float32Array}>} `data` of the same type;
  * width and height are spec.scale times those of the image, and alpha is enlarged bicubically
  */
-export async function restore(image, spec, run, pause, steering = steer(spec)) {
+export async function restore(image, spec, run, pause, steering = steer(spec), statistics = "sampled") {
   const { data, width, height } = image;
   const channels = channelsOf(image, spec);
   checkSamples(data);
@@ -57,6 +70,15 @@ export async function restore(image, spec, run, pause, steering = steer(spec)) {
   await pause(0, total);
 
   const shared = spec.graph === "tile";
+  const pools = spec.graph === "pooled" || secondOf(spec) === "statistics";
+  if (!["sampled", "exact"].includes(statistics)) throw new RangeError(`statistics '${statistics}' is not sampled or exact`);
+  if (statistics === "exact" && !pools) throw new RangeError("exact statistics: the model pools nothing over the picture");
+  if (spec.graph === "pooled" && total > 1) {
+    throw new RangeError(
+      `the picture takes ${total} tiles, which share what the model pools over it: open NAME.onnx with NAME.tile.onnx ` +
+        "and NAME.statistics.onnx beside it",
+    );
+  }
   if (!shared && !isPlain(steering)) {
     throw new RangeError("fix and strengths of families need the model's tile and router graphs; strength 0..1 works");
   }
@@ -76,7 +98,11 @@ export async function restore(image, spec, run, pause, steering = steer(spec)) {
   let posterior = new Float32Array(0);
   let gate = posterior;
   const given = {}; // what every tile is given beside its pixels
-  if (shared) {
+  if (shared && pools) {
+    const ask = (feeds) => run("statistics", feeds);
+    const found = await pool(image, channels, spec, ask, statistics === "exact", () => pause(0, total));
+    given.statistics = [found, [1, spec.statistics]];
+  } else if (shared) {
     const samples = [];
     for (const top of sample(rows)) for (const left of sample(columns)) samples.push([top, left]);
     // A router with statistics takes all samples for one picture; one without looks at each alone.

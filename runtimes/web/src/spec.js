@@ -62,6 +62,19 @@ export function readMetadata(bytes) {
   return metadata;
 }
 
+/** The parts of one field of a protobuf message. */
+function parts(bytes, wanted) {
+  const found = [];
+  walk(bytes, (field, part) => field === wanted && found.push(part));
+  return found;
+}
+
+/** Whether a graph takes any number of pictures as its first input: the first of its lengths has a name, no number. */
+export function takesBatches(bytes) {
+  // ModelProto.graph, .input, ValueInfoProto.type, .tensor_type, .shape, .dim, and of that dim_param.
+  return [7, 11, 2, 1, 2, 1, 2].reduce((message, field) => message && parts(message, field)[0], bytes) !== undefined;
+}
+
 const within = (low, high) => (value) => Number.isInteger(value) && value >= low && value <= high;
 const listOf = (check) => (value) => Array.isArray(value) && value.length <= 64 && value.every(check);
 // At most 1024 characters, none of them half of a surrogate pair.
@@ -78,7 +91,7 @@ function isRange(value) {
 // The fields of Python's ModelSpec, in its order: what stands where the file does not say, and what is taken.
 export const FIELDS = {
   name: ["clusir", isText],
-  graph: ["whole", (value) => ["whole", "tile", "router"].includes(value)],
+  graph: ["whole", (value) => ["whole", "tile", "router", "pooled", "statistics"].includes(value)],
   spec_version: [undefined, within(1, 2)], // 2 where scale is not 1
   checkpoint_sha256: ["", isText],
   layout: ["NCHW", (value) => value === "NCHW"],
@@ -123,8 +136,6 @@ export function readSpec(metadata) {
     } catch {
       refuse(`model metadata: clusir.${field} is not JSON`);
     }
-    if (field === "graph" && ["pooled", "statistics"].includes(spec.graph))
-      throw new ModelError("the model pools over the whole picture, which is not done here; use clusir-run");
     if (!check(spec[field])) refuse(`model metadata: clusir.${field} is ${JSON.stringify(spec[field])?.slice(0, 80)}`);
   }
   const { multiple_of = 16, minimum = 16, static_px = 0 } = spec.size; // other keys are a newer writer's
@@ -143,6 +154,8 @@ export function readSpec(metadata) {
     refuse("model metadata: evidence thresholds and families do not belong together");
   if (spec.evidence_floors.length && spec.evidence_floors.length !== spec.families.length)
     refuse("model metadata: evidence floors and families do not belong together");
+  if (["pooled", "statistics"].includes(spec.graph) && (spec.clusters.length || !spec.statistics))
+    refuse(`model metadata: a ${spec.graph} graph has statistics and no routing`);
   const labels = spec.cluster_labels;
   if (
     labels.length &&

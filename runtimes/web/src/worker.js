@@ -1,6 +1,6 @@
-// Runs in a worker: holds the two sessions, restores one picture at a time, tells how far it is, and stops when told.
+// Runs in a worker: holds the sessions, restores one picture at a time, tells how far it is, and stops when told.
 import * as ort from "onnxruntime-web/webgpu";
-import { restore, specOf } from "./restore.js";
+import { restore, secondOf, specOf } from "./restore.js";
 
 let spec;
 let sessions;
@@ -18,20 +18,21 @@ const breathe = () =>
   });
 
 const actions = {
-  async open({ graph, router, backend, threads, base }) {
-    spec = specOf(graph, router);
+  async open({ graph, second, backend, threads, base }) {
+    spec = specOf(graph, second);
     // onnxruntime-web's WebGPU script serves both back ends; of its two wasm files a page without WebGPU needs the small
     // one, which the script would not choose by itself.
     const wasm = `${base}ort-wasm-simd-threaded${backend === "webgpu" ? ".asyncify" : ""}`;
     ort.env.wasm.wasmPaths = { mjs: `${wasm}.mjs`, wasm: `${wasm}.wasm` };
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = "fatal";
-    const open = (bytes) => bytes && ort.InferenceSession.create(bytes, { executionProviders: [backend] });
-    sessions = { tile: await open(graph), router: await open(router) };
+    const open = (bytes) => ort.InferenceSession.create(bytes, { executionProviders: [backend] });
+    sessions = { tile: await open(graph) };
+    if (second) sessions[secondOf(spec)] = await open(second);
     return { spec };
   },
 
-  async restore({ id, image, steering }) {
+  async restore({ id, image, steering, statistics }) {
     const run = async (graph, feeds) => {
       const tensors = {};
       for (const [name, [data, dims]] of Object.entries(feeds)) tensors[name] = new ort.Tensor("float32", data, dims);
@@ -42,12 +43,12 @@ const actions = {
       await breathe();
       if (cancelled.has(id)) throw new DOMException("the restoration was cancelled", "AbortError");
     };
-    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause, steering);
+    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause, steering, statistics);
     const { width, height } = image;
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
     image.close();
-    const { data, ...told } = await restore(context.getImageData(0, 0, width, height), spec, run, pause, steering);
+    const { data, ...told } = await restore(context.getImageData(0, 0, width, height), spec, run, pause, steering, statistics);
     return { bitmap: await createImageBitmap(new ImageData(data, told.width, told.height)), ...told };
   },
 };

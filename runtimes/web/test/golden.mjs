@@ -23,7 +23,7 @@ export async function runGolden(folder, read, open) {
   const manifest = JSON.parse(new TextDecoder().decode(await read(at("manifest.json"))));
   const report = [];
   for (const entry of manifest.cases) {
-    const { name, width, height, channels, tolerance, fix, strength, evidence = [] } = entry;
+    const { name, width, height, channels, tolerance, fix, strength, statistics, evidence = [] } = entry;
     const [Samples, top] = TYPES[entry.type];
     const data = new Samples((await read(at(entry.input))).slice().buffer);
     const expected = new Float32Array((await read(at(entry.restored))).slice().buffer);
@@ -33,7 +33,7 @@ export async function runGolden(folder, read, open) {
 
     const shown = channels < 3 ? 1 : 3; // the others are alpha
     const floats = Float32Array.from(data, (value) => value / top);
-    const result = await model.restore({ data: floats, width, height }, { fix, strength });
+    const result = await model.restore({ data: floats, width, height }, { fix, strength, statistics });
     const colours = result.data.filter((_, i) => i % channels < shown);
     const difference = largest(colours, expected);
     expect(difference <= tolerance, `restored differs by ${difference}`);
@@ -44,7 +44,7 @@ export async function runGolden(folder, read, open) {
     expect(largest(kept.data, data) === 0, "strength 0 changes the picture");
 
     if (top > 1) {
-      const same = await model.restore({ data, width, height }, { fix, strength });
+      const same = await model.restore({ data, width, height }, { fix, strength, statistics });
       expect(same.data instanceof Samples, "the sample type changed");
       const wanted = expected.map((value) => Math.round(value * top));
       const levels = largest(

@@ -1,32 +1,14 @@
 // node node.mjs GOLDEN_FOLDER: the golden cases, and hostile input, without a browser. onnxruntime-web's wasm runs in
 // Node too.
-import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import * as ort from "onnxruntime-web";
 import { ModelError, restore, specOf, steer } from "../src/restore.js";
 import { runGolden } from "./golden.mjs";
+import { open, read } from "./open.mjs";
 import { check, finish, throws } from "./support.mjs";
 
-ort.env.wasm.numThreads = 1;
-ort.env.logLevel = "fatal";
 const folder = pathToFileURL(join(resolve(process.argv[2]), "/"));
-const read = (url) => readFile(url).then((bytes) => new Uint8Array(bytes));
-
-async function open(url, pause = async () => {}) {
-  const stem = url.href.replace(/\.onnx$/, "");
-  const missing = (error) => (error.code === "ENOENT" ? undefined : Promise.reject(error));
-  const tile = await read(new URL(`${stem}.tile.onnx`)).catch(missing);
-  const files = tile ? { tile, router: await read(new URL(`${stem}.router.onnx`)) } : { tile: await read(url) };
-  const spec = specOf(files.tile, files.router);
-  const sessions = {};
-  for (const [graph, bytes] of Object.entries(files)) sessions[graph] = await ort.InferenceSession.create(bytes);
-  const run = (graph, feeds) => {
-    const tensors = Object.entries(feeds).map(([name, [data, dims]]) => [name, new ort.Tensor("float32", data, dims)]);
-    return sessions[graph].run(Object.fromEntries(tensors));
-  };
-  return { spec, files, restore: async (image, { fix, strength } = {}) => restore(image, spec, run, pause, steer(spec, fix, strength)) };
-}
 
 for (const { name, difference, failures } of await runGolden(folder, read, open)) {
   console.log(`${name}: max abs difference ${difference.toPrecision(3)}`);

@@ -26,9 +26,9 @@ class FakeWorker {
       else if (message.action === "restore") FakeWorker.onRestore(this, message);
     });
   }
-  open({ id, graph, router }) {
+  open({ id, graph, second }) {
     try {
-      this.answer({ id, result: { spec: specOf(graph, router) } });
+      this.answer({ id, result: { spec: specOf(graph, second) } });
     } catch ({ name, message }) {
       this.answer({ id, error: { name, message } });
     }
@@ -88,9 +88,13 @@ for (const status of [403, 404, 410]) {
   restorer = await opened(url("standin.onnx?v=1"));
   check(restorer.spec.graph === "whole" && asked.at(-1) === "standin.onnx?v=1", `a whole graph alone: ${asked}`);
 }
-missing = (path) => path.includes(".router.") && 404;
-restorer = await opened(url("standin.onnx"));
+missing = (path) => /\.(router|statistics)\./.test(path) && 404;
+restorer = await opened(url("standin.onnx?v=2"));
 check(restorer.spec.graph === "whole", "a tile graph without its router is left");
+check(
+  String(asked) === "standin.tile.onnx?v=2,standin.router.onnx?v=2,standin.statistics.onnx?v=2,standin.onnx?v=2",
+  `asked for ${asked}`,
+);
 missing = () => 500;
 await throws(Error, "a server's error", () => opened(url("standin.onnx")));
 missing = () => false;

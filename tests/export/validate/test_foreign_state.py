@@ -191,6 +191,11 @@ def test_a_neighbour_of_this_package_is_the_users(monkeypatch: pytest.MonkeyPatc
     assert user_code.is_users(torch.__file__.replace("site-packages", "site-packages-of-mine"))
 
 
+def test_libraries_that_another_environment_lends_are_not_the_users() -> None:
+    assert not user_code.is_users("/somewhere/else/lib/python3.11/site-packages/torch/__init__.py")
+    assert not user_code.is_users("/usr/lib/python3/dist-packages/numpy/__init__.py")
+
+
 @pytest.mark.parametrize(
     ("code", "replaced"),
     [
@@ -266,3 +271,38 @@ def test_backends_that_cannot_serve_the_form_are_refused(tmp_path: Path) -> None
         export_module(
             nn.Conv2d(3, 3, 3, padding=1).eval(), "1x3x16x16", tmp_path / "m.onnx", dft="op", backends=("openvino",)
         )
+
+
+INSTALLED = """
+from torch import nn
+from installed_windows.helpers import batch_of
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+    def forward(self, x):
+        b, c, h, w = x.shape
+        parts = x.view(b, c, h // 8, 8, w // 8, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 64, c)
+        parts = parts.softmax(dim=1) + parts
+        b = batch_of(parts, h, w)
+        whole = parts.view(b, h // 8, w // 8, 8, 8, -1).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+        return x + self.mix(whole)
+"""
+HELPERS = "def batch_of(parts, h, w):\n    return int(parts.shape[0] / (h * w / 8 / 8))\n"
+
+
+def test_the_code_of_an_installed_package_is_traced_as_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published networks come as packages: their ``int(windows / (h * w / 8 / 8))`` fixed batch and size."""
+    package = tmp_path / "site-packages" / "installed_windows"
+    package.mkdir(parents=True)
+    for name, text in {"__init__": "", "net": INSTALLED, "helpers": HELPERS}.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(package.parent))
+    made = export_module("installed_windows.net:Net", "1x3x32x32", tmp_path / "net.onnx", backends=("ort",))
+    assert not user_code.is_users(torch.nn.modules.conv.__file__)
+    assert user_code.is_users(str(package / "helpers.py"))
+    assert not made.spec.size.static_px
+    assert not [note for note in made.notes if "fixes the batch" in note]

@@ -115,15 +115,17 @@ typedef struct clusir_run_options {
     const char* fix;      /* which degradations may be mended: NULL or "auto", "all", or families: "noise,jpeg" */
     const char* strength; /* NULL (1), or text in 0..1: "0.8" blends with `in`, "noise=0.6" is a family's own */
     float* evidence;      /* NULL, or room for families floats: how likely each family is in the picture */
+    int32_t exact_statistics; /* of a network that pools over the whole picture: 0 pools windows of it, 1 all of it */
 } clusir_run_options;
 
 /* Opens a model file; `path` is UTF-8. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
  * NAME.int8.tile.onnx and NAME.router.onnx) the routing of a picture is shared by its tiles; without them every tile
- * routes itself. `options` may be NULL. */
+ * routes itself. Of a network that pools over the whole picture, NAME.tile.onnx and NAME.statistics.onnx share what is
+ * pooled; without them only pictures of one tile are restored. `options` may be NULL. */
 CLUSIR_API clusir_status clusir_open(const char* path, const clusir_open_options* options, clusir_model** model);
 
-/* The same from memory. `graph` holds a tile graph (then `router` holds the router graph) or a whole graph (then
- * `router` is NULL). The bytes are not needed after the call. */
+/* The same from memory. `graph` holds a tile graph (then `router` holds its router or statistics graph) or a whole graph
+ * (then `router` is NULL). The bytes are not needed after the call. */
 CLUSIR_API clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const void* router,
                                             size_t router_bytes, const clusir_open_options* options,
                                             clusir_model** model);

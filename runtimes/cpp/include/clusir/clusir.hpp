@@ -60,9 +60,10 @@ struct Routing {
     std::vector<float> posterior, gate, evidence;
 };
 
-// Which degradations may be mended, and how far; see clusir_run_options. Empty: the default.
+// Which degradations may be mended, and how far, and what is pooled; see clusir_run_options. Empty: the default.
 struct Steer {
     std::string fix, strength;
+    bool exact_statistics = false;
 };
 
 // How to open a model; see clusir_open_options.
@@ -112,6 +113,7 @@ public:
         options.evidence = routing.evidence.empty() ? nullptr : routing.evidence.data();
         options.fix = steer.fix.empty() ? nullptr : steer.fix.c_str();
         options.strength = steer.strength.empty() ? nullptr : steer.strength.c_str();
+        options.exact_statistics = steer.exact_statistics ? 1 : 0;
         check(clusir_restore(handle_.get(), &in, &out, &options));
         return routing;
     }

@@ -181,11 +181,11 @@ private:
         return {port.get_any_name(), shape_of(port.get_partial_shape()), port.get_element_type() == ov::element::f32};
     }
 
-    // A router with pooled statistics is given several samples of a picture at once.
+    // A router with pooled statistics, and a statistics graph, are given several samples of a picture at once.
     bool takes_samples() const {
         const auto graph = metadata_.find("clusir.graph"), statistics = metadata_.find("clusir.statistics");
-        return graph != metadata_.end() && graph->second == "\"router\"" && statistics != metadata_.end() &&
-               statistics->second != "0";
+        return graph != metadata_.end() && (graph->second == "\"router\"" || graph->second == "\"statistics\"") &&
+               statistics != metadata_.end() && statistics->second != "0";
     }
 
     // Tiles run one at a time: a graph of fixed size is compiled to faster code than one with an open batch.

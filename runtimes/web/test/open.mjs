@@ -1,0 +1,32 @@
+// A model opened in Node, with onnxruntime-web's wasm, and files.
+import { readFile } from "node:fs/promises";
+import * as ort from "onnxruntime-web";
+import { restore, secondOf, specOf, steer } from "../src/restore.js";
+
+ort.env.wasm.numThreads = 1;
+ort.env.logLevel = "fatal";
+
+export const read = (url) => readFile(url).then((bytes) => new Uint8Array(bytes));
+
+/** The model at the URL of NAME.onnx, by NAME.tile.onnx and the graph beside it where they are there. */
+export async function open(url, pause = async () => {}) {
+  const stem = url.href.replace(/\.onnx$/, "");
+  const there = (end) =>
+    read(new URL(`${stem}.${end}.onnx`)).catch((error) =>
+      error.code === "ENOENT" ? undefined : Promise.reject(error),
+    );
+  const tile = await there("tile");
+  const router = tile && (await there("router"));
+  const second = router ?? (tile && (await there("statistics")));
+  const spec = specOf(tile ?? (await read(url)), second);
+  const files = { tile: tile ?? (await read(url)), ...(second && { [secondOf(spec)]: second }) };
+  const sessions = {};
+  for (const [graph, bytes] of Object.entries(files)) sessions[graph] = await ort.InferenceSession.create(bytes);
+  const run = (graph, feeds) => {
+    const tensors = Object.entries(feeds).map(([name, [data, dims]]) => [name, new ort.Tensor("float32", data, dims)]);
+    return sessions[graph].run(Object.fromEntries(tensors));
+  };
+  const restored = async (image, { fix, strength, statistics } = {}) =>
+    restore(image, spec, run, pause, steer(spec, fix, strength), statistics);
+  return { spec, files, restore: restored };
+}
