@@ -36,6 +36,7 @@ from clusir.spec import MAX_STATISTICS, ModelSpec, SizeRequirements
 __all__ = ["Tiled", "compare_sidecars", "tiled"]
 
 _REACH_PX = 320
+_NEAR_PX = 160  # tried first: a quarter of the pixels, and enough for most networks
 _LEAST_PX = 18  # of a fixed size
 
 Progress = Callable[[str], None]
@@ -88,7 +89,7 @@ def tiled(
         note = f"takes {side} px only, which is too small to measure how far a pixel looks"
         spec = replace(spec, tile_px=side, halo_px=min(16, (side - 1) // 4) if wanted[1] is None else wanted[1])
         return Tiled(spec, _graphs(model, None, spec), Reach(side, 0.0, True), (note,))
-    reach = measure_reach(run, side, spec.channels)
+    reach = _reach(run, spec)
     found = _Found(None, reach, spec.size, "")
     if reach.whole:
         progress("looking for what is pooled over the picture")
@@ -103,6 +104,16 @@ def tiled(
     spec = replace(spec, tolerances=tolerances_of(tiles))
     notes = (*told_of(found.reach, tiles, found.size), *([found.told] if found.told else []))
     return Tiled(spec, _graphs(model, found.split, spec), reach, notes)
+
+
+def _reach(run: Run, spec: ModelSpec) -> Reach:
+    """How far a pixel looks, on a small picture where that is enough to see it."""
+    side, near = (spec.size.static_px or spec.size.padded(px) for px in (_REACH_PX, _NEAR_PX))
+    if near < side:
+        found = measure_reach(run, near, spec.channels)
+        if not found.whole:
+            return found
+    return measure_reach(run, side, spec.channels)
 
 
 def _single(model: ModelProto) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -157,9 +158,12 @@ def measure_reach(run: Run, side: int, channels: int) -> Reach:
     if not steps:
         raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")
 
-    def moved(distance: int) -> float:
+    def moved(distance: int, most: float = math.inf) -> float:
+        """The largest change over the pictures, or the first that is over ``most``."""
         error = 0.0
         for picture, answer in zip(pictures, answers, strict=True):
+            if not (error <= most):
+                break
             changed = 1 - picture
             keep = slice(middle - block - distance, middle + block + distance)
             changed[..., keep, keep] = picture[..., keep, keep]
@@ -172,7 +176,7 @@ def measure_reach(run: Run, side: int, channels: int) -> Reach:
     low, high = 0, len(steps) - 1  # what lies farther away matters less: the least step is found by halving
     while low < high:
         middle_step = (low + high) // 2
-        found = moved(steps[middle_step])
+        found = moved(steps[middle_step], _QUARTER_LEVEL)
         if found <= _QUARTER_LEVEL:
             high, error = middle_step, found
         else:

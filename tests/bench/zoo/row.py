@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 import traceback
@@ -154,9 +155,9 @@ def column(name: str, folder: Path, what: str) -> None:
 
 
 def warm_up() -> None:
-    """Trace something small, so that no row pays for what a process does once."""
-    import spandrel_extra_arches  # noqa: F401
-
+    """Import all and trace something small, so that no row pays for what a process does once."""
+    for name in ("spandrel_extra_arches", "onnxruntime", "onnxsim", "openvino", "skimage.data", "scipy.ndimage"):
+        importlib.import_module(name)
     from clusir.export.trace.program import trace_module
     from clusir.export.trace.writer import write_program
 
