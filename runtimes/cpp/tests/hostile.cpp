@@ -83,7 +83,9 @@ void arguments(clusir_model* model) {
     // No other size than a whole one: half a pointer would be followed.
     run.progress = [](void*, std::uint32_t, std::uint32_t) { return 0; };
     for (std::size_t size = 0; size <= sizeof run + 8; ++size) {
-        if (size == sizeof run || size == offsetof(clusir_run_options, fix)) continue;
+        if (size == sizeof run || size == offsetof(clusir_run_options, fix) ||
+            size == offsetof(clusir_run_options, exact_statistics))
+            continue;
         run.struct_size = size;
         refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT,
                 "run options of " + std::to_string(size));
@@ -97,6 +99,13 @@ void arguments(clusir_model* model) {
     run.fix = reinterpret_cast<const char*>(1);  // behind the end of the struct that is declared: never looked at
     run.struct_size = offsetof(clusir_run_options, fix);
     checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK, "run options of a header without fix");
+    run.fix = nullptr;
+    run.exact_statistics = 1;  // likewise
+    run.struct_size = offsetof(clusir_run_options, exact_statistics);
+    checks.that(clusir_restore(model, &in, &out, &run) == CLUSIR_OK, "run options without exact_statistics");
+    run.struct_size = sizeof run;
+    refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "exact statistics of a routed model");
+    run.exact_statistics = 0;
     refused(clusir_get_spec(model, nullptr), CLUSIR_INVALID_ARGUMENT, "no spec");
     struct {
         clusir_spec spec;
