@@ -35,7 +35,7 @@ PUBLIC = {
     "clusir.export.graph":
         "GraphEdit GraphIndex LinearGraph Probe count_macs",
     "clusir.export.lowering":
-        "FORMS RealProgram lower_complex translation_table",
+        "FORMS lower_complex translation_table",
     "clusir.export.passes":
         "AttachMetadata CheckStandard SimplifyGraph fusing_passes",
     "clusir.export.pooling":

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from clusir.lazy import lazy
 
 if TYPE_CHECKING:
-    from clusir.export.lowering.complex import RealProgram, lower_complex
+    from clusir.export.lowering.complex import lower_complex
     from clusir.export.lowering.fft import FORMS, translation_table
 
-__all__ = ["FORMS", "RealProgram", "lower_complex", "translation_table"]
+__all__ = ["FORMS", "lower_complex", "translation_table"]
 
-__getattr__, __dir__ = lazy(__name__, {"complex": "RealProgram lower_complex", "fft": "FORMS translation_table"})
+__getattr__, __dir__ = lazy(__name__, {"complex": "lower_complex", "fft": "FORMS translation_table"})

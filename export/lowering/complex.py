@@ -1,9 +1,9 @@
 """Complex arithmetic of a traced program, rewritten as arithmetic on pairs of real tensors.
 
-ONNX has no complex tensors, so a program from ``torch.export`` that holds them is interpreted once more with every
-complex value carried as two real tensors (:class:`Pair`) and traced anew. A Fourier transform becomes one of the three
-operators of ``complex_fft``, which take and return ``[..., 2]`` reals. The result is an ordinary PyTorch module without
-complex tensors: it can be run and compared with the user's model before any ONNX file exists.
+ONNX has no complex tensors, so every operator of a program from ``torch.export`` that meets one is replaced by
+operators on two real tensors (:class:`Pair`). A Fourier transform becomes one of the three operators of
+``complex_fft``, which take and return ``[..., 2]`` reals. The result is a program without complex tensors: it can be
+run and compared with the user's model before any ONNX file exists.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.complex_fft import FFT_HANDLERS
 from clusir.export.lowering.complex_ops import COMPONENTWISE, HANDLERS
 from clusir.export.lowering.complex_pair import Pair, as_pair, roll, safe_atan2
+from clusir.export.lowering.splice import Splice
 from clusir.export.subjects.user_code import line_of_node
 
-__all__ = ["RealProgram", "holds_complex", "lower_complex", "writes"]
+__all__ = ["holds_complex", "lower_complex", "writes"]
 
 _REAL_REWRITES: dict[str, Callable[..., Any]] = {"roll": roll, "atan2": safe_atan2, "arctan2": safe_atan2}
 
@@ -87,35 +88,32 @@ def _componentwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return Pair(re, im)
 
 
-class _PairInterpreter(fx.Interpreter):
-    """Runs a traced graph; a complex value is a Pair wherever it appears.
+class _Rewriter:
+    """What takes the place of one node: called with the node's arguments, complex values as Pairs."""
 
-    ``constants`` maps the complex attributes of the graph module to its real ``[..., 2]`` copies of them.
-    """
+    def __init__(self, node: fx.Node) -> None:
+        self.node = node
 
-    def __init__(self, program: fx.GraphModule, constants: dict[str, str]) -> None:
-        super().__init__(program)
-        self.extra_traceback = False  # fx would append a page to the one-line refusal
-        self._constants = constants
+    def concerns(self, args: Any, kwargs: Any) -> bool:
+        """Whether the node cannot stay as it is."""
+        name = _name(self.node.target)
+        return (
+            name in FFT_HANDLERS
+            or name in _REAL_REWRITES
+            or name in ("complex", "polar", "view_as_complex")
+            or _any_complex(args)
+            or _any_complex(kwargs)
+        )
 
-    def run_node(self, n: fx.Node) -> Any:
-        self._node = n
-        return super().run_node(n)
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(self._constants.get(target, target), args, kwargs)
-        return Pair(value[..., 0], value[..., 1]) if target in self._constants else value
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = _name(target)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        target, name = self.node.target, _name(self.node.target)
         if name in FFT_HANDLERS:
             try:
                 return FFT_HANDLERS[name](*args, **kwargs)
             except NotImplementedError as error:
                 raise self._refuse(str(error)) from error
         if not (_any_complex(args) or _any_complex(kwargs) or name in ("complex", "polar", "view_as_complex")):
-            rewrite = _REAL_REWRITES.get(name)
-            return rewrite(*args, **kwargs) if rewrite else super().call_function(target, args, kwargs)
+            return _REAL_REWRITES[name](*args, **kwargs)
         if target is operator.getitem:
             return args[0][args[1]]
         if name in HANDLERS:
@@ -129,46 +127,54 @@ class _PairInterpreter(fx.Interpreter):
             return _componentwise(_REAL_REWRITES[name], args, kwargs)
         raise self._refuse(f"{name or target} has no form for complex tensors")
 
-    def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _any_complex(args):
-            raise self._refuse("the model returns a complex tensor; ONNX has none: return torch.view_as_real(...)")
-        return super().output(target, args, kwargs)
-
     def _refuse(self, what: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"{line_of_node(self._node)}: {what}")
+        return UnsupportedModelError(f"{line_of_node(self.node)}: {what}")
 
 
-class RealProgram(nn.Module):
-    """A traced program as a module without complex tensors between its operators: same inputs, same outputs.
-
-    ``program`` is the graph module of an exported program (``ExportedProgram.module(check_guards=False)``).
-    """
-
-    def __init__(self, program: fx.GraphModule) -> None:
-        super().__init__()
-        self.program = program
-        self.constants: dict[str, str] = {}
-        for node in program.graph.find_nodes(op="get_attr"):
-            value = operator.attrgetter(node.target)(program)
-            if isinstance(value, torch.Tensor) and value.is_complex() and node.target not in self.constants:
-                self.constants[node.target] = f"real_pairs_{len(self.constants)}"
-                program.register_buffer(self.constants[node.target], torch.view_as_real(value.detach()).clone())
-
-    def forward(self, image: torch.Tensor) -> Any:
-        return _PairInterpreter(self.program, self.constants).run(image)
+def _split_input(value: Tensor) -> Pair:
+    return Pair(value[..., 0], value[..., 1])
 
 
-def lower_complex(
-    exported: torch.export.ExportedProgram, image: torch.Tensor, dynamic: dict[int, Any]
-) -> torch.export.ExportedProgram:
-    """The same program traced again with complex values as real pairs; returned unchanged where it has none.
+def _real_inputs(exported: torch.export.ExportedProgram) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and constants of a program with the complex ones as ``[..., 2]`` reals."""
 
-    ``image`` is the example input (BxCxHxW) and ``dynamic`` maps its dynamic axes to ``Dim.AUTO``. Raises
-    UnsupportedModelError, naming the line of the user's code, for a complex operator that has no real form.
+    def real(value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_complex()):
+            return value
+        pairs = torch.view_as_real(value.detach().resolve_conj()).clone()
+        return nn.Parameter(pairs) if isinstance(value, nn.Parameter) else pairs
+
+    state = {name: real(value) for name, value in exported.state_dict.items()}
+    return state, {name: real(value) for name, value in exported.constants.items()}
+
+
+def lower_complex(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program with complex values as real pairs; returned unchanged where it has none. Only the operators that
+    meet complex values are made anew; the rest of the graph is copied, which spares a second trace of the model.
+
+    Raises UnsupportedModelError, naming the line of the user's code, for a complex operator that has no real form.
     """
     if not holds_complex(exported.graph):
         return exported
     if any(writes(node) for node in exported.graph.nodes):
         exported = exported.run_decompositions({})  # nothing is decomposed, but writes into views become functions
-    program = RealProgram(exported.module(check_guards=False))
-    return torch.export.export(program, (image,), dynamic_shapes=(dynamic,), strict=False)
+    splice = Splice(exported.graph)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and _value_is_complex(node.meta.get("val")):
+            splice.values[node] = splice.made_by(node, _split_input, splice.input_of_reals(node))
+        elif node.op == "output":
+            if any(isinstance(splice.values[source], Pair) for source in node.all_input_nodes):
+                raise UnsupportedModelError(
+                    f"{line_of_node(node)}: the model returns a complex tensor; ONNX has none: return "
+                    "torch.view_as_real(...)"
+                )
+            splice.copy(node)
+        else:
+            rewriter = _Rewriter(node)
+            args, kwargs = splice.arguments(node)
+            if node.op == "call_function" and rewriter.concerns(args, kwargs):
+                splice.values[node] = splice.made_by(node, rewriter, *args, **kwargs)
+            else:
+                splice.copy(node)
+    state, constants = _real_inputs(exported)
+    return splice.program(exported, state, constants)

@@ -31,6 +31,7 @@ from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
 from clusir.export.trace.loops import LoopNotCapturedError, Loops
 from clusir.export.trace.numbers import symbolic_numbers
+from clusir.export.trace.quick import quick_tracing
 from clusir.export.trace.substitutes import Traceable
 
 __all__ = ["FixedSizeError", "TracedModel", "UntraceableError", "random_draw", "trace_module"]
@@ -107,8 +108,8 @@ def trace_module(
             break
         notes.append(f"the model's code fixes the batch: exported with batch {image.shape[0]}")
         batches = False
-    with _quiet(), torch.no_grad():
-        lowered = lower_complex(program, sample, dynamic)
+    with _quiet(), quick_tracing(), torch.no_grad():
+        lowered = lower_complex(program)
     return TracedModel(lowered, program, batches, sizes, (image.shape[2], image.shape[3]), tuple(notes))
 
 
@@ -120,7 +121,7 @@ def _trace_once(
         unrun = copy.deepcopy(module, shared)  # what a forward caches in self is the trace's, and not the next one's
         return torch.export.export(_Wrapper(unrun, multiple, loops), (sample,), dynamic_shapes=(dynamic,), strict=False)
 
-    with _quiet(), torch.no_grad():
+    with _quiet(), quick_tracing(), torch.no_grad():
         try:
             try:
                 with described_scans(module, as_described), symbolic_numbers(module, loops):

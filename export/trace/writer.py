@@ -22,6 +22,7 @@ from clusir.export.lowering.registry import taught_registry
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.trace.anchors import anchor_sizes, entry_sizes
 from clusir.export.trace.program import TracedModel, UntraceableError
+from clusir.export.trace.quick import quick_tracing
 
 __all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx", "write_program"]
 
@@ -60,11 +61,24 @@ def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.Model
     entry = entry_sizes(traced.program)
     table = {**operator_translations(), **pair_translations(translation_table(dft))}
     try:
-        model = _written(traced.program, (), ["image"], ["restored", *gates], table)
+        with _unguarded(traced.program):
+            model = _written(traced.program, (), ["image"], ["restored", *gates], table)
     except _RefusedError as error:
         raise UntraceableError(f"torch.onnx.export refused the traced model: {error}") from error.__cause__
     anchor_sizes(model, entry)
     return model, gates
+
+
+@contextlib.contextmanager
+def _unguarded(program: torch.export.ExportedProgram) -> Iterator[None]:
+    """The exporter runs a program once more to decompose it, and would prove every guard of the trace again: minutes
+    for a hundred. They are back afterwards, since they say for which sizes the program is."""
+    guards = getattr(program, "_guards_code", None)
+    program._guards_code = []
+    try:
+        yield
+    finally:
+        program._guards_code = guards
 
 
 class _RefusedError(Exception):
@@ -79,7 +93,7 @@ def _written(
     table: Mapping[Any, Any],
     **more: Any,
 ) -> onnx.ModelProto:
-    with quiet_exporter(), taught_registry():
+    with quiet_exporter(), taught_registry(), quick_tracing():
         try:
             program = torch.onnx.export(
                 source,

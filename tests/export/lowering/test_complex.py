@@ -37,7 +37,7 @@ def lowered(function: Callable[[Tensor], object]) -> torch.export.ExportedProgra
     auto = torch.export.Dim.AUTO
     sample, dynamic = torch.rand(2, 3, 12, 20), {0: auto, 2: auto, 3: auto}
     program = torch.export.export(Function(function), (sample,), dynamic_shapes=(dynamic,), strict=False)
-    return lower_complex(program, sample, dynamic)
+    return lower_complex(program)
 
 
 def assert_same(function: Callable[[Tensor], object], tolerance: float = 2e-5) -> None:
@@ -197,10 +197,9 @@ def test_lowered_program_equals_the_model(group: Callable[[Tensor], object]) -> 
 
 
 def test_program_without_complex_tensors_is_left_alone() -> None:
-    auto = torch.export.Dim.AUTO
     sample = torch.rand(2, 3, 8, 8)
     program = torch.export.export(nn.Conv2d(3, 3, 1), (sample,), strict=False)
-    assert lower_complex(program, sample, {0: auto}) is program
+    assert lower_complex(program) is program
 
 
 def test_operator_without_a_real_form_is_refused_with_its_line() -> None:
@@ -213,7 +212,7 @@ def test_operator_without_a_real_form_is_refused_with_its_line() -> None:
     with pytest.raises(
         UnsupportedModelError, match=r"test_complex\.py:\d+ `.*complex inverse`: linalg_inv has"
     ) as caught:
-        lower_complex(program, sample, {})
+        lower_complex(program)
     assert "\n" not in str(caught.value)
 
 
@@ -277,3 +276,37 @@ def test_sizes_do_not_leave_the_range_of_float32() -> None:
     torch.testing.assert_close(torch.complex(root.re, root.im), values.sqrt(), rtol=1e-6, atol=0.0)
     endless = torch.tensor([math.inf, -math.inf, 1.0])
     assert torch.equal(complex_abs(Pair(endless, torch.tensor([1.0, math.inf, -math.inf]))), torch.full((3,), math.inf))
+
+
+def test_only_complex_operators_are_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.relu(fft.irfft2(fft.rfft2(torch.sigmoid(x)), s=x.shape[-2:]))
+
+    auto = torch.export.Dim.AUTO
+    sample, dynamic = torch.rand(2, 3, 12, 20), {0: auto, 2: auto, 3: auto}
+    program = torch.export.export(Function(function), (sample,), dynamic_shapes=(dynamic,), strict=False)
+    names = [spec.arg.name for spec in program.graph_signature.output_specs]
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: pytest.fail("the whole program was traced again"))
+    lowered = lower_complex(program)
+    assert [spec.arg.name for spec in program.graph_signature.output_specs] == names, "the trace itself has changed"
+    kept = [node.name for node in lowered.graph.nodes if node.name in ("sigmoid", "relu")]
+    assert kept == ["sigmoid", "relu"]
+    spectrum = next(node for node in lowered.graph.nodes if "fft_r2c" in str(node.target))
+    assert "test_complex.py" in str(spectrum.meta.get("stack_trace")), "refusals name the line of the user's code"
+
+
+def test_complex_weights_become_pairs() -> None:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 1, 1, dtype=torch.complex64))
+            self.register_buffer("shift", torch.randn(3, 1, 1, dtype=torch.complex64))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return fft.ifft2(fft.fft2(image) * self.weight + self.shift).real
+
+    torch.manual_seed(0)
+    model, sample = Filter(), torch.rand(2, 3, 12, 20)
+    program = lower_complex(torch.export.export(model, (sample,), strict=False))
+    assert {value.dtype for value in program.state_dict.values()} == {torch.float32}
+    torch.testing.assert_close(program.module(check_guards=False)(sample), model(sample), atol=1e-5, rtol=0)

@@ -1,0 +1,123 @@
+"""A traced program in which single operators are replaced by what a function makes of them; the rest is copied.
+
+Tracing a whole program again to change a few of its operators costs as much as the first trace. Here only the
+functions that stand for them are traced, on the fake tensors that the program keeps of its operands.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch.export.graph_signature import TensorArgument
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from clusir.export.lowering.complex_pair import Pair
+
+__all__ = ["Splice"]
+
+_ORIGIN = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """``function`` of every leaf of nested lists, tuples, dictionaries, slices and Pairs."""
+    if isinstance(value, Pair):
+        return Pair(_mapped(value.re, function), _mapped(value.im, function))
+    if isinstance(value, dict):
+        return {k: _mapped(v, function) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_mapped(v, function) for v in (value.start, value.stop, value.step)))
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(v, function) for v in value])
+    return function(value)
+
+
+class Splice:
+    """The new graph while it grows. ``values``: what stands for each node of the old one, a node, or nested nodes."""
+
+    def __init__(self, old: fx.Graph) -> None:
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, Any] = {}
+        self._mode = detect_fake_mode([node.meta.get("val") for node in old.nodes])
+
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of an old node with new nodes in the place of old ones."""
+        made = _mapped((node.args, node.kwargs), lambda leaf: self.values[leaf] if isinstance(leaf, fx.Node) else leaf)
+        return tuple(made[0]), dict(made[1])
+
+    def copy(self, node: fx.Node) -> None:
+        """The node as it is."""
+        self.values[node] = self.graph.node_copy(node, lambda source: self.values[source])
+
+    def input_of_reals(self, node: fx.Node) -> fx.Node:
+        """A placeholder of a complex tensor as one of ``[..., 2]`` reals."""
+        placeholder = self.graph.node_copy(node)
+        assert self._mode is not None
+        with self._mode:
+            placeholder.meta["val"] = torch.view_as_real(node.meta["val"].detach()).clone()
+        return placeholder
+
+    def made_by(self, origin: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The operators that ``function(*args, **kwargs)`` runs, added to the graph: what it returns, with nodes for
+        tensors and symbolic sizes. ``origin``: the old node, whose line in the user's code they inherit."""
+        leaves: dict[fx.Node, int] = {}
+        _mapped((args, kwargs), lambda leaf: leaves.setdefault(leaf, len(leaves)) if isinstance(leaf, fx.Node) else 0)
+        shape: list[Any] = []
+
+        def run(values: list[Any]) -> list[Any]:
+            given = _mapped((args, kwargs), lambda leaf: values[leaves[leaf]] if isinstance(leaf, fx.Node) else leaf)
+            results: list[Any] = []
+
+            def place(leaf: Any) -> Any:
+                if not isinstance(leaf, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
+                    return leaf
+                results.append(leaf)
+                return _Place(len(results) - 1)
+
+            shape.append(_mapped(function(*given[0], **given[1]), place))
+            return results
+
+        assert self._mode is not None
+        with self._mode, torch.no_grad():
+            traced = make_fx(run, pre_dispatch=True)([leaf.meta["val"] for leaf in leaves])
+        made = self._inlined(origin, traced, list(leaves))
+        return _mapped(shape[-1], lambda leaf: made[leaf.number] if isinstance(leaf, _Place) else leaf)
+
+    def _inlined(self, origin: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]) -> list[Any]:
+        placeholders = iter(inputs)
+        inner: dict[fx.Node, fx.Node] = {}
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                inner[node] = next(placeholders)
+            elif node.op == "output":
+                return [inner[value] if isinstance(value, fx.Node) else value for value in node.args[0]]
+            else:
+                assert node.op == "call_function", f"{node.op} {node.target}: constants come from the model alone"
+                inner[node] = self.graph.node_copy(node, lambda source: inner[source])
+                inner[node].meta.update({key: origin.meta[key] for key in _ORIGIN if key in origin.meta})
+        raise AssertionError("a graph ends with its output")
+
+    def program(
+        self, exported: torch.export.ExportedProgram, state: dict[str, Any], constants: dict[str, Any]
+    ) -> torch.export.ExportedProgram:
+        """The old program with the new graph, and ``state`` and ``constants`` as its weights."""
+        self.graph.eliminate_dead_code()
+        signature = copy.deepcopy(exported.graph_signature)
+        (returned,) = self.graph.output_node().args
+        for spec, node in zip(signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+            if isinstance(spec.arg, TensorArgument):
+                spec.arg = TensorArgument(name=node.name)  # type: ignore[union-attr]
+        module = fx.GraphModule(exported.graph_module, self.graph)
+        module.meta.update(exported.graph_module.meta)
+        return exported._update(module, signature, state_dict=state, constants=constants)
+
+
+class _Place:
+    """Where a result of the traced function goes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number

@@ -1,0 +1,69 @@
+"""What makes tracing quick ends with it, and takes nothing away that is asked later."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusir.export.trace.program import trace_module
+from clusir.export.trace.quick import quick_tracing
+from clusir.export.trace.writer import write_program
+
+
+class Padded(nn.Module):
+    """Pads to patches of four, transforms each, and cuts: sizes with guards, and strides that a transform sorts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        b, c, h, w = image.shape
+        x = nn.functional.pad(self.mix(image), (0, -w % 4, 0, -h % 4))
+        rows, columns = x.shape[2] // 4, x.shape[3] // 4
+        x = x.reshape(b, c, rows, 4, columns, 4).permute(0, 1, 2, 4, 3, 5)
+        x = torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=(4, 4))
+        return x.permute(0, 1, 2, 4, 3, 5).reshape(b, c, rows * 4, columns * 4)[:, :, :h, :w]
+
+
+def settings() -> tuple[object, bool]:
+    return torch._meta_registrations._exec_fft, torch._dynamo.config.fake_tensor_cache_enabled
+
+
+def test_torch_is_as_it_was_after_an_error() -> None:
+    before, inside = settings(), []
+
+    def fail() -> None:
+        with quick_tracing():
+            inside.append(settings())
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert settings() == before
+    assert inside[0][0] is not before[0]
+    assert inside[0][1] is False
+
+
+def test_guards_outlive_the_writing_of_the_graph() -> None:
+    traced = trace_module(Padded().eval(), torch.rand(2, 3, 73, 139))
+    guards = list(traced.original._guards_code)
+    assert guards, "this network is to have guards"
+    model, _ = write_program(traced)
+    assert traced.original._guards_code == guards
+    assert {"batch", "height", "width"} <= {d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim}
+    assert traced.original is not traced.program
+
+
+def test_guards_of_a_program_without_transforms_outlive_it_too() -> None:
+    class Halved(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(image, 2), 2) + image
+
+    traced = trace_module(Halved().eval(), torch.rand(2, 3, 74, 138))
+    assert traced.original is traced.program
+    guards = list(traced.original._guards_code)
+    assert guards
+    write_program(traced)
+    assert traced.original._guards_code == guards
