@@ -110,7 +110,7 @@ class Splice:
         (returned,) = self.graph.output_node().args
         for spec, node in zip(signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
             if isinstance(spec.arg, TensorArgument):
-                spec.arg = TensorArgument(name=node.name)  # type: ignore[union-attr]
+                spec.arg = TensorArgument(name=node.name)
         module = fx.GraphModule(exported.graph_module, self.graph)
         module.meta.update(exported.graph_module.meta)
         return exported._update(module, signature, state_dict=state, constants=constants)

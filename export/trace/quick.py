@@ -24,7 +24,7 @@ def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
     in is made a second time to be checked), and transforms are asked for their sizes alone."""
     before = torch._meta_registrations._exec_fft
-    torch._meta_registrations._exec_fft = _transformed  # type: ignore[assignment]
+    torch._meta_registrations._exec_fft = _transformed
     try:
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
