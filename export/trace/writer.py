@@ -73,7 +73,7 @@ def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.Model
 def _unguarded(program: torch.export.ExportedProgram) -> Iterator[None]:
     """The exporter runs a program once more to decompose it, and would prove every guard of the trace again: minutes
     for a hundred. They are back afterwards, since they say for which sizes the program is."""
-    guards = getattr(program, "_guards_code", None)
+    guards = program._guards_code
     program._guards_code = []
     try:
         yield
