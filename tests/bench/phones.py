@@ -41,7 +41,7 @@ def main(name: str, model: str | None = None) -> None:
     pictures = {"none": clean}
     for kind in KINDS:
         pictures[kind] = np.ascontiguousarray(degrade(photo, kind, SEVERITY, rng).transpose(2, 0, 1)[None], np.float32)
-    print("| picture | largest difference | dB |\n|---|---:|---:|")
+    print("| picture | largest difference | dB | dB, float16 file |\n|---|---:|---:|---:|")
     rows(host, source, pictures)
     if source.tile is not None and source.router is not None:
         for expert in range(max(ModelSpec.from_metadata(_metadata(source.tile)).experts)):
@@ -59,10 +59,13 @@ def rows(host: Converted, source: Source, pictures: dict[str, Array]) -> None:
     with TemporaryDirectory() as name:
         host.convert(host_form(source, form), Path(name))
         found = host.answers(Path(name), list(pictures.values()))
+        halves = host.answers(Path(name), list(pictures.values()), half=True) if host.half else found
         size = sum((Path(name) / file).stat().st_size for file in host.present(Path(name)))
-    for (what, picture), answer in zip(pictures.items(), found, strict=True):
+    for (what, picture), answer, half in zip(pictures.items(), found, halves, strict=True):
         agreement = compare({"restored": right(picture)}, {"restored": answer}, host.bound)
         told = f"{agreement.max_abs:.1e} | {min(agreement.psnr_db, 999):.1f}"
+        if host.half:
+            told += f" | {compare({'restored': right(picture)}, {'restored': half}, host.bound).psnr_db:.1f}"
         print(f"| {what} | {told} |" + ("" if agreement.ok else f" FAULT: {agreement.fault}"), flush=True)
     if len(pictures) > 1:
         print(f"| bytes | {size} | |")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from clusir.errors import BackendError, ClusirError
+from clusir.export.validate.compare import Agreement
 from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 from clusir.spec import ModelSpec
 
@@ -96,6 +97,10 @@ class Host(Protocol):
     def run(self, folder: Path, image: Array) -> Array:
         """What the host's own code makes of a picture 1x3xHxW. Raises NotRunHere."""
 
+    def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
+        """What else the folder holds, on one golden case: (what, how it agrees, why it is not there where it is not).
+        Raises ValidationError for a wrong answer."""
+
 
 class OnnxHost:
     """What most hosts answer to :class:`Host`: float32 in the bound of brought networks, the routing as it is, nothing
@@ -121,6 +126,9 @@ class OnnxHost:
 
     def check(self, folder: Path) -> None:
         """Running it is the check."""
+
+    def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
+        return []
 
 
 def need(module: str, target: str) -> None:

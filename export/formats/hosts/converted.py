@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,14 +18,18 @@ from typing import ClassVar
 import onnx
 from onnx import ModelProto
 
-from clusir.errors import BackendError, ExportError
+from clusir.errors import BackendError, ExportError, ValidationError
 from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
 from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
+from clusir.export.validate.compare import Agreement, check, compare
+from clusir.export.validate.tolerances import TOLERANCES
 
 __all__ = ["Converted"]
+
+_HALF = replace(TOLERANCES["fp16"], relative=True)  # float16 beside float32; answers may be of any magnitude
 
 
 class Converted(OnnxHost):
@@ -32,7 +37,8 @@ class Converted(OnnxHost):
 
     ``module``: what has to be installed, here or in the environment whose Python ``variable`` names. ``install``: what
     pip installs into such an environment. ``files``: what ``converter``, a script, makes of ``model.onnx`` in the
-    folder that is its argument; ``optional``: what it makes of some graphs only.
+    folder that is its argument; ``optional``: what it makes of some graphs only; ``half``: files with
+    weights in float16, each with the one that it stands for.
     ``runner``: the script that runs them, as :func:`clusir.export.formats.hosts.child.
     answers` calls it.
     """
@@ -42,6 +48,7 @@ class Converted(OnnxHost):
     install: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
+    half: ClassVar[tuple[tuple[str, str], ...]] = ()
     converter: ClassVar[str]
     runner: ClassVar[str]
 
@@ -77,6 +84,7 @@ class Converted(OnnxHost):
                 self.convert(model, Path(scratch))
             except Refused as reason:
                 raise ExportError(f"{self.name} refuses the graph: {reason}") from reason
+            self._leave_out(Path(scratch), self.form(source).side_px)
             for file in self.present(Path(scratch)):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(scratch) / file, folder / file)
@@ -113,9 +121,41 @@ class Converted(OnnxHost):
 
     def present(self, folder: Path) -> list[str]:
         """The host's files that are in a folder: all of ``files``, and what only some graphs have."""
-        return [*self.files, *(file for file in self.optional if (folder / file).is_file())]
+        sometimes = (*self.optional, *(file for file, _ in self.half))
+        return [*self.files, *(file for file in sometimes if (folder / file).is_file())]
 
-    def answers(self, folder: Path, images: list[Array]) -> list[Array]:
-        """What the host's own runtime makes of each picture, with the files of ``folder``. Raises Refused."""
+    def answers(self, folder: Path, images: list[Array], half: bool = False) -> list[Array]:
+        """What the host's own runtime makes of each picture, with the files of ``folder``; ``half``: with those of
+        float16 in their places. Raises Refused."""
         files = {file: (folder / file).read_bytes() for file in self.present(folder)}
+        for file, place in self.half if half else ():
+            files[place] = files[file]
         return answers(self.python, self.runner, files, images)
+
+    def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
+        if not self.half:
+            return []
+        if not all((folder / file).is_file() for file, _ in self.half):
+            return [
+                ("float16", None, f"{self.half[0][0]} is left out: it is less than {_HALF.psnr_db:g} dB from float32")
+            ]
+        try:
+            (found,) = self.answers(folder, [image], half=True)
+        except Refused as reason:
+            raise ValidationError(f"{self.name} refuses {folder / self.half[0][0]}: {reason}") from reason
+        agreement = compare({"restored": expected}, {"restored": found}, _HALF)
+        return [("float16", check(agreement, f"{self.name}, float16"), "")]
+
+    def _leave_out(self, folder: Path, side_px: int) -> None:
+        """Remove the files of float16 where they lose too much."""
+        if not self.half:
+            return
+        images = trial_pictures(side_px)[:2]
+        try:
+            pairs = zip(self.answers(folder, images), self.answers(folder, images, half=True), strict=True)
+            right = all(compare({"restored": whole}, {"restored": half}, _HALF).ok for whole, half in pairs)
+        except (Refused, KeyError):
+            right = False
+        if not right:
+            for file, _ in self.half:
+                (folder / file).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from onnx import ModelProto
 
 from clusir import plain_json
 from clusir.errors import ExportError
-from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, Source, need
+from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source, need
 from clusir.export.formats.hosts.frozen import frozen_for_noise
 from clusir.export.quiet import printing_to
 from clusir.export.validate.tolerances import Tolerance
@@ -35,7 +35,7 @@ _SIZES = (1024, 768, 512)  # of tiles, largest first; below, more than half of a
 _OPSET = 23  # the newest that ONNX Runtime 1.23, which darktable brings, reads
 
 
-class Darktable:
+class Darktable(OnnxHost):
     """The package and its unpacked folder, named after the model."""
 
     name: ClassVar[str] = "darktable"

@@ -37,13 +37,14 @@ for index in range(count):
 
 
 class Litert(Converted):
-    """``model.tflite``."""
+    """``model.tflite``, and ``model_fp16.tflite`` with weights in float16."""
 
     name: ClassVar[str] = "litert"
     module: ClassVar[str] = "ai_edge_litert"
     variable: ClassVar[str] = "CLUSIR_LITERT"
     install: ClassVar[str] = "tensorflow-cpu ai-edge-litert"
     files: ClassVar[tuple[str, ...]] = ("model.tflite",)
+    half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.tflite", "model.tflite"),)
     converter: ClassVar[str] = _CONVERTER
     runner: ClassVar[str] = _RUNNER
 

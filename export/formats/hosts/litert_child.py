@@ -300,11 +300,14 @@ def main(folder: str) -> None:
 
     height, width = plan["size"]
     function = tf.function(forward, input_signature=[tf.TensorSpec([1, height, width, 3], tf.float32, plan["input"])])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    content = converter.convert()
-    with open(f"{folder}/model.tflite", "wb") as file:
-        file.write(content)
+    for name, half in (("model.tflite", False), ("model_fp16.tflite", True)):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if half:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        with open(f"{folder}/{name}", "wb") as file:
+            file.write(converter.convert())
 
 
 if __name__ == "__main__":

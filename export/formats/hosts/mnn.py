@@ -20,8 +20,9 @@ _CONVERTER = """
 import os, sys
 folder = sys.argv[1]
 import _tools
-_tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", folder + "/model.onnx",
-                   "--MNNModel", folder + "/model.mnn", "--bizCode", "clusir"])
+for name, more in (("model.mnn", []), ("model_fp16.mnn", ["--fp16"])):
+    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", folder + "/model.onnx",
+                       "--MNNModel", folder + "/" + name, "--bizCode", "clusir", *more])
 """
 
 # The third hint of MNN's HintMode, by number: its Python gives it no name.
@@ -41,12 +42,13 @@ for index in range(count):
 
 
 class Mnn(Converted):
-    """``model.mnn``."""
+    """``model.mnn``, and ``model_fp16.mnn`` with the weights of convolutions in float16."""
 
     name: ClassVar[str] = "mnn"
     module: ClassVar[str] = "MNN"
     variable: ClassVar[str] = "CLUSIR_MNN"
     install: ClassVar[str] = "MNN numpy"
     files: ClassVar[tuple[str, ...]] = ("model.mnn",)
+    half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.mnn", "model.mnn"),)
     converter: ClassVar[str] = _CONVERTER
     runner: ClassVar[str] = _RUNNER

@@ -110,6 +110,8 @@ def self_test(host: Host, folder: Path, names: tuple[str, str]) -> list[Finding]
         _reduces(case, seen, host.name)
         if probe is None:
             _repeats(host.name, case, seen, host.run(folder, case.image))
+        for what, agreement_, note in host.more(folder, case.image, wanted):
+            found.append(Finding(f"{case.name}, {what}", host.name, agreement_, note))
     return found
 
 

@@ -20,7 +20,7 @@ from onnx import ModelProto
 
 from clusir import plain_json
 from clusir.errors import ExportError
-from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, Source, need
+from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source, need
 from clusir.export.validate.tolerances import Tolerance
 
 __all__ = ["TransformersJs"]
@@ -41,7 +41,7 @@ console.log(JSON.stringify([out.height, out.width, out.channels]));
 """
 
 
-class TransformersJs:
+class TransformersJs(OnnxHost):
     """The folder of a model for ``pipeline('image-to-image', ...)``."""
 
     name: ClassVar[str] = "transformers.js"

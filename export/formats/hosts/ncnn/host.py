@@ -42,20 +42,24 @@ with ncnn.Net() as net:
 
 
 class Ncnn(Converted):
-    """``model.param``, ``model.bin``; ncnn's own converter is not asked."""
+    """``model.param`` with ``model.bin``, or with ``model_fp16.bin``: weights of convolutions and of products with a
+    constant in float16. ncnn's own converter is not asked."""
 
     name: ClassVar[str] = "ncnn"
     module: ClassVar[str] = "ncnn"
     variable: ClassVar[str] = "CLUSIR_NCNN"
     install: ClassVar[str] = "ncnn numpy"
     files: ClassVar[tuple[str, ...]] = ("model.param", "model.bin")
+    half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.bin", "model.bin"),)
     converter: ClassVar[str] = ""
     runner: ClassVar[str] = _RUNNER
 
     def convert(self, model: ModelProto, folder: Path) -> None:
-        text, content = written(self.rewrite(model))
+        rewritten = self.rewrite(model)
+        text, content = written(rewritten)
         (folder / "model.param").write_text(text, encoding="utf-8")
         (folder / "model.bin").write_bytes(content)
+        (folder / "model_fp16.bin").write_bytes(written(rewritten, half=True)[1])
 
 
 def written(model: ModelProto, half: bool = False) -> tuple[str, bytes]:

@@ -92,6 +92,35 @@ def test_a_wrong_answer_is_never_written(own: type[Own], network: Make, tmp_path
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("change", "kept"), [("* numpy.float32(1.0004)", True), ("* 1.1", False)])
+def test_a_file_of_float16_is_left_out_where_it_loses_too_much(
+    own: type[Own], network: Make, tmp_path: Path, change: str, kept: bool
+) -> None:
+    own.half = (("half.own", "model.own"),)
+    own.converter += (
+        "; shutil.copy(sys.argv[1] + '/model.onnx', sys.argv[1] + '/half.own')"
+        "; open(sys.argv[1] + '/half.own', 'ab').write(bytes([0x32, 0]))"
+    )
+    # The file of float16 is the other with an empty field behind it, by which the runner tells it.
+    own.runner = RUNNER.replace(
+        "})[0])",
+        f"}})[0] {change} if half else session.run(None, {{'input': numpy.load(f'{{folder}}/{{index}}.npy')}})[0])",
+    )
+    own.runner = own.runner.replace(
+        "session =", "half = open(folder + '/model.own', 'rb').read().endswith(bytes([0x32, 0]))\nsession ="
+    )
+    (made,) = export_targets(open_source(network(64)), tmp_path, [own()])
+    assert ("half.own" in made.files) == kept
+    told = [found for found in made.findings if found.case.endswith("float16")]
+    assert [found.agreement is not None for found in told] == [kept] * 2
+    if not kept:
+        assert told[0].note == "half.own is left out: it is less than 60 dB from float32"
+        return
+    own.runner = own.runner.replace("1.0004", "1.1")
+    with pytest.raises(ValidationError, match="own, float16: "):
+        selftest.verify_target("own", tmp_path)
+
+
 def test_a_runtime_that_is_not_there_is_named(own: type[Own], monkeypatch: pytest.MonkeyPatch) -> None:
     own.module = "not_installed_anywhere"
     with pytest.raises(BackendError, match=r"pip install own numpy, and CLUSIR_TEST_OWN=own-env/bin/python"):
@@ -123,7 +152,8 @@ def test_the_runtime_itself_agrees(network: Make, tmp_path: Path, name: str) -> 
         skip(name)
     source = open_source(network(64))
     (made,) = export_targets(source, tmp_path, [host])
-    assert [found.via for found in made.findings] == [name, name]
+    assert [found.via for found in made.findings] == [name] * (2 + 2 * len(host.half))
+    assert set(made.files) >= {file for file, _ in host.half}
     image = np.random.default_rng(4).random((1, 3, 64, 64), dtype=np.float32)
     got = host.run(tmp_path / name, image)
     assert np.abs(got - reference(source, host.form(source))(image)).max() <= 1e-5
