@@ -77,14 +77,17 @@ class Node:
 
 
 def square(node: Node, name: str) -> int:
-    first, second = node.get(name, [1, 1])
-    if first != second:
+    given = node.get(name, [1, 1])
+    if given[0] != given[-1]:
         node.refuse(f"{name} differ")
-    return int(first)
+    return int(given[0])
 
 
 def convolution(node: Node, x: Value, *_: Value) -> Value:
     weight, bias = np.asarray(node.constant(1)), node.constant(2)
+    row = weight.ndim == 3  # a map of one row
+    if row:
+        weight, x = weight[:, :, None], Value(plain=tf.expand_dims(x.plain, 2))
     stride, dilation, groups = square(node, "strides"), square(node, "dilations"), node.get("group", 1)
     top, left, bottom, right = pads(node)
     given = x.last
@@ -99,13 +102,15 @@ def convolution(node: Node, x: Value, *_: Value) -> Value:
         kernels = np.split(weight.transpose(2, 3, 1, 0), groups, axis=-1)
         made = [tf.nn.conv2d(p, k, stride, "VALID", dilations=dilation) for p, k in zip(parts, kernels, strict=True)]
         out = tf.concat(made, -1) if groups > 1 else made[0]
-    return Value(last=out if bias is None else tf.nn.bias_add(out, bias))
+    whole = Value(last=out if bias is None else tf.nn.bias_add(out, bias))
+    return Value(plain=tf.squeeze(whole.plain, 2)) if row else whole
 
 
 def pads(node: Node) -> list[int]:
     if node.get("auto_pad", "NOTSET") != "NOTSET":
         node.refuse("auto_pad is not written out")
-    return [int(pad) for pad in node.get("pads", [0, 0, 0, 0])]
+    given = [int(pad) for pad in node.get("pads", [0, 0, 0, 0])]
+    return given if len(given) == 4 else [0, given[0], 0, given[1]]
 
 
 def transposed_convolution(node: Node, x: Value, *_: Value) -> Value:
@@ -248,6 +253,11 @@ def error_function(x: T) -> T:
     return tf.sign(x) * (1.0 - sum_ * tf.exp(-size * size))
 
 
+def softplus(x: T) -> T:
+    """max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
+    return tf.nn.relu(x) + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
+
+
 def reshape(node: Node, x: Value, *_: Value) -> Value:
     return Value(tf.reshape(x.plain, node.shapes[0]))
 
@@ -267,6 +277,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Or": each(tf.logical_or), "Not": each(tf.logical_not), "Where": each(tf.where),
     "Cast": lambda n, x: each(lambda t: tf.cast(t, KINDS[n.get("to", 1)]))(n, x),
     "CastLike": each(lambda x, like: tf.cast(x, like.dtype)), "Erf": each(error_function),
+    "Softplus": each(softplus),
     "Clip": clip, "Conv": convolution, "ConvTranspose": transposed_convolution, "Gemm": gemm,
     "MatMul": lambda n, a, b: Value(tf.matmul(a.plain, b.plain)), "AveragePool": pool, "MaxPool": pool,
     "GlobalAveragePool": lambda n, x: Value(last=tf.reduce_mean(x.last, [1, 2], True)),
