@@ -40,18 +40,43 @@ def _sorted(self: Value, dim: int, descending: bool) -> tuple[Value, Value]:
     """All values in order and where they were; equal ones by the lowest index, as a stable sort has them."""
     axis = dim % max(len(self.shape), 1)
     count = op.Shape(self, start=axis, end=axis + 1)
-    if not self.dtype.is_integer():
-        values, indices = op.TopK(self, count, axis=axis, largest=int(descending), sorted=1)
-        return values, indices
-    # Runtimes break ties as they like: integers are made different by their place.
     length = length_of(self, axis)
     length = integers(length) if isinstance(length, int) else length
     shape = integers([-1 if a == axis else 1 for a in range(len(self.shape))])
+    # Runtimes break ties as they like: a second order is over whole numbers that are all different.
+    if not self.dtype.is_integer():
+        values, found = op.TopK(self, count, axis=axis, largest=int(descending), sorted=1)
+        before, behind = (
+            op.Slice(values, integers([first]), integers([last]), integers([axis]))
+            for first, last in ((0, -1), (1, 2**31 - 1))
+        )
+        apart = op.Cast(op.Not(op.Equal(before, behind)), to=ir.DataType.INT64)
+        pads = [0] * (2 * len(self.shape))
+        pads[axis] = 1
+        run = op.CumSum(op.Pad(apart, integers(pads)), integers(axis))
+        run = op.ScatterElements(op.Mul(found, integers([0])), found, run, axis=axis)  # where each value stood
+        place = op.Reshape(op.Range(integers(0), length, integers(1)), shape)
+        return values, _stable_order(run, place, length, count, axis)
     place = op.Reshape(op.Range(integers(0), length, integers(1)), shape)
     place = op.Neg(place) if descending else place
     key = op.Add(op.Mul(op.Cast(self, to=ir.DataType.INT64), length), place)
     _, indices = op.TopK(key, count, axis=axis, largest=int(descending), sorted=1)
     return op.GatherElements(self, indices, axis=axis), indices
+
+
+def _stable_order(number: Value, place: Value, length: Value, count: Value, axis: int) -> Value:
+    """Where whole numbers below ``length`` are, smallest first, equal ones as they stand.
+
+    By two digits, each made different from others by its place: OpenVINO compares 32 bits of an int64.
+    """
+    base = op.Div(integers([2**30]), op.Reshape(length, integers([1])))
+
+    def order(digit: Value) -> Value:
+        return op.TopK(op.Add(op.Mul(digit, length), place), count, axis=axis, largest=0, sorted=1)[1]
+
+    first = order(op.Mod(number, base))
+    second = order(op.GatherElements(op.Div(number, base), first, axis=axis))
+    return op.GatherElements(first, second, axis=axis)
 
 
 def _sort(self: Value, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:

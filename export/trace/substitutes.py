@@ -25,6 +25,7 @@ from clusir.export.trace.resample import (
     is_whole,
     nearest,
 )
+from clusir.export.trace.rewrites import REWRITES, with_float_tensor
 from clusir.export.trace.windows import Masked, assign_window, holds_tensor_bound, is_mask, window_of_symbols
 
 __all__ = ["Traceable"]
@@ -56,6 +57,7 @@ class Traceable(TorchFunctionMode):
         if func in _SELECTS:
             made = _select(*args, **kwargs)
             return func(*args, **kwargs) if made is NotImplemented else made
+        args = with_float_tensor(func, args)
         substitute = _SUBSTITUTES.get(func)
         made = substitute(*args, **kwargs) if substitute is not None else NotImplemented
         return func(*args, **kwargs) if made is NotImplemented else made
@@ -309,6 +311,7 @@ def _inverse(a: Tensor) -> Any:
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
+    **REWRITES,
     torch.fft.fftfreq: _frequencies(False),
     torch.fft.rfftfreq: _frequencies(True),
     torch.linspace: _linspace,

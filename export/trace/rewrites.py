@@ -1,0 +1,161 @@
+"""Calls that no exporter or runtime has right, as other calls with the same values: samples in space, ties, bounds."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clusir.export.trace.resample import is_symbolic
+
+__all__ = ["REWRITES", "with_float_tensor"]
+
+
+def _grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros",
+                 align_corners: bool | None = None) -> Any:  # fmt: skip
+    """grid_sample of a volume, BxCxDxHxW at BxD'xH'xW'x3: a weighted sum of gathered corners (ONNX has it for maps
+    only before opset 20, and OpenVINO for none)."""
+    if input.dim() != 5:
+        return NotImplemented
+    corners = bool(align_corners)
+    sizes = tuple(reversed(input.shape[2:]))  # of x, y, z
+    places = [_place(grid[..., axis], sizes[axis], padding_mode, corners) for axis in range(3)]
+    if mode == "nearest":
+        return _corner(input, [p.round() for p in places], padding_mode)
+    low = [p.floor() for p in places]
+    total: Any = None
+    for number in range(8):
+        high = [number >> axis & 1 for axis in range(3)]
+        where = [a + up for a, up in zip(low, high, strict=True)]
+        parts = [p - a if up else 1 - (p - a) for p, a, up in zip(places, low, high, strict=True)]
+        term = _corner(input, where, padding_mode) * (parts[0] * parts[1] * parts[2]).unsqueeze(1)
+        total = term if total is None else total + term
+    return total
+
+
+def _place(x: Tensor, size: Any, padding: str, corners: bool) -> Tensor:
+    """Coordinates in -1..1 as pixels, brought inside as the padding says."""
+    x = (x + 1) / 2 * (size - 1) if corners else ((x + 1) * size - 1) / 2
+    if padding == "reflection":
+        low, span = (0.0, size - 1) if corners else (-0.5, size)
+        if isinstance(span, int) and span == 0:
+            return x * 0
+        x = (x - low).abs()
+        turns = torch.floor(x / span)
+        rest = x - turns * span
+        odd = turns - 2 * torch.floor(turns / 2)
+        x = torch.where(odd == 0, rest, span - rest) + low
+    return x if padding == "zeros" else _between(x, 0, size - 1)
+
+
+def _corner(input: Tensor, where: list[Tensor], padding: str) -> Tensor:
+    """Values at whole coordinates x, y, z; zero outside where the padding is zeros."""
+    depth, height, width = input.shape[2:]
+    inside = [_between(p, 0, n - 1) for p, n in zip(where, (width, height, depth), strict=True)]
+    x, y, z = (p.long() for p in inside)
+    index = (z * height + y) * width + x
+    flat = index.flatten(1).unsqueeze(1).expand(-1, input.shape[1], -1)
+    values = input.flatten(2).gather(2, flat).reshape(input.shape[:2] + index.shape[1:])
+    if padding != "zeros":
+        return values
+    kept = torch.ones_like(inside[0], dtype=torch.bool)
+    for p, q in zip(where, inside, strict=True):
+        kept = kept & (p == q)
+    return values * kept.unsqueeze(1).to(values.dtype)
+
+
+def _between(x: Tensor, low: Any, high: Any) -> Tensor:
+    """clamp whose bounds may be sizes, which ATen has beside a number for none of its forms."""
+    if low is not None:
+        x = torch.maximum(x, x.new_ones(()) * low)
+    return x if high is None else torch.minimum(x, x.new_ones(()) * high)
+
+
+def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Any:
+    return _between(input, min, max) if is_symbolic((min, max)) else NotImplemented
+
+
+def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Any:
+    """gather, either side broadcast where it has a length of one."""
+    if dim is None or input.dim() != indices.dim() or not is_symbolic(tuple(input.shape), tuple(indices.shape)):
+        return NotImplemented
+    axes = [axis for axis in range(input.dim()) if axis != dim % input.dim()]
+    for axis in axes:
+        here, there = input.shape[axis], indices.shape[axis]
+        if isinstance(there, int) and there == 1:
+            indices = indices.expand(*indices.shape[:axis], here, *indices.shape[axis + 1 :])
+        elif isinstance(here, int) and here == 1:
+            input = input.expand(*input.shape[:axis], there, *input.shape[axis + 1 :])
+    return input.gather(dim, indices)
+
+
+def _bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Any:
+    """How many boundaries lie below (``right``: not above) each value."""
+    if not isinstance(input, Tensor) or boundaries.dim() != 1:
+        return NotImplemented
+    values = input.unsqueeze(-1)
+    passed = values >= boundaries if right else values > boundaries
+    return passed.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+def _searchsorted(sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False,
+                  side: str | None = None, sorter: Tensor | None = None) -> Any:  # fmt: skip
+    if sorter is not None or not isinstance(input, Tensor):
+        return NotImplemented
+    right = right or side == "right"
+    if sorted_sequence.dim() == 1:
+        return _bucketize(input, sorted_sequence, out_int32=out_int32, right=right)
+    values, edges = input.unsqueeze(-1), sorted_sequence.unsqueeze(-2)
+    return (values >= edges if right else values > edges).sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+def _einsum(equation: Any, *operands: Any) -> Any:
+    """An ellipsis as the letters that it stands for: OpenVINO takes it for nothing and answers with an empty tensor."""
+    if not isinstance(equation, str) or "..." not in equation:
+        return NotImplemented
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    free = [c for c in string.ascii_letters if c not in equation]
+    counts = [t.dim() - len(term.replace("...", "")) for term, t in zip(terms, tensors, strict=True) if "..." in term]
+    most = max(counts)
+    if any(n != most for n in counts):
+        return NotImplemented
+    letters = "".join(free[:most])
+    if not arrow:
+        once = sorted(c for c in set("".join(terms)) - set(".") if "".join(terms).count(c) == 1)
+        right = "..." + "".join(once)
+    spelt = ",".join(term.replace("...", letters) for term in terms) + "->" + right.replace("...", letters)
+    return torch.einsum(spelt, *tensors)
+
+
+def with_float_tensor(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Operands of arithmetic between whole numbers in a tensor and a fraction of a size, with the tensor as floats."""
+    if func not in _ARITHMETIC or not any(isinstance(a, torch.SymFloat) for a in args):
+        return args
+    kind = torch.get_default_dtype()
+    return tuple(a.to(kind) if isinstance(a, Tensor) and not a.is_floating_point() else a for a in args)
+
+
+_ARITHMETIC = {
+    getattr(owner, name)
+    for owner, names in ((torch, "add sub mul div true_divide"), (Tensor, "add sub mul div __add__ __radd__ __sub__"),
+                         (Tensor, "__rsub__ __mul__ __rmul__ __truediv__ __rtruediv__"))
+    for name in names.split()
+}  # fmt: skip
+
+REWRITES: dict[Any, Callable[..., Any]] = {
+    torch.nn.functional.grid_sample: _grid_sample,
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    Tensor.clamp: _clamp,
+    Tensor.clip: _clamp,
+    torch.take_along_dim: _take_along_dim,
+    Tensor.take_along_dim: _take_along_dim,
+    torch.bucketize: _bucketize,
+    torch.searchsorted: _searchsorted,
+    torch.einsum: _einsum,
+}
