@@ -15,6 +15,7 @@ from tests import needs
 # Several runtimes live in one test process; worker threads that spin while they wait slow each other down many times
 # over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["CLUSIR_CACHE"] = "off"  # compiled graphs that no other run asks for would fill the user's own cache
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

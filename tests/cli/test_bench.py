@@ -31,11 +31,6 @@ from tests import needs
 MODEL = str(Path(__file__).parents[1] / "golden" / "standin.onnx")
 
 
-@pytest.fixture(autouse=True)
-def _no_model_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLUSIR_CACHE", "off")
-
-
 def _case(**changes: object) -> Case:
     values = {"model": MODEL, "backend": "ort", "device": "cpu", "precision": "fp32", "size_px": 48, "threads": 1}
     return Case(**{**values, **changes})  # type: ignore[arg-type]
