@@ -41,7 +41,7 @@ class AnyOutput(nn.Module):
     def forward(self, image: Tensor) -> Any:
         try:
             with portable() as mode:
-                made = self.model(image)
+                made = self.model(image.clone())  # which their code may scale or shift in place
         except ClusirError:
             raise
         except Exception as error:

@@ -71,9 +71,17 @@ def watch(model: nn.Module, image: Tensor) -> Watched:
             restored = model(image)
         gone: frozenset[str] = frozenset()
         if restored.requires_grad:
-            grads = torch.autograd.grad(restored.sum(), list(parameters.values()), allow_unused=True)
-            gone = frozenset(name for name, grad in zip(parameters, grads, strict=True) if grad is None)
+            gone = _unreached(restored, parameters)
     return Watched(gone, mode.read, mode.drew, state != _outside())
+
+
+def _unreached(restored: Tensor, parameters: dict[str, nn.Parameter]) -> frozenset[str]:
+    """Parameters without a gradient; none where the code writes over what a gradient needs: nothing is excused then."""
+    try:
+        grads = torch.autograd.grad(restored.sum(), list(parameters.values()), allow_unused=True)
+    except RuntimeError:
+        return frozenset()
+    return frozenset(name for name, grad in zip(parameters, grads, strict=True) if grad is None)
 
 
 def _outside() -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clusir.errors import UnsupportedModelError
@@ -79,7 +79,7 @@ class Traceable(TorchFunctionMode):
             return
         if is_mask(index, target):
             self._masked.write(target, index, value)
-        elif window_of_symbols(index):
+        elif window_of_symbols(index) or _plain_window(target, index, value):
             assign_window(target, index, value)
         else:
             target[index] = value
@@ -91,6 +91,18 @@ _SELECTS = (Tensor.select, torch.select)
 
 def _select(input: Tensor, dim: int, index: Any) -> Any:
     return read_at(input, (slice(None),) * (dim % input.dim()) + (index,))
+
+
+def _plain_window(target: Tensor, index: Any, value: Any) -> bool:
+    """Whether one number is written into a window whose bounds count from the end of an axis of symbolic length, as
+    masks of shifted windows are. A chain of such writes would become ScatterND, which OpenVINO does not always read."""
+    items = index if isinstance(index, tuple) else (index,)
+    plain = all(
+        isinstance(i, slice) and not any(isinstance(b, Tensor) for b in (i.start, i.stop, i.step)) for i in items
+    )
+    if not plain or (isinstance(value, Tensor) and value.numel() != 1):
+        return False
+    return any(i != slice(None) and is_symbolic(n) for i, n in zip(items, target.shape, strict=False))
 
 
 # -- ranges and windows of a symbolic length ---------------------------------------------------------------------------
@@ -310,8 +322,16 @@ def _inverse(a: Tensor) -> Any:
     return both[..., size:]
 
 
+def _set_data(target: Tensor, value: Tensor) -> Any:
+    """A network that merges its branches into one convolution does so in every forward. It has run before it is traced,
+    so that its parameter holds the sum already; a weight that follows the picture is seen when the file is compared."""
+    return None if isinstance(target, nn.Parameter) else NotImplemented
+
+
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **REWRITES,
+    Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.fft.fftfreq: _frequencies(False),
     torch.fft.rfftfreq: _frequencies(True),
     torch.linspace: _linspace,

@@ -21,7 +21,8 @@ def right(row: Row, backend: str) -> bool:
 
 def markdown(folder: Path, names: Iterable[str]) -> str:
     """What ``folder`` holds of ``names``: counts, the table, and why each of the others is not right."""
-    rows = [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").is_file()]
+    read = [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").is_file()]
+    rows = [row for row in read if "fp32" in row.get("done", [])]
     both = sum(right(row, "ort") and right(row, "openvino") for row in rows)
     refused = sum("fp32_refused" in row for row in rows)
     lines = [f"{len(rows)} architectures: {both} right on both runtimes, {refused} refused.", ""]
@@ -56,11 +57,15 @@ def _decibels(found: list[float] | None) -> str:
     return "" if not found else "wrong" if min(found) < 0 else f"{min(found):.0f} dB"
 
 
+def _matters(note: str) -> bool:
+    return "fixes the size" in note or note.startswith(("tiles share no", "the model takes one picture at a time"))
+
+
 def _why(row: Row, column: str) -> str:
     for what in ("refused", "failed"):
         if why := row.get(f"{column}_{what}"):
             return f"{what} after {row.get(f'{column}_seconds', '?')} s: {why}"
     if column == "fp32":
-        noted = [note for note in row["notes"] if "fixes the size" in note or note.startswith("tiles share no")]
+        noted = [note for note in row.get("notes", []) if _matters(note)]
         return "; ".join(noted)
     return ""
