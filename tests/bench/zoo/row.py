@@ -89,7 +89,7 @@ def compare(network: nn.Module, path: Path, backend: str, sizes: list[tuple[int,
     with open_runner(path, backend, "cpu", threads=1) as runner, torch.no_grad():
         for number, (height, width) in enumerate(sizes):
             pictures = np.stack([picture(10 * number + n, channels, height, width) for n in range(BATCH)])
-            want = np.concatenate([network(torch.from_numpy(one[None])).numpy() for one in pictures])
+            want = np.concatenate([network(torch.from_numpy(one[None].copy())).numpy() for one in pictures])
             found.append(agreement_db(want[:1], runner.run({"image": pictures[:1]})["restored"]))
             if number == 0:
                 try:
