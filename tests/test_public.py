@@ -78,8 +78,10 @@ PUBLIC = {
         "FINE_TUNE_DEFAULTS PhotoSet Progress Stage TrainConfig draw_batch learning_rate resumed_config train "
         "validate",
 }  # fmt: skip
-# Rooms without public names: commands are called from a shell, weights are data.
+# Rooms without public names: commands are called from a shell, weights are data, a host is asked for by its target.
+_HOSTS = "clusir.export.formats.hosts"
 NONE = {"clusir.cli", "clusir.weights", "clusir.runtimes.images.metadata", "clusir.runtimes.images.tiff"}
+NONE |= {f"{_HOSTS}.coreml", f"{_HOSTS}.ncnn"}
 
 
 def rooms() -> dict[str, Path]:
