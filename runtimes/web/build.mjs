@@ -4,7 +4,7 @@
 //   node build.mjs [OUT]      into OUT, else dist/
 //   node build.mjs --page     into ../page/built, which the wheel holds: without the WebGPU flavour of the runtime, which
 //                             would be the larger part of it, and with the licences of what is bundled
-import { build } from "esbuild";
+import { build, transformSync } from "esbuild";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
@@ -58,7 +58,12 @@ await build({
   outdir: out,
   logLevel: "warning",
 });
-for (const name of ["index.html", "demo.css", "isolate.js"]) copyFileSync(join(here, "demo", name), join(out, name));
+copyFileSync(join(here, "demo/index.html"), join(out, "index.html"));
+for (const name of ["demo.css", "isolate.js"]) {
+  const loader = name.endsWith(".css") ? "css" : "js";
+  const { code } = transformSync(readFileSync(join(here, "demo", name), "utf8"), { loader, minify: true });
+  writeFileSync(join(out, name), code);
+}
 for (const flavour of forWheel ? [""] : ["", ".asyncify"]) {
   for (const suffix of ["mjs", "wasm"]) {
     const name = `ort-wasm-simd-threaded${flavour}.${suffix}`;
