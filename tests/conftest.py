@@ -27,6 +27,7 @@ LONGEST_FIRST = (
     "tests/embed",
     "tests/cli",
     "tests/test_wheel.py",
+    "tests/runtimes/test_seams.py",
     "tests/training",
     "tests/runtimes/batch",
 )
