@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from onnx import ModelProto, helper, numpy_helper
 from clusir.export.formats.hosts.child import Refused
 from clusir.export.graph.index import inferred
 
-__all__ = ["write_plan"]
+__all__ = ["coalesced_axes", "write_plan"]
 
 
 def write_plan(model: ModelProto, folder: Path) -> None:
-    """``plan.json`` and ``weights.npz``. Raises Refused where a shape is not known."""
+    """``plan.json`` and ``weights.npz``. A Transpose comes with the ``coalesced`` shape and order of its axes. Raises
+    Refused where a shape is not known."""
     graph = model.graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     shapes: dict[str, list[int]] = {}
@@ -33,6 +35,11 @@ def write_plan(model: ModelProto, folder: Path) -> None:
         if unknown := [name for name in node.output if name and math.prod(shapes.get(name, [0])) == 0]:
             raise Refused(f"the shape of {unknown[0]} is not known")
         attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+        if node.op_type == "Transpose":
+            turned = shapes[node.output[0]]
+            order = attributes.get("perm", list(range(len(turned)))[::-1])
+            given = [turned[order.index(axis)] for axis in range(len(order))]
+            attributes["coalesced"] = coalesced_axes(given, order)
         nodes.append({
             "op": node.op_type, "inputs": list(node.input), "outputs": list(node.output),
             "shapes": [shapes[name] for name in node.output if name], "attributes": attributes,
@@ -41,6 +48,21 @@ def write_plan(model: ModelProto, folder: Path) -> None:
     plan = {"input": graph.input[0].name, "output": graph.output[0].name, "size": [height, width], "nodes": nodes}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     np.savez(folder / "weights.npz", allow_pickle=False, **weights)
+
+
+def coalesced_axes(shape: Sequence[int], order: Sequence[int]) -> tuple[list[int], list[int]]:
+    """A transposition of an array of ``shape`` to ``order`` with as few axes as it can be told with, as another shape
+    and order of the same elements: axes of one element are left out, and axes that stay side by side are one."""
+    order = [axis for axis in order if shape[axis] != 1]
+    kept = sorted(order)
+    runs: list[list[int]] = []  # in the new order
+    for axis in order:
+        if runs and kept.index(axis) == kept.index(runs[-1][-1]) + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    before = sorted(runs)
+    return [math.prod(shape[axis] for axis in run) for run in before], [before.index(run) for run in runs]
 
 
 def _plain(value: Any) -> Any:

@@ -271,22 +271,12 @@ def reshape(node: Node) -> T:
 
 
 def transpose(node: Node) -> T:
-    """Axes of one element are left out, and axes that stay side by side are one."""
-    given, shape = node.values.held[node.inputs[0]], node.values.shapes[node.inputs[0]]
-    order = [axis for axis in node.get("perm", list(range(len(shape)))[::-1]) if shape[axis] != 1]
-    real = sorted(order)
-    runs: list[list[int]] = []  # in the new order
-    for axis in order:
-        if runs and real.index(axis) == real.index(runs[-1][-1]) + 1:
-            runs[-1].append(axis)
-        else:
-            runs.append([axis])
-    before = sorted(runs)
-    if len(before) < 2:
+    given = node.values.held[node.inputs[0]]
+    dims, order = node.attributes["coalesced"]
+    if len(dims) < 2:
         return given
-    dims = [int(np.prod([shape[axis] for axis in run])) for run in before]
     given = given if list(given.shape) == dims else mb.reshape(x=given, shape=dims)
-    return mb.transpose(x=given, perm=[before.index(run) for run in runs])
+    return mb.transpose(x=given, perm=order)
 
 
 OPERATORS: dict[str, Callable[[Node], Any]] = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clusir.export.formats.hosts.ncnn.layers import Blob, Layers, kept
 from clusir.export.formats.hosts.ncnn.operators import FOUR, Node, coalesced, unary_of
+from clusir.export.formats.hosts.plan import coalesced_axes
 
 __all__ = ["MAPS"]
 
@@ -262,20 +263,10 @@ def join(node: Node) -> None:
 def permuted(to: Layers, blob: Blob, shape: Sequence[int], order: Sequence[int]) -> Blob:
     """The elements of ``blob``, which are an array of ``shape``, with its axes in that order.
 
-    Axes of one element are left out, and axes that stay side by side are one. Where more than four are left, the one
-    that will be first is brought there, and the rest follows.
+    Where more than four axes are left when neighbours are one, the one that will be first is brought there, and the
+    rest follows.
     """
-    order = [axis for axis in order if shape[axis] != 1]
-    real = sorted(order)
-    runs: list[list[int]] = []  # in the new order
-    for axis in order:
-        if runs and real.index(axis) == real.index(runs[-1][-1]) + 1:
-            runs[-1].append(axis)
-        else:
-            runs.append([axis])
-    before = sorted(runs)
-    dims = [math.prod(shape[axis] for axis in run) for run in before]
-    moved = [before.index(run) for run in runs]
+    dims, moved = coalesced_axes(shape, order)
     if len(dims) < 2:
         return blob
     if len(dims) in _LETTERS:
