@@ -34,7 +34,7 @@ def main(out: Path, precision: str) -> None:
     from clusir.quality.metrics import psnr
     from clusir.runtimes.report.collect import ReportWriter
     from clusir.runtimes.report.compare import write_comparison
-    from clusir.runtimes.restore.explain import routing_levels
+    from clusir.runtimes.restore.explain import account
     from clusir.runtimes.restore.restorer import Restorer
 
     console = stdout()
@@ -57,12 +57,12 @@ def main(out: Path, precision: str) -> None:
             with Restorer(bundle, backend=backend, precision=wanted) as restorer:
                 restored, work = restorer.restore_and_tell(np.rint(degraded * 255).astype(np.uint8))
                 after = psnr(restored.astype(np.float32) / np.float32(255), clean)
-                routing = work.routing
+                told = work.routing
                 page.add(
                     f"chelsea, {wanted} on {backend}",
                     degraded,
                     restored,
-                    levels=routing_levels(routing.posterior, routing.gate, restorer.spec) if routing else (),
+                    account=account(told.posterior, told.gate, restorer.spec, told.evidence) if told else None,
                     timings_ms={"infer": work.infer_s * 1000},
                     note=f"PSNR {before:.2f} dB before, {after:.2f} dB after",
                 )

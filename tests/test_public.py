@@ -71,7 +71,7 @@ PUBLIC = {
     "clusir.runtimes.report":
         "ReportWriter write_comparison",
     "clusir.runtimes.restore":
-        "ALPHA_MODES ROUTINGS Restorer Routing explain_lines plan_picture routing_levels",
+        "ALPHA_MODES ROUTINGS Restorer Routing account explain_lines plan_picture routing_levels",
     "clusir.runtimes.runners":
         "BACKENDS DEVICES ModelFiles Runner find_model open_runner read_metadata",
     "clusir.training":

@@ -45,7 +45,7 @@ class Side:
             raise
         if self._report is None:
             return
-        from clusir.runtimes.restore.explain import routing_levels
+        from clusir.runtimes.restore.explain import account
 
         self._note_permissions(job.source)
         times = {"decode": outcome.decode_s, "infer": outcome.work.infer_s, "encode": outcome.encode_s}
@@ -56,7 +56,7 @@ class Side:
             job.name,
             look.before,
             look.after,
-            levels=routing_levels(routing.posterior, routing.gate, self._spec) if routing else (),
+            account=account(routing.posterior, routing.gate, self._spec, routing.evidence) if routing else None,
             size=(outcome.info.width, outcome.info.height) if outcome.info else None,
             timings_ms={k: 1000 * v for k, v in times.items() if outcome.status == "restored"},
             note="; ".join(notes),

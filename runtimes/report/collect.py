@@ -8,7 +8,7 @@ and beyond ``limit`` pictures they are only counted: a page of a million rows he
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from clusir.errors import ImageError
 from clusir.runtimes.images.atomic import write_whole
 from clusir.runtimes.images.names import as_text
 from clusir.runtimes.images.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
-from clusir.runtimes.restore.explain import Level
+from clusir.runtimes.restore.explain import Account
 
 __all__ = ["Entry", "Pair", "ReportWriter", "Totals"]
 
@@ -47,7 +47,7 @@ class Entry:
     width: int
     height: int
     pairs: tuple[Pair, ...] = ()
-    levels: tuple[Level, ...] = ()
+    account: Account = field(default_factory=Account)
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     change: float = 0.0
     error: str = ""
@@ -94,7 +94,7 @@ class ReportWriter:
         before: Picture,
         after: Picture,
         *,
-        levels: Sequence[Level] = (),
+        account: Account | None = None,
         size: tuple[int, int] | None = None,
         timings_ms: Mapping[str, float] | None = None,
         note: str = "",
@@ -102,8 +102,7 @@ class ReportWriter:
         """Add a restored picture.
 
         ``before`` and ``after``: [H,W] or [H,W,1..4] of uint8, uint16 or float 0..1, one height and width.
-        ``levels`` is the routing that the picture was restored with, as
-        :func:`clusir.runtimes.restore.explain.routing_levels` gives it.
+        ``account`` is what the model says of the picture (:func:`clusir.runtimes.restore.explain.account`).
         ``size`` is the picture's (width, height) where the arrays are a thinned copy of a huge one. ``timings_ms``
         names the steps in their order, for example decode, infer, encode. Raises ImageError where the sizes differ.
         """
@@ -120,7 +119,7 @@ class ReportWriter:
         with self._lock:
             room = self._left > 0
         pairs = self._pairs(before, after, small, (width, height)) if room else ()
-        entry = Entry(name, width, height, pairs, tuple(levels), dict(timings_ms or {}), change, "", note)
+        entry = Entry(name, width, height, pairs, account or Account(), dict(timings_ms or {}), change, "", note)
         with self._lock:
             self._left -= sum(len(p.before) + len(p.after) for p in pairs)
             self.entries.append(entry)

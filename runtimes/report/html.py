@@ -9,7 +9,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from clusir.runtimes.report.collect import Entry, Totals
-from clusir.runtimes.restore.explain import Level, recognised, summary
+from clusir.runtimes.restore.explain import Account, Level, summary
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -52,8 +52,8 @@ def _experts(levels: Sequence[Level]) -> list[Bar]:
     ]
 
 
-def _likeliest(levels: Sequence[Level]) -> list[Bar]:
-    return [(label, share, f"{share:.2f}") for label, share in recognised(levels)[:5]]
+def _likeliest(account: Account) -> list[Bar]:
+    return [(label, share, f"{share:.2f}") for label, share in account.recognised[:5]]
 
 
 def _ms(value: float) -> str:
@@ -67,14 +67,14 @@ def _shares(times_ms: Mapping[str, float]) -> list[Bar]:
 
 def _overview(done: Sequence[Entry]) -> dict[str, Any]:
     """What all pictures together say: degradations recognised, experts used, where the time went."""
-    routed = [entry for entry in done if entry.levels]
+    routed = [entry.account for entry in done if entry.account.levels]
     total: dict[str, float] = {}
-    for entry in routed:
-        for label, share in recognised(entry.levels):
+    for account in routed:
+        for label, share in account.recognised:
             total[label] = total.get(label, 0) + share / len(routed)
     usage = []
     for place, level in enumerate(routed[0].levels if routed else ()):
-        counts = [sum(entry.levels[place].gate[e] > 0 for entry in routed) for e in range(len(level.gate))]
+        counts = [sum(account.levels[place].gate[e] > 0 for account in routed) for e in range(len(level.gate))]
         usage.append((level.number, counts))
     steps: dict[str, list[float]] = {}
     for entry in done:

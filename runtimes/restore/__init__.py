@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 from clusir.lazy import lazy
 
 if TYPE_CHECKING:
-    from clusir.runtimes.restore.explain import explain_lines, routing_levels
+    from clusir.runtimes.restore.explain import account, explain_lines, routing_levels
     from clusir.runtimes.restore.restorer import ALPHA_MODES, ROUTINGS, Restorer
     from clusir.runtimes.restore.routing import Routing
     from clusir.runtimes.restore.tiling import plan_picture
 
-__all__ = ["ALPHA_MODES", "ROUTINGS", "Restorer", "Routing", "explain_lines", "plan_picture", "routing_levels"]
+__all__ = [
+    "ALPHA_MODES", "ROUTINGS", "Restorer", "Routing", "account", "explain_lines", "plan_picture", "routing_levels",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "explain": "explain_lines routing_levels",
+        "explain": "account explain_lines routing_levels",
         "restorer": "ALPHA_MODES ROUTINGS Restorer",
         "routing": "Routing",
         "tiling": "plan_picture",

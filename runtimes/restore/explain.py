@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from rich.markup import escape
 
 from clusir.errors import ModelFormatError
 from clusir.spec import ModelSpec
 
-__all__ = ["Level", "evidence_summary", "explain_lines", "recognised", "routing_levels", "summary"]
+__all__ = ["Account", "Level", "account", "explain_lines", "routing_levels", "summary"]
 
+_TRACE = 0.05  # the evidence, or the share, from which on something is named
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -25,6 +26,15 @@ class Level:
     labels: tuple[str, ...]
     posterior: tuple[float, ...]
     gate: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What was recognised in one picture, (label, 0..1) with the largest first, and the levels of its routing. Both are
+    empty for a model without routing."""
+
+    recognised: tuple[tuple[str, float], ...] = ()
+    levels: tuple[Level, ...] = ()
 
 
 def _parts(values: ArrayLike, lengths: Sequence[int], what: str) -> list[tuple[float, ...]]:
@@ -57,35 +67,41 @@ def routing_levels(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec) -> li
     ]
 
 
-def recognised(levels: Sequence[Level]) -> list[tuple[str, float]]:
-    """What the picture suffers from: ``(label, share)``, largest first, shares summing to 1.
+def account(posterior: ArrayLike, gate: ArrayLike, spec: ModelSpec, evidence: ArrayLike = ()) -> Account:
+    """The account of one picture; arguments as in :func:`routing_levels`, and the ``evidence`` [F] in 0..1 where the
+    model gives it.
 
-    Clusters of the same label count together; the levels count equally. Where the metadata names no cluster the shares
-    of different levels have nothing in common, so the deepest level alone speaks.
+    What was recognised are then the families of which there is a trace, else the degradations that clusters stand for,
+    as shares that sum to 1: what a picture suffers from is asked of evidence, of which the router takes only what may
+    be mended.
     """
-    if not levels:
-        return []
+    levels = tuple(routing_levels(posterior, gate, spec))
+    found = np.asarray(evidence, np.float64)
+    if levels and found.size:
+        named = zip(spec.families, found.tolist(), strict=True)
+        shares = [(family.replace("_", " "), share) for family, share in named if share >= _TRACE]
+    else:
+        shares = _of_clusters(levels)
+    return Account(tuple(sorted(shares, key=lambda item: -item[1])), levels)
+
+
+def _of_clusters(levels: Sequence[Level]) -> list[tuple[str, float]]:
+    """Clusters of the same label count together; the levels count equally. Where the metadata names no cluster the
+    shares of different levels have nothing in common, so the deepest level alone speaks."""
     unnamed = all(label == f"cluster {c}" for level in levels for c, label in enumerate(level.labels))
     chosen = levels[-1:] if unnamed else levels
     shares: dict[str, float] = {}
     for level in chosen:
         for label, value in zip(level.labels, level.posterior, strict=True):
             shares[label] = shares.get(label, 0.0) + value / len(chosen)
-    return sorted(shares.items(), key=lambda item: -item[1])
+    return list(shares.items())
 
 
-def summary(levels: Sequence[Level], least: float = 0.05) -> str:
-    """:func:`recognised` as words: ``noise 0.80, jpeg 0.20``; shares below ``least`` are left out, the first never."""
-    shares = recognised(levels)
-    return ", ".join(f"{label} {share:.2f}" for i, (label, share) in enumerate(shares) if i == 0 or share >= least)
-
-
-def evidence_summary(evidence: NDArray[np.float64], spec: ModelSpec, least: float = 0.05) -> str:
-    """The families [F] with their evidence as words, largest first: ``noise 0.97, haze 0.12``; ``nothing`` where none
-    has ``least``."""
-    order = np.argsort(-evidence, kind="stable")
-    said = [f"{spec.families[k].replace('_', ' ')} {evidence[k]:.2f}" for k in order if evidence[k] >= least]
-    return ", ".join(said) or "nothing"
+def summary(found: Account, least: float = _TRACE) -> str:
+    """What was recognised as words: ``noise 0.80, jpeg 0.20``; less than ``least`` is left out, the first never.
+    ``nothing`` where there was nothing."""
+    shares = enumerate(found.recognised)
+    return ", ".join(f"{label} {share:.2f}" for i, (label, share) in shares if i == 0 or share >= least) or "nothing"
 
 
 def _bar(share: float, width: int, plain: bool) -> str:
@@ -108,16 +124,15 @@ def explain_lines(
 ) -> list[str]:
     """The routing of one picture as lines of rich markup, for ``console.print``.
 
-    First what was recognised: the families with ``evidence`` [F] where the model gives it, else the degradations that
-    the clusters of all levels stand for; then per level the ``top`` clusters and every expert that ran,
-    each with a bar of ``width`` characters (``plain``: ASCII). Arguments as in :func:`routing_levels`. A model without
-    routing gives one line that says so.
+    First what was recognised; then per level the ``top`` clusters and every expert that ran, each with a bar of
+    ``width`` characters (``plain``: ASCII). Other arguments as in :func:`account`. A model without routing gives one
+    line that says so.
     """
-    levels = routing_levels(posterior, gate, spec)
+    told = account(posterior, gate, spec, evidence)
+    levels = told.levels
     if not levels:
         return ["[dim]this model has no routing to explain[/dim]"]
-    found = np.asarray(evidence, dtype=np.float64)
-    lines = [f"recognised: [bold]{escape(evidence_summary(found, spec) if found.size else summary(levels))}[/bold]"]
+    lines = [f"recognised: [bold]{escape(summary(told))}[/bold]"]
     column = max(len(label) for level in levels for label in level.labels)
     for level in levels:
         ranked = sorted(range(len(level.posterior)), key=lambda c: -level.posterior[c])[:top]

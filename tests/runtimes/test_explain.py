@@ -13,7 +13,7 @@ from rich.text import Text
 from clusir.errors import ImageError, ModelFormatError, UsageError
 from clusir.runtimes.images.thumbnails import data_uri, eight_bit, most_changed, shrunk
 from clusir.runtimes.report.compare import write_comparison
-from clusir.runtimes.restore.explain import explain_lines, recognised, routing_levels, summary
+from clusir.runtimes.restore.explain import account, explain_lines, routing_levels, summary
 from clusir.spec import ModelSpec
 
 LABELS = (("noise", "jpeg", "noise"), ("noise", "[b]"))
@@ -32,14 +32,15 @@ def test_levels_are_cut_where_the_spec_says() -> None:
 
 
 def test_clusters_of_one_label_count_together_and_levels_equally() -> None:
-    shares = dict(recognised(routing_levels(POSTERIOR, GATE, SPEC)))
+    told = account(POSTERIOR, GATE, SPEC)
+    shares = dict(told.recognised)
     assert shares == pytest.approx({"noise": (0.8 + 0.9) / 2, "jpeg": 0.1, "[b]": 0.05})
-    assert summary(routing_levels(POSTERIOR, GATE, SPEC), least=0.08) == "noise 0.85, jpeg 0.10"
+    assert summary(told, least=0.08) == "noise 0.85, jpeg 0.10"
 
 
 def test_unnamed_clusters_speak_for_the_deepest_level_alone() -> None:
     spec = ModelSpec(clusters=(3, 2), experts=(2, 2))
-    assert recognised(routing_levels(POSTERIOR, GATE, spec)) == [("cluster 0", 0.9), ("cluster 1", 0.1)]
+    assert account(POSTERIOR, GATE, spec).recognised == (("cluster 0", 0.9), ("cluster 1", 0.1))
 
 
 def test_lines_name_damage_experts_and_show_bars() -> None:

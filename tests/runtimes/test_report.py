@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 
 from clusir.errors import ImageError
 from clusir.runtimes.report.collect import ReportWriter
-from clusir.runtimes.restore.explain import routing_levels
+from clusir.runtimes.restore.explain import account
 from clusir.spec import ModelSpec
 from tests.browser import Browser
 
@@ -24,7 +25,7 @@ LABELS = ("noise", "jpeg", "blur", "<i>rain</i>")
 SPEC = ModelSpec(clusters=(4, 4), experts=(4, 4), cluster_labels=(LABELS, LABELS))
 POSTERIOR = np.array([0.7, 0.1, 0.1, 0.1, 0.9, 0.1, 0.0, 0.0])
 GATE = np.array([0, 0.8, 0, 0, 0.6, 0, 0, 0])
-LEVELS = routing_levels(POSTERIOR, GATE, SPEC)
+ACCOUNT = account(POSTERIOR, GATE, SPEC)
 NASTY = 'a <script>document.title="owned"</script> "name" & more.png'
 
 
@@ -39,7 +40,7 @@ def _writer(**options: Any) -> ReportWriter:
     writer = ReportWriter("Restored <pictures>", {"backend": "ort:cpu"}, "a machine", **options)
     for i, (name, size) in enumerate({"b.png": (300, 400), NASTY: (40, 40), "a.png": (900, 1200)}.items()):
         times = {"decode": 2.0 + i, "infer": 1500.0 * (i + 1), "encode": 8.0}
-        writer.add(name, *_picture(*size), levels=LEVELS, timings_ms=times, note="a note")
+        writer.add(name, *_picture(*size), account=ACCOUNT, timings_ms=times, note="a note")
     writer.add_failure("broken.jpg", "broken.jpg: truncated <here>")
     return writer
 
@@ -217,3 +218,16 @@ def test_text_is_readable_in_both_schemes(browser: Browser, report: Path, scheme
     assert ratio >= 4.5, where  # WCAG AA for text
     mean = browser.screenshot().mean()
     assert mean > 150 if scheme == "light" else mean < 110
+
+
+def test_the_page_names_families_where_there_is_evidence_of_them(tmp_path: Path) -> None:
+    spec = replace(SPEC, families=("noise", "low_light"), evidence_thresholds=(0.1, 0.9))
+    writer = ReportWriter()
+    for name, evidence in (("dark.png", (0.25, 0.75)), ("plain.png", (0.0, 0.04))):
+        told = account(POSTERIOR, GATE, spec, np.array(evidence, np.float32))
+        writer.add(name, *_picture(40, 50), account=told)
+    text = writer.write(tmp_path / "report.html").read_text()
+    assert '<td class="words">low light 0.75, noise 0.25</td>' in text
+    assert '<td class="words">nothing</td>' in text
+    assert "jpeg 0.10" not in text
+    assert "<h3>Recognised</h3>nothing" in text
