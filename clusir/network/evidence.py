@@ -84,7 +84,7 @@ class EvidenceHead(nn.Module):
         return odds
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *how: Any) -> None:
-        # Weights from before there were floors: everything counts as there, as it did for them.
+        # Weights without floors were trained to be told that everything may be mended.
         state.setdefault(f"{prefix}floors", torch.zeros(FAMILY_COUNT))
         super()._load_from_state_dict(state, prefix, *how)
 

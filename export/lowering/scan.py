@@ -2,7 +2,8 @@
 
 State space models, gated linear recurrences and exponential averages are this with what they multiply by and add. A
 sum of products of decays over one another's inverses would be parallel and underflows after a few hundred steps; this
-only ever multiplies a decay by a state, so its error does not grow with the length (``tests.bench.scans`` shows it).
+only ever multiplies a decay by a state. Where states decay the error stops growing with the length; where they do not
+it is that of a sum in order, 4e-6 after 65,536 steps in float32 (``tests.bench.scans``).
 
 In ONNX it is ``Scan`` over chunks of 16 steps, written out inside: fewer calls than a Scan over steps, no more
 arithmetic, and one state in memory beside the result. The forms of logarithmic depth were measured too and are slower

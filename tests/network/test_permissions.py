@@ -94,7 +94,7 @@ def test_everything_is_what_reaches_the_floors(model: ClusIR, image: torch.Tenso
             head.thresholds.zero_()
 
 
-def test_weights_from_before_there_were_floors_mend_all_they_are_asked(model: ClusIR, image: torch.Tensor) -> None:
+def test_weights_without_floors_mend_all_they_are_asked(model: ClusIR, image: torch.Tensor) -> None:
     state = model.state_dict()
     del state["evidence.floors"]
     found = ClusIR(TINY).eval()
