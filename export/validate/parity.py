@@ -194,19 +194,21 @@ def output_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def permission_vectors(spec: ModelSpec) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """What a router is told, in turn: nothing, all, no family at all, one family alone, another one in part;
-    where there are floors also all of which there is a trace, and that in part."""
+    """What a router is told, in turn: nothing, all, no family at all, one family alone, several in part, and, where
+    there are floors, all of which there is a trace. Six at most, as many as an export compares a router on."""
     families = len(spec.families)
-    kinds = (-1.0, 1.0, 0.0, *((-2.0, -1.25) if spec.evidence_floors else ()))
-    turns = len(kinds) + 2
+    kinds = [-1.0, 1.0, 0.0, *([-2.0] if spec.evidence_floors else [])]
+    parts = [0.4, -0.5, *([-1.25] if spec.evidence_floors else [])]
     turn = count()
 
     def feeds(given: Mapping[str, Array]) -> dict[str, Array]:
         start = next(turn)
-        kind = start % turns
+        kind = start % (len(kinds) + 2)
         permissions = np.full((1, families), kinds[kind] if kind < len(kinds) else 0.0, np.float32)
-        if kind >= len(kinds):
-            permissions[0, start % families] = 1.0 if kind == len(kinds) else 0.4
+        if kind == len(kinds):
+            permissions[0, start % families] = 1.0
+        elif kind > len(kinds):
+            permissions[0] = np.resize(parts, families)
         return {"permissions": permissions}
 
     return feeds

@@ -53,7 +53,7 @@ def test_the_router_obeys_as_in_pytorch(model: ClusIR, files: Path, backend: str
     with open_runner(files.with_name("model.router.onnx"), backend) as router:
         vectors = permission_vectors(router.spec)
         seen = []
-        for _ in range(7):
+        for _ in range(6):
             feeds = {"image": image} | vectors({"image": image})
             found, expected = router.run(feeds), reference_outputs(model, feeds, "router")
             assert set(found) == {"posterior", "expert_probability", "statistics", "evidence"}
@@ -61,6 +61,15 @@ def test_the_router_obeys_as_in_pytorch(model: ClusIR, files: Path, backend: str
                 assert np.abs(values - expected[name]).max() <= 2e-5, (name, feeds["permissions"])
             seen.append(found["statistics"])
         assert all(np.abs(seen[0] - other).max() > 1e-4 for other in seen[1:])
+
+
+def test_six_batches_tell_a_router_every_kind_of_permission(files: Path) -> None:
+    with open_runner(files.with_name("model.router.onnx"), "ort") as router:
+        vectors = permission_vectors(router.spec)
+    told = np.concatenate([vectors({})["permissions"] for _ in range(6)])
+    for low, high in ((-2, -2), (-2, -1), (-1, -1), (-1, 0), (0, 0), (0, 1), (1, 1)):
+        inside = (told == low) if low == high else (told > low) & (told < high)
+        assert inside.any(), (low, high)
 
 
 def test_a_whole_graph_mends_what_it_may_unasked(model: ClusIR, files: Path) -> None:
