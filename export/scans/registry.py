@@ -172,7 +172,7 @@ def check_scans(model: nn.Module, image: Tensor) -> None:
             want, got = (list(tensors_of(value).values()) for value in (made, said))
             fits = [a.shape for a in want] == [b.shape for b in got]
             pairs = zip(want, got, strict=True) if fits else ()
-            off = [float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs]
+            off = [float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)) for a, b in pairs]
             wrong = [apart for apart in off if not (apart <= 1e-4)]
             if wrong or not fits:
                 what = f"by {max(wrong):.2g}" if wrong else f"in shape: {_shapes(want)} and {_shapes(got)}"

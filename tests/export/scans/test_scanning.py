@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,27 @@ def test_a_described_block_gets_itself_first() -> None:
     with described_scans(block, as_described):
         torch.testing.assert_close(block(x, 0.5), want)
     assert Averages.forward is block.forward.__func__
+
+
+class Faint(nn.Module):
+    """A sum of what is hardly there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy().cumsum(2)) * 1e-6
+
+
+@pytest.mark.parametrize("off", [1.0, 1.01])
+def test_small_answers_are_compared_by_their_own_size(off: float) -> None:
+    register_scan(
+        Faint,
+        decay=lambda block, x: torch.ones(()),
+        entry=lambda block, x: x,
+        axis=2,
+        read=lambda states, block, x: states * (off * 1e-6),
+    )
+    told = nullcontext() if off == 1 else pytest.raises(UnsupportedModelError, match=r"differ by 0\.01")
+    with told:
+        check_scans(Faint(), torch.rand(1, 3, 24, 36))
 
 
 NETWORK = """
