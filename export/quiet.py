@@ -1,7 +1,7 @@
-"""What libraries print and log while they trace and convert, kept off the terminal and left to other threads.
+"""What belongs to the process and an export changes: what libraries print and log, and parts of them, left to others.
 
-Streams and loggers belong to the process. Here each block takes away what its own thread says, and blocks of several
-threads may begin and end in any order: afterwards everything is as it was before the first.
+Of streams and loggers each block takes away what its own thread says; a part of a library is replaced for all. Blocks
+of several threads may begin and end in any order: afterwards everything is as it was before the first.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO, TypeVar
 
-__all__ = ["hushed", "printing_to", "root_hushed"]
+__all__ = ["hushed", "printing_to", "replaced", "root_hushed"]
 
 T = TypeVar("T", bound=TextIO)
 _LOCK = threading.Lock()
+_HELD: dict[tuple[int, str], tuple[Any, int]] = {}  # what stood there before the first block, and how many there are
 _RAISED: dict[str, tuple[int, list[int]]] = {}  # logger to its own level and the levels that blocks ask for
 
 
@@ -86,6 +87,26 @@ def hushed(names: Sequence[str], level: int) -> Iterator[None]:
                 logging.getLogger(name).setLevel(max(wanted) if wanted else own)
                 if not wanted:
                     del _RAISED[name]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, ``value`` is the attribute ``name`` of a module or class, for the whole process."""
+    key = (id(owner), name)
+    with _LOCK:
+        held = vars(owner)[name] if name in vars(owner) else getattr(owner, name)  # a class method as it is written
+        before, blocks = _HELD.get(key, (held, 0))
+        _HELD[key] = before, blocks + 1
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            before, blocks = _HELD[key]
+            _HELD[key] = before, blocks - 1
+            if blocks == 1:
+                setattr(owner, name, before)
+                del _HELD[key]
 
 
 class _OtherThreads(logging.Filter):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from clusir.export.quiet import replaced
+
 __all__ = ["takes_complex", "taught_registry"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,11 +37,10 @@ def taught_registry() -> Iterator[None]:
     from torch.onnx._internal.exporter import _registration
 
     kind = _registration.ONNXRegistry
-    theirs = {name: vars(kind)[name] for name in ("register_op", "from_torchlib")}
-    read = kind.from_torchlib
+    register, read = kind.register_op, kind.from_torchlib
 
     def register_op(self: Any, target: Any, function: Callable[..., Any], is_complex: bool = False) -> None:
-        theirs["register_op"](self, target, function, is_complex=is_complex or getattr(function, _MARK, False))
+        register(self, target, function, is_complex=is_complex or getattr(function, _MARK, False))
 
     def from_torchlib(cls: Any, opset_version: int = kind().opset_version) -> Any:
         if opset_version not in _KEPT:
@@ -49,12 +50,5 @@ def taught_registry() -> Iterator[None]:
         made.functions = {target: list(found) for target, found in kept.functions.items()}
         return made
 
-    ours = {"register_op": register_op, "from_torchlib": classmethod(from_torchlib)}
-    for name, function in ours.items():
-        setattr(kind, name, function)
-    try:
+    with replaced(kind, "register_op", register_op), replaced(kind, "from_torchlib", classmethod(from_torchlib)):
         yield
-    finally:
-        for name, function in ours.items():
-            if vars(kind)[name] is function:
-                setattr(kind, name, theirs[name])

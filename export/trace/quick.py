@@ -10,6 +10,8 @@ import torch._dynamo.config
 import torch._meta_registrations
 from torch import Tensor
 
+from clusir.export.quiet import replaced
+
 __all__ = ["quick_tracing"]
 
 
@@ -23,10 +25,8 @@ def _transformed(out: Tensor, x: Tensor, sizes: Sequence[Any], dim: Sequence[int
 def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
     in is made a second time to be checked), and transforms are asked for their sizes alone."""
-    before = torch._meta_registrations._exec_fft
-    torch._meta_registrations._exec_fft = _transformed
-    try:
-        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
-            yield
-    finally:
-        torch._meta_registrations._exec_fft = before
+    with (
+        replaced(torch._meta_registrations, "_exec_fft", _transformed),
+        replaced(torch._dynamo.config, "fake_tensor_cache_enabled", False),
+    ):
+        yield

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clusir.export.quiet import hushed, printing_to, root_hushed
+from clusir.export.quiet import hushed, printing_to, replaced, root_hushed
 from clusir.export.subjects.factory import load_factory, working_folder_first
 
 LIBRARY = "library.of.this.test"
@@ -120,6 +120,20 @@ def test_the_search_path_is_kept_until_the_last_export_ends(tmp_path: Path, monk
     assert sys.path == [here, *before]
     other.__exit__(None, None, None)
     assert sys.path == before
+
+
+def test_what_several_exports_replaced_is_put_back_by_the_last() -> None:
+    owner = SimpleNamespace(part="the library's")
+    first, second = replaced(owner, "part", "ours"), replaced(owner, "part", "ours too")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # in the order in which threads happen to end
+    assert owner.part == "ours too"
+    second.__exit__(None, None, None)
+    assert owner.part == "the library's"
+    with pytest.raises(ValueError, match="stop"), replaced(owner, "part", "ours"):
+        raise ValueError("stop")
+    assert owner.part == "the library's"
 
 
 FACTORIES = """
