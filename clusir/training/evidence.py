@@ -154,9 +154,9 @@ def _look(
     crop_px: int,
     rng: np.random.Generator,
 ) -> _Crops:
-    parts = list(_each(model, chosen, weights, crop_px, rng))
-    statistics, labels, strong = (torch.stack([part[i] for part in parts]) for i in range(3))
-    even = torch.tensor([index % 2 == 0 for _, index in chosen])
+    seen, there, strongly, photo = zip(*_each(model, chosen, weights, crop_px, rng), strict=True)
+    statistics, labels, strong = (torch.stack(part) for part in (seen, there, strongly))
+    even = torch.tensor([index % 2 == 0 for index in photo])
     tonal = [FAMILY_NAMES.index(family) for family in TONAL]
     return _Crops(statistics, labels, labels.sum(1) == 0, labels[:, tonal].sum(1) == 0, strong, even)
 
@@ -168,7 +168,8 @@ def _each(
     weights: dict[str, float],
     crop_px: int,
     rng: np.random.Generator,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+    """Statistics, which families are there, which strongly, and of which photo: the halves share none."""
     assert model.evidence is not None
     assert model.traces is not None
     assert model.cue is not None
@@ -194,7 +195,7 @@ def _each(
         label = torch.tensor([float(family in recipe.families) for family in FAMILY_NAMES])
         middle = {family for step in recipe.steps if step.severity >= 0.5 for family in Recipe((step,), 0).families}
         strong = torch.tensor([float(family in middle) for family in FAMILY_NAMES])
-        yield model.evidence.statistics(image, seen, pooled)[0], label, strong
+        yield model.evidence.statistics(image, seen, pooled)[0], label, strong, index
 
 
 def low_key(picture: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
