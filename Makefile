@@ -34,7 +34,7 @@ lint: $(STAMP)
 
 # Exports the shipped checkpoint into the package; run it after clusir/weights/tiny.safetensors changed.
 weights: $(STAMP)
-	$(BIN)/clusir-export --onnx clusir/weights/tiny.onnx --precision fp32,bf16
+	$(BIN)/clusir-export --onnx clusir/weights/tiny.onnx --weights shared --precision fp32,bf16
 
 # The site, from docs/ and the docstrings of the public names, into build/site. It loads nothing from elsewhere; to search it: python -m http.server -d build/site
 docs: $(STAMP)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clusir.errors import ClusirError, UsageError
+from clusir.runtimes.runners.external import DATA_SUFFIX, external_files
 from clusir.runtimes.runners.metadata import read_metadata
 
 __all__ = ["listed", "refuse_foreign", "retire"]
@@ -31,6 +32,8 @@ def refuse_foreign(folder: Path, names: Iterable[str], stem: str) -> None:
         path = folder / name
         if not os.path.lexists(path) or name in mine or (path.suffix == ".onnx" and _has_spec(path)):
             continue
+        if path.suffix == DATA_SUFFIX and any(path.resolve() in external_files(graph) for graph in _ours(path.parent)):
+            continue
         raise UsageError(
             f"{path} is there and was not written by clusir-export; move it away, or name another folder or file"
         )
@@ -45,9 +48,18 @@ def retire(folder: Path, stem: str, names: Iterable[str], replaced: bytes | None
     variants = [f"{stem}{precision}{graph}.onnx" for precision in (".fp16", ".int8") for graph in ("", ".tile")]
     variants += [f"{stem}.statistics.onnx", f"{stem}.tile.onnx"]
     old = [name for name in variants if name not in set(names) and _has_spec(folder / name)]
+    # Their weights, and those of a graph that has them inside now: its own name was ours to replace.
+    data = (f"{stem}{precision}.onnx{DATA_SUFFIX}" for precision in ("", ".fp16", ".int8"))
+    left = [name for name in data if name not in set(names) and (folder / name).is_file()]
+    kept = {path.name for graph in _ours(folder) if graph.name not in old for path in external_files(graph)}
+    old += [name for name in left if name not in kept and name.removesuffix(DATA_SUFFIX) in {*old, whole.name}]
     for name in old:
         os.replace(folder / name, folder / f"{name}.stale")
     return old
+
+
+def _ours(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.onnx") if _has_spec(path)]
 
 
 def _read(path: Path) -> Any:

@@ -39,7 +39,8 @@ PAGE = "clusir/runtimes/page/built/"
 NOT_COPIED = (".git", ".venv", "node_modules", "build", "build-*", "dist", "*.egg-info", ".*_cache", "__pycache__",
               "demo-out", "site", ".hypothesis", ".state", "built")  # fmt: skip
 # What the wheel holds beside modules: where, and which suffixes.
-DATA = {"clusir": {".typed", ".json"}, "clusir/weights": {".onnx", ".safetensors", ".md", ".tsv", "", ".losses.json"},
+WEIGHTS = {".onnx", ".data", ".safetensors", ".md", ".tsv", "", ".losses.json"}
+DATA = {"clusir": {".typed", ".json"}, "clusir/weights": WEIGHTS,
         "clusir/runtimes/report": {".css", ".js", ".html"}, "clusir/training/recipes": {".toml"}}  # fmt: skip
 
 

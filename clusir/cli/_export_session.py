@@ -24,6 +24,7 @@ from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import ParityRow, check_rows
 from clusir.network import checkpoint as checkpoints
 from clusir.network.model import ClusIR
+from clusir.runtimes.runners.external import DATA_SUFFIX
 
 __all__ = ["ExportRequest", "parity_table", "run", "run_module"]
 
@@ -41,6 +42,7 @@ class ExportRequest:
     stem: str
     bundle: bool
     given: frozenset[str]
+    weights: str | None
     openvino: bool
     ort_mobile: bool
     checkpoint: str | None
@@ -64,7 +66,8 @@ class ExportRequest:
 
     @property
     def to(self) -> Destination:
-        return Destination(self.folder, self.stem, self.bundle)
+        shared = self.bundle if self.weights is None else self.weights == "shared"
+        return Destination(self.folder, self.stem, self.bundle, shared)
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -111,7 +114,8 @@ def run(request: ExportRequest) -> None:
     console.print(parity_table(report.parity))
     for text in report.markdown:
         console.print(Markdown(text))
-    for path in (request.folder / name for name in report.files if name.endswith((".onnx", ".xml", ".ort", ".html"))):
+    shown = (".onnx", DATA_SUFFIX, ".xml", ".ort", ".html")
+    for path in (request.folder / name for name in report.files if name.endswith(shown)):
         console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
 
 
@@ -174,12 +178,16 @@ def add_precisions(
         for name in ("calibration.json", "frontier.svg"):
             if (stage / name).is_file():
                 (stage / name).rename(stage / f"{stem}.{name}")
+    if request.to.shared:
+        for precision in dict.fromkeys(precision for precision, _ in made.files):
+            pair = ((precision, graph) for graph in ("whole", "tile"))
+            report.share([made.files[key] for key in pair if key in made.files])
     if made.files:  # bf16 alone makes none
         rows = validate(list(made.files.values()))
         report.parity += rows
         check_rows(rows, [path.name for path in made.files.values()])
     if missed is not None:
-        report.keep += [path.relative_to(stage).as_posix() for path in report.onnx]
+        report.keep += [path.relative_to(stage).as_posix() for path in (*report.onnx, *report.data)]
         raise missed
     report.markdown.append(made.to_markdown())
 

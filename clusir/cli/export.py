@@ -54,6 +54,12 @@ def check_options(module: bool, known: bool = False) -> None:
     default=None,
     help="Write ONNX to PATH: a folder, or a file name that ends in .onnx.  [without PATH: clusir-bundle]",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["shared", "inside"]),
+    help="shared: the graphs of a precision keep their weights in one file beside them, NAME.onnx.data; inside: each "
+    "in itself.  [shared in a folder, inside with a file name]",
+)
 @click.option("--openvino", is_flag=True, help="Also write OpenVINO IR (.xml, .bin) of every graph.")
 @click.option("--ort-mobile", is_flag=True, help="Also write .ort files for mobile ONNX Runtime, and their operators.")
 @click.option(

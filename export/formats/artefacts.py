@@ -10,6 +10,7 @@ from typing import Any
 
 from clusir.errors import ModelFormatError, UsageError
 from clusir.runtimes import open_runner
+from clusir.runtimes.runners.external import DATA_SUFFIX
 from clusir.runtimes.runners.files import find_model
 from clusir.runtimes.runners.metadata import read_metadata
 from clusir.spec import ModelSpec
@@ -86,7 +87,8 @@ def check_manifest(folder: Path) -> list[str]:
         with path.open("rb") as stream:
             if path.stat().st_size != size or hashlib.file_digest(stream, "sha256").hexdigest() != digest:
                 raise refuse(f"{name} is not the file that the manifest names (its SHA-256 differs)")
-    there = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in (*_MODELS, ".npz", ".bin"))
+    counted = (*_MODELS, ".npz", ".bin", DATA_SUFFIX)
+    there = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in counted)
     more = sorted(name for name in there if name not in listed and not name.startswith("."))
     if more:
         raise refuse(f"{more[0]} is in it and not in its manifest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from clusir import plain_json
 from clusir.errors import ClusirError, ExportError
 from clusir.export.formats.extras import write_golden_cases, write_manifest
 from clusir.export.formats.page import as_markdown, write_page
+from clusir.export.formats.weights import share_weights
 from clusir.export.ownership import refuse_foreign, retire
 from clusir.export.pipeline import ExportConfig, GraphRecord, describe, write_graphs
 from clusir.export.staging import staged
@@ -20,6 +21,7 @@ from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import ParityRow, check_rows
 from clusir.network.checkpoint import sha256, shipped
 from clusir.network.model import ClusIR
+from clusir.runtimes.runners.external import DATA_SUFFIX
 
 __all__ = ["Destination", "ExportReport", "Step", "export_bundle"]
 
@@ -29,11 +31,13 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Destination:
     """Where files go: ``<stem>.onnx`` and the others named after it into ``folder``; a ``bundle`` has a manifest,
-    golden cases and a page beside them."""
+    golden cases and a page beside them. ``shared``: the graphs of a precision keep their weights in one file
+    (:mod:`.weights`) instead of each in itself."""
 
     folder: Path
     stem: str = "model"
     bundle: bool = True
+    shared: bool = False
 
     @property
     def report(self) -> str:
@@ -43,17 +47,20 @@ class Destination:
     def known_names(self, graphs: Sequence[str]) -> list[str]:
         """What is written in any case, to be refused before an hour of work where it is somebody else's."""
         names = [f"{self.stem}{GRAPHS[graph].suffix}" for graph in graphs]
+        names += [f"{self.stem}.onnx{DATA_SUFFIX}"] if self.shared else []
         return [*names, self.report, *(("manifest.json", "report.html") if self.bundle else ())]
 
 
 @dataclass
 class ExportReport:
-    """Everything that an export did and measured. ``variants``: graphs in lower precisions; ``markdown``: sections of
-    further steps; ``keep``: names of files that are worth having although the export is refused, each of them compared;
-    ``files``: what was put in place, relative to the destination; ``retired``: see :func:`ownership.retire`."""
+    """Everything that an export did and measured. ``variants``: graphs in lower precisions; ``data``: files of weights
+    that graphs share, and their bytes; ``markdown``: sections of further steps; ``keep``: names of files that are worth
+    having although the export is refused, each of them compared; ``files``: what was put in place, relative to the
+    destination; ``retired``: see :func:`ownership.retire`."""
 
     graphs: list[GraphRecord] = field(default_factory=list)
     variants: list[Path] = field(default_factory=list)
+    data: dict[Path, int] = field(default_factory=dict)
     parity: list[ParityRow] = field(default_factory=list)
     precisions: dict[str, Any] = field(default_factory=dict)
     markdown: list[str] = field(default_factory=list)
@@ -66,6 +73,13 @@ class ExportReport:
         """Every ONNX file that was made, where it was made."""
         return [*(graph.path for graph in self.graphs), *self.variants]
 
+    def share(self, graphs: Sequence[Path]) -> None:
+        """Let ``graphs``, of one precision, keep their weights in one file, named after the first."""
+        data = share_weights(graphs)
+        if data is not None:
+            self.data[data] = data.stat().st_size
+        self.graphs = [replace(graph, bytes=graph.path.stat().st_size) for graph in self.graphs]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "graphs": [
@@ -77,6 +91,7 @@ class ExportReport:
                 }
                 for g in self.graphs
             ],
+            "weights": [{"file": path.name, "bytes": size} for path, size in self.data.items()],
             "parity": [row.to_dict() for row in self.parity],
             "precisions": self.precisions,
             "files": self.files,
@@ -114,6 +129,8 @@ def export_bundle(
         try:
             report.graphs = write_graphs(model, stage, to.stem, config, progress)
             paths = [graph.path for graph in report.graphs]
+            if to.shared:
+                report.share(paths)
             report.parity = validate_files(model, paths, plan, progress)
             check_rows(report.parity, [path.name for path in paths])
             for step in more:

@@ -91,15 +91,16 @@ def write_ort_mobile(models: Path | Sequence[Path], folder: Path) -> MobileRepor
         fixed = [_fix_batch(path, Path(scratch) / path.name) for path in sources]
         chatter = _convert(Path(scratch), folder)
         verdicts = [_usability(path) for path in fixed]
+        before = [path.stat().st_size for path in fixed]  # with their weights, which may lie beside the source
     config = folder / CONFIG_NAME
     config.write_text(config.read_text(encoding="utf-8").replace(f"{folder.resolve()}/", ""), encoding="utf-8")
     files = []
-    for source, (verdict, _) in zip(sources, verdicts, strict=True):
+    for source, source_bytes, (verdict, _) in zip(sources, before, verdicts, strict=True):
         path = folder / f"{source.stem}.ort"
         if not path.is_file():
             raise ExportError(f"onnxruntime wrote no {path.name}: {chatter.strip().splitlines()[-1]}")
         spec = ModelSpec.from_metadata(_metadata(source))
-        sizes = path.stat().st_size, source.stat().st_size
+        sizes = path.stat().st_size, source_bytes
         files.append(MobileFile(spec.graph, path.name, source.name, *sizes, _compare(source, path, spec), verdict))
     report = MobileReport(tuple(files), CONFIG_NAME, _count_operators(config))
     (folder / "usability.json").write_text(plain_json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")

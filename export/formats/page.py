@@ -24,7 +24,9 @@ _PAGE = """{% extends "page.html" %}
 
 def as_markdown(title: str, report: Mapping[str, Any], sections: Sequence[str] = ()) -> str:
     """An export's report as Markdown: files, passes, parity (the worst over degradations), then ``sections``."""
-    graphs = [(f"`{g['file']}`", g["graph"], f"{g['bytes'] / 1e6:.2f}") for g in report["graphs"]]
+    files = [(g["file"], g["graph"], g["bytes"]) for g in report["graphs"]]
+    files += [(data["file"], "weights", data["bytes"]) for data in report["weights"]]
+    graphs = [(f"`{name}`", what, f"{size / 1e6:.2f}") for name, what, size in files]
     passes = [
         (p["name"], "yes" if p["modified"] else "no", "; ".join(p["notes"])) for p in report["graphs"][0]["passes"]
     ]

@@ -69,9 +69,14 @@ def page_files(model: ModelFiles, built: Path = BUILT) -> dict[str, Path]:
         if graph.suffix != ".onnx":
             raise UsageError(f"model {graph}: the page opens .onnx files; make one with clusir-export --onnx OUT")
         read_metadata(graph)
-        if external_files(graph):
-            raise UsageError(f"model {graph}: it keeps weights in other files, which the page cannot load")
-    return {path.name: path for path in built.iterdir() if path.is_file()} | graphs
+    # What graphs keep their weights in is asked for beside them, by the name that they give.
+    beside = PurePosixPath(MODEL).parent
+    weights = {
+        (beside / path.relative_to(graph.parent.resolve()).as_posix()).as_posix(): path
+        for graph in graphs.values()
+        for path in external_files(graph)
+    }
+    return {path.name: path for path in built.iterdir() if path.is_file()} | weights | graphs
 
 
 class PageServer(ThreadingHTTPServer):

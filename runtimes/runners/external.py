@@ -7,11 +7,16 @@ it (no runtime opens them either).
 
 from __future__ import annotations
 
+import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["external_files"]
+from clusir.errors import ModelFormatError
+
+__all__ = ["DATA_SUFFIX", "check_weights", "external_files"]
+
+DATA_SUFFIX = ".data"  # behind the name of a graph: what it and the graphs beside it keep their weights in
 
 # Message: the fields that lead to a tensor, and what each holds. 13 of a tensor is one key and value.
 _FIELDS = {
@@ -21,8 +26,10 @@ _FIELDS = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
 }
+# Where the weights of an export are; walking all nodes takes longer than opening a small graph may.
+_INITIALIZERS = {"model": {7: "graph"}, "graph": {5: "tensor"}}
+_ENTRY = 13
 _DEPTH = 64
 
 
@@ -31,28 +38,73 @@ def external_files(model: Path) -> list[Path]:
     if model.suffix == ".xml":  # OpenVINO
         weights = model.with_suffix(".bin")
         return [weights] if weights.is_file() else []
+    found = (_inside(model, name) for name, _ in _named(model, _FIELDS))
+    return sorted(path for path in found if path is not None and path.is_file())
+
+
+def check_weights(model: Path) -> None:
+    """Raise ModelFormatError where a file of weights is not beside ``model``, or is not the one that it was written
+    with: where the graph gives the file's SHA-1 (``checksum``), as ``clusir-export`` does."""
+    try:
+        for name, checksum in sorted(_named(model, _INITIALIZERS)):
+            path = _inside(model, name)
+            if path is None:
+                continue  # outside: the runtime refuses it
+            if not path.is_file():
+                raise ModelFormatError(f"model {model}: its weights are in {name}, which is not beside it; copy both")
+            with path.open("rb") as stream:
+                # Not a matter of security: a file of another export has the same length.
+                if checksum and hashlib.file_digest(stream, "sha1").hexdigest() != checksum:
+                    raise ModelFormatError(
+                        f"model {model}: {name} holds the weights of another export (its SHA-1 differs); copy both "
+                        "files together, or export again"
+                    )
+    except OSError as error:
+        raise ModelFormatError(f"model {model}: its weights cannot be read ({error.strerror or error})") from error
+
+
+def _inside(model: Path, name: str) -> Path | None:
+    """The file ``name`` in the folder of ``model``; None where it would lie elsewhere."""
+    folder = model.parent.resolve()
+    try:
+        path = (folder / name).resolve()
+    except (OSError, ValueError):
+        return None
+    return path if path.is_relative_to(folder) else None
+
+
+def _named(model: Path, messages: Mapping[str, Mapping[int, str]]) -> set[tuple[str, str]]:
+    """(location, checksum or "") of the tensors of an ONNX file that lie in another file, each file once. Raises
+    OSError."""
     if model.suffix != ".onnx" or not model.stat().st_size:
-        return []
+        return set()
     with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            names = set(_locations(data, 0, len(data), "model", 0))
+            tensors = _tensors(data, messages, (0, len(data)), "model", 0)
+            found = {(name.decode(), checksum.decode()) for name, checksum in tensors}
         except (IndexError, ValueError):
-            return []  # opening it says what is wrong
-    folder = model.parent.resolve()
-    found = []
-    for name in names:
-        try:
-            path = (folder / name).resolve()
-            if path.is_relative_to(folder) and path.is_file():
-                found.append(path)
-        except (OSError, ValueError):
-            continue
-    return sorted(found)
+            return set()  # opening it says what is wrong
+    summed = {name for name, checksum in found if checksum}
+    return {(name, checksum) for name, checksum in found if checksum or name not in summed}
 
 
-def _locations(data: mmap.mmap, at: int, end: int, kind: str, depth: int) -> Iterator[str]:
+def _tensors(
+    data: mmap.mmap, messages: Mapping[str, Mapping[int, str]], span: tuple[int, int], kind: str, depth: int
+) -> Iterator[tuple[bytes, bytes]]:
     if depth > _DEPTH:
         raise ValueError("nested too deeply")
+    for number, first, last in _fields(data, *span):
+        inner = messages[kind].get(number)
+        if inner == "tensor":
+            entries = dict(_entry(data, start, stop) for n, start, stop in _fields(data, first, last) if n == _ENTRY)
+            if b"location" in entries:
+                yield entries[b"location"], entries.get(b"checksum", b"")
+        elif inner is not None:
+            yield from _tensors(data, messages, (first, last), inner, depth + 1)
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, first byte, one past the last) of the fields of a message that have a length."""
     while at < end:
         tag, at = _varint(data, at)
         number, wire = divmod(tag, 8)
@@ -64,26 +116,15 @@ def _locations(data: mmap.mmap, at: int, end: int, kind: str, depth: int) -> Ite
             length, at = _varint(data, at)
             if length > end - at:
                 raise ValueError("longer than the file")
-            inner = _FIELDS[kind].get(number)
-            if inner == "entry":
-                key, value = _entry(data, at, at + length)
-                if key == b"location":
-                    yield value.decode()
-            elif inner is not None:
-                yield from _locations(data, at, at + length, inner, depth + 1)
+            yield number, at, at + length
             at += length
         else:
             raise ValueError(f"wire type {wire}")
 
 
 def _entry(data: mmap.mmap, at: int, end: int) -> tuple[bytes, bytes]:
-    texts = {1: b"", 2: b""}
-    while at < end:
-        tag, at = _varint(data, at)
-        length, at = _varint(data, at)
-        texts[tag >> 3] = data[at : min(at + length, end)]
-        at += length
-    return texts[1], texts[2]
+    texts = {number: data[first:last] for number, first, last in _fields(data, at, end)}
+    return texts.get(1, b""), texts.get(2, b"")
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from clusir.errors import BackendError, UsageError
 from clusir.names import BACKENDS, DEVICES, MODULES, install_line, installed_backends
 from clusir.runtimes.runners.base import Runner, Settable
+from clusir.runtimes.runners.external import check_weights
 
 __all__ = ["BACKENDS", "DEVICES", "open_runner", "readers_of"]
 
@@ -37,7 +38,8 @@ def open_runner(
     named and absent raises BackendError (exit code 3) that lists what there is, unless ``fallback``: then the CPU runs,
     with one RuntimeWarning. ``graph`` (``whole``, ``tile``, ``router``) chooses which graph a checkpoint answers as; an
     ONNX file is one graph and refuses another. ``bf16`` computes a float32 file in bfloat16, which OpenVINO does: auto
-    takes that backend. Raises UsageError for an unknown option or a missing file.
+    takes that backend. Raises UsageError for an unknown option or a missing file, ModelFormatError for what is no
+    model, or where the file that a graph keeps its weights in is missing or of another export.
     """
     path = Path(path)
     if backend not in BACKENDS:
@@ -63,6 +65,7 @@ def open_runner(
         raise UsageError(
             f"model {path}: backend {backend} does not read {path.suffix} (it needs {' or '.join(readers)})"
         )
+    check_weights(path)
     try:
         runner = _open(path, backend, device, threads, graph, bf16)
     except BackendError as error:

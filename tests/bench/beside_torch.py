@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -35,7 +36,7 @@ def main() -> None:
     weights = files("clusir.weights")
     network = checkpoint.load(weights / "tiny.safetensors").eval()
     image = np.random.default_rng(0).random((1, 3, 256, 256), dtype=np.float32)
-    graph = (weights / "tiny.onnx").read_bytes()
+    graph = onnx.load(str(weights / "tiny.onnx")).SerializeToString()
     contenders = {name: opener(graph, {"image": image}, threads) for name, opener in RUNTIMES.items()}
     tensor = torch.from_numpy(image)
     for layout in (torch.contiguous_format, torch.channels_last):

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from clusir.export.formats.weights import share_weights
 from tests.golden.make.standin import write_standin
 
 # What the metadata may claim, against what the graph is (48 px tiles, clusters 4 + 3, experts 4 + 3, top 1).
@@ -82,4 +83,35 @@ def write_bad_models(folder: Path) -> Path:
     (bad / "empty.onnx").write_bytes(b"")
     (bad / "text.onnx").write_text("this is not a model\n" * 50, encoding="utf-8")
     shutil.copy(tile, bad / "routerless.tile.onnx")
+
+    # Weights in another file: elsewhere, through a link, not there, too short, of another export.
+    (folder / "secret.data").write_bytes(bytes(1 << 16))
+    (bad / "there.data").write_bytes(bytes(1 << 16))
+    (bad / "link.data").symlink_to(folder / "secret.data")
+    for name, entries in {
+        "elsewhere": {"location": "../secret.data"},
+        "absolute": {"location": str(folder / "secret.data")},
+        "link": {"location": "link.data"},
+        "folder": {"location": "."},
+        "unnamed": {"location": ""},
+        "missing": {"location": "missing.data"},
+        "beyond": {"location": "there.data", "offset": str((1 << 16) - 4)},
+        "far": {"location": "there.data", "offset": str(2**64 - 8)},
+        "no_number": {"location": "there.data", "offset": "1e3"},
+        "short": {"location": "there.data", "length": "8"},
+        "other": {"location": "there.data", "checksum": "0" * 40},
+    }.items():
+        model = onnx.load(tile)
+        tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        for key, value in ({"length": str(len(tensor.raw_data))} | entries).items():
+            tensor.external_data.add(key=key, value=value)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.ClearField("raw_data")
+        (bad / f"weights_{name}.tile.onnx").write_bytes(model.SerializeToString())
+        shutil.copy(router, bad / f"weights_{name}.router.onnx")
+
+    # And a good model whose weights are shared.
+    shared = folder / "shared"
+    shared.mkdir()
+    share_weights([Path(shutil.copy(path, shared)) for path in (good, tile, router)])
     return folder

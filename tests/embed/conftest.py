@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bad_models import write_bad_models
-from toolchain import build_cpp, openvino_cmake
+from toolchain import GOLDEN, build_cpp, openvino_cmake
 
+from clusir.export.formats.weights import share_weights
 from tests import needs
 
 
@@ -30,6 +32,19 @@ def cpp() -> Path:
         "-DCLUSIR_BUILD_EXAMPLES=ON",
         "-DCLUSIR_BUILD_TESTS=ON",
     )
+
+
+@pytest.fixture(scope="session", params=["inside", "shared"])
+def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden cases, with the weights of their graphs inside them, and in files beside them."""
+    if request.param == "inside":
+        return GOLDEN
+    folder = Path(shutil.copytree(GOLDEN, tmp_path_factory.mktemp("golden") / "shared"))
+    for whole in folder.glob("*.onnx"):
+        if "." not in whole.stem:
+            parts = (whole.with_name(f"{whole.stem}.{kind}.onnx") for kind in ("tile", "router", "statistics"))
+            assert share_weights([whole, *(path for path in parts if path.is_file())])
+    return folder
 
 
 @pytest.fixture(scope="session")

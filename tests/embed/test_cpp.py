@@ -19,8 +19,8 @@ STANDIN = GOLDEN / "standin.onnx"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_golden_cases(cpp: Path, backend: str) -> None:
-    out = run(cpp / "clusir-golden", GOLDEN, backend, ort_library())
+def test_golden_cases(cpp: Path, golden: Path, backend: str) -> None:
+    out = run(cpp / "clusir-golden", golden, backend, ort_library())
     assert out.count("max abs difference") == len(load_golden(GOLDEN))
     assert out.splitlines()[-1].endswith(" passed, 0 failed")
 

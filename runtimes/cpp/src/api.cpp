@@ -63,7 +63,7 @@ void require(bool condition, const char* what) {
 
 // Structs grow at their end, and only the sizes that some header declared are taken: any other would cut a field in
 // two. One list per struct, oldest first; a caller built against an older header leaves the rest zero.
-constexpr std::size_t kOpenOptionsSizes[] = {sizeof(clusir_open_options)};
+constexpr std::size_t kOpenOptionsSizes[] = {offsetof(clusir_open_options, weights), sizeof(clusir_open_options)};
 constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix),
                                             offsetof(clusir_run_options, exact_statistics), sizeof(clusir_run_options)};
 constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), sizeof(clusir_spec)};
@@ -108,6 +108,8 @@ clusir_status clusir_open(const char* path, const clusir_open_options* given, cl
         *model = nullptr;
         require(path != nullptr && *path != '\0', "path is null or empty");
         const auto options = copied(given, kOpenOptionsSizes);
+        require(options.weights == nullptr && options.router_weights == nullptr,
+                "options: weights are for clusir_open_memory; the graphs of a file name theirs");
         auto opened = Model::from_file(path, backend_name(options), backend_options(options));
         *model = new clusir_model{std::move(opened)};
     });
@@ -121,7 +123,14 @@ clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const vo
         require(graph != nullptr && graph_bytes > 0, "graph is null or empty");
         require((router == nullptr) == (router_bytes == 0), "router is null with a size, or has no bytes");
         const auto options = copied(given, kOpenOptionsSizes);
-        const Source first{"graph in memory", graph, graph_bytes}, second{"second graph in memory", router, router_bytes};
+        require((options.weights == nullptr) == (options.weights_bytes == 0) &&
+                    (options.router_weights == nullptr) == (options.router_weights_bytes == 0),
+                "options: weights are null with a size, or have no bytes");
+        const bool own = options.router_weights != nullptr;
+        const Source first{"graph in memory", graph, graph_bytes, options.weights, options.weights_bytes};
+        const Source second{"second graph in memory", router, router_bytes,
+                            own ? options.router_weights : options.weights,
+                            own ? options.router_weights_bytes : options.weights_bytes};
         auto opened =
             std::make_unique<Model>(backend_name(options), first, router ? &second : nullptr, backend_options(options));
         *model = new clusir_model{std::move(opened)};

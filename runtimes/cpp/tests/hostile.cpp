@@ -92,7 +92,7 @@ void arguments(clusir_model* model) {
         auto open = options();
         open.struct_size = size;
         clusir_model* other = nullptr;
-        if (size != sizeof open)
+        if (size != sizeof open && size != offsetof(clusir_open_options, weights))
             refused(clusir_open((folder + "/standin.onnx").c_str(), &open, &other), CLUSIR_INVALID_ARGUMENT,
                     "open options of " + std::to_string(size));
     }
@@ -274,6 +274,46 @@ void memory() {
     }
 }
 
+// Graphs that keep their weights in a file of their own: from the folder and from memory, the same pixels as otherwise.
+void shared_weights(clusir_model* model) {
+    auto pixels = noise(60 * 50 * 3);
+    auto expected = pixels;
+    const auto in = clusir::view(pixels.data(), 60, 50, 3);
+    const auto same = [&](clusir_model* other, const char* what) {
+        std::vector<std::uint8_t> result(pixels.size());
+        const auto out = clusir::view(result.data(), 60, 50, 3);
+        const bool ran = other != nullptr && clusir_restore(other, &in, &out, nullptr) == CLUSIR_OK;
+        checks.that(ran && result == expected, what);
+        clusir_close(other);
+    };
+    const auto first = clusir::view(expected.data(), 60, 50, 3);
+    checks.that(clusir_restore(model, &in, &first, nullptr) == CLUSIR_OK, "the run to compare with");
+    const std::string from = folder + "/shared/standin";
+    const auto tile = read_file(from + ".tile.onnx"), router = read_file(from + ".router.onnx"),
+               weights = read_file(from + ".onnx.data");
+    auto given = options();
+    clusir_model* opened = nullptr;
+    clusir_open((from + ".onnx").c_str(), &given, &opened);
+    same(opened, "weights from beside the graphs");
+    refused(clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &given, &opened),
+            CLUSIR_BAD_MODEL, "graphs in memory without their weights");
+    given.weights = weights.data(), given.weights_bytes = weights.size();
+    clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &given, &opened);
+    same(opened, "weights from memory");
+    refused(clusir_open((from + ".onnx").c_str(), &given, &opened), CLUSIR_INVALID_ARGUMENT, "weights beside a file");
+    given.weights_bytes = 0;
+    refused(clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &given, &opened),
+            CLUSIR_INVALID_ARGUMENT, "weights without a size");
+    auto spoilt = weights;
+    spoilt.front() ^= 1U;
+    given.weights = spoilt.data(), given.weights_bytes = spoilt.size();
+    refused(clusir_open_memory(tile.data(), tile.size(), router.data(), router.size(), &given, &opened),
+            CLUSIR_BAD_MODEL, "weights of another export");
+    given.struct_size = offsetof(clusir_open_options, weights);  // as in a header without them
+    clusir_open((folder + "/standin.onnx").c_str(), &given, &opened);
+    same(opened, "options without weights");
+}
+
 void cancelling(clusir_model* model) {
     auto pixels = noise(200 * 150 * 3), result = pixels;
     const auto in = clusir::view(pixels.data(), 200, 150, 3), out = clusir::view(result.data(), 200, 150, 3);
@@ -360,6 +400,7 @@ int main(int argc, char** argv) {
     arguments(model);
     absurd_samples(model);
     cancelling(model);
+    shared_weights(model);
     clusir_close(model);
     opening();
     memory();

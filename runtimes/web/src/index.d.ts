@@ -47,10 +47,14 @@ export type ModelFile = string | URL | ArrayBuffer | Uint8Array;
 export class Restorer {
   /**
    * Opens the URL of NAME.onnx (with NAME.tile.onnx and NAME.router.onnx or NAME.statistics.onnx beside it, where they
-   * are there), or two graphs (or one whole graph) by URL or bytes. Rejects with ModelError where a file is not a model.
+   * are there), or two graphs (or one whole graph) by URL or bytes. `weights`, by name: what graphs given as bytes keep
+   * their weights in (NAME.onnx.data); beside a URL it is fetched. Rejects with ModelError where a file is not a model.
    */
   static open(
-    model: string | URL | { graph: ModelFile; router?: ModelFile; statistics?: ModelFile },
+    model:
+      | string
+      | URL
+      | { graph: ModelFile; router?: ModelFile; statistics?: ModelFile; weights?: Record<string, ModelFile> },
     options?: OpenOptions,
   ): Promise<Restorer>;
   /** Use {@link Restorer.open}. */

@@ -7,7 +7,7 @@
 // The work is done in a worker, so the page stays responsive; nothing leaves the page.
 
 import { channelsOf } from "./pixels.js";
-import { ModelError } from "./spec.js";
+import { ModelError, weightsOf } from "./spec.js";
 import { hints, steer } from "./steering.js";
 
 export { ModelError };
@@ -45,16 +45,39 @@ function beside(url, rename) {
   return other;
 }
 
-/** {graph, second} as bytes: the two graphs beside a model's URL, or where they are not there the file itself. */
+/** {graph, second, weights} as bytes: the two graphs of a model or one, and what they keep their weights in. */
 async function filesOf(model) {
-  if (!isUrl(model)) {
-    if (model === null || typeof model !== "object" || !model.graph)
-      throw new TypeError("a model is the URL of its .onnx file, or {graph, router}, or {graph, statistics}");
-    const beside = model.router ?? model.statistics;
-    const [graph, second] = await Promise.all([bytesOf(model.graph), beside && bytesOf(beside)]);
-    return { graph, second };
+  const absolute = (url) => new URL(url, globalThis.location?.href);
+  if (isUrl(model)) {
+    const files = await graphsAt(absolute(model));
+    return { ...files, weights: await weightsFor(files, absolute(model), {}) };
   }
-  const url = new URL(model, globalThis.location?.href);
+  if (model === null || typeof model !== "object" || !model.graph)
+    throw new TypeError("a model is the URL of its .onnx file, or {graph, router}, or {graph, statistics}");
+  const beside = model.router ?? model.statistics;
+  const [graph, second] = await Promise.all([bytesOf(model.graph), beside && bytesOf(beside)]);
+  const at = isUrl(model.graph) ? absolute(model.graph) : undefined;
+  return { graph, second, weights: await weightsFor({ graph, second }, at, model.weights ?? {}) };
+}
+
+/** What the graphs keep their weights in, as onnxruntime takes it: as given, or from beside the URL. */
+async function weightsFor({ graph, second }, url, given) {
+  const named = new Map([graph, second].flatMap((bytes) => (bytes ? [...weightsOf(bytes)] : [])));
+  const load = async ([path, checksum]) => {
+    const source = given[path] ?? (url && beside(url, (stem) => stem.replace(/[^/]*$/, encodeURIComponent(path))));
+    if (!source) throw new TypeError(`the graph keeps its weights in ${path}: give weights: {"${path}": its URL or bytes}`);
+    const data = await bytesOf(source);
+    // Pages without TLS have no crypto.subtle.
+    const digest = checksum && (await globalThis.crypto?.subtle?.digest("SHA-1", data));
+    const found = digest && Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    if (found && found !== checksum) throw new ModelError(`${path} holds the weights of another export (its SHA-1 differs)`);
+    return { path, data };
+  };
+  return Promise.all([...named].map(load));
+}
+
+/** {graph, second}: the two graphs beside a model's URL, or where they are not there the file itself. */
+async function graphsAt(url) {
   if (!url.pathname.endsWith(".onnx")) return { graph: await bytesOf(url), second: undefined }; // a blob, a query
   const named = (kind) => fetched(beside(url, (stem) => `${stem.replace(/\.(int8|fp16|fp32)$/, "")}.${kind}.onnx`));
   const [graph, router] = await Promise.all([fetched(beside(url, (stem) => `${stem}.tile.onnx`)), named("router")]);
@@ -98,7 +121,8 @@ export class Restorer {
   /**
    * Opens a model: the URL of NAME.onnx, or {graph, router} or {graph, statistics} as URLs or bytes. For a URL,
    * NAME.tile.onnx and NAME.router.onnx (or NAME.statistics.onnx) are fetched from beside it, with its query; where they
-   * are not there, NAME.onnx itself.
+   * are not there, NAME.onnx itself. What graphs keep their weights in (NAME.onnx.data) is fetched from beside them too,
+   * or taken from `weights`: {name: URL or bytes}.
    * @param options backend "auto" | "wasm" | "webgpu"; threads (needs a cross-origin isolated page, else 1); base:
    * folder URL of the built files and of onnxruntime-web's .wasm (default: where this script is)
    */
@@ -106,10 +130,10 @@ export class Restorer {
     const folder = new URL(base ?? "./", import.meta.url).href;
     const count = threadsOf(threads);
     const chosen = await chooseBackend(backend);
-    const { graph, second } = await filesOf(model);
+    const { graph, second, weights } = await filesOf(model);
     const connection = new Connection(new URL("worker.js", folder));
     try {
-      const message = { action: "open", graph, second, backend: chosen, threads: count, base: folder };
+      const message = { action: "open", graph, second, weights, backend: chosen, threads: count, base: folder };
       const { spec } = await connection.send(message).promise;
       return new Restorer(connection, spec, chosen, count);
     } catch (error) {

@@ -69,6 +69,11 @@ export function readMetadata(bytes: Uint8Array): Map<string, string>;
 export function readSpec(metadata: Map<string, string>): ModelSpec;
 /** The spec of a tile graph and its router or statistics graph, or of a whole graph. Throws ModelError. */
 export function specOf(graph: Uint8Array, second?: Uint8Array): ModelSpec;
+/**
+ * The files beside an ONNX file that hold weights of it, by name, each with its SHA-1 where the graph says that of it, or
+ * "": what onnxruntime takes as `externalData`. Throws ModelError.
+ */
+export function weightsOf(bytes: Uint8Array): Map<string, string>;
 /** Which graph a tile graph's model needs beside it; undefined for a whole graph. */
 export function secondOf(spec: ModelSpec): "router" | "statistics" | undefined;
 

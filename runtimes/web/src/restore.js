@@ -1,12 +1,12 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
-import { ModelError, readMetadata, readSpec, sum, takesBatches } from "./spec.js";
+import { ModelError, readMetadata, readSpec, sum, takesBatches, weightsOf } from "./spec.js";
 import { isPlain, nothingToMend, steer } from "./steering.js";
 import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, writeRow } from "./pixels.js";
 import { enlarged, planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
 import { pool } from "./statistics.js";
 
-export { ModelError, readMetadata, readSpec, steer };
+export { ModelError, readMetadata, readSpec, steer, weightsOf };
 
 // What the two graphs of a model have in common; precision may differ.
 const SHARED = [

@@ -75,6 +75,29 @@ export function takesBatches(bytes) {
   return [7, 11, 2, 1, 2, 1, 2].reduce((message, field) => message && parts(message, field)[0], bytes) !== undefined;
 }
 
+const textOf = (bytes) => new TextDecoder().decode(bytes);
+
+/**
+ * The files that an ONNX file keeps its weights in, by their names beside it, each with its SHA-1 where the graph says
+ * that of it, or "".
+ * @param {Uint8Array} bytes @returns {Map<string, string>} throws ModelError for a name that is not of a file beside it
+ */
+export function weightsOf(bytes) {
+  const files = new Map();
+  const tensors = parts(bytes, 7).flatMap((graph) => parts(graph, 5)); // ModelProto.graph, .initializer
+  for (const tensor of tensors) {
+    // .external_data, of which each is a key and a value
+    const text = (entry, field) => textOf(parts(entry, field)[0] ?? new Uint8Array());
+    const entries = new Map(parts(tensor, 13).map((entry) => [text(entry, 1), text(entry, 2)]));
+    const name = entries.get("location");
+    if (name === undefined) continue;
+    if (!name || /[/\\:?#\p{Cc}]/u.test(name) || [".", ".."].includes(name))
+      refuse(`the graph keeps weights in ${JSON.stringify(name).slice(0, 80)}, which is no file beside it`);
+    files.set(name, files.get(name) || (entries.get("checksum") ?? ""));
+  }
+  return files;
+}
+
 const within = (low, high) => (value) => Number.isInteger(value) && value >= low && value <= high;
 const listOf = (check) => (value) => Array.isArray(value) && value.length <= 64 && value.every(check);
 // At most 1024 characters, none of them half of a surrogate pair.

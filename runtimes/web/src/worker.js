@@ -18,7 +18,7 @@ const breathe = () =>
   });
 
 const actions = {
-  async open({ graph, second, backend, threads, base }) {
+  async open({ graph, second, weights, backend, threads, base }) {
     spec = specOf(graph, second);
     // onnxruntime-web's WebGPU script serves both back ends; of its two wasm files a page without WebGPU needs the small
     // one, which the script would not choose by itself.
@@ -26,7 +26,8 @@ const actions = {
     ort.env.wasm.wasmPaths = { mjs: `${wasm}.mjs`, wasm: `${wasm}.wasm` };
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = "fatal";
-    const open = (bytes) => ort.InferenceSession.create(bytes, { executionProviders: [backend] });
+    const options = { executionProviders: [backend], externalData: weights };
+    const open = (bytes) => ort.InferenceSession.create(bytes, options);
     sessions = { tile: await open(graph) };
     if (second) sessions[secondOf(spec)] = await open(second);
     return { spec };

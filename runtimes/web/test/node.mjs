@@ -5,7 +5,7 @@ import { pathToFileURL } from "node:url";
 import * as ort from "onnxruntime-web";
 import { ModelError, restore, specOf, steer } from "../src/restore.js";
 import { runGolden } from "./golden.mjs";
-import { open, read } from "./open.mjs";
+import { open, read, sessionOf } from "./open.mjs";
 import { check, finish, throws } from "./support.mjs";
 
 const folder = pathToFileURL(join(resolve(process.argv[2]), "/"));
@@ -102,7 +102,7 @@ check(String(untouched.data) === String(same.data) && untouched.data !== same.da
 // A whole graph alone, as a model without sidecars.
 const wholeBytes = await read(new URL("standin.onnx", folder));
 const wholeSpec = specOf(wholeBytes);
-const wholeSession = await ort.InferenceSession.create(wholeBytes);
+const wholeSession = await sessionOf(wholeBytes, new URL("standin.onnx", folder));
 const answer = await restore(
   picture(40 * 40 * 3, 40, 40),
   wholeSpec,

@@ -1,5 +1,6 @@
 // node page.mjs: the page's side with a worker of ours: everything settles, URLs are what they should be, bad arguments
 // are refused before anything is opened.
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ModelError, Restorer } from "../src/index.js";
@@ -42,13 +43,29 @@ class FakeWorker {
 }
 globalThis.Worker = FakeWorker;
 
+/** An ONNX file with one more tensor, whose values are in another file. */
+function weightsIn(name, graph, checksum = "") {
+  const field = (number, bytes) => [number * 8 + 2, ...varint(bytes.length), ...bytes];
+  const entry = (key, value) => field(13, [...field(1, Buffer.from(key)), ...field(2, Buffer.from(value))]);
+  const place = { location: name, offset: "0", length: "4", checksum };
+  const tensor = Object.entries(place).flatMap(([key, value]) => entry(key, value));
+  return new Uint8Array([...graph, ...field(7, field(5, tensor))]); // protobuf merges the two graphs
+}
+
+function varint(value) {
+  return value < 128 ? [value] : [(value % 128) + 128, ...varint(Math.floor(value / 128))];
+}
+
 let asked = [];
 let missing = () => false;
+let shared = {}; // files that stand in for those of the golden folder
 globalThis.fetch = async (url) => {
   const { pathname, search } = new URL(url);
   asked.push(pathname.split("/").pop() + search);
   const status = missing(pathname) || 200;
-  const bytes = status === 200 ? await readFile(join(golden, pathname.split("/").pop())) : new Uint8Array();
+  const name = pathname.split("/").pop();
+  const there = shared[name] ?? (name.endsWith(".data") ? new Uint8Array(16) : undefined);
+  const bytes = status === 200 ? (there ?? (await readFile(join(golden, name)))) : new Uint8Array();
   return { ok: status === 200, status, arrayBuffer: async () => new Uint8Array(bytes).buffer };
 };
 const url = (name) => `https://photos.example/models/${name}`;
@@ -95,6 +112,31 @@ check(
   String(asked) === "standin.tile.onnx?v=2,standin.router.onnx?v=2,standin.statistics.onnx?v=2,standin.onnx?v=2",
   `asked for ${asked}`,
 );
+missing = () => false;
+// Weights in a file beside the graphs: fetched once, from there, with the query; refused where the name leads elsewhere.
+const data = "standin.onnx.data";
+const tile = await readFile(join(golden, "standin.tile.onnx"));
+const router = await readFile(join(golden, "standin.router.onnx"));
+shared = { "standin.tile.onnx": weightsIn(data, tile), "standin.router.onnx": weightsIn(data, router) };
+await opened(url("standin.onnx?v=4"));
+check(String(asked) === `standin.tile.onnx?v=4,standin.router.onnx?v=4,${data}?v=4`, `asked for ${asked}`);
+check(FakeWorker.last.messages[0].weights.map(({ path, data }) => path + data.length) == `${data}16`, "the weights are handed to the worker");
+for (const name of ["../secret.data", "..", "", "/etc/passwd", "https://elsewhere.example/x", "a?b", "a\\b", "a\nb"]) {
+  shared = { "standin.tile.onnx": weightsIn(name, tile) };
+  await throws(ModelError, `weights in ${name}`, () => opened(url("standin.onnx")));
+  check(String(asked) === "standin.tile.onnx,standin.router.onnx", `nothing else is asked for: ${asked}`);
+}
+shared = {};
+const outside = weightsIn(data, await readFile(join(golden, "standin.onnx")));
+await throws(TypeError, "bytes without their weights", () => opened({ graph: outside }));
+await opened({ graph: outside, weights: { [data]: new Uint8Array(8) } });
+check(FakeWorker.last.messages[0].weights[0].data.length === 8, "weights as bytes");
+const summed = weightsIn(data, tile, "0".repeat(40));
+await throws(ModelError, "weights of another export", () =>
+  opened({ graph: summed, router, weights: { [data]: new Uint8Array(8) } }),
+);
+const sum = createHash("sha1").update(new Uint8Array(8)).digest("hex");
+await opened({ graph: weightsIn(data, tile, sum), router, weights: { [data]: new Uint8Array(8) } });
 missing = () => 500;
 await throws(Error, "a server's error", () => opened(url("standin.onnx")));
 missing = () => false;

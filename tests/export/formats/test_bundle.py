@@ -72,7 +72,7 @@ def request(folder: Path, stem: str = "model", **options: Any) -> ExportRequest:
         "router": "dense", "dft": "auto", "dynamic": False, "tile_px": 48, "halo_px": 8, "backends": ("ort",),
         "device": "cpu", "engine": "ort", "calibration": None, "manifest": None, "max_drop": None, "time_limit": None,
         "input_shape": "1x3x128x128", "check_passes": False, "as_json": False, "bundle": stem == "model",
-        "given": frozenset(options),
+        "given": frozenset(options), "weights": None,
     }  # fmt: skip
     return ExportRequest(folder=folder, stem=stem, **(given | options))
 
@@ -242,6 +242,7 @@ def test_of_a_missed_budget_the_best_is_kept_with_its_graphs_once_compared(
     with pytest.raises(BudgetError, match="loses too much"):
         export(asked.to, *steps_for(monkeypatch, asked, "int8", spoil=False, missed=True))
     kept = ["model.int8.onnx", "model.int8.tile.onnx", *NAMES.values(), "report.json"]
+    kept += ["model.int8.onnx.data", "model.onnx.data"]
     assert names(tmp_path) == sorted(kept)
     written = strict(tmp_path / "report.json")
     assert written["failure"] == "INT8 loses too much"

@@ -76,6 +76,11 @@ typedef struct clusir_open_options {
     int32_t threads;     /* threads inside the back end; 0: the back end decides */
     const char* ort_library; /* path of libonnxruntime.so, .dylib or onnxruntime.dll; NULL: $CLUSIR_ORT_LIBRARY, then
                                 the loader's search path */
+    const void* weights; /* clusir_open_memory: the file that `graph` keeps its weights in (NAME.onnx.data); NULL: it
+                            holds them. The bytes are not needed after the call */
+    size_t weights_bytes;
+    const void* router_weights; /* the same of `router`; NULL: they are in `weights` too */
+    size_t router_weights_bytes;
 } clusir_open_options;
 
 /* What a model says of itself. Start from {.struct_size = sizeof(clusir_spec)}. Strings belong to the model. */
@@ -118,7 +123,7 @@ typedef struct clusir_run_options {
     int32_t exact_statistics; /* of a network that pools over the whole picture: 0 pools windows of it, 1 all of it */
 } clusir_run_options;
 
-/* Opens a model file; `path` is UTF-8. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
+/* Opens a model file; `path` is UTF-8. What its graphs keep their weights in (NAME.onnx.data) lies beside them. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:
  * NAME.int8.tile.onnx and NAME.router.onnx) the routing of a picture is shared by its tiles; without them every tile
  * routes itself. Of a network that pools over the whole picture, NAME.tile.onnx and NAME.statistics.onnx share what is
  * pooled; without them only pictures of one tile are restored. `options` may be NULL. */

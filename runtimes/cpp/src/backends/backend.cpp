@@ -1,5 +1,9 @@
 #include "backend.hpp"
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
 #include "../error.hpp"
 
 namespace clusir::detail {
@@ -8,6 +12,14 @@ std::string to_string(const Shape& shape) {
     std::string text = "[";
     for (const auto length : shape) text += (text.size() > 1 ? ", " : "") + (length < 0 ? "?" : std::to_string(length));
     return text + "]";
+}
+
+std::string bytes_of(const Source& source) {
+    if (source.bytes != nullptr) return {static_cast<const char*>(source.bytes), source.size};
+    std::ifstream file(std::filesystem::u8path(source.path), std::ios::binary);
+    std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    if (!file.good() && !file.eof()) bad_model(source.path + ": cannot be read");
+    return bytes;
 }
 
 std::string resolve_backend(const std::string& request) {

@@ -33,12 +33,18 @@ struct Fetch {
     float* data;
 };
 
-// A model in a file (bytes == nullptr) or in memory (then `path` only names it in messages).
+// A model in a file (bytes == nullptr) or in memory (then `path` only names it in messages, and `weights` is the file
+// that the graph keeps its weights in, or null).
 struct Source {
     std::string path;
     const void* bytes = nullptr;
     std::size_t size = 0;
+    const void* weights = nullptr;
+    std::size_t weights_size = 0;
 };
+
+// The bytes of a source's file, or in memory. Throws Failure where the file cannot be read.
+std::string bytes_of(const Source& source);
 
 struct BackendOptions {
     std::string device = "cpu";

@@ -1,9 +1,6 @@
 // The OpenVINO back end. OpenVINO throws; nothing of it leaves this file.
 #include <cctype>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <mutex>
 
 #include <openvino/openvino.hpp>
@@ -11,6 +8,7 @@
 #include "../error.hpp"
 #include "backend.hpp"
 #include "onnx_file.hpp"
+#include "onnx_weights.hpp"
 
 namespace clusir::detail {
 namespace {
@@ -42,17 +40,11 @@ Shape shape_of(const ov::PartialShape& shape) {
 }
 
 std::string onnx_bytes(const Source& source) {
-    std::string bytes;
-    if (source.bytes != nullptr) {
-        bytes.assign(static_cast<const char*>(source.bytes), source.size);
-    } else {
-        std::ifstream file(std::filesystem::u8path(source.path), std::ios::binary);
-        bytes.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-        if (!file.good() && !file.eof()) bad_model(source.path + ": cannot be read");
-    }
+    std::string bytes = bytes_of(source);
     if (!onnx_metadata({source.path, bytes.data(), bytes.size()}))
         bad_model(source.path + ": it is not an ONNX model, or not all of one");
-    return bytes;
+    std::string whole = with_weights(source, bytes);
+    return whole.empty() ? bytes : whole;
 }
 
 class OpenVinoGraph final : public Graph {

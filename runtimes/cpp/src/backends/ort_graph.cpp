@@ -5,6 +5,7 @@
 #include "../error.hpp"
 #include "backend.hpp"
 #include "onnx_file.hpp"
+#include "onnx_weights.hpp"
 #include "ort_library.hpp"
 
 namespace clusir::detail {
@@ -47,10 +48,12 @@ public:
         // The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
         if (!is_static(source)) check(api_->DisableCpuMemArena(settings.get()), CLUSIR_FAILED);
         check(api_->SetSessionLogSeverityLevel(settings.get(), ORT_LOGGING_LEVEL_FATAL), CLUSIR_FAILED);
-        check(source.bytes != nullptr
-                  ? api_->CreateSessionFromArray(library_.env, source.bytes, source.size, settings.get(), &session_)
-                  : api_->CreateSession(library_.env, std::filesystem::u8path(source.path).c_str(), settings.get(),
-                                        &session_),
+        const std::string whole = onnx_metadata(source) ? with_weights(source, bytes_of(source)) : std::string();
+        const void* bytes = whole.empty() ? source.bytes : whole.data();
+        const std::size_t size = whole.empty() ? source.size : whole.size();
+        check(bytes != nullptr ? api_->CreateSessionFromArray(library_.env, bytes, size, settings.get(), &session_)
+                               : api_->CreateSession(library_.env, std::filesystem::u8path(source.path).c_str(),
+                                                     settings.get(), &session_),
               CLUSIR_BAD_MODEL);
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_), CLUSIR_FAILED);
         read_metadata();
