@@ -39,7 +39,8 @@ class TrainConfig:
     permissions: bool = False
     # The share of crops outside quads that come with permissions of their own.
     restricted: float = 0.5
-    # The share of undamaged crops that are as soft and noisy as a camera's pixels, and are to be kept so.
+    # The share of undamaged crops that are as soft and noisy as a camera's pixels, and are to be kept so, and of crops
+    # with a camera's noise that are as soft.
     as_taken: float = 0.0
     # Pictures of text and flat walls that join the photos (see clusir.training.drawn).
     drawn_pictures: int = 0

@@ -78,7 +78,7 @@ class BatchPlan:
     often a recipe has no kind of degradation, one, two, ... (shares that sum to 1); ``severities``: the range of each
     kind whose severity is not drawn from all of 0..1. ``restricted``: the share of crops outside quads with permissions
     of their own; ``as_taken``: the share of undamaged ones that are as soft and noisy as a camera's pixels, and
-    stay."""
+    stay, and of those with a camera's noise that are as soft."""
 
     size: int
     crop_px: int
@@ -149,12 +149,19 @@ def permitted(recipe: Recipe, crop: NDArray[np.float32], permissions: NDArray[np
     return blend
 
 
-def as_taken(crop: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """``crop`` as soft as the pixels of a camera's full resolution: a part of it enlarged 1.2 to 1.7 times, in half of
-    the cases with the noise of ISO 100 to 400. The same shape, 8-bit values."""
+def soften(crop: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """``crop`` as soft as lenses leave a camera's full resolution: a part of it enlarged 1.2 to 1.7 times. The same
+    shape, 8-bit values. Photos for training are shrunk ones, sharp to the pixel: a mosaic of those has zips along all
+    edges, and a network that has to keep zips keeps the noise of demosaicked pixels, which looks like them."""
     side = round(crop.shape[0] / rng.uniform(1.2, 1.7))
     part = Image.fromarray(np.rint(crop[:side, :side] * 255).astype(np.uint8))
-    soft = np.asarray(part.resize(crop.shape[1::-1], Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+    return np.asarray(part.resize(crop.shape[1::-1], Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+
+
+def as_taken(crop: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """``crop`` as a camera's full resolution: soft, in half of the cases with the noise of ISO 100 to 400. The same
+    shape, 8-bit values."""
+    soft = soften(crop, rng)
     if rng.random() < 0.5:
         return soft
     step: Step = draw_step("camera_noise", float(rng.uniform(0.0, 0.2)), rng)
@@ -210,6 +217,8 @@ def draw_batch(
         may = free(recipe)
         if plan.as_taken and not recipe.steps and rng.random() < plan.as_taken:
             crop = as_taken(crop, rng)
+        elif plan.as_taken and "camera_noise" in recipe.kinds and rng.random() < plan.as_taken:
+            crop = soften(crop, rng)
         if plan.restricted and rng.random() < plan.restricted:
             may = draw_permissions(rng, recipe)
         add(crop, recipe, (recipes, 2 * plan.quads + recipes), may)

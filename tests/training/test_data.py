@@ -203,6 +203,16 @@ def test_soft_and_slightly_noisy_pictures_are_their_own_target(photos: PhotoSet)
     assert torch.equal(batch.degraded, batch.clean)
 
 
+def test_a_camera_sees_softer_pictures_than_shrunk_photos_are(photos: PhotoSet) -> None:
+    def fine(share: float) -> float:
+        plan = BatchPlan(8, 48, 0, (0.0, 1.0), {"camera_noise": (0.0, 0.1)}, as_taken=share)
+        batches = [draw_batch(photos, plan, (0, step, 0), {"camera_noise": 1.0}) for step in range(3)]
+        assert all("camera_noise" in name for batch in batches for name in batch.names)
+        return float(torch.stack([batch.clean.diff(dim=3).square().mean() for batch in batches]).mean())
+
+    assert fine(1.0) < 0.8 * fine(0.0)
+
+
 def test_drawn_pictures_are_the_same_each_time_and_join_the_photos(tmp_path: Path, write_photos) -> None:
     first, again = draw_pictures(4), draw_pictures(4)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
