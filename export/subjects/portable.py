@@ -1,8 +1,11 @@
-"""Code that was only ever run on a GPU, in half precision, run here on the CPU in float32: eagerly and while tracing.
+"""Code that was only ever run on a GPU, in half precision, on one picture, run here on the CPU in float32 on several:
+eagerly and while tracing.
 
 A call such as ``.cuda()``, ``.to("cuda")`` or ``torch.zeros(..., device="cuda")`` has no meaning without a GPU, and
 ``.half()`` or autocast only says how exactly to compute. Inside :func:`portable` the first four keep their tensor where
-it is and the others leave float32; the user's code is not touched. What was changed is told by :attr:`Portable.notes`.
+it is and the others leave float32. A map made for a batch of one (a noise level, coordinates) that is concatenated with
+the channels of several pictures is repeated for each. The user's code is not touched. What was changed is told by
+:attr:`Portable.notes`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ _DEVICE = re.compile(r"(cuda|xpu|mps|npu|hip)(:\d+)?")
 _NARROW = (torch.float16, torch.bfloat16)
 _NARROW_CALLS = ("half", "bfloat16")
 _MOVES = ("cuda", "xpu", "ipu", "hpu", "pin_memory")
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
 
 
 def _without_gpu(value: Any) -> Any:
@@ -42,6 +46,17 @@ def _without_gpu(value: Any) -> Any:
     if isinstance(value, type) and getattr(value, "__module__", "") == "torch.cuda":  # torch.cuda.FloatTensor
         return _without_gpu(f"torch.cuda.{value.__name__}")
     return value
+
+
+def _for_each_picture(tensors: Any, dim: Any = 0) -> Any:
+    """What is concatenated along another axis than the batch, those for one picture repeated for all of a batch."""
+    alone = isinstance(tensors, (list, tuple)) and all(isinstance(t, Tensor) and t.dim() > 1 for t in tensors)
+    if not alone or not isinstance(dim, int) or not dim % tensors[0].dim():
+        return tensors
+    many = next((n for t in tensors if not isinstance(n := t.shape[0], int) or n != 1), 1)
+    if isinstance(many, int) and many == 1:
+        return tensors
+    return [t.expand(many, *t.shape[1:]) if isinstance(t.shape[0], int) and t.shape[0] == 1 else t for t in tensors]
 
 
 class Portable(TorchFunctionMode):
@@ -65,6 +80,8 @@ class Portable(TorchFunctionMode):
             self.notes.add(HALF)
         if func is Tensor.to and len(plain) > 1 and isinstance(plain[1], int):
             plain = (plain[0], "cpu", *plain[2:])  # .to(0): the number of a GPU
+        if func in _JOINS and plain:
+            plain = (_for_each_picture(plain[0], *plain[1:2], **named), *plain[1:])
         return func(*plain, **named)
 
 

@@ -265,6 +265,12 @@ def tiny_epsilon(f: Tensor) -> Tensor:
     return f / (top + 1e-8) * 1.000001 + (f - 1e-9) / (f.pow(2).sum(1, keepdim=True).sqrt() + 1e-12)
 
 
+def noise_level(f: Tensor) -> Tensor:
+    """A map made for one picture beside the channels of however many."""
+    level = torch.zeros(1, 1, *f.shape[-2:]).to(f) + 15 / 255
+    return torch.cat([f[:, :2], level], dim=1) * level
+
+
 def inverse_error(f: Tensor) -> Tensor:
     return torch.erfinv(torch.tanh(f) * 0.95)
 

@@ -89,6 +89,7 @@ KINDS: dict[str, tuple[habits.Habit, ...]] = {
         habits.on_the_card,
         habits.tiny_epsilon,
         habits.inverse_error,
+        habits.noise_level,
     ),
 }
 
