@@ -150,10 +150,11 @@ def measure_reach(run: Run, side: int, channels: int) -> Reach:
     rng = np.random.default_rng(0)
     noise = rng.random((1, channels, side, side), dtype=np.float32)
     pictures = [natural_picture(side, side, channels), noise, 0.1 * natural_picture(side, side, channels, seed=1)]
-    scale = run(pictures[0]).shape[2] // side
+    wholes = [run(picture) for picture in pictures]
+    scale = wholes[0].shape[2] // side
     centre = (..., slice(scale * (middle - block), scale * (middle + block)),
               slice(scale * (middle - block), scale * (middle + block)))  # fmt: skip
-    answers = [run(picture)[centre] for picture in pictures]
+    answers = [whole[centre] for whole in wholes]
     steps = [d for d in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if block + d < middle]
     if not steps:
         raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")

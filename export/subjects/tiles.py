@@ -20,6 +20,7 @@ TILING = "tiling"  # the key of ModelSpec.tolerances under which the error of ti
 _TILE_PX = 256
 _GRID_PX = 8
 _LARGEST_TILE_PX = 1024
+_STRIP_PX = 128  # of the photo that is cut: one seam across it says what a seam costs, however long it is
 _WHOLE_TILE_PX, _WHOLE_HALO_PX = 512, 32  # where no distance is enough: fewer seams, and a soft blend
 
 
@@ -68,14 +69,15 @@ def _grid(size: SizeRequirements) -> int:
 
 
 def measured(path: Path, run: Callable[[Array], Array], size: SizeRequirements, tiles: Tiles, channels: int) -> Tiles:
-    """The tiles with what they cost: a photo of two tiles by the file at ``path`` against ``run`` on the whole.
+    """The tiles with what they cost: a strip of a photo in two tiles by the file at ``path`` against ``run`` on the
+    whole.
 
     A file of one size cannot be asked for the whole, and its tiles are returned as they were.
     """
     if size.static_px:
         return tiles
     width = size.padded(2 * tiles.tile - 2 * tiles.halo)
-    picture = natural_picture(tiles.tile, width, channels)
+    picture = natural_picture(size.padded(min(tiles.tile, _STRIP_PX)), width, channels)
     with Restorer(path, backend="ort", device="cpu", threads=1) as restorer:
         cut = restorer.restore(np.ascontiguousarray(picture[0].transpose(1, 2, 0)))
     whole = run(picture)[0].transpose(1, 2, 0).clip(0, 1)

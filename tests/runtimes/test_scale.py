@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import models
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageCms
 
 from clusir.cli.run import main
 from clusir.errors import ModelFormatError
+from clusir.runtimes.images.files import open_picture, save_picture
+from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.restorer import Restorer
 from clusir.runtimes.restore.tiling import plan_axis
 from clusir.spec import ModelSpec
+
+COMMAND = [sys.executable, "-c", "from clusir.cli.run import main; main()"]
 
 
 def enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
@@ -110,3 +116,49 @@ def test_a_format_that_cannot_hold_the_large_size_refuses_before_any_work(tmp_pa
     done = CliRunner().invoke(main, [str(tmp_path / "wide.png"), "-o", str(tmp_path / "w.jpg"), "--model", str(model)])
     assert done.exit_code == 1
     assert "the picture has 72000x32" in " ".join(done.output.split())
+
+
+def test_sixteen_bits_alpha_profile_and_sizes_hold_at_four_times(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0100], exif[0x0101] = 70, 50
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    y, x = np.mgrid[:50, :70]
+    pixels = np.stack([900 * x, 1200 * y, 400 * (x + y), 65535 - 500 * x], axis=-1).astype(np.uint16)
+    info = PictureInfo(
+        "PNG", 70, 50, 4, np.dtype(np.uint16), icc=profile, exif=exif.tobytes().removeprefix(b"Exif\0\0")
+    )
+    save_picture(tmp_path / "small.png", [pixels], info)
+    model = models.save_enlarging(tmp_path / "model.onnx", 4)
+    arguments = [tmp_path / "small.png", "-o", tmp_path / "large.png", "--model", model]
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    large = open_picture(tmp_path / "large.png")
+    found = large.info
+    assert (found.width, found.height, found.channels, found.dtype) == (280, 200, 4, np.uint16)
+    assert found.icc == profile
+    with Image.open(tmp_path / "large.png") as image:
+        told = image.getexif()
+    assert (told[0x0100], told[0x0101]) == (280, 200)
+    rows = large.rows(0, 200).astype(np.float64)
+    inside = (slice(8, -8), slice(8, -8))
+    wanted = enlarged(pixels[..., :3] / 65535, 4) * 65535
+    assert np.abs(rows[..., :3] - wanted)[inside].max() <= 1  # nothing is lost to 8 bit on the way
+    ramp = 65535 - 500 * ((np.arange(280) + 0.5) / 4 - 0.5)  # bicubic keeps a straight line
+    assert np.abs(rows[..., 3] - ramp)[inside].max() <= 2
+
+
+@pytest.mark.slow
+def test_memory_of_what_is_enlarged_is_bounded(tmp_path: Path) -> None:
+    """Of 1,100x4,400 pixels come 232 MB; a band of them is held at a time."""
+    Image.fromarray(np.zeros((4400, 1100, 3), np.uint8)).save(tmp_path / "small.png", compress_level=1)
+    model = models.save_enlarging(tmp_path / "model.onnx", 4)
+    code = (
+        "import resource, subprocess, sys\nassert subprocess.run(sys.argv[1:]).returncode == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, *COMMAND, "-q", "--max-memory", "300M"]
+    files = [tmp_path / "small.png", "-o", tmp_path / "large.png", "--model", model]
+    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 300 << 20
+    with Image.open(tmp_path / "large.png") as large:
+        assert large.size == (4400, 17600)
