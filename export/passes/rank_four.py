@@ -18,7 +18,7 @@ from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import inferred
 
-__all__ = ["RankFour", "rank_faults"]
+__all__ = ["RankFour", "known_shapes", "rank_faults"]
 
 _RANK = 4
 _WIDE = _RANK + 1
@@ -34,7 +34,7 @@ _FORBIDDEN = {"If", "Loop", "Scan", "Einsum"}
 def rank_faults(model: onnx.ModelProto) -> list[str]:
     """What keeps a graph from the profile ``rank4``, one sentence each: tensors of more than four axes or unknown
     shape, branches and loops, Einsum, a Resize whose sizes are computed."""
-    shapes = _shapes(model)
+    shapes = known_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     faults = [f"{name} has {len(shape)} axes" for name, shape in shapes.items() if len(shape) > _RANK]
     for node in model.graph.node:
@@ -46,7 +46,7 @@ def rank_faults(model: onnx.ModelProto) -> list[str]:
     return faults
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes of those values whose every length is known."""
     graph = inferred(model)
     found = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -63,7 +63,7 @@ class RankFour(GraphPass):
     name = "RankFour"
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
-        shapes = _shapes(model)
+        shapes = known_shapes(model)
         ends = {value.name for value in (*model.graph.input, *model.graph.output)}
         done: list[str] = []
         left: list[str] = []

@@ -91,6 +91,31 @@ def more(net: Net, x: str) -> list[str]:
     return [*found, net.op("Neg", below), net.op("Div", net.const(1.0), net.op("Add", x, net.const(0.1)))]
 
 
+def rare(net: Net, x: str) -> list[str]:
+    """What PlainOperators writes with others, and Resize as runtimes have it or not."""
+    forms = [
+        ("linear", "half_pixel", (24, 40)),
+        ("linear", "align_corners", (32, 20)),
+        ("nearest", "asymmetric", (48, 32)),
+        ("nearest", "half_pixel", (32, 9)),
+        ("cubic", "half_pixel", (20, 32)),
+        ("linear", "asymmetric", (24, 24)),
+    ]
+    found = [
+        net.op("Resize", x, "", "", whole(net, 1, 3, *sides), mode=mode, coordinate_transformation_mode=how,
+               nearest_mode="floor")
+        for mode, how, sides in forms
+    ]  # fmt: skip
+    scaled = net.op("Resize", x, "", net.const([1, 1, 2.3, 0.4]), mode="linear")
+    scores = net.op("Einsum", x, net.random(1, 3, 5, SIDE), equation="bhid,bhjd->bhij")
+    wide = net.op("Sub", net.op("Mul", x, net.const(8.0)), net.const(4.0))
+    found += [scaled, scores, net.op("ScatterND", net.op("Reshape", x, whole(net, 3, SIDE, SIDE)),
+                                     net.const([[2], [0]], dtype=np.int64), net.random(2, SIDE, SIDE))]  # fmt: skip
+    found += [net.op(kind, wide) for kind in ("Mish", "HardSwish", "HardSigmoid", "Elu", "Selu", "Sign")]
+    return [*found, net.op("ReduceL1", wide, whole(net, 3)), net.op("ReduceSumSquare", wide, whole(net, 1)),
+            net.op("ReduceLogSumExp", wide, whole(net, 2)), net.op("Sum", wide, x, x)]  # fmt: skip
+
+
 def six_axes(net: Net, x: str) -> list[str]:
     """What is computed on tensors of six axes; no runtime of phones but ncnn takes them from us."""
     patches = net.op("Reshape", x, whole(net, 1, 3, 4, 4, 2, 8))
@@ -100,7 +125,7 @@ def six_axes(net: Net, x: str) -> list[str]:
             net.op("Softmax", heads, axis=-1), net.op("MatMul", heads, net.op("Relu", heads))]  # fmt: skip
 
 
-GRAPHS: list[Callable[[Net, str], list[str]]] = [convolutions, blocks, axes, reductions, elements, more]
+GRAPHS: list[Callable[[Net, str], list[str]]] = [convolutions, blocks, axes, reductions, elements, more, rare]
 
 
 def difference(host: Converted, write: Callable[[Net, str], list[str]], folder: Path) -> float:

@@ -47,7 +47,7 @@ class Source:
 
 @dataclass(frozen=True)
 class HostForm:
-    """The graph that a host opens: one picture 1x3xHxW in, one out.
+    """The graph that a host opens: one picture 1xCxHxW in, one out, as many channels as the source has, values in 0..1.
 
     ``batch``: the name of an open first axis, empty where it is 1. ``height``, ``width``: names of open axes.
     ``side_px``: the one size, 0 where open. ``any_size``: pads to the network's size rule and crops, inside the
@@ -66,12 +66,14 @@ class HostForm:
 
 class Host(Protocol):
     """One program. ``bound``: how near its own code must come to the reference. ``beyond``: whether it gives the graph
-    values outside 0..1; ``levels``: whether pictures go in and come out in 8 bits."""
+    values outside 0..1; ``levels``: whether pictures go in and come out in 8 bits; ``channels``: how many its pictures
+    may have."""
 
     name: ClassVar[str]
     bound: ClassVar[Tolerance]
     beyond: ClassVar[bool]
     levels: ClassVar[bool]
+    channels: ClassVar[tuple[int, ...]]
 
     def requires(self) -> None:
         """Raises BackendError, with the line that installs it, where a package is missing that writing needs."""
@@ -95,7 +97,7 @@ class Host(Protocol):
         """Ask the host's own tools about the files. Raises ExportError for what they refuse."""
 
     def run(self, folder: Path, image: Array) -> Array:
-        """What the host's own code makes of a picture 1x3xHxW. Raises NotRunHere."""
+        """What the host's own code makes of a picture 1xCxHxW. Raises NotRunHere."""
 
     def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
         """What else the folder holds, on one golden case: (what, how it agrees, why it is not there where it is not).
@@ -110,6 +112,7 @@ class OnnxHost:
     bound: ClassVar[Tolerance] = TOLERANCES["brought"]
     beyond: ClassVar[bool] = True
     levels: ClassVar[bool] = False
+    channels: ClassVar[tuple[int, ...]] = (1, 3)
 
     def requires(self) -> None:
         for module in ("onnx", "onnxruntime"):

@@ -57,9 +57,9 @@ def answers(python: str, script: str, files: Mapping[str, bytes], images: Sequen
             raise Refused(f"it left no answer ({error})") from error
 
 
-def trial_pictures(side_px: int) -> list[Array]:
+def trial_pictures(side_px: int, channels: int) -> list[Array]:
     """Six pictures, the second and the last alike: what is misread may come out right on one and wrong on the next."""
-    natural = natural_picture(side_px, side_px, 3)
+    natural = natural_picture(side_px, side_px, channels)
     noise = np.random.default_rng(1).random(natural.shape, dtype=np.float32)
     return [natural, noise, np.zeros_like(natural), np.ones_like(natural), natural * 1.8 - 0.1, noise]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from clusir.errors import BackendError, ExportError, ValidationError
 from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
+from clusir.export.passes.plain.operators import PlainOperators
 from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.validate.compare import Agreement, check, compare
@@ -33,7 +35,7 @@ _HALF = replace(TOLERANCES["fp16"], relative=True)  # float16 beside float32; an
 
 
 class Converted(OnnxHost):
-    """Base of such hosts. Input ``input``, output ``output``, 1x3xTxT float32; the routing is inside.
+    """Base of such hosts. Input ``input``, output ``output``, 1xCxTxT float32; the routing is inside.
 
     ``module``: what has to be installed, here or in the environment whose Python ``variable`` names. ``install``: what
     pip installs into such an environment. ``files``: what ``converter``, a script, makes of ``model.onnx`` in the
@@ -68,7 +70,7 @@ class Converted(OnnxHost):
 
     def lint(self, source: Source) -> list[str]:
         form = self.form(source)
-        images = trial_pictures(form.side_px)
+        images = trial_pictures(form.side_px, source.spec.channels)
         with TemporaryDirectory() as scratch:
             try:
                 self.convert(host_form(source, form), Path(scratch))
@@ -84,7 +86,7 @@ class Converted(OnnxHost):
                 self.convert(model, Path(scratch))
             except Refused as reason:
                 raise ExportError(f"{self.name} refuses the graph: {reason}") from reason
-            self._leave_out(Path(scratch), self.form(source).side_px)
+            self._leave_out(Path(scratch), trial_pictures(self.form(source).side_px, source.spec.channels)[:2])
             for file in self.present(Path(scratch)):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(scratch) / file, folder / file)
@@ -99,8 +101,14 @@ class Converted(OnnxHost):
             raise ExportError(f"{self.name} refuses {folder / self.files[0]}: {reason}") from reason
 
     def rewrite(self, model: ModelProto) -> ModelProto:
-        """The graph as the converter is given it: constants folded, four axes at most where that can be."""
-        return RankFour().apply(SimplifyGraph().apply(model).model).model
+        """The graph as the converter is given it: constants folded, operators that the runtime has not written with
+        others, four axes at most where that can be."""
+        plain = PlainOperators(self.keeps).apply(SimplifyGraph().apply(model).model).model
+        return RankFour().apply(plain).model
+
+    def keeps(self, node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the runtime has this operator, of those that PlainOperators writes with others, in this form."""
+        return False
 
     def hand_over(self, model: ModelProto, folder: Path) -> None:
         """Write what the converter reads: ``model.onnx``."""
@@ -146,11 +154,10 @@ class Converted(OnnxHost):
         agreement = compare({"restored": expected}, {"restored": found}, _HALF)
         return [("float16", check(agreement, f"{self.name}, float16"), "")]
 
-    def _leave_out(self, folder: Path, side_px: int) -> None:
+    def _leave_out(self, folder: Path, images: list[Array]) -> None:
         """Remove the files of float16 where they lose too much."""
         if not self.half:
             return
-        images = trial_pictures(side_px)[:2]
         try:
             pairs = zip(self.answers(folder, images), self.answers(folder, images, half=True), strict=True)
             right = all(compare({"restored": whole}, {"restored": half}, _HALF).ok for whole, half in pairs)

@@ -42,6 +42,7 @@ class Darktable(OnnxHost):
     bound: ClassVar[Tolerance] = Tolerance(max_abs=1e-4, psnr_db=80.0, gates_equal=True)
     beyond: ClassVar[bool] = True
     levels: ClassVar[bool] = False
+    channels: ClassVar[tuple[int, ...]] = (3,)
 
     def requires(self) -> None:
         for module in ("onnx", "onnxruntime", "dt_ai_sdk"):

@@ -57,7 +57,7 @@ def export_targets(
     prepared = []
     for host in hosts:
         progress(f"asking what {host.name} could not run")
-        if faults := common_faults(source):
+        if faults := common_faults(source, host.channels):
             raise UnsupportedModelError(f"--target {host.name}: {'; '.join(faults)}")
         given = host.prepare(source)
         if faults := host.lint(given):
@@ -88,7 +88,7 @@ def _write(source: Source, folder: Path, host: Host) -> Written:
         del model.metadata_props[:]
         model.producer_name = "clusir"
         host.write(source, model, inside)
-        write_golden(inside, reference(source, form), form.side_px, host.beyond, host.levels)
+        write_golden(inside, reference(source, form), source.spec.channels, form.side_px, host)
         write_record(inside, host.name, names)
         findings = self_test(host, inside, names)
         files = sorted(path.relative_to(inside).as_posix() for path in inside.rglob("*") if path.is_file())

@@ -19,16 +19,14 @@ _INT64 = np.int64
 _ALONE = ("whole", "pooled")  # graphs that answer alone
 
 
-def common_faults(source: Source) -> list[str]:
-    """What keeps a graph from being one picture in, one picture out."""
+def common_faults(source: Source, channels: Sequence[int] = (1, 3)) -> list[str]:
+    """What keeps a graph from being one picture in, one picture out, of as many ``channels`` as the host takes."""
     spec = source.spec
     faults = []
     if spec.graph not in _ALONE:
         faults.append(f"it is the {spec.graph} graph, which does not answer alone; give the whole graph")
-    if spec.channels != 3:
-        faults.append(f"it takes {spec.channels} channel, the host gives three")
-    if spec.value_range != (0.0, 1.0):
-        faults.append(f"its values are {spec.value_range[0]:g}..{spec.value_range[1]:g}, the host's 0..1")
+    if spec.channels not in channels:
+        faults.append(f"it takes {spec.channels} channel, the host gives {' or '.join(map(str, channels))}")
     inputs = {value.name for value in source.model.graph.input} - {t.name for t in source.model.graph.initializer}
     if more := sorted(inputs - {spec.input_name}):
         faults.append(f"it takes a second input, {more[0]}")
@@ -51,14 +49,24 @@ def host_form(source: Source, form: HostForm) -> ModelProto:
     del graph.input[:]
     batch = form.batch if form.batch and not source.fixed_batch else 1
     sides: list[str | int] = [form.side_px] * 2 if form.side_px else [form.height, form.width]
-    graph.input.append(helper.make_tensor_value_info(form.input_name, TensorProto.FLOAT, [batch, 3, *sides]))
+    graph.input.append(
+        helper.make_tensor_value_info(form.input_name, TensorProto.FLOAT, [batch, spec.channels, *sides])
+    )
     graph.input.extend(kept)  # weights that are inputs too
     inside = edit.node("Clip", [form.input_name, edit.constant(0, "zero"), edit.constant(1, "one")], "inside")
+    low, high = spec.value_range
+    plain = (low, high) == (0.0, 1.0)
     given = _padded(edit, form.input_name, inside, spec) if form.any_size else inside
+    if not plain:
+        steep = edit.node("Mul", [given, edit.constant(high - low, "range")], "steep")
+        given = edit.node("Add", [steep, edit.constant(low, "lowest")], "ranged")
     # The answer must not keep its old name as an output while it is an inner value.
     del graph.output[:]
     edit.redirect(image, given)
     answer = restored
+    if not plain:
+        flat = edit.node("Sub", [answer, edit.constant(low, "lowest")], "from_lowest")
+        answer = edit.node("Div", [flat, edit.constant(high - low, "range")], "unranged")
     if form.any_size:
         answer = _cropped(edit, form.input_name, answer, spec.scale)
     if form.highlights:
@@ -69,7 +77,9 @@ def host_form(source: Source, form: HostForm) -> ModelProto:
         out = [form.side_px * spec.scale] * 2
     else:
         out = list(sides) if spec.scale == 1 else [f"{side}_x{spec.scale}" for side in sides]
-    graph.output.append(helper.make_tensor_value_info(form.output_name, TensorProto.FLOAT, [batch, 3, *out]))
+    graph.output.append(
+        helper.make_tensor_value_info(form.output_name, TensorProto.FLOAT, [batch, spec.channels, *out])
+    )
     edit.drop_unused()
     if form.side_px:
         edit.model.CopyFrom(onnx.shape_inference.infer_shapes(edit.model))
@@ -135,7 +145,9 @@ def reference(source: Source, form: HostForm) -> Callable[[Array], Array]:
         if form.any_size:
             wanted: Sequence[int] = (spec.size.padded(height), spec.size.padded(width))
             given = inside[:, :, _folded(height, wanted[0])][:, :, :, _folded(width, wanted[1])]
-        answer = probe.run({spec.input_name: np.ascontiguousarray(given)})[spec.output_name]
+        low, high = (np.float32(value) for value in spec.value_range)
+        answer = probe.run({spec.input_name: np.ascontiguousarray(given * (high - low) + low)})[spec.output_name]
+        answer = (answer - low) / (high - low)
         answer = answer[:, :, : height * spec.scale, : width * spec.scale]
         return np.asarray(answer + (image - inside) if form.highlights else answer, np.float32)
 

@@ -44,7 +44,7 @@ def frozen_for_noise(source: Source) -> Source:
     rng = np.random.default_rng(11)
     said: dict[str, list[np.ndarray]] = {name: [] for name in router_outputs(router_spec)}
     for seed, sigma in enumerate(_SIGMAS):
-        photo = natural_picture(side, side, 3, seed)
+        photo = natural_picture(side, side, source.spec.channels, seed)
         noise = rng.normal(0, sigma / 255, photo.shape)
         feeds = {"image": (photo + noise).clip(0, 1).astype(np.float32)}
         if router_spec.families:

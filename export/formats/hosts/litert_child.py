@@ -309,8 +309,10 @@ def main(folder: str) -> None:
             values.update(zip(node.outputs, made if isinstance(made, list) else [made], strict=True))
         return {plan["output"]: values[plan["output"]].last}
 
-    height, width = plan["size"]
-    function = tf.function(forward, input_signature=[tf.TensorSpec([1, height, width, 3], tf.float32, plan["input"])])
+    _, channels, height, width = plan["shape"]
+    function = tf.function(
+        forward, input_signature=[tf.TensorSpec([1, height, width, channels], tf.float32, plan["input"])]
+    )
     for name, half in (("model.tflite", False), ("model_fp16.tflite", True)):
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

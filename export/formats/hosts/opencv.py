@@ -57,7 +57,7 @@ class OpenCV(OnnxHost):
     def lint(self, source: Source) -> list[str]:
         form = self.form(source)
         content = self._simple(host_form(source, form)).SerializeToString()
-        images = trial_pictures(form.side_px)
+        images = trial_pictures(form.side_px, source.spec.channels)
         try:
             found = answers(sys.executable, _CHILD, {"model.onnx": content}, images)
         except Refused as reason:

@@ -44,8 +44,8 @@ def write_plan(model: ModelProto, folder: Path) -> None:
             "op": node.op_type, "inputs": list(node.input), "outputs": list(node.output),
             "shapes": [shapes[name] for name in node.output if name], "attributes": attributes,
         })  # fmt: skip
-    height, width = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[2:])
-    plan = {"input": graph.input[0].name, "output": graph.output[0].name, "size": [height, width], "nodes": nodes}
+    shape = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
+    plan = {"input": graph.input[0].name, "output": graph.output[0].name, "shape": shape, "nodes": nodes}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     np.savez(folder / "weights.npz", allow_pickle=False, **weights)
 

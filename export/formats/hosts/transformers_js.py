@@ -48,6 +48,7 @@ class TransformersJs(OnnxHost):
     # Pictures come out in 8 bits: a value that lies on the edge of two may fall either way.
     bound: ClassVar[Tolerance] = Tolerance(max_abs=1.001 / 255, psnr_db=60.0, gates_equal=True)
     beyond: ClassVar[bool] = False
+    channels: ClassVar[tuple[int, ...]] = (3,)
     levels: ClassVar[bool] = True
 
     def requires(self) -> None:

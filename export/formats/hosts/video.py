@@ -39,7 +39,7 @@ class _Video(OnnxHost):
         onnx.save(model, str(folder / "model.onnx"))
         side, halo = source.spec.size.static_px, source.spec.halo_px
         size = f"Frames of {side} px; larger ones in tiles." if side else "Frames of any size."
-        text = self.line.format(side=side or 512, halo=halo)
+        text = self.line.format(side=side or 512, halo=halo, format="RGBS" if source.spec.channels == 3 else "GRAYS")
         (folder / "RUN.txt").write_text(f"{size} Run in the folder of model.onnx:\n\n{text}\n", encoding="utf-8")
 
     def run(self, folder: Path, image: Array) -> Array:
@@ -50,6 +50,7 @@ class Ffmpeg(_Video):
     """A file for ``dnn_processing``; it does not tile, so a graph of one size takes frames of that size only."""
 
     name: ClassVar[str] = "ffmpeg"
+    channels: ClassVar[tuple[int, ...]] = (3,)
     line: ClassVar[str] = (
         "ffmpeg -i in.mkv -vf format=rgb24,dnn_processing=dnn_backend=onnx:model=model.onnx:input=input:output=output "
         "-c:a copy out.mkv"
@@ -70,7 +71,7 @@ class VsMlrt(_Video):
 
     name: ClassVar[str] = "vs-mlrt"
     line: ClassVar[str] = (
-        "clip = core.resize.Bicubic(clip, format=vs.RGBS)\n"
+        "clip = core.resize.Bicubic(clip, format=vs.{format})\n"
         'clip = core.ort.Model(clip, network_path="model.onnx", tilesize=[{side}, {side}], overlap=[{halo}, {halo}])'
     )
     missing: ClassVar[str] = "no VapourSynth with vs-mlrt"

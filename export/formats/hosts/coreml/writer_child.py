@@ -317,7 +317,7 @@ def main(folder: str) -> None:
     nodes = [Node(given, weights) for given in plan["nodes"]]
     if missing := sorted({node.kind for node in nodes} - set(OPERATORS)):
         sys.exit(f"error: no form of {', '.join(missing)}")
-    shape = (1, 3, *plan["size"])
+    shape = tuple(plan["shape"])
 
     def program(image: T) -> T:
         values = Values()
@@ -342,7 +342,7 @@ def main(folder: str) -> None:
         made, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS16,
         compute_precision=ct.precision.FLOAT32, outputs=[ct.TensorType(name="restored")],
     )  # fmt: skip
-    package.short_description = "One picture in, one out: RGB in 0..1, float32."
+    package.short_description = f"One picture in, one out: {'RGB' if shape[1] == 3 else 'grey'} in 0..1, float32."
     package.save(f"{folder}/model.mlpackage")
 
 

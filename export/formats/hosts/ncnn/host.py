@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from clusir.export.formats.hosts.child import Refused
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.ncnn.layers import Layers
-from clusir.export.formats.hosts.ncnn.maps import MAPS
+from clusir.export.formats.hosts.ncnn.maps import MAPS, resizes
 from clusir.export.formats.hosts.ncnn.operators import OPERATORS, Node
 from clusir.export.graph.index import inferred
 
@@ -53,6 +54,11 @@ class Ncnn(Converted):
     half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.bin", "model.bin"),)
     converter: ClassVar[str] = ""
     runner: ClassVar[str] = _RUNNER
+
+    def keeps(self, node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        if node.op_type == "Resize":
+            return resizes(node, shapes[node.input[0]], shapes[node.output[0]])
+        return node.op_type in OPERATORS or node.op_type in MAPS
 
     def convert(self, model: ModelProto, folder: Path) -> None:
         rewritten = self.rewrite(model)

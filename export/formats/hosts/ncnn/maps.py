@@ -8,13 +8,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from clusir.export.formats.hosts.ncnn.layers import Blob, Layers, kept
 from clusir.export.formats.hosts.ncnn.operators import FOUR, Node, coalesced, unary_of
 from clusir.export.formats.hosts.plan import coalesced_axes
+from clusir.export.passes.plain.resize import resize_kind
 
-__all__ = ["MAPS"]
+__all__ = ["MAPS", "resizes"]
 
 _FEW = 4  # runs of neighbours that are cut out one by one
 # ncnn's numbers of permutations: which of (w, h, d, c) each of the new (w, h, d, c) is.
@@ -352,21 +354,19 @@ def instances(node: Node) -> None:
     node.answer(node.to.add("InstanceNorm", [given], parameters, given.dims, weights=weights)[0])
 
 
+_MODES = {"nearest": 1, "linear": 2, "cubic": 3}
+
+
+def resizes(node: onnx.NodeProto, shape: Sequence[int], out: Sequence[int]) -> bool:
+    """Whether ncnn's Interp computes this Resize: pixels repeated, and linear and cubic as PyTorch has them."""
+    return resize_kind(node, shape, out) in ("repeats", "linear", "linear corners", "cubic", "cubic corners")
+
+
 def resize(node: Node) -> None:
-    """Only to twice, three times, ... the size: what ncnn and ONNX make of other sizes differs in the details."""
-    mode, places = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
-    kinds = {"nearest": 1, "linear": 2, "cubic": 3}
-    shape, out = node.shape(0), node.out
-    corners = places == "align_corners"
-    plain = places in ("half_pixel", "pytorch_half_pixel") or (mode == "nearest" and places == "asymmetric")
-    if (mode == "cubic" and abs(node.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6) or node.get("antialias", 0):
-        node.refuse("another cubic than -0.75, and antialias, have no form here")
-    if mode not in kinds or not (plain or (corners and mode != "nearest")) or shape[:2] != out[:2]:
-        node.refuse(f"{mode} with {places} has no form here")
-    if mode == "nearest" and any(there % here for here, there in zip(shape[2:], out[2:], strict=True)):
-        node.refuse("nearest to no whole multiple of the size has no form here")
-    parameters = {0: kinds[mode], 3: out[2], 4: out[3], 6: int(corners)}
-    node.answer(node.to.one("Interp", plane(node), parameters, out[1:]))
+    mode = node.get("mode", "nearest")
+    corners = node.get("coordinate_transformation_mode", "half_pixel") == "align_corners"
+    parameters = {0: _MODES[mode], 3: node.out[2], 4: node.out[3], 6: int(corners)}
+    node.answer(node.to.one("Interp", plane(node), parameters, node.out[1:]))
 
 
 MAPS: dict[str, Callable[[Node], None]] = {

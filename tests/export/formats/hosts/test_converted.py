@@ -62,6 +62,17 @@ def test_a_file_is_written_and_checked_again(own: type[Own], network: Make, tmp_
         selftest.verify_target("own", tmp_path)
 
 
+def test_a_grey_network_whose_values_go_from_minus_one_to_one(own: type[Own], network: Make, tmp_path: Path) -> None:
+    source = open_source(network(64, channels=1, value_range=(-1.0, 1.0)))
+    export_targets(source, tmp_path, [own()])
+    image = np.random.default_rng(3).random((1, 1, 64, 64), dtype=np.float32)
+    got = own().run(tmp_path / "own", image)
+    # A blur: the sum of weights is 1, so that the range does not show but at the edges, where -1 stands for black.
+    around = np.pad(2 * image - 1, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    wanted = sum(around[:, :, y : y + 64, x : x + 64] for y in range(3) for x in range(3)) / 18 + 0.5
+    assert np.abs(got - wanted).max() <= 1e-6
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [

@@ -1,0 +1,1 @@
+"""Operators that few runtimes have, as those that all of them have."""
