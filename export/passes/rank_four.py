@@ -18,12 +18,12 @@ from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import inferred
 
-__all__ = ["RankFour", "known_shapes", "rank_faults"]
+__all__ = ["EACH", "RELABEL", "RankFour", "known_shapes", "rank_faults"]
 
 _RANK = 4
 _WIDE = _RANK + 1
-_RELABEL = {"Reshape", "Unsqueeze", "Squeeze", "Flatten"}  # the elements stay in their order
-_EACH = {
+RELABEL = {"Reshape", "Unsqueeze", "Squeeze", "Flatten"}  # the elements stay in their order
+EACH = {
     "Abs", "Add", "Cast", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
     "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sign", "Sin",
     "Softplus", "Sqrt", "Sub", "Tanh", "Where",
@@ -99,7 +99,7 @@ def _regions(
     between = []
     for node in model.graph.node:
         touched = [name for name in (*node.input, *node.output) if name in wide]
-        if touched and node.op_type not in _RELABEL:
+        if touched and node.op_type not in RELABEL:
             between.append((touched[0], node))
             for name in touched[1:]:
                 parent[root(name)] = root(touched[0])
@@ -116,7 +116,7 @@ def _allows(node: onnx.NodeProto, axis: int, shapes: Mapping[str, tuple[int, ...
     known = all(name in shapes for name in (*node.input, *node.output) if name)
     if not known or any(len(shapes[name]) != _WIDE for name in node.output if name):
         return False
-    if node.op_type in _EACH:
+    if node.op_type in EACH:
         return all(_repeats(shapes[name], shapes[node.output[0]], axis) is not None for name in node.input if name)
     if node.op_type == "MatMul":
         matrices = all(len(shapes[name]) > 1 for name in node.input)
@@ -174,7 +174,7 @@ def _rewritten(
         axis = next((merged[name] for name in (*node.output, *node.input) if name in merged), None)
         if axis is None:
             graph.node.append(node)
-        elif node.op_type in _RELABEL:
+        elif node.op_type in RELABEL:
             out = node.output[0]
             shape = _merge(shapes[out], merged[out]) if out in merged else list(shapes[out])
             target = edit.constant(shape, f"{out}/four", np.int64)

@@ -111,7 +111,9 @@ def rare(net: Net, x: str) -> list[str]:
     wide = net.op("Sub", net.op("Mul", x, net.const(8.0)), net.const(4.0))
     found += [scaled, scores, net.op("ScatterND", net.op("Reshape", x, whole(net, 3, SIDE, SIDE)),
                                      net.const([[2], [0]], dtype=np.int64), net.random(2, SIDE, SIDE))]  # fmt: skip
-    found += [net.op(kind, wide) for kind in ("Mish", "HardSwish", "HardSigmoid", "Elu", "Selu", "Sign")]
+    found += [net.op(kind, wide) for kind in ("Mish", "Softplus", "HardSwish", "HardSigmoid", "Elu", "Selu", "Sign")]
+    share = net.op("Add", net.op("Erf", net.op("Mul", wide, net.const(0.5**0.5))), net.const(1.0))
+    found += [net.op("Mul", net.op("Mul", wide, share), net.const(0.5))]  # a GELU, as PyTorch's exporter writes it
     return [*found, net.op("ReduceL1", wide, whole(net, 3)), net.op("ReduceSumSquare", wide, whole(net, 1)),
             net.op("ReduceLogSumExp", wide, whole(net, 2)), net.op("Sum", wide, x, x)]  # fmt: skip
 

@@ -23,6 +23,7 @@ from clusir.errors import BackendError, ExportError, ValidationError
 from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
+from clusir.export.passes.coalesce import Coalesce
 from clusir.export.passes.plain.operators import PlainOperators
 from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
@@ -104,7 +105,7 @@ class Converted(OnnxHost):
         """The graph as the converter is given it: constants folded, operators that the runtime has not written with
         others, four axes at most where that can be."""
         plain = PlainOperators(self.keeps).apply(SimplifyGraph().apply(model).model).model
-        return RankFour().apply(plain).model
+        return RankFour().apply(Coalesce().apply(plain).model).model
 
     def keeps(self, node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the runtime has this operator, of those that PlainOperators writes with others, in this form."""

@@ -253,11 +253,6 @@ def error_function(x: T) -> T:
     return tf.sign(x) * (1.0 - sum_ * tf.exp(-size * size))
 
 
-def softplus(x: T) -> T:
-    """max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
-    return tf.nn.relu(x) + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
-
-
 def reshape(node: Node, x: Value, *_: Value) -> Value:
     return Value(tf.reshape(x.plain, node.shapes[0]))
 
@@ -277,7 +272,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Or": each(tf.logical_or), "Not": each(tf.logical_not), "Where": each(tf.where),
     "Cast": lambda n, x: each(lambda t: tf.cast(t, KINDS[n.get("to", 1)]))(n, x),
     "CastLike": each(lambda x, like: tf.cast(x, like.dtype)), "Erf": each(error_function),
-    "Softplus": each(softplus),
     "Clip": clip, "Conv": convolution, "ConvTranspose": transposed_convolution, "Gemm": gemm,
     "MatMul": lambda n, a, b: Value(tf.matmul(a.plain, b.plain)), "AveragePool": pool, "MaxPool": pool,
     "GlobalAveragePool": lambda n, x: Value(last=tf.reduce_mean(x.last, [1, 2], True)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from onnx import ModelProto, helper, numpy_helper
 
 from clusir.export.formats.hosts.child import Refused
 from clusir.export.graph.index import inferred
+from clusir.export.passes.coalesce import coalesced_axes
 
-__all__ = ["coalesced_axes", "write_plan"]
+__all__ = ["write_plan"]
 
 
 def write_plan(model: ModelProto, folder: Path) -> None:
@@ -48,21 +48,6 @@ def write_plan(model: ModelProto, folder: Path) -> None:
     plan = {"input": graph.input[0].name, "output": graph.output[0].name, "shape": shape, "nodes": nodes}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     np.savez(folder / "weights.npz", allow_pickle=False, **weights)
-
-
-def coalesced_axes(shape: Sequence[int], order: Sequence[int]) -> tuple[list[int], list[int]]:
-    """A transposition of an array of ``shape`` to ``order`` with as few axes as it can be told with, as another shape
-    and order of the same elements: axes of one element are left out, and axes that stay side by side are one."""
-    order = [axis for axis in order if shape[axis] != 1]
-    kept = sorted(order)
-    runs: list[list[int]] = []  # in the new order
-    for axis in order:
-        if runs and kept.index(axis) == kept.index(runs[-1][-1]) + 1:
-            runs[-1].append(axis)
-        else:
-            runs.append([axis])
-    before = sorted(runs)
-    return [math.prod(shape[axis] for axis in run) for run in before], [before.index(run) for run in runs]
 
 
 def _plain(value: Any) -> Any:

@@ -13,9 +13,17 @@ from clusir.export.passes.plain.base import Shapes, Write
 __all__ = ["FORMULAS"]
 
 
-def _mish(edit: GraphEdit, node: onnx.NodeProto, _: Shapes) -> str:
-    soft = edit.node("Tanh", [edit.node("Softplus", [node.input[0]], f"{node.output[0]}/soft")], f"{node.output[0]}/t")
-    return edit.node("Mul", [node.input[0], soft], f"{node.output[0]}/mish")
+def _softplus(edit: GraphEdit, node: onnx.NodeProto, _: Shapes) -> str:
+    """max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
+    x, hint = node.input[0], node.output[0]
+    small = edit.node("Exp", [edit.node("Neg", [edit.node("Abs", [x], f"{hint}/size")], f"{hint}/less")], f"{hint}/exp")
+    log = edit.node("Log", [edit.node("Add", [small, edit.constant(1, f"{hint}/one")], f"{hint}/more")], f"{hint}/log")
+    return edit.node("Add", [edit.node("Relu", [x], f"{hint}/above"), log], f"{hint}/soft")
+
+
+def _mish(edit: GraphEdit, node: onnx.NodeProto, shapes: Shapes) -> str:
+    share = edit.node("Tanh", [_softplus(edit, node, shapes)], f"{node.output[0]}/share")
+    return edit.node("Mul", [node.input[0], share], f"{node.output[0]}/mish")
 
 
 def _number(node: onnx.NodeProto, name: str, default: float) -> float:
@@ -68,6 +76,9 @@ def _sums(edit: GraphEdit, node: onnx.NodeProto, _: Shapes) -> str:
     kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "ReduceSumSquare":
         return edit.node("ReduceSum", [edit.node("Mul", [x, x], f"{hint}/square"), *axes], f"{hint}/sum", **kept)
+    if node.op_type == "ReduceL2":
+        total = edit.node("ReduceSum", [edit.node("Mul", [x, x], f"{hint}/square"), *axes], f"{hint}/sum", **kept)
+        return edit.node("Sqrt", [total], f"{hint}/root")
     if node.op_type == "ReduceL1":
         return edit.node("ReduceSum", [edit.node("Abs", [x], f"{hint}/size"), *axes], f"{hint}/sum", **kept)
     whole = edit.node("ReduceMax", [x, *axes], f"{hint}/most", **{**kept, "keepdims": 1})
@@ -99,7 +110,8 @@ def _several(edit: GraphEdit, node: onnx.NodeProto, _: Shapes) -> str:
 
 
 FORMULAS: dict[str, Write] = {
-    "Mish": _mish, "HardSigmoid": _hard, "HardSwish": _hard, "Elu": _elu, "Selu": _elu, "Celu": _elu, "Gelu": _gelu,
-    "Sign": _sign, "ReduceSumSquare": _sums, "ReduceL1": _sums, "ReduceLogSumExp": _sums,
+    "Mish": _mish, "Softplus": _softplus, "HardSigmoid": _hard, "HardSwish": _hard, "Elu": _elu, "Selu": _elu,
+    "Celu": _elu, "Gelu": _gelu, "Sign": _sign, "ReduceSumSquare": _sums, "ReduceL1": _sums, "ReduceL2": _sums,
+    "ReduceLogSumExp": _sums,
     **dict.fromkeys(("Max", "Min", "Sum", "Mean"), _several),
 }  # fmt: skip

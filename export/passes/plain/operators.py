@@ -19,12 +19,19 @@ from clusir.export.passes.plain.base import Shapes, Write
 from clusir.export.passes.plain.einsum import einsum
 from clusir.export.passes.plain.formulas import FORMULAS
 from clusir.export.passes.plain.resize import resize, uneven
-from clusir.export.passes.plain.scatter import gather_nd, scatter
+from clusir.export.passes.plain.scatter import gather, gather_nd, scatter
 from clusir.export.passes.rank_four import known_shapes
 
 __all__ = ["PlainOperators"]
 
-_FORMS: dict[str, Write] = {"Einsum": einsum, "Resize": resize, "ScatterND": scatter, "GatherND": gather_nd, **FORMULAS}
+_FORMS: dict[str, Write] = {
+    "Einsum": einsum,
+    "Resize": resize,
+    "ScatterND": scatter,
+    "Gather": gather,
+    "GatherND": gather_nd,
+    **FORMULAS,
+}
 
 
 class PlainOperators(GraphPass):
@@ -39,7 +46,7 @@ class PlainOperators(GraphPass):
         shapes = known_shapes(model)
         edit = GraphEdit(model)
         done, left = [], []
-        for node in [node for node in edit.model.graph.node if _rare(node)]:
+        for node in [node for node in edit.model.graph.node if _rare(node, shapes)]:
             known = {name for name in (*node.input, *node.output) if name} <= set(shapes)
             odd = known and node.op_type == "Resize" and len(shapes[node.input[0]]) == 4 and uneven(edit, node, shapes)
             if known and not odd and self.keeps(node, shapes):
@@ -62,5 +69,7 @@ class PlainOperators(GraphPass):
         return PassResult(inferred, True, (*done, *left))
 
 
-def _rare(node: onnx.NodeProto) -> bool:
+def _rare(node: onnx.NodeProto, shapes: Shapes) -> bool:
+    if node.op_type == "Gather":
+        return len(shapes.get(node.input[1], ())) > 1
     return node.op_type in _FORMS and (node.op_type not in ("Max", "Min") or len(node.input) > 2)

@@ -1,4 +1,4 @@
-"""What is written to, or read from, constant places: a gathering along one axis."""
+"""What is written to, or read from, constant places: a gathering along one axis, by a list of indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.passes.plain.base import Shapes
 
-__all__ = ["gather_nd", "scatter"]
+__all__ = ["gather", "gather_nd", "scatter"]
 
 
 def _places(edit: GraphEdit, name: str, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], int] | None:
@@ -61,3 +61,15 @@ def gather_nd(edit: GraphEdit, node: onnx.NodeProto, shapes: Shapes) -> str:
     rows = edit.reshape(data, (math.prod(shape[:axes]), *shape[axes:]), f"{hint}/rows")
     picked = edit.node("Gather", [rows, edit.constant(places, f"{hint}/which", np.int64)], f"{hint}/picked", axis=0)
     return edit.reshape(picked, shapes[hint], f"{hint}/whole")
+
+
+def gather(edit: GraphEdit, node: onnx.NodeProto, shapes: Shapes) -> str:
+    """By a table of indices: by all of them in a row, and then a Reshape."""
+    tensor = next((t for t in edit.model.graph.initializer if t.name == node.input[1]), None)
+    if tensor is None:
+        return ""
+    hint, axis = node.output[0], next((a.i for a in node.attribute if a.name == "axis"), 0)
+    row = edit.constant(numpy_helper.to_array(tensor).reshape(-1), f"{hint}/row", np.int64)
+    return edit.reshape(
+        edit.node("Gather", [node.input[0], row], f"{hint}/picked", axis=axis), shapes[hint], f"{hint}/whole"
+    )

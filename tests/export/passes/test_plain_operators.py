@@ -61,6 +61,10 @@ def read(net: Net, image: str) -> str:
     return net.op("GatherND", image, net.const([[0, 5, 2], [0, -1, -8]], dtype=np.int64))
 
 
+def table(net: Net, image: str) -> str:
+    return net.op("Gather", image, net.const([[0, 5, 2], [7, -1, -8]], dtype=np.int64), axis=2)
+
+
 FORMS = {
     "scores": einsum("b h i d, b h j d -> b h i j", (1, 6, 5, 12)),
     "values": einsum("bhij,bhjd->bhid", (1, 6, 12, 7)),
@@ -82,12 +86,14 @@ FORMS = {
     "nearest, uneven": resize("nearest", "half_pixel", sizes=(1, 6, 11, 29), nearest_mode="ceil"),
     "scale": resize("linear", "half_pixel", scales=(1.0, 1.0, 2.3, 0.4)),
     "scale of axes": resize("cubic", "asymmetric", scales=(1.7, 3.0), axes=[2, 3]),
-    "mish": one("Mish"), "hard sigmoid": one("HardSigmoid", alpha=0.3, beta=0.4), "hard swish": one("HardSwish"),
+    "mish": one("Mish"), "softplus": one("Softplus"),
+    "hard sigmoid": one("HardSigmoid", alpha=0.3, beta=0.4), "hard swish": one("HardSwish"),
     "elu": one("Elu", alpha=0.7), "selu": one("Selu"), "celu": one("Celu", alpha=1.5), "sign": one("Sign"),
     "sums of squares": over("ReduceSumSquare", 1), "magnitudes": over("ReduceL1", 0),
+    "lengths": over("ReduceL2", 1),
     "exponents": over("ReduceLogSumExp", 0), "most": several("Max"), "least": several("Min"), "sum": several("Sum"),
     "mean": several("Mean"), "rows": written([[4], [0]], 2, 8, 12), "places": written([[1, 2], [5, -1]], 2, 12),
-    "read": read,
+    "read": read, "table": table,
 }  # fmt: skip
 
 
@@ -109,7 +115,7 @@ def check(write: Write, opset: int) -> None:
     kind = net.nodes[-1].op_type
     made = PlainOperators().apply(model)
     assert made.modified, made.notes
-    assert kind not in {node.op_type for node in made.model.graph.node} - {"Max", "Min"}
+    assert kind not in {node.op_type for node in made.model.graph.node} - {"Max", "Min", "Gather"}
     picture = rng.normal(0, 3, SHAPE).astype(np.float32)
     wanted, got = (next(iter(Probe(m, optimise=False).run({"image": picture}).values())) for m in (model, made.model))
     assert got.shape == wanted.shape

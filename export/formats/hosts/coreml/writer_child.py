@@ -256,12 +256,6 @@ def slopes(node: Node) -> T:
     return mb.sub(x=mb.relu(x=node[0]), y=mb.mul(x=negative, y=slope))
 
 
-def softplus(node: Node) -> T:
-    """max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
-    small = mb.exp(x=mb.mul(x=mb.abs(x=node[0]), y=np.float32(-1)))
-    return mb.add(x=mb.relu(x=node[0]), y=mb.log(x=mb.add(x=small, y=np.float32(1))))
-
-
 def one(function: Callable[..., T]) -> Callable[[Node], T]:
     return lambda node: function(x=node[0])
 
@@ -288,7 +282,7 @@ OPERATORS: dict[str, Callable[[Node], Any]] = {
     "Sqrt": one(mb.sqrt), "Sin": one(mb.sin), "Cos": one(mb.cos), "Floor": one(mb.floor), "Ceil": one(mb.ceil),
     "Relu": one(mb.relu), "Tanh": one(mb.tanh), "Sigmoid": one(mb.sigmoid), "Erf": one(mb.erf),
     "Identity": one(mb.identity), "Neg": lambda n: mb.mul(x=n[0], y=np.float32(-1)),
-    "Reciprocal": lambda n: mb.real_div(x=np.float32(1), y=n[0]), "Softplus": softplus, "LeakyRelu": slopes,
+    "Reciprocal": lambda n: mb.real_div(x=np.float32(1), y=n[0]), "LeakyRelu": slopes,
     "PRelu": slopes, "Clip": clip, "Cast": cast,
     "CastLike": lambda n: mb.cast(x=n[0], dtype={"fp32": "fp32", "int32": "int32", "bool": "bool"}[_kind(n[1])]),
     "Where": lambda n: mb.select(cond=n[0], a=n[1], b=n[2]),

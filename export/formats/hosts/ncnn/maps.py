@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clusir.export.formats.hosts.ncnn.layers import Blob, Layers, kept
 from clusir.export.formats.hosts.ncnn.operators import FOUR, Node, coalesced, unary_of
-from clusir.export.formats.hosts.plan import coalesced_axes
+from clusir.export.passes.coalesce import coalesced_axes
 from clusir.export.passes.plain.resize import resize_kind
 
 __all__ = ["MAPS", "resizes"]
