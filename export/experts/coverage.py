@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from clusir.errors import UnsupportedModelError
-from clusir.export.lowering.complex import writes
+from clusir.export.lowering.splice import writes
 
 __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_program"]
 

@@ -19,10 +19,10 @@ from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.complex_fft import FFT_HANDLERS
 from clusir.export.lowering.complex_ops import COMPONENTWISE, HANDLERS
 from clusir.export.lowering.complex_pair import Pair, as_pair, roll, safe_atan2
-from clusir.export.lowering.splice import Splice
+from clusir.export.lowering.splice import Splice, writes
 from clusir.export.subjects.user_code import line_of_node
 
-__all__ = ["holds_complex", "lower_complex", "writes"]
+__all__ = ["holds_complex", "lower_complex"]
 
 _REAL_REWRITES: dict[str, Callable[..., Any]] = {"roll": roll, "atan2": safe_atan2, "arctan2": safe_atan2}
 
@@ -47,11 +47,6 @@ def _name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target._schema.name).removeprefix("aten::")
     return ""
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a node of a traced graph calls an operator that changes one of its operands."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _any_complex(args: Any) -> bool:

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.lowering.complex_pair import Pair
 
-__all__ = ["Splice"]
+__all__ = ["NotSplicedError", "Splice", "writes"]
 
 _ORIGIN = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 
@@ -36,11 +36,29 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return function(value)
 
 
-class Splice:
-    """The new graph while it grows. ``values``: what stands for each node of the old one, a node, or nested nodes."""
+def _in_order(operand: Any) -> Any:
+    """A tensor of the same shape and type whose strides are plain: they are no part of ONNX, and torch takes another
+    way for a transposed map, which ends in a write."""
+    return torch.empty_like(operand, memory_format=torch.contiguous_format) if isinstance(operand, Tensor) else operand
 
-    def __init__(self, old: fx.Graph) -> None:
+
+class NotSplicedError(Exception):
+    """What stands for an operator needs more than operators: a constant, or a write into a tensor."""
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node of a traced graph calls an operator that changes one of its operands."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+class Splice:
+    """The new graph while it grows. ``values``: what stands for each node of the old one, a node, or nested nodes.
+    ``table``: what decomposes operators in the functions that are traced (None: they stay as they are called)."""
+
+    def __init__(self, old: fx.Graph, table: dict[Any, Callable[..., Any]] | None = None) -> None:
         self.graph = fx.Graph()
+        self._table = table
+        self._sizes: dict[Any, fx.Node] = {}
         self.values: dict[fx.Node, Any] = {}
         self._mode = detect_fake_mode([node.meta.get("val") for node in old.nodes])
 
@@ -51,7 +69,9 @@ class Splice:
 
     def copy(self, node: fx.Node) -> None:
         """The node as it is."""
-        self.values[node] = self.graph.node_copy(node, lambda source: self.values[source])
+        made = self.values[node] = self.graph.node_copy(node, lambda source: self.values[source])
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            self._sizes.setdefault(node.meta["val"].node.expr, made)
 
     def input_of_reals(self, node: fx.Node) -> fx.Node:
         """A placeholder of a complex tensor as one of ``[..., 2]`` reals."""
@@ -83,7 +103,10 @@ class Splice:
 
         assert self._mode is not None
         with self._mode, torch.no_grad():
-            traced = make_fx(run, pre_dispatch=True)([leaf.meta["val"] for leaf in leaves])
+            operands = [leaf.meta["val"] for leaf in leaves]
+            if self._table is not None:
+                operands = [_in_order(operand) for operand in operands]
+            traced = make_fx(run, self._table, pre_dispatch=self._table is None)(operands)
         made = self._inlined(origin, traced, list(leaves))
         return _mapped(shape[-1], lambda leaf: made[leaf.number] if isinstance(leaf, _Place) else leaf)
 
@@ -95,11 +118,19 @@ class Splice:
                 inner[node] = next(placeholders)
             elif node.op == "output":
                 return [inner[value] if isinstance(value, fx.Node) else value for value in node.args[0]]
+            elif self._table is not None and (known := self._known(node)) is not None:
+                inner[node] = known
             else:
-                assert node.op == "call_function", f"{node.op} {node.target}: constants come from the model alone"
+                if node.op != "call_function" or writes(node):
+                    raise NotSplicedError(f"{origin.target} becomes {node.op} {node.target}")
                 inner[node] = self.graph.node_copy(node, lambda source: inner[source])
                 inner[node].meta.update({key: origin.meta[key] for key in _ORIGIN if key in origin.meta})
         raise AssertionError("a graph ends with its output")
+
+    def _known(self, node: fx.Node) -> fx.Node | None:
+        """The node of this graph that gives the same size, where there is one."""
+        value = node.meta.get("val")
+        return self._sizes.get(value.node.expr) if isinstance(value, torch.SymInt) else None
 
     def program(
         self, exported: torch.export.ExportedProgram, state: dict[str, Any], constants: dict[str, Any]

@@ -21,6 +21,7 @@ from clusir.export.lowering.operators import operator_translations, plain_scalar
 from clusir.export.lowering.registry import taught_registry
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.trace.anchors import anchor_sizes, entry_sizes
+from clusir.export.trace.decompose import quick_decompositions
 from clusir.export.trace.program import TracedModel, UntraceableError
 from clusir.export.trace.quick import quick_tracing
 
@@ -61,7 +62,7 @@ def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.Model
     entry = entry_sizes(traced.program)
     table = {**operator_translations(), **pair_translations(translation_table(dft))}
     try:
-        with _unguarded(traced.program):
+        with _unguarded(traced.program), quick_decompositions():
             model = _written(traced.program, (), ["image"], ["restored", *gates], table)
     except _RefusedError as error:
         raise UntraceableError(f"torch.onnx.export refused the traced model: {error}") from error.__cause__

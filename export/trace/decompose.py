@@ -1,0 +1,110 @@
+"""A traced program in operators that have an ONNX form: made anew is only what has none.
+
+torch's exporter runs the whole program again to decompose a tenth of its operators, twice, and a third time to see
+where types are promoted. With symbolic sizes each run costs as much as the trace: of the seconds that writing a graph
+takes, nine in ten were these three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch.export.exported_program import (
+    _override_composite_implicit_decomp,
+    _split_decomp_table_to_cia_and_python_decomp,
+)
+from torch.fx import traceback as fx_traceback
+
+from clusir.export.lowering.splice import NotSplicedError, Splice, writes
+from clusir.export.quiet import replaced
+
+__all__ = ["quick_decompositions"]
+
+Table = dict[Any, Callable[..., Any]]
+
+
+@contextlib.contextmanager
+def quick_decompositions() -> Iterator[None]:
+    """Inside, torch's ONNX exporter decomposes operator by operator."""
+    from torch.onnx._internal.exporter import _fx_passes
+
+    whole = _fx_passes.insert_type_promotion_nodes
+    with (
+        replaced(_fx_passes, "decompose_with_registry", _decomposed),
+        replaced(_fx_passes, "insert_type_promotion_nodes", lambda module: _promoted(module) or whole(module)),
+    ):
+        yield
+
+
+def _decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
+    """What ``program.run_decompositions`` makes of it; that itself where a part cannot be made alone."""
+    from torch.onnx._internal.exporter import _decomp
+
+    table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
+    if all(_plain(node) for node in program.graph.nodes):
+        with contextlib.suppress(NotSplicedError):
+            return _spliced(program, table)
+    return program.run_decompositions(table)
+
+
+def _plain(node: fx.Node) -> bool:
+    """Whether a node neither writes into a tensor, which only a run of the whole turns into values, nor holds a graph
+    of its own."""
+    return node.op not in ("get_attr", "call_module") and not (
+        isinstance(node.target, torch._ops.HigherOrderOperator) or writes(node)
+    )
+
+
+def _spliced(program: torch.export.ExportedProgram, table: Table) -> torch.export.ExportedProgram:
+    composite, plain = _split_decomp_table_to_cia_and_python_decomp(dict(table))
+    kept = set(composite) - set(table)
+
+    def stays(target: Any) -> bool:
+        if not isinstance(target, torch._ops.OpOverload) or target in kept:
+            return True
+        return target not in composite and target not in plain and not _is_composite(target)
+
+    splice = Splice(program.graph, plain)
+    with _override_composite_implicit_decomp(composite), enable_python_dispatcher():
+        for node in program.graph.nodes:
+            args, kwargs = splice.arguments(node)
+            if node.target is operator.getitem and not isinstance(args[0], fx.Node):
+                splice.values[node] = args[0][args[1]]
+            elif node.op != "call_function" or stays(node.target):
+                splice.copy(node)
+            else:
+                splice.values[node] = splice.made_by(node, node.target, *args, **kwargs)
+    return splice.program(program, program.state_dict, program.constants)
+
+
+def _is_composite(target: torch._ops.OpOverload) -> bool:
+    """Whether torch itself computes an operator as others, whatever it is given."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key) or key in target.py_kernels
+
+
+def _promoted(module: fx.GraphModule) -> bool:
+    """Casts where an operator's operands have several types, as torch's pass puts them; False, and nothing done, where
+    what a node gives is not known without running it."""
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    nodes = list(module.graph.nodes)
+    if any(node.op == "get_attr" or (node.users and "val" not in node.meta) for node in nodes):
+        return False
+    step = type_promotion.InsertTypePromotion(module)
+    run = step.interpreter
+    run.env = {node: node.meta["val"] for node in nodes if "val" in node.meta}
+    assert step.fake_mode is not None
+    with step.fake_mode, enable_python_dispatcher(), fx_traceback.preserve_node_meta():
+        for node in nodes:
+            rule = type_promotion.get_type_promotion_rule(node, run.type_promotion_table)
+            if rule is not None:
+                with run._set_current_node(node):
+                    run._maybe_promote_node(node, rule)
+    return True

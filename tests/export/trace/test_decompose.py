@@ -1,0 +1,100 @@
+"""Operators without an ONNX form are decomposed one by one: the program as a whole is not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusir.export.trace.program import trace_module
+from clusir.export.trace.writer import write_program
+
+
+class Mixed(nn.Module):
+    """Composite operators, several results, types that are promoted, sizes read inside what stands for an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.batch, self.group, self.layer = nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.LayerNorm(8)
+        self.drop, self.line = nn.Dropout(0.1), nn.Linear(8, 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        b, _, h, w = image.shape
+        x = self.drop(self.batch(self.enter(image)))
+        tokens = self.line(self.layer(x.flatten(2).transpose(1, 2)))
+        left, right = tokens.chunk(2, dim=-1)
+        x = torch.cat([F.gelu(left) * right, F.silu(right)], -1).transpose(1, 2).reshape(b, 8, h, w)
+        x = self.group(x) + torch.arange(w) * 0.01 + (x > 0) * 2 + F.adaptive_avg_pool2d(x, 1).repeat(1, 1, h, w)
+        keys = F.normalize(x.flatten(2), dim=-1)
+        shares = (keys @ keys.transpose(-1, -2)).softmax(-1)
+        spectrum = torch.fft.rfft2(x) * 1.5
+        return self.leave((shares @ keys).view(b, 8, h, w) + torch.fft.irfft2(spectrum, s=(h, w))) + image
+
+
+class Written(nn.Module):
+    """Writes into a part of a tensor, which only a run of the whole turns into values."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.silu(image).clone()
+        x[:, :, 1:] += 1
+        return F.hardsigmoid(x)
+
+
+def written(network: nn.Module) -> tuple[onnx.ModelProto, float]:
+    """The graph, and the largest difference of its answer at a size that was not traced."""
+    torch.manual_seed(0)
+    network.eval()
+    model, _ = write_program(trace_module(network, torch.rand(2, 3, 74, 138)))
+    image = torch.rand(2, 3, 50, 67)
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"image": image.numpy()})
+    with torch.no_grad():
+        return model, float(np.abs(got - network(image).numpy()).max())
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is run as a whole while a graph is written."""
+    found: list[str] = []
+
+    def noted(owner: Any, name: str) -> None:
+        kept: Callable[..., Any] = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **more: (found.append(name), kept(*args, **more))[1])
+
+    noted(torch.export.ExportedProgram, "run_decompositions")
+    noted(torch.fx.Interpreter, "run")
+    return found
+
+
+def test_a_graph_is_written_without_running_the_program_again(runs: list[str]) -> None:
+    _, error = written(Mixed())
+    assert error <= 5e-5
+    assert not runs
+
+
+def test_a_program_that_writes_into_tensors_is_run_as_a_whole(runs: list[str]) -> None:
+    _, error = written(Written())
+    assert error <= 1e-6
+    assert "run_decompositions" in runs
+
+
+def test_a_size_is_read_once(runs: list[str]) -> None:
+    """What stands for an operator asks for sizes that the graph has: another reading is another chain of nodes."""
+
+    class Normed(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            for _ in range(6):
+                image = F.normalize(image, dim=1) + F.normalize(image.flatten(2), dim=2).view(image.shape)
+            return image
+
+    model, error = written(Normed())
+    assert error <= 1e-6
+    assert not runs
+    assert sum(node.op_type == "Shape" for node in model.graph.node) <= 9  # three sides, and the shape for each view
