@@ -35,14 +35,13 @@ from clusir.export.subjects.checks import check_batch, takes_batches
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
-from clusir.export.subjects.sizes import accepted_multiple, trace_sizes
+from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes
 from clusir.export.subjects.user_code import count_in
 from clusir.export.tiled import Tiled, compare_sidecars, tiled
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
-from clusir.export.validate.each_pass import ParityAfterEach
-from clusir.export.validate.feeds import random_feeds
+from clusir.export.validate.each_pass import parity_at
 from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
@@ -243,13 +242,14 @@ def _export(
 ) -> _Written:
     """One file: traced at ``size``, dynamic where ``multiple`` says which sizes the model itself takes."""
     batch, channels = options.batch or subject.shape[0], subject.shape[1]
-    few = probes(max(2, batch), channels, *size)
+    small = size if multiple is None else small_size(multiple)
+    few = probes(max(2, batch), channels, *small)
     with aten_transforms() if options.dft == "op" else contextlib.nullcontext():
         free = not options.batch and takes_batches(subject.fresh_dense(), few)
         progress(f"tracing at {size[0]}x{size[1]}")
         traced = trace_module(
             subject.unrun(),
-            few[:batch],
+            probes(max(2, batch), channels, *size)[:batch],
             batches=free,
             sizes=multiple is not None,
             multiple=multiple or 1,
@@ -269,7 +269,7 @@ def _export(
     fusing = fusing_passes() if options.dft == "auto" else []
     steps = Pipeline(
         [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *_router_passes(options.router)],
-        ParityAfterEach(model, random_feeds(model, size, channels)),
+        parity_at(model, (small, size), channels),
         before_each=lambda name: progress(f"pass {name}"),
     )
     model = steps.run(model)
@@ -283,8 +283,8 @@ def _export(
     made = tiled(model, _spec(subject, rule, options), (tile, options.halo), progress)
     notes += made.notes
     spec = made.spec
-    near = (spec.size.padded(size[0]), spec.size.padded(size[1]))
-    sizes = validation_sizes(spec.size, *near) if multiple is not None else [size]
+    near, far = ((spec.size.padded(h), spec.size.padded(w)) for h, w in (small, size))
+    sizes = [size] if multiple is None else list(dict.fromkeys([*validation_sizes(spec.size, *near), far]))
     given = ModuleCheck(
         subject.user,
         subject.fresh_dense(),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-__all__ = ["accepted_multiple", "trace_sizes"]
+__all__ = ["accepted_multiple", "small_size", "trace_sizes"]
 
 _LEAST = 72  # pixels; smaller maps meet minima of windows and pads that larger ones do not
 
@@ -20,9 +20,15 @@ def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int
     """
     common = math.gcd(height, width)
     for multiple in (d for d in range(1, common + 1) if common % d == 0):
-        if takes(*_odd_sizes(multiple, set())):
+        if takes(*small_size(multiple)):
             return multiple
     return None
+
+
+def small_size(multiple: int) -> tuple[int, int]:
+    """The height and width at which a model was asked whether it takes ``multiple``: what is compared of values is
+    compared here, since a trace's own size may have many times the pixels."""
+    return _odd_sizes(multiple, set())
 
 
 def _odd_sizes(multiple: int, avoided: set[int]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +10,10 @@ import onnx
 
 from clusir.export.graph.session import Array, Probe
 from clusir.export.validate.compare import check, compare
+from clusir.export.validate.feeds import random_feeds
 from clusir.export.validate.tolerances import tolerance
 
-__all__ = ["ParityAfterEach"]
+__all__ = ["ParityAfterEach", "parity_at"]
 
 # What float32 itself does to an ill-conditioned graph is allowed a pass, up to the ceiling.
 _ROUNDING_FACTOR, _ROUNDING_CEILING = 8.0, 1e-2
@@ -50,3 +51,14 @@ class ParityAfterEach:
             for name, array in self._feeds.items()
         }
         return compare(self._expected, self._before.run(moved), tolerance("brought")).max_abs
+
+
+def parity_at(model: onnx.ModelProto, sizes: Sequence[tuple[int, int]], channels: int) -> ParityAfterEach:
+    """The comparison on seeded pictures of the first of ``sizes`` (height, width) that ``model`` runs at; the last of
+    them is one that it must run at."""
+    for size in sizes[:-1]:
+        try:
+            return ParityAfterEach(model, random_feeds(model, size, channels))
+        except Exception:  # the runtime's own types: a size that the code of the trace does not take
+            continue
+    return ParityAfterEach(model, random_feeds(model, sizes[-1], channels))

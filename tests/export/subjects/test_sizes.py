@@ -1,0 +1,63 @@
+"""Values are compared at small sizes: a trace's own may be large, so that no side is a length that the model has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from clusir.export.module import export_module
+from clusir.export.subjects.sizes import small_size, trace_sizes
+from clusir.export.validate.each_pass import parity_at
+
+
+class Lengths(nn.Module):
+    """Takes multiples of 8, and has buffers as long as every small picture is high or wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+        for length in range(72, 264, 8):
+            self.register_buffer(f"of_{length}", torch.ones(length))
+
+    def forward(self, image: Tensor) -> Tensor:
+        down = nn.functional.pixel_unshuffle(image, 8)
+        return nn.functional.pixel_shuffle(down, 8) + self.mix(image)
+
+
+def test_most_is_compared_at_a_fraction_of_the_traces_pixels(tmp_path: Path) -> None:
+    (far, *_) = trace_sizes(Lengths(), 8)
+    assert min(far) > 256
+    made = export_module(Lengths().eval(), "1x3x64x64", tmp_path / "net.onnx", backends=("ort",))
+    assert made.sizes[0] == small_size(8)
+    assert made.sizes[-1] == far, "sums over many pixels are compared too"
+    assert 8 * np.prod(made.sizes[0]) < np.prod(far)
+    assert len({*made.sizes}) == len(made.sizes) >= 5
+
+
+def only(side: int) -> onnx.ModelProto:
+    """A graph that runs on pictures of one side."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Reshape", ["image", "shape"], ["restored"])]
+    graph = helper.make_graph(
+        nodes,
+        "only",
+        [value("image", TensorProto.FLOAT, ["b", 3, "h", "w"])],
+        [value("restored", TensorProto.FLOAT, [2, 3, side, side])],
+        [helper.make_tensor("shape", TensorProto.INT64, [4], [2, 3, side, side])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_a_pass_is_compared_at_the_first_size_that_the_graph_takes() -> None:
+    graph = only(16)
+    parity_at(graph, ((8, 8), (16, 16)), 3)("pass", graph)
+    with pytest.raises(Exception, match="Reshape"):
+        parity_at(graph, ((8, 8), (16, 16)), 3)("pass", only(8))
+    with pytest.raises(Exception, match="Reshape"):
+        parity_at(graph, ((8, 8), (24, 24)), 3)
