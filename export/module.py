@@ -37,7 +37,7 @@ from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes
 from clusir.export.subjects.user_code import count_in
-from clusir.export.tiled import Tiled, compare_sidecars, tiled
+from clusir.export.tiled import Tiled, compare_sidecars, steadied, tiled
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
@@ -281,7 +281,6 @@ def _export(
     model = Pipeline([JoinGates(gates)]).run(model)
     tile = None if options.tile is None else rule.padded(options.tile)
     made = tiled(model, _spec(subject, rule, options), (tile, options.halo), progress)
-    notes += made.notes
     spec = made.spec
     near, far = ((spec.size.padded(h), spec.size.padded(w)) for h, w in (small, size))
     sizes = [size] if multiple is None else list(dict.fromkeys([*validation_sizes(spec.size, *near), far]))
@@ -297,11 +296,21 @@ def _export(
     with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(made.graphs[""], str(path))
-        rows = validate(path, given, progress)
+        try:
+            rows = validate(path, given, progress)
+        except ValidationError:
+            steady = steadied(made)
+            if steady is None:
+                raise
+            progress("validating again, with norms that add up in blocks")
+            made = steady
+            made.save(path.parent, path.stem)
+            rows = validate(path, given, progress)
         photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"))
         data = path.read_bytes()
     for backend, what, found in compare_sidecars(made, photos, progress):
         rows.append(ModuleRow(backend, what, found.max_abs, found.count))
+    notes += made.notes
     return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
 
 

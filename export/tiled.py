@@ -21,6 +21,7 @@ from clusir.errors import ExportError
 from clusir.export.graph.index import drop_unused
 from clusir.export.graph.session import Probe
 from clusir.export.passes.simplify import AttachMetadata
+from clusir.export.passes.steady_norm import SteadyNorm
 from clusir.export.pooling.check import SplitRun, whole_window
 from clusir.export.pooling.find import find_statistics
 from clusir.export.pooling.split import Split, split_statistics
@@ -33,7 +34,7 @@ from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 from clusir.spec import MAX_STATISTICS, ModelSpec, SizeRequirements
 
-__all__ = ["Tiled", "compare_sidecars", "tiled"]
+__all__ = ["Tiled", "compare_sidecars", "steadied", "tiled"]
 
 _REACH_PX = 320
 _NEAR_PX = 160  # tried first: a quarter of the pixels, and enough for most networks
@@ -104,6 +105,16 @@ def tiled(
     spec = replace(spec, tolerances=tolerances_of(tiles))
     notes = (*told_of(found.reach, tiles, found.size), *([found.told] if found.told else []))
     return Tiled(spec, _graphs(model, found.split, spec), reach, notes)
+
+
+def steadied(made: Tiled) -> Tiled | None:
+    """The same with a whole graph whose instance norms are exact for maps of nearly one colour, too; None where it has
+    none. A tile graph is given its means and has no norms."""
+    found = SteadyNorm().apply(made.graphs[""])
+    if not found.modified:
+        return None
+    note = f"SteadyNorm: {found.notes[0]}: the runtimes' own are off for maps of nearly one colour"
+    return replace(made, graphs={**made.graphs, "": found.model}, notes=(*made.notes, note))
 
 
 def _reach(run: Run, spec: ModelSpec) -> Reach:

@@ -65,6 +65,13 @@ class GraphEdit:
 
     def array(self, name: str) -> NDArray[Any]:
         """The value of a constant. Raises KeyError if it is none."""
+        if self._linear is not None:
+            return self._linear.constants[name]
+        graph = self.model.graph  # to index a changed graph anew for one number takes a second of a large one
+        if name not in {value.name for value in graph.input}:
+            for tensor in graph.initializer:
+                if tensor.name == name:
+                    return numpy_helper.to_array(tensor)
         return self.linear().constants[name]
 
     def fresh(self, hint: str) -> str:

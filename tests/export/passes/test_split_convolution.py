@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs_under_test import accept, kinds, refuse
+from graphs_under_test import accept, exported, kinds, refuse
 from torch import Tensor, nn
 
+from clusir.export.graph.probe import LinearGraph
 from clusir.export.passes.split_convolution import SplitConvolution
 
 
@@ -84,3 +85,21 @@ class Shuffled(nn.Module):
 )
 def test_what_would_not_gain_or_not_be_the_same_stays(make: Callable[[], nn.Module]) -> None:
     refuse(SplitConvolution(), make(), (2, 4, 6, 6), "no convolution is only split")
+
+
+def test_a_graph_is_not_indexed_anew_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = nn.ModuleList(nn.Sequential(Gated(), nn.Conv2d(16, 4, 1)) for _ in range(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = x + step(x)
+            return x
+
+    model, built = exported(Many(), (1, 4, 8, 8), simple=True), []
+    made = LinearGraph.__init__
+    monkeypatch.setattr(LinearGraph, "__init__", lambda self, model: (built.append(1), made(self, model))[1])
+    assert SplitConvolution().apply(model).modified
+    assert len(built) <= 2

@@ -1,0 +1,62 @@
+"""SteadyNorm: the operator's answers on ordinary maps, and exact ones where a runtime's own are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from graphs_under_test import run_openvino
+from small_graphs import Net, run, same
+
+from clusir.export.passes.steady_norm import SteadyNorm
+
+
+def norm(rank: int, epsilon: float = 1e-5) -> Net:
+    """One norm of maps (or rows) of two channels, any size, with a scale and a shift."""
+    net = Net()
+    source = net.input("x", "b", 2, *("h", "w")[: rank - 2])
+    scale, shift = net.const([1.5, -0.5]), net.const([0.25, 3.0])
+    net.output(net.op("InstanceNormalization", source, scale, shift, epsilon=epsilon))
+    return net
+
+
+def exact(x: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
+    weights = [torch.tensor(w, dtype=torch.float64) for w in ([1.5, -0.5], [0.25, 3.0])]
+    made = torch.nn.functional.instance_norm(torch.from_numpy(x).double(), None, None, *weights, eps=epsilon)
+    return np.asarray(made)
+
+
+def flat_maps() -> dict[str, np.ndarray]:
+    """One colour; with a frame, as padding leaves it; with one other pixel."""
+    flat = np.full((1, 2, 256, 320), 0.37, np.float32) * np.array([1, 1.7], np.float32)[None, :, None, None]
+    framed, spot = flat.copy(), flat.copy()
+    framed[:, :, 0] *= 0.7
+    framed[..., -1] *= 0.8
+    spot[:, :, 100, 150] += 0.3
+    return {"flat": flat, "framed": framed, "spot": spot}
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.1])
+def test_ordinary_maps_are_normed_as_before(rank: int, epsilon: float) -> None:
+    result = same(SteadyNorm(), norm(rank, epsilon), batch=5)
+    assert result.modified
+    assert "InstanceNormalization" not in {node.op_type for node in result.model.graph.node}
+
+
+@pytest.mark.parametrize("kind", ["flat", "framed", "spot"])
+def test_maps_of_nearly_one_colour_are_normed_on_both_runtimes(kind: str) -> None:
+    before, x = norm(4).model(), flat_maps()[kind]
+    made = SteadyNorm().apply(before).model
+    want = exact(x)
+    (plain,) = run(before, {"x": x}).values()
+    assert np.abs(plain - want).max() > 1e-3, "else the operator could stay"
+    (got,) = run(made, {"x": x}).values()
+    for found in (got, run_openvino(made, x)):
+        assert np.abs(found - want).max() <= 5e-5
+
+
+def test_a_graph_without_norms_stays() -> None:
+    net = Net()
+    net.output(net.op("Relu", net.input("x", "b", 2, "h", "w")))
+    assert not same(SteadyNorm(), net).modified
