@@ -5,6 +5,7 @@
 //   node build.mjs --page     into ../page/built, which the wheel holds: without the WebGPU flavour of the runtime, which
 //                             would be the larger part of it, and with the licences of what is bundled
 import { build, transformSync } from "esbuild";
+import { createHash } from "node:crypto";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
@@ -58,12 +59,9 @@ await build({
   outdir: out,
   logLevel: "warning",
 });
-copyFileSync(join(here, "demo/index.html"), join(out, "index.html"));
-for (const name of ["demo.css", "isolate.js"]) {
-  const loader = name.endsWith(".css") ? "css" : "js";
-  const { code } = transformSync(readFileSync(join(here, "demo", name), "utf8"), { loader, minify: true });
-  writeFileSync(join(out, name), code);
-}
+for (const name of ["icon.svg", "app.webmanifest"]) copyFileSync(join(here, "demo", name), join(out, name));
+writeFileSync(join(out, "index.html"), readFileSync(join(here, "demo/index.html"), "utf8").replace(/\n +/g, "\n"));
+small("demo.css", readFileSync(join(here, "demo/demo.css"), "utf8"));
 for (const flavour of forWheel ? [""] : ["", ".asyncify"]) {
   for (const suffix of ["mjs", "wasm"]) {
     const name = `ort-wasm-simd-threaded${flavour}.${suffix}`;
@@ -77,7 +75,26 @@ if (forWheel) {
   writeFileSync(join(out, "index.html"), told);
   writeFileSync(join(out, "licenses.txt"), licences());
 }
+small("isolate.js", keeping(readFileSync(join(here, "demo/isolate.js"), "utf8")));
 for (const name of readdirSync(out)) console.log(String(statSync(join(out, name)).size).padStart(9), name);
+
+function small(name, text) {
+  const { code } = transformSync(text, { loader: name.endsWith(".css") ? "css" : "js", minify: true });
+  writeFileSync(join(out, name), code);
+}
+
+/** The service worker with the files that it keeps, under a name that changes with them. WebGPU's flavour of the runtime,
+ * which few pages load, is kept when it is asked for. */
+function keeping(text) {
+  const files = readdirSync(out).filter((name) => !name.includes(".asyncify.")).sort();
+  const hash = createHash("sha256");
+  for (const name of files) hash.update(name).update(readFileSync(join(out, name)));
+  const told = text
+    .replace("const FILES = []", `const FILES = ${JSON.stringify(["./", ...files])}`)
+    .replace('const KEPT = "clusir"', `const KEPT = "clusir-${hash.digest("hex").slice(0, 12)}"`);
+  if (!told.includes("index.html") || !told.includes("clusir-")) throw new Error("demo/isolate.js: nowhere to write files");
+  return told;
+}
 
 /** The licence of every package that onnxruntime-web brings into the bundle, as each states it. */
 function licences() {

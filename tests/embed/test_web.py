@@ -93,6 +93,23 @@ def test_the_package_says_what_it_holds(dist: Path) -> None:
             assert "*" in where or found.is_file(), path
 
 
+def test_the_page_works_without_its_server_and_can_be_installed(node: str, dist: Path, tmp_path: Path) -> None:
+    model = write_standin(tmp_path / "models", tile_px=64, halo_px=8, families=FAMILIES)
+    for path in (tmp_path / "models").iterdir():
+        path.rename(path.with_name(path.name.replace(model.stem, "tiny")))
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 110, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    saved = tmp_path / "saved.png"
+    out = run(
+        node, WEB / "test" / "installed.mjs", dist, tmp_path / "models", tmp_path / "photo.png", saved, chromium()
+    )
+    assert out.splitlines()[-1].endswith(" passed, 0 failed"), out
+    with Restorer(tmp_path / "models" / "tiny.onnx", backend="ort", device="cpu") as restorer:
+        expected = restorer.restore(np.asarray(Image.open(tmp_path / "photo.png")))
+    shown = np.asarray(Image.open(saved).convert("RGB"))
+    assert np.abs(shown.astype(int) - expected.astype(int)).max() <= 1
+
+
 def test_the_bundle_is_small(dist: Path) -> None:
     """Everything but the wasm runtime (.wasm and its .mjs loader), for both back ends together, is under 102 kB."""
     sizes = {path.name: path.stat().st_size for path in dist.iterdir() if path.suffix in (".js", ".css", ".html")}

@@ -11,6 +11,8 @@ const TYPES = {
   ".json": "application/json",
   ".wasm": "application/wasm",
   ".png": "image/png",
+  ".svg": "image/svg+xml",
+  ".webmanifest": "application/manifest+json",
 };
 
 /** @returns {Promise<{origin: string, requests: string[], close(): void}>} on a free port of this machine only */
@@ -37,7 +39,10 @@ export function serve(folders, { isolated }) {
   });
   return new Promise((resolve) => {
     server.listen(0, "127.0.0.1", () => {
-      const close = () => server.close();
+      const close = () => {
+        server.close();
+        server.closeAllConnections();
+      };
       resolve({ origin: `http://127.0.0.1:${server.address().port}`, requests, close });
     });
   });

@@ -61,7 +61,7 @@ def main() -> None:
                     continue
                 right[host.name] += 1
                 whole = [f.agreement.max_abs for f in found if f.agreement is not None and "float16" not in f.case]
-                told.append(f"{max(whole):.1e}")
+                told.append(f"{max(whole):.1e}" if whole else "right, not run here")
             print(f"| {name} | {' | '.join(told)} |", flush=True)
     print(f"\nOf {len(NETWORKS)} run right: {', '.join(f'{name} {count}' for name, count in right.items())}.")
 
