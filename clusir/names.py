@@ -13,7 +13,7 @@ __all__ = [
 MODULES = {"ort": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 BACKENDS = ("auto", *MODULES)
 ONNX_BACKENDS = ("ort", "openvino")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "webgpu")
 PRECISIONS = ("fp32", "fp16", "int8")  # of files
 # Programs that open models: clusir-export --target.
 HOSTS = ("coreml", "darktable", "ffmpeg", "litert", "mnn", "ncnn", "opencv", "transformers.js", "triton", "vs-mlrt")
@@ -29,7 +29,8 @@ OUTPUTS = ("restored", "posterior", "gate", "expert_probability", "statistics", 
 _EXTRAS = {
     "torch": "export", "safetensors": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",
     "skimage": "export", "nncf": "export", "onnxruntime": "cpu", "openvino": "openvino", "ray": "ray",
-    "executorch": "executorch", "bm3d": "peers", "cv2": "peers", "pyoidn": "peers",
+    "executorch": "executorch", "onnxruntime_ep_webgpu": "webgpu",
+    "bm3d": "peers", "cv2": "peers", "pyoidn": "peers",
 }  # fmt: skip
 
 INSTALL_GPU = 'pip uninstall -y onnxruntime && pip install "clusir[gpu]"'  # both at once break each other

@@ -22,6 +22,7 @@ NEEDS = {
     "cgroup": "hardware: root, and a control group (cgroup) that may be made",
     "mount": "hardware: root, and a file system that may be mounted",
     "namespace": "hardware: root, and a process namespace that may be made (unshare)",
+    "webgpu": "hardware: a GPU, and the package onnxruntime-ep-webgpu",
     "full": "minutes: CLUSIR_FULL=1 (make full)",
     "jdk": "minutes: a JDK, default-jdk-headless (make full)",
     "arm": "minutes: g++-aarch64-linux-gnu, qemu-user and the Arm wheel of onnxruntime (make full)",

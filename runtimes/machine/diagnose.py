@@ -15,6 +15,7 @@ from clusir.names import INSTALL_GPU, MODULES, install_line
 from clusir.runtimes.machine.choice import known_speeds
 from clusir.runtimes.machine.fingerprint import fingerprint
 from clusir.runtimes.machine.probe import Probe, list_devices, probe
+from clusir.runtimes.runners.webgpu import WEBGPU
 
 __all__ = ["Diagnosis", "Finding", "cuda_advice", "diagnose"]
 
@@ -163,6 +164,8 @@ def _failure(done: Probe) -> Finding:
         missing = f" ({library.group(0)} is missing)" if library else ""
         level = "warning" if "Tensorrt" in done.name else "error"
         return Finding(level, f"{done.name} does not run: {done.reason or 'no reason given'}{missing}", fix)
+    if WEBGPU in done.name:
+        return Finding("warning", f"{done.name} does not run: {done.reason}", "")
     package = MODULES[backend]
     return Finding("error", f"{done.name} does not run: {done.reason}", f"pip install --force-reinstall {package}")
 

@@ -16,12 +16,14 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusir.runtimes.runners.quiet import import_openvino
+from clusir.runtimes.runners.webgpu import WEBGPU, webgpu_device
 
 __all__ = ["PROBE_MODEL", "Probe", "expected_output", "list_devices", "probe"]
 
@@ -62,7 +64,11 @@ def _run_ort(provider: str) -> tuple[NDArray[np.float32], str, str]:
     options.log_severity_level = 2
     if hasattr(ort, "preload_dlls") and provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         ort.preload_dlls(directory="")  # the CUDA and cuDNN libraries that came as Python packages
-    session = ort.InferenceSession(PROBE_MODEL, options, providers=[provider])
+    if provider == WEBGPU:  # a plug-in: a device that the options name
+        options.add_provider_for_devices([webgpu_device(ort)], {})
+        session = ort.InferenceSession(PROBE_MODEL, options)
+    else:
+        session = ort.InferenceSession(PROBE_MODEL, options, providers=[provider])
     ran_on = session.get_providers()[0]
     return session.run(None, {"x": _INPUT})[0], ran_on, ""
 
@@ -87,7 +93,8 @@ def _list(backend: str) -> list[str]:
     if backend == "ort":
         import onnxruntime as ort
 
-        return list(ort.get_available_providers())
+        plugins = [WEBGPU] if find_spec("onnxruntime_ep_webgpu") else []
+        return [*ort.get_available_providers(), *plugins]
     if backend == "openvino":
         return list(import_openvino().Core().available_devices)
     import torch  # as in _run_torch

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the CPU, and CUDA where it was asked for and is really there.
+"""ONNX Runtime: the CPU, and CUDA or WebGPU where it was asked for and is really there.
 
 The device that was asked for is the device that runs, or BackendError (exit code 3): ONNX Runtime itself only logs a
 warning and continues on the CPU when its CUDA libraries do not load.
@@ -22,6 +22,7 @@ from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
+from clusir.runtimes.runners.webgpu import refuse_fallen, webgpu_device
 from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
@@ -38,8 +39,8 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 class OrtRunner:
     """A model opened with ONNX Runtime.
 
-    ``device`` is ``cpu``, ``cuda``, or ``auto`` (CUDA where it works, otherwise the CPU). ``threads`` is the number of
-    threads inside an operator (None: one per core, fewer where a container is given less processor time).
+    ``device`` is ``cpu``, ``cuda``, ``webgpu``, or ``auto`` (CUDA where it works, otherwise the CPU). ``threads`` is
+    the number of threads inside an operator (None: one per core, fewer where a container is given less processor time).
     ``allow_tf32`` lets CUDA convolutions round their inputs to 10 bits of mantissa; it is off because parity is
     promised. Raises BackendError where the device is not there, ModelFormatError where the file is not a model that
     ONNX Runtime accepts.
@@ -67,8 +68,8 @@ class OrtRunner:
                     f"install CUDA support with: {INSTALL_GPU}, or use --device cpu or --fallback"
                 )
             start_cuda(ort)
-        elif wanted != "cpu":
-            raise BackendError(f"device {device}: backend ort knows auto, cpu and cuda")
+        elif wanted not in ("cpu", "webgpu"):
+            raise BackendError(f"device {device}: backend ort knows auto, cpu, cuda and webgpu")
 
         session = self._open(ort, wanted, threads, allow_tf32, static=spec is not None and spec.size.static_px > 0)
         if wanted == "cuda" and _CUDA not in session.get_providers():
@@ -81,6 +82,8 @@ class OrtRunner:
             wanted = "cpu"
         if device == "cuda":
             refuse_cpu_operators(session, self._path)
+        elif device == "webgpu":
+            refuse_fallen(session, self._path)
         session.disable_fallback()
         self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
         self._session: Any = session
@@ -126,9 +129,17 @@ class OrtRunner:
         providers: list[Any] = [_CPU]
         if device == "cuda":
             providers.insert(0, (_CUDA, cuda_options(static, allow_tf32)))
+        if device == "webgpu":
+            options.add_provider_for_devices([webgpu_device(ort)], {})
+            providers = []  # a plug-in stands in the options, and the CPU behind it
         try:
-            return ort.InferenceSession(str(self._path), options, providers=providers)
+            return ort.InferenceSession(str(self._path), options, providers=providers or None)
         except Exception as error:  # onnxruntime's exceptions share no base class
+            if device == "webgpu":
+                raise BackendError(
+                    f"device webgpu: {self._path.name} does not open on it ({_first_line(error)}); use --device cpu or "
+                    "--fallback"
+                ) from error
             raise ModelFormatError(f"model {self._path}: onnxruntime refuses it ({_first_line(error)})") from error
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
