@@ -22,7 +22,7 @@ from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
-from clusir.runtimes.runners.webgpu import refuse_fallen, webgpu_device
+from clusir.runtimes.runners.webgpu import refuse_fallen, refuse_wrong, webgpu_device
 from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
@@ -88,6 +88,8 @@ class OrtRunner:
         self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
         self._session: Any = session
         self._reopen: Any = lambda lengths: self._open(ort, wanted, threads, allow_tf32, static=True, lengths=lengths)
+        # A GPU's first answer is held against the processor's.
+        self._judge: Any = (lambda: self._open(ort, "cpu", threads, False, static=True)) if wanted == "webgpu" else None
         self._fixed: dict[tuple[int, ...], Any] = {}
         self._expected: tuple[int, ...] | None = None
         self.name = f"ort:{wanted}"
@@ -143,13 +145,19 @@ class OrtRunner:
             raise ModelFormatError(f"model {self._path}: onnxruntime refuses it ({_first_line(error)})") from error
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails."""
+        """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails,
+        BackendError where a GPU's first answer is wrong."""
         ready = check_feeds(feeds, self._inputs, self.name, self.spec)
         try:
             outputs = self._session_for(ready).run(self._outputs, ready | self._settings)
         except Exception as error:
             raise ClusirError(f"{self.name} failed on {self._path.name}: {_first_line(error)}") from error
-        return {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
+        found = {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
+        if self._judge is not None:
+            right = self._judge().run(self._outputs, ready | self._settings)
+            refuse_wrong(found, dict(zip(self._outputs, right, strict=True)), self._path)
+            self._judge = None
+        return found
 
     def expect(self, size: tuple[int, int] | None) -> None:
         """See :class:`clusir.runtimes.runners.base.Runner`. Acts on the CPU, where the file names its open axes."""
@@ -202,7 +210,7 @@ class OrtRunner:
         return not isinstance(shape[0], int)
 
     def close(self) -> None:
-        self._session = self._reopen = self._expected = None
+        self._session = self._reopen = self._judge = self._expected = None
         self._fixed.clear()
 
     def __enter__(self) -> OrtRunner:

@@ -6,16 +6,21 @@ A plug-in is registered once in a process, and answers with the devices that it 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clusir.errors import BackendError
 from clusir.names import install_line
 
-__all__ = ["WEBGPU", "refuse_fallen", "webgpu_device"]
+__all__ = ["WEBGPU", "refuse_fallen", "refuse_wrong", "webgpu_device"]
 
 WEBGPU = "WebGpuExecutionProvider"
 _INSTEAD = "or use --device cpu or --fallback"
+_APART = 1e-3  # of the largest value: float32 computed in another order is a thousand times nearer
 _LOCK = threading.Lock()
 _registered: set[str] = set()
 
@@ -26,7 +31,7 @@ def webgpu_device(ort: Any) -> Any:
     Raises BackendError where the plug-in is not installed, does not load, or finds no GPU.
     """
     try:
-        import onnxruntime_ep_webgpu as plugin
+        plugin: Any = import_module("onnxruntime_ep_webgpu")
     except ImportError as error:
         line = install_line("onnxruntime_ep_webgpu")
         raise BackendError(f"device webgpu: onnxruntime-ep-webgpu is not installed; {line}, {_INSTEAD}") from error
@@ -61,6 +66,18 @@ def refuse_fallen(session: Any, path: Path) -> None:
         names = {part.ep_name for part in session.get_provider_graph_assignment_info()}
         if names and WEBGPU not in names:
             raise BackendError(f"device webgpu: all of {path.name} would run on the CPU, {_INSTEAD}")
+
+
+def refuse_wrong(found: Mapping[str, Any], right: Mapping[str, Any], path: Path) -> None:
+    """Raise BackendError where the GPU's answers are not the processor's: plug-in 0.4.0 miscomputes some graphs."""
+    for name, wanted in right.items():
+        largest = max(1.0, float(np.abs(wanted).max(initial=0)))
+        apart = float(np.abs(np.asarray(found[name], np.float32) - wanted).max(initial=0))
+        if not apart <= _APART * largest:
+            raise BackendError(
+                f"device webgpu: it answers {path.name} otherwise than the processor does ({name} differs by "
+                f"{apart:.2g}); use --device cpu"
+            )
 
 
 def _line(error: BaseException) -> str:

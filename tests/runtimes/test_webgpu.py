@@ -15,6 +15,7 @@ import pytest
 from clusir.errors import BackendError
 from clusir.runtimes.runners import webgpu
 from clusir.runtimes.runners.opening import open_runner
+from clusir.runtimes.runners.ort import OrtRunner
 from clusir.runtimes.runners.webgpu import WEBGPU, refuse_fallen, webgpu_device
 from tests import needs
 
@@ -90,6 +91,23 @@ def test_a_graph_that_stays_on_the_processor_is_refused(tmp_path: Path) -> None:
         refuse_fallen(session([WEBGPU], ["CPUExecutionProvider"]), tmp_path / "m.onnx")
     with pytest.raises(BackendError, match="could not be started, only CPUExecutionProvider"):
         refuse_fallen(session(["CPUExecutionProvider"], []), tmp_path / "m.onnx")
+
+
+def test_an_answer_that_is_not_the_processors_is_refused(tmp_path: Path) -> None:
+    """The first answer of a graph is held against the processor's, which computes it too."""
+    path = models.save_identity(tmp_path / "m.onnx")
+    image = {"image": np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)}
+    for scale, wrong in ((1.0, False), (1.01, True), (np.nan, True)):
+        with OrtRunner(path, "cpu") as runner, OrtRunner(path, "cpu") as judge:
+            real = runner._session
+            runner._session = SimpleNamespace(run=lambda *a, s=scale, r=real: [s * v for v in r.run(*a)])
+            runner._judge = lambda session=judge._session: session
+            if wrong:
+                with pytest.raises(BackendError, match=r"answers m\.onnx otherwise than the processor"):
+                    runner.run(image)
+            else:
+                runner.run(image)
+                assert runner._judge is None
 
 
 def test_a_card_answers_as_the_processor_does(tmp_path: Path) -> None:
