@@ -33,6 +33,7 @@ NEEDS = {
     "coreml": "minutes: a Python with coremltools, named in CLUSIR_COREML",
     "ncnn": "minutes: a Python with ncnn, named in CLUSIR_NCNN",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
+    "vite": "minutes: node, npm and its registry, and vite in the folder CLUSIR_VITE (npm install vite)",
     "zoo": "minutes: spandrel in the environment of the tests (docs/checkpoints.md)",
     "no executorch": "minutes: an environment without ExecuTorch",
     "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",
