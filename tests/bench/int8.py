@@ -103,9 +103,9 @@ def speed(folder: Path, stem: str, feeds: dict[str, dict[str, object]], rounds: 
                         best[backend, precision] = min(taken, best.get((backend, precision), taken))
             for runner in runners.values():
                 runner.close()
-        whole = paths["fp32"].stat().st_size
-        for precision, path in paths.items():
-            bytes_ = path.stat().st_size
+        sizes = {p: onnx.load(path).ByteSize() for p, path in paths.items()}  # with weights that lie beside them
+        whole = sizes["fp32"]
+        for precision, bytes_ in sizes.items():
             gains = (best[b, "fp32"] / best[b, precision] for b in BACKENDS)
             times = [f"{g:.2f}x ({1000 * best[b, precision]:.0f} ms)" for g, b in zip(gains, BACKENDS, strict=True)]
             row = [graph, precision, f"{bytes_ / 1e6:.2f} MB", f"{bytes_ / whole:.3f}x", *times]
