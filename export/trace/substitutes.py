@@ -60,7 +60,11 @@ class Traceable(TorchFunctionMode):
         args = with_float_tensor(func, args)
         substitute = _SUBSTITUTES.get(func)
         made = substitute(*args, **kwargs) if substitute is not None else NotImplemented
-        return func(*args, **kwargs) if made is NotImplemented else made
+        if made is not NotImplemented:
+            return made
+        result = func(*args, **kwargs)
+        self._masked.note(func, args, result)
+        return result
 
     def _read(self, source: Tensor, index: Any) -> Any:
         if is_mask(index, source):
@@ -72,7 +76,9 @@ class Traceable(TorchFunctionMode):
                 f"{calling_user_line()}: a window cut out with bounds that the network computes has no fixed shape; "
                 "multiply by a mask instead"
             )
-        return source[index]
+        part = source[index]
+        self._masked.note(Tensor.__getitem__, (source, index), part)
+        return part
 
     def _write(self, target: Tensor, index: Any, value: Any) -> None:
         if self._loops.used and write_at(target, index, value):

@@ -2,7 +2,7 @@
 
 A write becomes a choice between the old values and the new, ``where(inside, value, target)``: the shape stays what it
 was. What a mask picks out has no fixed shape; it is carried at full size with its mask beside it, through element-wise
-arithmetic and sums, until it is written back through the same mask.
+arithmetic and sums, until it is written back through the same mask, or one that was made of the same tensors.
 """
 
 from __future__ import annotations
@@ -128,8 +128,10 @@ _ELEMENTWISE = frozenset(
     """add add_ sub sub_ rsub mul mul_ div div_ true_divide neg abs sqrt rsqrt exp log log2 log10 log1p expm1 pow square
     reciprocal sigmoid tanh relu clamp clip clamp_min clamp_max minimum maximum sin cos sign floor ceil round float to
     clone detach softplus gelu silu leaky_relu elu hardtanh relu6 __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__
+    remainder fmod __mod__
     __truediv__ __rtruediv__ __pow__ __rpow__ __neg__ __iadd__ __isub__ __imul__ __itruediv__ contiguous""".split()  # noqa: SIM905
 )
+_RETOLD = frozenset("eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __getitem__".split())  # noqa: SIM905
 _FREE = ("dtype", "device", "dim", "is_floating_point", "requires_grad")
 
 
@@ -143,6 +145,26 @@ class Masked:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._origins: dict[int, tuple[Tensor, int, Any]] = {}  # by id: tensor, its version then, what it was made of
+
+    def note(self, func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
+        """Remember what a comparison, or a part of a tensor, was made of: code writes the same mask out twice."""
+        name = getattr(func, "__name__", "")
+        if name in _RETOLD and isinstance(result, Tensor):
+            made = (name, *(self._told(a) for a in args))
+            self._origins[id(result)] = (result, result._version, made)
+
+    def _told(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return repr(value)
+        found = self._origins.get(id(value))
+        if found is not None and found[1] == value._version:
+            return found[2]
+        self._origins[id(value)] = (value, value._version, ("tensor", id(value), value._version))  # alive, so its id is
+        return self._origins[id(value)][2]
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        return one is other or self._told(one) == self._told(other)
 
     def read(self, source: Tensor, mask: Tensor) -> Tensor:
         """``source[mask]``, carried as all of ``source``."""
@@ -154,7 +176,7 @@ class Masked:
         """``target[mask] = value`` for one value, or for what the same mask picked."""
         inside = mask.reshape(tuple(mask.shape) + (1,) * (target.dim() - mask.dim()))
         if isinstance(value, Tensor) and id(value) in self._known:
-            if self._known[id(value)][1] is not mask:
+            if not self._same(self._known[id(value)][1], mask):
                 raise UnsupportedModelError(f"{calling_user_line()}: what one mask picked is written through another")
         elif isinstance(value, Tensor) and value.numel() != 1:
             raise UnsupportedModelError(
@@ -177,7 +199,7 @@ class Masked:
         found = [self._known[id(a)] for a in args if isinstance(a, Tensor) and id(a) in self._known]
         mask = found[0][1]
         others = [a for a in args if isinstance(a, Tensor) and id(a) not in self._known]
-        if name in _ELEMENTWISE and all(m is mask for _, m in found) and all(o.dim() == 0 for o in others):
+        if name in _ELEMENTWISE and all(self._same(m, mask) for _, m in found) and all(o.dim() == 0 for o in others):
             result = func(*args, **kwargs)
             self._known[id(result)] = (result, mask)
             return result

@@ -66,6 +66,7 @@ KINDS: dict[str, tuple[habits.Habit, ...]] = {
         habits.interleaved,
         habits.through_a_mask,
         habits.by_pixel_mask,
+        habits.through_one_mask_told_twice,
     ),
     "pools": (
         habits.adaptive,
