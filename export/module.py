@@ -215,17 +215,18 @@ def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], pr
     """Trace, write and validate, for any size where the code allows it, else for the one size that it was given."""
     height, width = subject.shape[2:]
     if options.size:
-        return _export(subject, options, (options.size, options.size), None, unused, progress)
+        return _export(subject, options, (options.size, options.size), None, unused, progress=progress)
     progress("asking the model which sizes it takes")
     multiple = accepted_multiple(subject.takes, height, width)
     why = "the model's code takes no other"
+    tried: list[tuple[int, int]] = []
     for size in trace_sizes(subject.dense, multiple) if multiple else ():
         try:
-            return _export(subject, options, size, multiple, unused, progress)
+            return _export(subject, options, size, multiple, unused, tried, progress)
         except (UntraceableError, ValidationError) as error:
             why = str(error)
     try:
-        written = _export(subject, options, (height, width), None, unused, progress)
+        written = _export(subject, options, (height, width), None, unused, progress=progress)
     except UntraceableError as error:
         raise UnsupportedModelError(why if multiple else str(error)) from error
     note = f"the model's code fixes the size: exported for {height}x{width} only ({why})"
@@ -238,9 +239,13 @@ def _export(
     size: tuple[int, int],
     multiple: int | None,
     unused: Sequence[str],
-    progress: Progress,
+    tried: list[tuple[int, int]] | None = None,
+    progress: Progress = lambda _: None,
 ) -> _Written:
-    """One file: traced at ``size``, dynamic where ``multiple`` says which sizes the model itself takes."""
+    """One file: traced at ``size``, dynamic where ``multiple`` says which sizes the model itself takes.
+
+    ``tried``: where files of other traces were compared, and this one is too: what was wrong there may still be.
+    """
     batch, channels = options.batch or subject.shape[0], subject.shape[1]
     small = size if multiple is None else small_size(multiple)
     few = probes(max(2, batch), channels, *small)
@@ -284,6 +289,9 @@ def _export(
     spec = made.spec
     near, far = ((spec.size.padded(h), spec.size.padded(w)) for h, w in (small, size))
     sizes = [size] if multiple is None else list(dict.fromkeys([*validation_sizes(spec.size, *near), far]))
+    if tried is not None:
+        sizes += [s for s in dict.fromkeys(tried) if s not in sizes and tuple(map(spec.size.padded, s)) == s]
+        tried += sizes
     given = ModuleCheck(
         subject.user,
         subject.fresh_dense(),

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clusir.export.lowering.quotient import quotient
+
 __all__ = ["adaptive_avg", "adaptive_max", "antialiased", "average", "is_symbolic", "is_whole", "nearest"]
 
 
@@ -138,7 +140,7 @@ def nearest(x: Tensor, sizes: Sequence[Any], scales: Sequence[float | None], exa
     """
     for dim, out, scale in zip(range(-len(sizes), 0), sizes, scales, strict=True):
         size = x.shape[dim]
-        ratio = _as_tensor(size, x) / _as_tensor(out, x)
+        ratio = quotient(x, size, out)
         if scale is not None:
             step = torch.full((), scale, dtype=torch.float32, device=x.device)
             # torch takes these two without looking at the factor, which floor() has made another ratio.

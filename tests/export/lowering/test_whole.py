@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
@@ -35,6 +36,7 @@ class Patches(nn.Module):
         return x + F.pixel_shuffle(self.up(f + self.large(f)), 2)
 
 
+@pytest.mark.usefixtures("small_measures")
 def test_patches_of_a_padded_map_are_right_on_both_runtimes(tmp_path: Path) -> None:
     made = export_module(Patches().eval(), "1x3x64x64", tmp_path / "patches.onnx")
     assert (made.spec.size.multiple_of, made.spec.size.static_px) == (2, 0)

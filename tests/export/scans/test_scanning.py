@@ -37,6 +37,7 @@ def assert_right(path: Path, model: nn.Module, *shapes: tuple[int, int, int]) ->
                 np.testing.assert_allclose(runner.run({"image": image.numpy()})["restored"], want, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("small_measures")
 def test_four_directions_are_right_at_any_size_and_batch(tmp_path: Path) -> None:
     made = export_module(scanning.scanning_restorer(blocks=1), "1x3x32x32", tmp_path / "scans.onnx")
     assert (made.spec.size.multiple_of, made.spec.size.static_px) == (4, 0)
@@ -160,6 +161,7 @@ def factory():
 """
 
 
+@pytest.mark.usefixtures("small_measures")
 def test_a_network_that_imports_mamba_ssm_needs_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "imports_mamba.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -46,6 +46,21 @@ def test_an_operator_is_right_at_any_size(function: Callable[[Tensor], Tensor]) 
             np.testing.assert_allclose(run(image.numpy()), want, atol=1e-5 * max(1.0, np.abs(want).max()), rtol=0)
 
 
+def test_rows_of_a_nearest_resize_are_torchs_own() -> None:
+    """At heights where i * (out / in) is whole, and one bit less in the quotient picks the row before."""
+
+    def up(x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return nn.functional.interpolate(x[..., : height // 3, :], (height, width))
+
+    model, _ = write_program(trace_module(Applies(up).eval(), picture(1, 21, 27)))
+    for backend in ("ort", "openvino"):
+        run = on(backend, model)
+        for height in (74, 122, 123, 135, 141, 147):
+            image = picture(1, height, 8)
+            np.testing.assert_array_equal(run(image.numpy()), up(image).numpy(), err_msg=f"{backend}, {height} px")
+
+
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_a_stable_order_of_many_equal_values(backend: str) -> None:
     """Equal ones in the order in which they stood, also where a product of their numbers leaves 32 bits."""
