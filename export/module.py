@@ -18,7 +18,8 @@ import onnx
 from torch import nn
 
 from clusir.errors import BackendError, UnsupportedModelError, UsageError, ValidationError
-from clusir.export.base import PassRecord, Pipeline
+from clusir.export.base import Pipeline
+from clusir.export.experts.conditional import BranchExperts
 from clusir.export.experts.coverage import check_program
 from clusir.export.experts.join import JoinGates, joined_gates
 from clusir.export.experts.registry import dense_blocks
@@ -272,13 +273,14 @@ def _export(
     progress("writing the graph")
     model, gates = write_program(traced, options.dft)
     fusing = fusing_passes() if options.dft == "auto" else []
+    branching = [BranchExperts()] if options.router == "conditional" else []
     steps = Pipeline(
-        [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *_router_passes(options.router)],
+        [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *branching],
         parity_at(model, (small, size), channels),
         before_each=lambda name: progress(f"pass {name}"),
     )
     model = steps.run(model)
-    notes += [_as_note(record) for record in steps.records]
+    notes += [f"{record.name}: {'; '.join(record.notes)}" for record in steps.records]
     backends, left = _backends(options)
     if left:
         notes.append(left)
@@ -320,10 +322,6 @@ def _export(
         rows.append(ModuleRow(backend, what, found.max_abs, found.count))
     notes += made.notes
     return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
-
-
-def _as_note(record: PassRecord) -> str:
-    return f"{record.name}: {'; '.join(record.notes)}"
 
 
 def _check_weights(subject: Subject, traced: TracedModel, unused: Sequence[str]) -> list[str]:
@@ -383,14 +381,6 @@ def _rule(
             "describes for which; pad inside the model instead of branching on the size"
         )
     return rule
-
-
-def _router_passes(router: str) -> list[Any]:
-    if router == "dense":
-        return []
-    from clusir.export.experts.conditional import BranchExperts
-
-    return [BranchExperts()]
 
 
 def _spec(subject: Subject, rule: SizeRequirements, options: ModuleOptions) -> ModelSpec:
