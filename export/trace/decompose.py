@@ -43,14 +43,26 @@ def quick_decompositions() -> Iterator[None]:
 
 
 def _decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
-    """What ``program.run_decompositions`` makes of it; that itself where a part cannot be made alone."""
+    """What ``program.run_decompositions`` makes of it; that itself where a part cannot be made alone, or where one is
+    left that has no ONNX form: only a run of the whole sees what the kernel of such an operator calls (windows of
+    Bartlett, counts of elements), and what vmap adds."""
     from torch.onnx._internal.exporter import _decomp
 
     table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
     if all(_plain(node) for node in program.graph.nodes):
         with contextlib.suppress(NotSplicedError):
-            return _spliced(program, table)
+            made = _spliced(program, table)
+            if all(_is_written(node, registry) for node in made.graph.nodes):
+                return made
     return program.run_decompositions(table)
+
+
+def _is_written(node: fx.Node, registry: Any) -> bool:
+    """Whether the exporter writes what a node calls, or leaves it out: a check of sizes has no form, and needs none."""
+    if node.op != "call_function" or node.target is operator.getitem or registry.is_registered(node.target):
+        return True
+    check = ("aten::_assert", "aten::sym_constrain")
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.name().startswith(check)
 
 
 def _plain(node: fx.Node) -> bool:

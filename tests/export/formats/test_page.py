@@ -14,6 +14,7 @@ ROW = {"artefact": "model.onnx", "runner": "ort:cpu", "size": "64x64", "batch": 
 REPORT: dict[str, Any] = {
     "graphs": [{"graph": "whole", "file": "model.onnx", "bytes": 7_000_000,
                 "passes": [{"name": "FuseHaar", "modified": True, "notes": [NASTY]}]}],
+    "weights": [{"file": "model.onnx.data", "bytes": 7_000_000}],
     "parity": [ROW, ROW | {"max_abs": 2e-3, "psnr_db": 50.0, "ok": False}],
 }  # fmt: skip
 
@@ -22,6 +23,7 @@ def test_the_worst_of_a_group_is_shown_and_a_miss_stands_out() -> None:
     text = as_markdown("t", REPORT)
     assert "| model.onnx | ort:cpu | 64x64 | 1 | **NO** | 2.0e-03 | 50.0 | 0 |" in text
     assert text.count("| model.onnx | ort:cpu |") == 1
+    assert "| `model.onnx.data` | weights | 7.00 |" in text
 
 
 def test_the_page_shows_markup_and_obeys_none(tmp_path: Path) -> None:

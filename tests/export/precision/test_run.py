@@ -150,7 +150,7 @@ def test_the_command_takes_bfloat16_alone(routed: Any, folder: Path) -> None:
     from clusir.export.formats.bundle import ExportReport
 
     request = ExportRequest(
-        folder=folder, stem="model", bundle=True, given=frozenset(), openvino=False, ort_mobile=False,
+        folder=folder, stem="model", bundle=True, weights="inside", given=frozenset(), openvino=False, ort_mobile=False,
         checkpoint=None, seed=0, precision=("fp32", "bf16"), router="dense", dft="auto", dynamic=False,
         tile_px=32, halo_px=4, backends=("ort",), device="cpu", engine="ort", calibration=routed.photos,
         manifest=None, max_drop=None, time_limit=None, input_shape="1x3x32x32", check_passes=False, as_json=False,
