@@ -38,6 +38,8 @@ PUBLIC = {
         "FORMS lower_complex translation_table",
     "clusir.export.passes":
         "AttachMetadata CheckStandard SimplifyGraph fusing_passes",
+    "clusir.export.passes.plain":
+        "PlainOperators",
     "clusir.export.pooling":
         "Found Split Statistic find_statistics split_statistics",
     "clusir.export.precision":

@@ -1,1 +1,17 @@
-"""Operators that few runtimes have, as those that all of them have."""
+"""Operators that few runtimes have, as those that all of them have.
+
+Belongs here: the pass, and one file for each kind of operator. Not here: forms that are faster (``export.passes``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clusir.lazy import lazy
+
+if TYPE_CHECKING:
+    from clusir.export.passes.plain.operators import PlainOperators
+
+__all__ = ["PlainOperators"]
+
+__getattr__, __dir__ = lazy(__name__, {"operators": "PlainOperators"})
