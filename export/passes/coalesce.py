@@ -311,14 +311,10 @@ def _axes(edit: GraphEdit, asked: _Node) -> None:
     """Axes of a reduction: those that have become one are one; of a cut, none has."""
     node, given = asked.node, asked.given[0]
     moved = sorted({asked.seams.axis(given, axis) for axis in asked.axes() or []})
-    kept = [a for a in node.attribute if a.name != "axes"]
     if "axes" in asked.values:
         _set(node, "axes", moved)
-    elif len(asked.given) > 1 and asked.given[1]:
+    elif len(asked.given) > 1 and asked.given[1]:  # without: all of them, as before
         node.input[1] = edit.constant(moved, f"{node.output[0]}/axes", np.int64)
-    else:
-        del node.attribute[:]
-        node.attribute.extend(kept)
 
 
 def _cut(edit: GraphEdit, asked: _Node) -> None:

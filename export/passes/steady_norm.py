@@ -14,6 +14,7 @@ from onnx import NodeProto, TensorProto
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import inferred
+from clusir.export.graph.norm import write_norm
 
 __all__ = ["SteadyNorm"]
 
@@ -41,8 +42,7 @@ class SteadyNorm(GraphPass):
 
 
 def _write_out(edit: GraphEdit, node: NodeProto, rank: int) -> None:
-    source, scale, bias = node.input
-    name = node.output[0]
+    source, name = node.input[0], node.output[0]
     right = _shares(edit, source, rank - 1, False, f"{name}/across")
     down = _shares(edit, source, 2, True, f"{name}/down") if rank == 4 else None
 
@@ -53,12 +53,7 @@ def _write_out(edit: GraphEdit, node: NodeProto, rank: int) -> None:
     near = edit.node("Sub", [source, mean(source, f"{name}/mean")], f"{name}/near")
     middle = edit.node("Sub", [near, mean(near, f"{name}/left")], f"{name}/centred")
     variance = mean(edit.node("Mul", [middle, middle], f"{name}/square"), f"{name}/variance")
-    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-    shifted = edit.node("Add", [variance, edit.constant(epsilon, f"{name}/epsilon")], f"{name}/shifted")
-    unit = edit.node("Div", [middle, edit.node("Sqrt", [shifted], f"{name}/deviation")], f"{name}/unit")
-    shape = [1, -1, *[1] * (rank - 2)]
-    scaled = edit.node("Mul", [unit, edit.reshape(scale, shape, f"{name}/scale")], f"{name}/scaled")
-    edit.redirect(name, edit.node("Add", [scaled, edit.reshape(bias, shape, f"{name}/bias")], f"{name}/made"))
+    write_norm(edit, node, middle, variance, rank)
 
 
 def _shares(edit: GraphEdit, source: str, axis: int, row: bool, hint: str) -> str:

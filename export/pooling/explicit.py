@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import GraphIndex
+from clusir.export.graph.norm import write_norm
 from clusir.export.pooling.axes import Axes
 
 __all__ = ["REDUCTIONS", "masked_operand", "reduced_axes", "written_out"]
@@ -61,18 +62,12 @@ def _axis(node: NodeProto, rank: int) -> int:
 
 
 def _instance_norm(edit: GraphEdit, node: NodeProto, rank: int) -> None:
-    source, scale, bias = node.input
-    name = node.output[0]
+    source, name = node.input[0], node.output[0]
     axes = edit.constant(np.arange(2, rank), f"{name}/axes", np.int64)
     middle = edit.node("Sub", [source, edit.node("ReduceMean", [source, axes], f"{name}/mean")], f"{name}/centred")
     square = edit.node("Mul", [middle, middle], f"{name}/square")
     variance = edit.node("ReduceMean", [square, axes], f"{name}/variance")
-    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-    shifted = edit.node("Add", [variance, edit.constant(epsilon, f"{name}/epsilon")], f"{name}/shifted")
-    unit = edit.node("Div", [middle, edit.node("Sqrt", [shifted], f"{name}/deviation")], f"{name}/unit")
-    shape = [1, -1, *[1] * (rank - 2)]
-    scaled = edit.node("Mul", [unit, edit.reshape(scale, shape, f"{name}/scale")], f"{name}/scaled")
-    edit.redirect(name, edit.node("Add", [scaled, edit.reshape(bias, shape, f"{name}/bias")], f"{name}/made"))
+    write_norm(edit, node, middle, variance, rank)
 
 
 def _softmax(edit: GraphEdit, node: NodeProto, axis: int) -> None:

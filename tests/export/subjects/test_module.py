@@ -75,7 +75,8 @@ def test_pattern_exports_for_any_size_and_batch(pattern: Callable[[], nn.Module]
     model = pattern().eval()
     result = export(model, tmp_path)
     assert (result.spec.size.multiple_of, result.spec.size.static_px) == (1, 0)
-    assert len(result.sizes) >= 4
+    # Where the first trace's file is wrong at a size, the next is compared at all of the first one's and at its own.
+    assert len(result.sizes) == (5 if pattern is patterns.ShiftedMask else 4)
     assert_right(result, model, (3, 37, 52), (1, 50, 41))
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
     assert not operators & {"DFT", "If", "Loop"}
