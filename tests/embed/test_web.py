@@ -97,6 +97,8 @@ def test_the_page_works_without_its_server_and_can_be_installed(node: str, dist:
     model = write_standin(tmp_path / "models", tile_px=64, halo_px=8, families=FAMILIES)
     for path in (tmp_path / "models").iterdir():
         path.rename(path.with_name(path.name.replace(model.stem, "tiny")))
+    graphs = [tmp_path / "models" / f"tiny.{part}onnx" for part in ("", "tile.", "router.")]
+    assert share_weights(graphs) == tmp_path / "models" / "tiny.onnx.data"  # as the model of the wheel
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (90, 110, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     saved = tmp_path / "saved.png"

@@ -8,7 +8,7 @@
   if (!self.window) {
     const FILES = []; // written by the build, as is the name of what is kept
     const KEPT = "clusir";
-    const MODEL = ["tile.", "router.", "statistics.", ""].map((graph) => `models/tiny.${graph}onnx`);
+    const MODEL = ["tile.onnx", "router.onnx", "statistics.onnx", "onnx", "onnx.data"].map((part) => `models/tiny.${part}`);
     /** The answer of the server, which is kept; without the server what was kept. */
     const answer = async (event) => {
       const { method, mode, url } = event.request;

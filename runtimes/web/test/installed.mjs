@@ -22,7 +22,7 @@ try {
   const whole = (files) => files.includes("/models/tiny.tile.onnx") && files.some((file) => file.endsWith(".wasm"));
   for (let turn = 0; turn < 600 && !whole(await kept()); turn++) await page.waitForTimeout(200);
   const files = await kept();
-  for (const file of ["/", "/index.html", "/worker.js", "/app.webmanifest", "/models/tiny.router.onnx"])
+  for (const file of ["/", "/index.html", "/worker.js", "/app.webmanifest", "/models/tiny.router.onnx", "/models/tiny.onnx.data"])
     check(files.includes(file), `${file} is kept`);
   check(whole(files), "the runtime and the model are kept");
   check(!files.some((file) => file.includes(".asyncify.")), "and not what no page asked for");
