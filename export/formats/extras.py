@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from clusir import plain_json
 from clusir.errors import ModelFormatError
 from clusir.export.validate.compare import Gates, compare
-from clusir.export.validate.parity import ParityCase, ParityRow, parity_cases, reference_outputs
+from clusir.export.validate.parity import ParityCase, ParityRow, output_names, parity_cases, reference_outputs
 from clusir.export.validate.tolerances import Tolerance
 from clusir.network.model import ClusIR
 from clusir.runtimes.runners.base import Array, Runner
@@ -51,21 +52,17 @@ def write_manifest(folder: Path, spec: ModelSpec, names: Sequence[str]) -> None:
 
 
 def write_golden_cases(model: ClusIR, folder: Path, spec: ModelSpec) -> None:
-    """``golden/<degradation>.npz``: ``image`` uint8 HxWx3; from PyTorch ``restored`` float32 (the middle 96x96 pixels),
-    ``posterior``, ``gate`` and ``expert_probability``, by which near ties are known."""
+    """``golden/<degradation>.npz``: ``image`` uint8 HxWx3; from PyTorch what the whole graph gives (``restored``
+    float32, its middle 96x96 pixels, ``posterior``, ``gate``, where there are families ``evidence``) and
+    ``expert_probability``, by which near ties are known."""
     side = spec.size.static_px or 64
     (folder / "golden").mkdir(exist_ok=True)
     for case in parity_cases(((side, side),), (1,), _GOLDEN_KINDS):
         pixels = np.rint(case.image[0].transpose(1, 2, 0) * 255).astype(np.uint8)
         expected = reference_outputs(model, {"image": to_batch(pixels)})
-        np.savez_compressed(
-            folder / "golden" / f"{case.degradation}.npz",
-            image=pixels,
-            restored=middle(expected["restored"]),
-            posterior=expected["posterior"],
-            gate=expected["gate"],
-            expert_probability=expected["expert_probability"],
-        )
+        expected["restored"] = middle(expected["restored"])
+        kept: dict[str, Any] = {name: expected[name] for name in (*output_names(spec), "expert_probability")}
+        np.savez_compressed(folder / "golden" / f"{case.degradation}.npz", image=pixels, **kept)
 
 
 def check_golden(runner: Runner, folder: Path, bound: Tolerance, artefact: str) -> list[ParityRow]:
@@ -77,7 +74,7 @@ def check_golden(runner: Runner, folder: Path, bound: Tolerance, artefact: str) 
         try:
             with np.load(path, allow_pickle=False) as stored:
                 known = dict(stored)
-            image, expected = known["image"], {name: known[name] for name in ("restored", "posterior", "gate")}
+            image, expected = known["image"], {name: known[name] for name in output_names(spec)}
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != spec.channels:
                 raise ValueError(f"its image is {image.dtype} {image.shape}, not uint8 HxWx{spec.channels}")
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:

@@ -18,6 +18,7 @@ from standin_bundle import Edit, constant_nan, seal, write_dynamic
 from clusir.cli import _verify_session
 from clusir.cli.verify import main
 from clusir.errors import ModelFormatError
+from clusir.export.formats import extras
 from clusir.export.formats.artefacts import artefacts, check_manifest
 from clusir.export.formats.extras import check_golden
 from clusir.export.validate.files import ParityPlan, validate_files
@@ -303,3 +304,25 @@ def test_options_act_or_are_refused(arguments: list[str], why: str) -> None:
 def test_cuda_alone_asks_onnx_runtime_only() -> None:
     request = _verify_session.VerifyRequest(None, None, 0, ("ort", "openvino"), "cuda", ((64, 64),), (1,), False)
     assert request.plan.backends == ("ort",)
+
+
+def test_golden_cases_hold_what_is_found_of_each_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = standin_bundle.GOLDEN / "standin_told.onnx"
+    with (
+        open_runner(told, "ort", "cpu", 1) as runner,
+        open_runner(told.with_suffix(".router.onnx"), "ort", "cpu", 1) as router,
+    ):
+        asked = np.full((1, len(router.spec.families)), -1, np.float32)
+
+        def reference(_: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = router.run(feeds | {"permissions": asked})
+            return runner.run(feeds) | {"expert_probability": found["expert_probability"]}
+
+        monkeypatch.setattr(extras, "reference_outputs", reference)
+        extras.write_golden_cases(None, tmp_path, runner.spec)  # type: ignore[arg-type]
+        rows = check_golden(runner, tmp_path / "golden", tolerance("fp32"), "model.onnx")
+        assert rows
+        assert all(row.ok for row in rows), rows
+        golden(tmp_path, evidence=lambda x: x * 0.5)
+        rows = check_golden(runner, tmp_path / "golden", tolerance("fp32"), "model.onnx")
+    assert ["evidence" in row.fault for row in rows] == ["noise" in row.degradation for row in rows]
