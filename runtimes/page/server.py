@@ -19,7 +19,7 @@ from clusir.runtimes.runners.external import external_files
 from clusir.runtimes.runners.files import ModelFiles
 from clusir.runtimes.runners.metadata import read_metadata
 
-__all__ = ["PageServer", "page_files"]
+__all__ = ["MODEL", "PageServer", "built_files", "model_graphs", "page_files"]
 
 BUILT = Path(__file__).resolve().parent / "built"
 MODEL = "models/tiny"  # the name that the page asks for, whatever the model's own is
@@ -58,19 +58,7 @@ def page_files(model: ModelFiles, built: Path = BUILT) -> dict[str, Path]:
     Raises BackendError where the page was not built, UsageError for a model that a page cannot load, ModelFormatError
     for a file that is no model.
     """
-    if not (built / "index.html").is_file():
-        raise BackendError(
-            "the browser page is not in this installation: it was installed from sources in which the page was not "
-            "built; build it in a checkout with: npm --prefix runtimes/web ci --ignore-scripts && "
-            "npm --prefix runtimes/web run page, and install again"
-        )
-    graphs = {f"{MODEL}.onnx": model.whole}
-    if model.tile is not None and model.router is not None:
-        graphs |= {f"{MODEL}.tile.onnx": model.tile, f"{MODEL}.router.onnx": model.router}
-    for graph in graphs.values():
-        if graph.suffix != ".onnx":
-            raise UsageError(f"model {graph}: the page opens .onnx files; make one with clusir-export --onnx OUT")
-        read_metadata(graph)
+    page, graphs = built_files(built), model_graphs(model)
     # What graphs keep their weights in is asked for beside them, by the name that they give.
     beside = PurePosixPath(MODEL).parent
     weights = {
@@ -78,7 +66,32 @@ def page_files(model: ModelFiles, built: Path = BUILT) -> dict[str, Path]:
         for graph in graphs.values()
         for path in external_files(graph)
     }
-    return {path.name: path for path in built.iterdir() if path.is_file()} | weights | graphs
+    return page | weights | graphs
+
+
+def built_files(built: Path = BUILT) -> dict[str, Path]:
+    """``{path of a URL: file}`` of the page alone. Raises BackendError where it was not built."""
+    if not (built / "index.html").is_file():
+        raise BackendError(
+            "the browser page is not in this installation: it was installed from sources in which the page was not "
+            "built; build it in a checkout with: npm --prefix runtimes/web ci --ignore-scripts && "
+            "npm --prefix runtimes/web run page, and install again"
+        )
+    return {path.name: path for path in built.iterdir() if path.is_file()}
+
+
+def model_graphs(model: ModelFiles) -> dict[str, Path]:
+    """``{path of a URL: file}`` of the graphs that the page asks for. Raises UsageError for a model that a page cannot
+    load, ModelFormatError for a file that is no model."""
+    graphs = {f"{MODEL}.onnx": model.whole}
+    for kind, second in (("router", model.router), ("statistics", model.statistics)):
+        if model.tile is not None and second is not None:
+            graphs |= {f"{MODEL}.tile.onnx": model.tile, f"{MODEL}.{kind}.onnx": second}
+    for graph in graphs.values():
+        if graph.suffix != ".onnx":
+            raise UsageError(f"model {graph}: the page opens .onnx files; make one with clusir-export --onnx OUT")
+        read_metadata(graph)
+    return graphs
 
 
 class PageServer(ThreadingHTTPServer):
