@@ -93,9 +93,9 @@ BackendOptions backend_options(const clusir_open_options& options) {
     return result;
 }
 
-std::string backend_name(const clusir_open_options& options) {
+std::string backend_name(const clusir_open_options& options, const char* path = "") {
     const bool named = options.backend != nullptr && *options.backend != '\0';
-    return clusir::detail::resolve_backend(named ? options.backend : "auto");
+    return clusir::detail::resolve_backend(named ? options.backend : "auto", path);
 }
 
 }  // namespace
@@ -110,7 +110,7 @@ clusir_status clusir_open(const char* path, const clusir_open_options* given, cl
         const auto options = copied(given, kOpenOptionsSizes);
         require(options.weights == nullptr && options.router_weights == nullptr,
                 "options: weights are for clusir_open_memory; the graphs of a file name theirs");
-        auto opened = Model::from_file(path, backend_name(options), backend_options(options));
+        auto opened = Model::from_file(path, backend_name(options, path), backend_options(options));
         *model = new clusir_model{std::move(opened)};
     });
 }

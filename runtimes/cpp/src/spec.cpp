@@ -228,4 +228,15 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     return spec;
 }
 
+Metadata metadata_of_json(const std::string& text, const std::string& path) {
+    const json values = json::parse(text, nullptr, false);
+    if (!values.is_object()) bad_model(path + ": it is no JSON object");
+    Metadata found;
+    for (const auto& [key, value] : values.items()) {
+        if (!value.is_string()) bad_model(path + ": " + key + " is no text");
+        found[key] = value.get<std::string>();
+    }
+    return found;
+}
+
 }  // namespace clusir::detail

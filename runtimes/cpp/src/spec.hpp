@@ -74,4 +74,8 @@ struct ModelSpec {
     static ModelSpec from_metadata(const Metadata& metadata);
 };
 
+// The metadata in a JSON object of texts, as clusir-export --target ncnn writes it; `path` names it in messages. Throws
+// Failure(CLUSIR_BAD_MODEL) for any other text.
+Metadata metadata_of_json(const std::string& text, const std::string& path);
+
 }  // namespace clusir::detail

@@ -71,7 +71,8 @@ typedef struct clusir_cancel clusir_cancel;
 /* How to open a model. Start from {.struct_size = sizeof(clusir_open_options)}: zero means the default everywhere. */
 typedef struct clusir_open_options {
     size_t struct_size;
-    const char* backend; /* "auto" (default: OpenVINO where it was built in, else ONNX Runtime), "ort", "openvino" */
+    const char* backend; /* "auto" (default: ncnn for a .param file; else OpenVINO where it was built in, else ONNX
+                            Runtime), "ort", "openvino", "ncnn" */
     const char* device;  /* "cpu" (default), in any case; OpenVINO also takes its own device names, such as "GPU" */
     int32_t threads;     /* threads inside the back end; 0: the back end decides */
     const char* ort_library; /* path of libonnxruntime.so, .dylib or onnxruntime.dll; NULL: $CLUSIR_ORT_LIBRARY, then
@@ -88,7 +89,7 @@ typedef struct clusir_spec {
     size_t struct_size;
     const char* name;
     const char* precision; /* fp32, fp16, int8 */
-    const char* backend;   /* "ort" or "openvino": the one that runs it */
+    const char* backend;   /* "ort", "openvino" or "ncnn": the one that runs it */
     uint32_t channels, tile_px, halo_px;
     uint32_t levels;         /* routed levels; 0: a model without routing */
     uint32_t posterior_size; /* sum of the clusters of all levels */

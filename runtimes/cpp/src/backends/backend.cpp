@@ -22,18 +22,22 @@ std::string bytes_of(const Source& source) {
     return bytes;
 }
 
-std::string resolve_backend(const std::string& request) {
+std::string resolve_backend(const std::string& request, const std::string& path) {
     const std::string built = clusir_backends();
+    const auto has = [&](const char* name) { return built.find(name) != std::string::npos; };
     if (request == "auto") {
         if (built.empty())
             throw Failure(CLUSIR_NO_BACKEND,
-                          "this build of clusir has no back end; configure it with ONNX Runtime or OpenVINO");
-        return built.find("openvino") != std::string::npos ? "openvino" : "ort";
+                          "this build of clusir has no back end; configure it with ONNX Runtime, OpenVINO or ncnn");
+        const bool param = path.size() > 6 && path.compare(path.size() - 6, 6, ".param") == 0;
+        if (has("ncnn") && (param || built == "ncnn")) return "ncnn";
+        if (param) return resolve_backend("ncnn", path);
+        return has("openvino") ? "openvino" : "ort";
     }
-    if (request != "ort" && request != "openvino") {
-        throw Failure(CLUSIR_INVALID_ARGUMENT, "backend '" + request + "' is not auto, ort or openvino");
+    if (request != "ort" && request != "openvino" && request != "ncnn") {
+        throw Failure(CLUSIR_INVALID_ARGUMENT, "backend '" + request + "' is not auto, ort, openvino or ncnn");
     }
-    if (built.find(request) == std::string::npos) {
+    if (!has(request.c_str())) {
         throw Failure(CLUSIR_NO_BACKEND, "backend '" + request +
                                              "' was not built in (there is: " + (built.empty() ? "none" : built) + ")");
     }
@@ -43,6 +47,9 @@ std::string resolve_backend(const std::string& request) {
 std::unique_ptr<Graph> open_graph(const std::string& backend, const Source& source, const BackendOptions& options) {
 #ifdef CLUSIR_WITH_ORT
     if (backend == "ort") return open_ort(source, options);
+#endif
+#ifdef CLUSIR_WITH_NCNN
+    if (backend == "ncnn") return open_ncnn(source, options);
 #endif
 #ifdef CLUSIR_WITH_OPENVINO
     if (backend == "openvino") return open_openvino(source, options);
@@ -55,13 +62,21 @@ std::unique_ptr<Graph> open_graph(const std::string& backend, const Source& sour
 }  // namespace clusir::detail
 
 extern "C" const char* clusir_backends(void) {
-#if defined(CLUSIR_WITH_ORT) && defined(CLUSIR_WITH_OPENVINO)
-    return "openvino ort";
-#elif defined(CLUSIR_WITH_OPENVINO)
-    return "openvino";
-#elif defined(CLUSIR_WITH_ORT)
-    return "ort";
-#else
-    return "";
+    return ""
+#ifdef CLUSIR_WITH_OPENVINO
+           "openvino"
 #endif
+#if defined(CLUSIR_WITH_OPENVINO) && (defined(CLUSIR_WITH_ORT) || defined(CLUSIR_WITH_NCNN))
+           " "
+#endif
+#ifdef CLUSIR_WITH_ORT
+           "ort"
+#endif
+#if defined(CLUSIR_WITH_ORT) && defined(CLUSIR_WITH_NCNN)
+           " "
+#endif
+#ifdef CLUSIR_WITH_NCNN
+           "ncnn"
+#endif
+        ;
 }

@@ -70,12 +70,16 @@ inline std::int64_t element_count(const Shape& shape) {
 
 std::string to_string(const Shape& shape);
 
-// The name of the back end for a request ("auto", "ort", "openvino"); Failure(CLUSIR_NO_BACKEND) where it is not there.
-std::string resolve_backend(const std::string& request);
+// The name of the back end for a request ("auto", "ort", "openvino", "ncnn"); Failure(CLUSIR_NO_BACKEND) where it is not
+// there. `path`: the model's file, or empty.
+std::string resolve_backend(const std::string& request, const std::string& path);
 std::unique_ptr<Graph> open_graph(const std::string& backend, const Source& source, const BackendOptions& options);
 
 #ifdef CLUSIR_WITH_ORT
 std::unique_ptr<Graph> open_ort(const Source& source, const BackendOptions& options);
+#endif
+#ifdef CLUSIR_WITH_NCNN
+std::unique_ptr<Graph> open_ncnn(const Source& source, const BackendOptions& options);
 #endif
 #ifdef CLUSIR_WITH_OPENVINO
 std::unique_ptr<Graph> open_openvino(const Source& source, const BackendOptions& options);
