@@ -60,6 +60,7 @@ class ExportRequest:
     manifest: Path | None
     max_drop: float | None
     time_limit: float | None
+    fp16_islands: str
     input_shape: str
     check_passes: bool
     as_json: bool

@@ -21,7 +21,8 @@ __all__ = ["PRECISION_OPTIONS", "placed_json", "precision_config", "print_placed
 # Options that act on nothing but lower precisions, or on INT8 alone.
 _OF_LOWER = ("calibration", "manifest")
 _OF_INT8 = ("engine", "max_drop", "time_limit")
-PRECISION_OPTIONS = ("precision", "seed", *_OF_LOWER, *_OF_INT8)
+_OF_FP16 = ("fp16_islands",)
+PRECISION_OPTIONS = ("precision", "seed", *_OF_LOWER, *_OF_INT8, *_OF_FP16)
 
 
 def refuse_idle_options(options: Mapping[str, Any], given: Collection[str]) -> None:
@@ -32,6 +33,8 @@ def refuse_idle_options(options: Mapping[str, Any], given: Collection[str]) -> N
         idle |= dict.fromkeys(_OF_LOWER, "without --precision fp16 or int8")
     elif lower == {BFLOAT16}:
         idle["manifest"] = "without --precision fp16 or int8"
+    if "fp16" not in lower:
+        idle |= dict.fromkeys(_OF_FP16, "without --precision fp16")
     if "int8" not in lower:
         idle |= dict.fromkeys(_OF_INT8, "without --precision int8")
     elif options["engine"] == "nncf":
@@ -49,6 +52,7 @@ def precision_config(options: Mapping[str, Any], backends: tuple[str, ...] = ONN
     """What the options ask for; ``backends``: on which the files are measured."""
     from clusir.export.precision.frontier import BudgetConfig
     from clusir.export.precision.run import PrecisionConfig
+    from clusir.export.quantize.float16 import Fp16Config
 
     return PrecisionConfig(
         precisions=tuple(options["precision"]),
@@ -57,6 +61,7 @@ def precision_config(options: Mapping[str, Any], backends: tuple[str, ...] = ONN
         manifest=options["manifest"],
         seed=options["seed"],
         budget=BudgetConfig(max_drop_db=options["max_drop"], time_limit_s=options["time_limit"]),
+        fp16=Fp16Config(islands=options["fp16_islands"] == "auto"),
         backends=backends,
     )
 

@@ -149,6 +149,14 @@ def check_options(module: bool, known: bool = False) -> None:
 @click.option(
     "--time-limit", metavar="TIME", type=Seconds(), help="End the search for --max-drop after this time, e.g. 10m."
 )
+@click.option(
+    "--fp16-islands",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: sums, norms and routers stay float32 in FP16 files; none: all is float16 but the ports, for runtimes "
+    "that take no casts in between.",
+)
 @click.option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Export your own network: a function that returns it.")
 @click.option(
     "--input",

@@ -19,12 +19,13 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from clusir.errors import BudgetError, CalibrationError
 from clusir.export.graph.session import Feeds, Probe
+from clusir.export.quantize.fit import Fitted, fit_float16
 from clusir.export.quantize.layers import FIRST, Graph, load_graph
 from clusir.export.quantize.steps import stamp, write_atomically
 from clusir.export.validate.compare import measure
 from clusir.markdown import table
 
-__all__ = ["Fp16Config", "Fp16Report", "convert_fp16", "structural_float32"]
+__all__ = ["Fp16Config", "Fp16Report", "convert_fp16", "peaks_of", "structural_float32"]
 
 # Sums, squares, roots, exponentials: where a float16 accumulator loses digits or range (65504) first.
 _DELICATE = frozenset((
@@ -40,16 +41,22 @@ class Fp16Config:
     """``headroom``: a tensor that comes within this factor of float16's largest value stays in float32, with its
     neighbours. ``floor``: so does one whose mean magnitude is below this (float16 has no digits left below 6e-8).
     ``agreement_db``: what the result must reach against float32 on the worst calibration crop, in dB of PSNR.
+    ``rescale``: what comes near the largest value is kept smaller by powers of two (``fit.py``), and stays in float32
+    only where that has no form. ``islands`` off: nothing stays in float32 but the ports, for runtimes with strong
+    types; what that loses is measured, not mended.
     """
 
     headroom: float = 8.0
     floor: float = 1e-5
     agreement_db: float = 60.0
+    rescale: bool = True
+    islands: bool = True
 
 
 @dataclass(frozen=True)
 class Fp16Report:
-    """``kept``: operator type to the number of nodes in float32; ``reasons``: reason to number of nodes. Bytes; dB."""
+    """``kept``: operator type to the number of nodes in float32; ``reasons``: reason to number of nodes; ``rescaled``:
+    tensors that are kept smaller by a power of two. Bytes; dB."""
 
     kept: dict[str, int]
     reasons: dict[str, int]
@@ -58,6 +65,7 @@ class Fp16Report:
     bytes_fp16: int
     agreement_db: float | None
     added_blocks: tuple[str, ...] = ()
+    rescaled: int = 0
 
     @property
     def size_ratio(self) -> float:
@@ -85,13 +93,17 @@ def convert_fp16(
     written then.
     """
     config = config or Fp16Config()
-    graph = load_graph(model_path)
-    reasons = structural_float32(graph) | _by_range(graph, feeds, config)
+    original = graph = load_graph(model_path)
     expected = _run(graph.model, feeds, graph)
+    shown = [*feeds, *_extremes(graph, feeds)]
+    fitted = _fit(graph, shown, config)
+    if fitted is not None:
+        graph = load_graph(fitted.model)
+    reasons = structural_float32(graph) | _by_range(graph, shown, config) if config.islands else {}
     model = _convert(graph, set(reasons))
     reached = _agreement(model, feeds, graph, expected)
     added: list[str] = []
-    while reached is not None and not (reached >= config.agreement_db):
+    while config.islands and reached is not None and not (reached >= config.agreement_db):
         block, better = _worst_block(graph, set(reasons), feeds, expected)
         if not block:
             break
@@ -112,8 +124,58 @@ def convert_fp16(
             kept[node.op_type] = kept.get(node.op_type, 0) + 1
             counts[reasons[node.name]] = counts.get(reasons[node.name], 0) + 1
     return Fp16Report(
-        kept, counts, len(graph.model.graph.node), graph.model.ByteSize(), model.ByteSize(), reached, tuple(added)
+        kept,
+        counts,
+        len(graph.model.graph.node),
+        original.model.ByteSize(),
+        model.ByteSize(),
+        reached,
+        tuple(added),
+        0 if fitted is None else fitted.rescaled,
     )
+
+
+def _extremes(graph: Graph, feeds: Sequence[Feeds]) -> list[Feeds]:
+    """Pictures of a kind that no photo is: black, white, and either by chance, with the other inputs of the first
+    crop. A sum or a norm is largest, or nothing, on these."""
+    if not feeds:
+        return []
+    name = graph.inputs[0]
+    low, high = graph.spec.value_range if graph.spec is not None else (0.0, 1.0)
+    coin = np.random.default_rng(0).integers(0, 2, feeds[0][name].shape)
+    pictures = (np.zeros_like(coin), np.ones_like(coin), coin)
+    return [{**feeds[0], name: (low + (high - low) * picture).astype(np.float32)} for picture in pictures]
+
+
+def _fit(graph: Graph, feeds: Sequence[Feeds], config: Fp16Config) -> Fitted | None:
+    """The graph with its numbers in float16's range; None where they are. Raises BudgetError where all is to be
+    float16 and cannot be."""
+    if not feeds or not config.rescale:
+        return None
+    fitted = fit_float16(graph.model, *peaks_of(graph.model, feeds), config.headroom)
+    if fitted.left and not config.islands:
+        name, why = next(iter(fitted.left.items()))
+        raise BudgetError(f"float16 without islands: {name}: {why}; nothing is written: leave it in float32 (islands)")
+    return fitted if fitted.rescaled else None
+
+
+def peaks_of(model: ModelProto, feeds: Sequence[Feeds]) -> tuple[dict[str, float], dict[str, int]]:
+    """The largest magnitude of every float tensor that a graph reads or computes, and how many elements it has."""
+    graph = load_graph(model)
+    tensors = _float_tensors(graph)
+    probe = Probe(graph.model, tensors)
+    peaks: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    for crop in feeds:
+        values = {**probe.run(crop), **crop}
+        for name in (*tensors, *crop):
+            value = np.asarray(values[name])
+            sizes[name] = value.size
+            peaks[name] = max(peaks.get(name, 0.0), float(np.abs(value).max(initial=0)))
+    for name, peak in peaks.items():
+        if not np.isfinite(peak):
+            raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
+    return peaks, sizes
 
 
 def structural_float32(graph: Graph) -> dict[str, str]:

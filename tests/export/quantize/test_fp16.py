@@ -63,13 +63,17 @@ def test_no_float32_value_is_rounded_on_its_way_to_a_float32_reader(routed: Any,
     assert pairs == []
 
 
-def test_a_tensor_near_the_largest_float16_stays_in_float32(routed: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescale", [True, False])
+def test_a_tensor_near_the_largest_float16_is_kept_smaller_or_in_float32(
+    routed: Any, tmp_path: Path, rescale: bool
+) -> None:
     big = scaled(routed.whole, 2e5, "encoder.0.block.expand.weight", "encoder.0.block.project.weight")
     onnx.save(big, tmp_path / "big.onnx")
     feeds = routed.calibration().feeds[:4]
-    report = convert_fp16(tmp_path / "big.onnx", tmp_path / "out.onnx", feeds)
-    assert report.reasons["comes near float16's largest value"] >= 2
-    assert "float16's largest value" in report.to_markdown()
+    report = convert_fp16(tmp_path / "big.onnx", tmp_path / "out.onnx", feeds, Fp16Config(rescale=rescale))
+    assert (report.reasons.get("comes near float16's largest value", 0) >= 2) is not rescale
+    assert ("float16's largest value" in report.to_markdown()) is not rescale
+    assert (report.rescaled > 0) is rescale
     assert report.agreement_db is not None
     assert report.agreement_db > 60
     # Without data nobody knows, and the infinity shows.
