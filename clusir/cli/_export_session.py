@@ -60,10 +60,10 @@ class ExportRequest:
     manifest: Path | None
     max_drop: float | None
     time_limit: float | None
-    fp16_islands: str
     input_shape: str
     check_passes: bool
     as_json: bool
+    fp16_islands: str = "auto"
 
     @property
     def to(self) -> Destination:

@@ -19,26 +19,35 @@ if TYPE_CHECKING:
 
 __all__ = ["run_targets", "verify_target_folder"]
 
-_HEEDED = {*DESCRIBING, "targets", "source", "onnx_path", "output", "as_json", "debug"}
+_HEEDED = {*DESCRIBING, "targets", "source", "onnx_path", "output", "as_json", "debug", "precision"}
+_OF_INT8 = {"calibration", "seed"}  # heeded with --precision int8 alone
 
 
 def run_targets(names: tuple[str, ...], out: Path, options: dict[str, Any], context: click.Context) -> None:
     """Write OUT/NAME for every target and print what was compared. Raises UsageError for options that do nothing
     here, BackendError for a package that is missing."""
+    int8 = "int8" in options["precision"]
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name not in _HEEDED:
+        if given and parameter.name not in _HEEDED | (_OF_INT8 if int8 else set()):
             raise UsageError(f"{parameter.opts[0]} does nothing with --target; leave it out")
+    if other := [precision for precision in options["precision"] if precision not in ("fp32", "int8")]:
+        raise UsageError(
+            f"--precision {other[0]} does nothing with --target: a program that reads float16 is given it unasked; "
+            "give int8, or leave it out"
+        )
     if out.suffix == ".onnx" or out.is_file():
         raise UsageError(f"--onnx {out}: --target writes folders; name a folder")
     from clusir.export.formats.hosts.folders import export_targets, hosts_of
+    from clusir.export.formats.hosts.integers import Int8Config
 
     hosts = hosts_of(names)  # before any work
+    asked = Int8Config(options["calibration"], options["seed"]) if int8 else None
     from rich.console import Console
 
     with TemporaryDirectory() as scratch, Console(stderr=True).status("reading") as status:
         source = _source(options, Path(scratch), context)
-        made = export_targets(source, out, hosts, progress=lambda step: status.update(step))
+        made = export_targets(source, out, hosts, progress=lambda step: status.update(step), int8=asked)
     if options["as_json"]:
         told = [
             {"target": one.target, "folder": str(one.folder), "files": one.files, "findings": _rows(one.findings)}

@@ -13,7 +13,7 @@ from clusir.calibration.base import Sample
 from clusir.export.graph.session import Array
 from clusir.export.validate.compare import measure
 
-__all__ = ["Quality", "QualityLoss", "compare_quality", "measure_quality"]
+__all__ = ["Quality", "QualityLoss", "Run", "compare_quality", "measure_quality"]
 
 Run = Callable[[int], tuple[Array, Array | None]]
 """Sample number to (restored 1x3xHxW, gate 1 x sum of experts or None)."""

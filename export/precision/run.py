@@ -29,7 +29,7 @@ from clusir.export.quantize.float16 import Fp16Config, Fp16Report, convert_fp16
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer, QuantizeReport, write_atomically
 from clusir.names import BFLOAT16, ONNX_BACKENDS, PRECISIONS, installed_backends
 
-__all__ = ["PrecisionConfig", "PrecisionReport", "make_precisions"]
+__all__ = ["PrecisionConfig", "PrecisionReport", "evaluation_samples", "make_precisions"]
 
 ENGINES = ("ort", "nncf")
 _FP16_CROPS = 8
@@ -160,7 +160,7 @@ def make_precisions(
     calibrating, held = hold_out(photos)
     source = for_model(calibrating, scale, channels)
     held_out = for_model(held, scale, channels) if held is not None else None
-    samples = _evaluation(held_out, crop_px, (scale, channels), config, report.notes)
+    samples = evaluation_samples(held_out, crop_px, (scale, channels), config, report.notes)
     failure: BudgetError | None = None
     if {"fp16", "int8"} & set(config.precisions):
         progress("drawing calibration crops")
@@ -188,7 +188,7 @@ def _variant(path: Path, stem: str, precision: str) -> Path:
     return path.with_name(path.name.replace(stem, f"{stem}.{precision}", 1))
 
 
-def _evaluation(
+def evaluation_samples(
     held_out: CalibrationSource | None, crop_px: int, form: tuple[int, int], config: PrecisionConfig, notes: list[str]
 ) -> list[Sample]:
     """Crops with truth of photos that calibrate nothing: those held out, or the built-in ones where there are none.

@@ -67,13 +67,14 @@ class HostForm:
 class Host(Protocol):
     """One program. ``bound``: how near its own code must come to the reference. ``beyond``: whether it gives the graph
     values outside 0..1; ``levels``: whether pictures go in and come out in 8 bits; ``channels``: how many its pictures
-    may have."""
+    may have. ``no_int8``: why there is no INT8 for it; empty where there is."""
 
     name: ClassVar[str]
     bound: ClassVar[Tolerance]
     beyond: ClassVar[bool]
     levels: ClassVar[bool]
     channels: ClassVar[tuple[int, ...]]
+    no_int8: ClassVar[str]
 
     def requires(self) -> None:
         """Raises BackendError, with the line that installs it, where a package is missing that writing needs."""
@@ -113,6 +114,7 @@ class OnnxHost:
     beyond: ClassVar[bool] = True
     levels: ClassVar[bool] = False
     channels: ClassVar[tuple[int, ...]] = (1, 3)
+    no_int8: ClassVar[str] = "it reads ONNX, and INT8 in ONNX was not tried in it"
 
     def requires(self) -> None:
         for module in ("onnx", "onnxruntime"):

@@ -19,20 +19,23 @@ from typing import ClassVar
 import onnx
 from onnx import ModelProto, NodeProto
 
-from clusir.errors import BackendError, ExportError, ValidationError
+from clusir.errors import BackendError, BudgetError, ExportError, ValidationError
 from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
+from clusir.export.formats.hosts.integers import IntegerGraph, Integers, read_integers
 from clusir.export.passes.coalesce import Coalesce
 from clusir.export.passes.plain.operators import PlainOperators
 from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
+from clusir.export.precision.loss import Run, compare_quality, measure_quality
 from clusir.export.validate.compare import Agreement, check, compare
 from clusir.export.validate.tolerances import TOLERANCES
 
 __all__ = ["Converted"]
 
 _HALF = replace(TOLERANCES["fp16"], relative=True)  # float16 beside float32; answers may be of any magnitude
+_EIGHT = replace(TOLERANCES["int8"], relative=True)
 
 
 class Converted(OnnxHost):
@@ -41,7 +44,7 @@ class Converted(OnnxHost):
     ``module``: what has to be installed, here or in the environment whose Python ``variable`` names. ``install``: what
     pip installs into such an environment. ``files``: what ``converter``, a script, makes of ``model.onnx`` in the
     folder that is its argument; ``optional``: what it makes of some graphs only; ``half``: files with
-    weights in float16, each with the one that it stands for.
+    weights in float16, each with the one that it stands for; ``integers``: the same in INT8.
     ``runner``: the script that runs them, as :func:`clusir.export.formats.hosts.child.
     answers` calls it.
     """
@@ -52,6 +55,8 @@ class Converted(OnnxHost):
     files: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
     half: ClassVar[tuple[tuple[str, str], ...]] = ()
+    integers: ClassVar[tuple[tuple[str, str], ...]] = ()
+    no_int8: ClassVar[str] = "clusir writes none of its format"
     converter: ClassVar[str]
     runner: ClassVar[str]
 
@@ -130,18 +135,63 @@ class Converted(OnnxHost):
 
     def present(self, folder: Path) -> list[str]:
         """The host's files that are in a folder: all of ``files``, and what only some graphs have."""
-        sometimes = (*self.optional, *(file for file, _ in self.half))
+        sometimes = (*self.optional, *(file for file, _ in (*self.half, *self.integers)))
         return [*self.files, *(file for file in sometimes if (folder / file).is_file())]
 
-    def answers(self, folder: Path, images: list[Array], half: bool = False) -> list[Array]:
+    def answers(self, folder: Path, images: list[Array], half: bool = False, integers: bool = False) -> list[Array]:
         """What the host's own runtime makes of each picture, with the files of ``folder``; ``half``: with those of
-        float16 in their places. Raises Refused."""
+        float16 in their places; ``integers``: with those of INT8. Raises Refused."""
         files = {file: (folder / file).read_bytes() for file in self.present(folder)}
-        for file, place in self.half if half else ():
+        for file, place in (*(self.half if half else ()), *(self.integers if integers else ())):
             files[place] = files[file]
         return answers(self.python, self.runner, files, images)
 
+    def convert_int8(self, graph: IntegerGraph, folder: Path) -> None:
+        """Write the files of ``integers`` from a graph that :meth:`rewrite` made and the quantiser rounded. Raises
+        Refused."""
+        raise Refused(self.no_int8)
+
+    def add_int8(self, model: ModelProto, folder: Path, drawn: Integers, bars: tuple[float, float]) -> str:
+        """Write the files of ``integers`` beside the others in ``folder``; what they lose, in a sentence. ``model``: in
+        the host form; ``bars``: how much that may be in the mean and for any degradation, in dB. Raises BudgetError
+        where every variant loses more, ExportError where the runtime refuses them."""
+        images = [sample.image for sample in drawn.samples]
+        losses = []
+        try:
+            base = measure_quality(_reading(self.answers(folder, images)), drawn.samples)
+            for note, rounded in drawn.variants(drawn.quantizer(self.rewrite(model))):
+                with TemporaryDirectory() as scratch:
+                    self.convert_int8(read_integers(rounded), Path(scratch))
+                    for file, _ in self.integers:
+                        shutil.copyfile(Path(scratch) / file, folder / file)
+                found = self.answers(folder, images, integers=True)
+                loss = compare_quality(base, measure_quality(_reading(found), drawn.samples))
+                told = f"loses {loss.mean_db:.3f} dB in the mean, {loss.worst_db:.3f} at most ({loss.worst})"
+                losses.append(told)
+                if loss.mean_db <= bars[0] and loss.worst_db <= bars[1]:
+                    return f"{told}, on {len(images)} degraded photos" + (f"; {note}" if note else "")
+        except (Refused, OSError) as reason:
+            raise ExportError(f"{self.name} refuses the INT8 graph: {reason}") from reason
+        raise BudgetError(
+            f"--target {self.name}: INT8 {'; then, what the routers see left in float32, '.join(losses)}; allowed are "
+            f"{bars[0]} and {bars[1]} dB. Leave --precision int8 out, or give other photos with --calibration"
+        )
+
     def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
+        return [*self._halves(folder, image, expected), *self._integers(folder, image, expected)]
+
+    def _integers(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
+        """A file that is broken is seen here; what INT8 costs was measured on photos when it was written."""
+        if not self.integers or not all((folder / file).is_file() for file, _ in self.integers):
+            return []
+        try:
+            (found,) = self.answers(folder, [image], integers=True)
+        except Refused as reason:
+            raise ValidationError(f"{self.name} refuses {folder / self.integers[0][0]}: {reason}") from reason
+        agreement = compare({"restored": expected}, {"restored": found}, _EIGHT)
+        return [("int8", check(agreement, f"{self.name}, int8"), "")]
+
+    def _halves(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
         if not self.half:
             return []
         if not all((folder / file).is_file() for file, _ in self.half):
@@ -167,3 +217,12 @@ class Converted(OnnxHost):
         if not right:
             for file, _ in self.half:
                 (folder / file).unlink(missing_ok=True)
+
+
+def _reading(answers: list[Array]) -> Run:
+    """The answers, one a sample, as what measures quality asks for them."""
+
+    def run(number: int) -> tuple[Array, None]:
+        return answers[number], None
+
+    return run

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.formats.hosts.base import Host, Source
+from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.form import common_faults, host_form, reference
 from clusir.export.formats.hosts.golden import write_golden
+from clusir.export.formats.hosts.integers import Int8Config, Integers
 from clusir.export.formats.hosts.registry import target
 from clusir.export.formats.hosts.selftest import Finding, read_record, self_test, write_record
 from clusir.export.staging import staged
@@ -47,16 +49,23 @@ def open_source(path: Path, name: str = "") -> Source:
 
 
 def export_targets(
-    source: Source, folder: Path, hosts: Sequence[Host], progress: Progress = lambda _: None
+    source: Source,
+    folder: Path,
+    hosts: Sequence[Host],
+    progress: Progress = lambda _: None,
+    int8: Int8Config | None = None,
 ) -> list[Written]:
-    """Write ``folder/NAME`` for each host; all are asked what they could not run before anything is written.
+    """Write ``folder/NAME`` for each host; all are asked what they could not run before anything is written. ``int8``:
+    INT8 files too.
 
-    Raises UnsupportedModelError for that, ValidationError where a self-test fails, UsageError where a file is in the
-    way that no such export has written.
+    Raises UnsupportedModelError for that, BudgetError where INT8 loses too much, ValidationError where a self-test
+    fails, UsageError where a file is in the way that no such export has written.
     """
     prepared = []
     for host in hosts:
         progress(f"asking what {host.name} could not run")
+        if int8 is not None and host.no_int8:
+            raise UnsupportedModelError(f"--target {host.name}: there is no INT8 for it: {host.no_int8}")
         if faults := common_faults(source, host.channels):
             raise UnsupportedModelError(f"--target {host.name}: {'; '.join(faults)}")
         given = host.prepare(source)
@@ -66,11 +75,11 @@ def export_targets(
     written = []
     for host, given in zip(hosts, prepared, strict=True):
         progress(f"writing for {host.name}")
-        written.append(_write(given, folder / host.name, host))
+        written.append(_write(given, folder / host.name, host, int8, progress))
     return written
 
 
-def _write(source: Source, folder: Path, host: Host) -> Written:
+def _write(source: Source, folder: Path, host: Host, int8: Int8Config | None, progress: Progress) -> Written:
     form = host.form(source)
     names = (form.input_name, form.output_name)
     mine = _mine(folder)
@@ -88,9 +97,16 @@ def _write(source: Source, folder: Path, host: Host) -> Written:
         del model.metadata_props[:]
         model.producer_name = "clusir"
         host.write(source, model, inside)
+        lost = []
+        if int8 is not None and isinstance(host, Converted):
+            progress(f"INT8 for {host.name}: drawing calibration crops")
+            drawn = Integers(source, form.side_px, int8)
+            progress(f"INT8 for {host.name}")
+            told = host.add_int8(model, inside, drawn, (int8.mean_db, int8.worst_db))
+            lost.append(Finding("int8", host.name, None, told))
         write_golden(inside, reference(source, form), source.spec.channels, form.side_px, host)
         write_record(inside, host.name, names)
-        findings = self_test(host, inside, names)
+        findings = [*self_test(host, inside, names), *lost]
         files = sorted(path.relative_to(inside).as_posix() for path in inside.rglob("*") if path.is_file())
         for path in list(inside.iterdir()):
             path.rename(stage / path.name)

@@ -12,7 +12,9 @@ from typing import ClassVar
 
 from onnx import ModelProto
 
+from clusir.export.formats.hosts.child import call
 from clusir.export.formats.hosts.converted import Converted
+from clusir.export.formats.hosts.integers import IntegerGraph
 from clusir.export.formats.hosts.plan import write_plan
 
 __all__ = ["Litert"]
@@ -37,7 +39,8 @@ for index in range(count):
 
 
 class Litert(Converted):
-    """``model.tflite``, and ``model_fp16.tflite`` with weights in float16."""
+    """``model.tflite``, ``model_fp16.tflite`` with weights in float16, and ``model_int8.tflite``: dense convolutions in
+    integers, the rest in float32."""
 
     name: ClassVar[str] = "litert"
     module: ClassVar[str] = "ai_edge_litert"
@@ -45,9 +48,15 @@ class Litert(Converted):
     install: ClassVar[str] = "tensorflow-cpu ai-edge-litert"
     files: ClassVar[tuple[str, ...]] = ("model.tflite",)
     half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.tflite", "model.tflite"),)
+    integers: ClassVar[tuple[tuple[str, str], ...]] = (("model_int8.tflite", "model.tflite"),)
+    no_int8: ClassVar[str] = ""
     converter: ClassVar[str] = _CONVERTER
     runner: ClassVar[str] = _RUNNER
 
     def hand_over(self, model: ModelProto, folder: Path) -> None:
         """The graph as its writer reads it. Raises Refused."""
         write_plan(model, folder)
+
+    def convert_int8(self, graph: IntegerGraph, folder: Path) -> None:
+        write_plan(graph.model, folder, graph.steps)
+        call(self.python, self.converter, folder, "int8")

@@ -1,5 +1,6 @@
-"""``python litert_child.py FOLDER``: ``model.tflite`` from ``plan.json`` and ``weights.npz``. Runs where TensorFlow is,
-and imports nothing of clusir: it may be another environment.
+"""``python litert_child.py FOLDER``: ``model.tflite`` and ``model_fp16.tflite``, or with ``int8`` behind it
+``model_int8.tflite``, from ``plan.json`` and ``weights.npz``. Runs where TensorFlow is, and imports nothing of clusir:
+it may be another environment.
 
 The plan is an ONNX graph with every shape known, in the order in which it runs. Each operator becomes TensorFlow's own;
 maps are kept with their channels last from the first convolution on, as LiteRT's convolutions want them, and turned
@@ -56,6 +57,7 @@ class Node:
         self.shapes: list[list[int]] = given["shapes"]
         self.attributes: dict[str, Any] = given["attributes"]
         self.constants = [weights.get(name) for name in self.inputs]
+        self.step = weights.get(f"{self.inputs[1]}:step") if len(self.inputs) > 1 else None  # of weights in integers
 
     def get(self, name: str, default: Any) -> Any:
         return self.attributes.get(name, default)
@@ -100,10 +102,32 @@ def convolution(node: Node, x: Value, *_: Value) -> Value:
     else:
         parts = tf.split(given, groups, axis=-1) if groups > 1 else [given]
         kernels = np.split(weight.transpose(2, 3, 1, 0), groups, axis=-1)
+        if node.step is not None:
+            steps = np.split(np.broadcast_to(node.step, weight.shape[:1]), groups)
+            kernels = [in_integers(k, step) for k, step in zip(kernels, steps, strict=True)]
         made = [tf.nn.conv2d(p, k, stride, "VALID", dilations=dilation) for p, k in zip(parts, kernels, strict=True)]
         out = tf.concat(made, -1) if groups > 1 else made[0]
     whole = Value(last=out if bias is None else tf.nn.bias_add(out, bias))
     return Value(plain=tf.squeeze(whole.plain, 2)) if row else whole
+
+
+def in_integers(kernel: Any, step: Any) -> T:
+    """Weights, the output channel last, marked for the converter as multiples of ``step``, at most 127 of them."""
+    ends = np.asarray(step, np.float32) * np.float32(127)
+    return tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        np.asarray(kernel, np.float32), -ends, ends, narrow_range=True
+    )
+
+
+def rounded(node: Node, x: Value, *_: Value) -> Value:
+    """QuantizeLinear, and the DequantizeLinear behind it: the converter makes integers of what lies between two."""
+    step, zero = float(node.constant(1).reshape(())), int(node.constant(2).reshape(()))
+    low, high = (0, 255) if node.constant(2).dtype == np.uint8 else (-128, 127)
+
+    def run(tensor: T) -> T:
+        return tf.quantization.fake_quant_with_min_max_args(tensor, (low - zero) * step, (high - zero) * step)
+
+    return each(run)(node, x)
 
 
 def pads(node: Node) -> list[int]:
@@ -283,11 +307,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Transpose": lambda n, x: Value(tf.transpose(x.plain, n.get("perm", None))),
     "Expand": lambda n, x, *_: Value(tf.broadcast_to(x.plain, n.shapes[0])),
     "Gather": lambda n, x, *_: Value(tf.gather(x.plain, n.constant(1), axis=n.get("axis", 0))),
+    "QuantizeLinear": rounded, "DequantizeLinear": lambda n, x, *_: x,
     "Reshape": reshape, "Unsqueeze": reshape, "Squeeze": reshape, "Flatten": reshape,
 }  # fmt: skip
 
 
-def main(folder: str) -> None:
+def main(folder: str, wanted: str = "") -> None:
     with open(f"{folder}/plan.json", encoding="utf-8") as stream:
         plan = json.load(stream)
     weights = dict(np.load(f"{folder}/weights.npz"))
@@ -307,15 +332,17 @@ def main(folder: str) -> None:
     function = tf.function(
         forward, input_signature=[tf.TensorSpec([1, height, width, channels], tf.float32, plan["input"])]
     )
-    for name, half in (("model.tflite", False), ("model_fp16.tflite", True)):
+    files = {"model.tflite": "", "model_fp16.tflite": "half"} if not wanted else {f"model_{wanted}.tflite": wanted}
+    for name, how in files.items():
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if half:
+        if how:  # integers where the graph has marks, float16 where that is asked for
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if how == "half":
             converter.target_spec.supported_types = [tf.float16]
         with open(f"{folder}/{name}", "wb") as file:
             file.write(converter.convert())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

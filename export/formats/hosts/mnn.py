@@ -55,6 +55,7 @@ class Mnn(Converted):
     install: ClassVar[str] = "MNN numpy"
     files: ClassVar[tuple[str, ...]] = ("model.mnn",)
     half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.mnn", "model.mnn"),)
+    no_int8: ClassVar[str] = "MNN 3.6.1 gets the axes of a graph with QuantizeLinear wrong and ends with an error"
     converter: ClassVar[str] = _CONVERTER
     runner: ClassVar[str] = _RUNNER
 

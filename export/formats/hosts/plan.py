@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
 from clusir.export.formats.hosts.child import Refused
@@ -17,11 +19,13 @@ from clusir.export.passes.coalesce import coalesced_axes
 __all__ = ["write_plan"]
 
 
-def write_plan(model: ModelProto, folder: Path) -> None:
-    """``plan.json`` and ``weights.npz``. A Transpose comes with the ``coalesced`` shape and order of its axes. Raises
-    Refused where a shape is not known."""
+def write_plan(model: ModelProto, folder: Path, steps: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+    """``plan.json`` and ``weights.npz``. A Transpose comes with the ``coalesced`` shape and order of its axes. Of
+    weights that are to be integers, the ``steps`` are stored as ``NAME:step``. Raises Refused where a shape is not
+    known."""
     graph = model.graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights |= {f"{name}:step": step for name, step in (steps or {}).items()}
     shapes: dict[str, list[int]] = {}
     notes = inferred(model)
     for value in (*notes.value_info, *graph.output):

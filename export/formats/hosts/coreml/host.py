@@ -32,6 +32,7 @@ class CoreMl(Converted):
     install: ClassVar[str] = "coremltools 'numpy<2.4'"
     files: ClassVar[tuple[str, ...]] = (f"{_PACKAGE}/Manifest.json", f"{_INSIDE}/model.mlmodel")
     optional: ClassVar[tuple[str, ...]] = (f"{_INSIDE}/weights/weight.bin",)
+    no_int8: ClassVar[str] = "what is in its package is checked in numpy, in float32 only"
     converter: ClassVar[str] = (_HERE / "writer_child.py").read_text(encoding="utf-8")
     runner: ClassVar[str] = (_HERE / "reader_child.py").read_text(encoding="utf-8")
 

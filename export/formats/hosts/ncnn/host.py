@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from clusir.export.formats.hosts.base import Source
 from clusir.export.formats.hosts.child import Refused
 from clusir.export.formats.hosts.converted import Converted
+from clusir.export.formats.hosts.integers import IntegerGraph, without_rounding
 from clusir.export.formats.hosts.ncnn.layers import Layers
 from clusir.export.formats.hosts.ncnn.maps import MAPS, resizes
 from clusir.export.formats.hosts.ncnn.operators import OPERATORS, Node
@@ -44,7 +49,8 @@ with ncnn.Net() as net:
 
 class Ncnn(Converted):
     """``model.param`` with ``model.bin``, or with ``model_fp16.bin``: weights of convolutions and of products with a
-    constant in float16. ncnn's own converter is not asked."""
+    constant in float16; and ``model_int8.param`` with ``model_int8.bin``: dense convolutions in integers. ncnn's own
+    converter is not asked."""
 
     name: ClassVar[str] = "ncnn"
     module: ClassVar[str] = "ncnn"
@@ -52,6 +58,11 @@ class Ncnn(Converted):
     install: ClassVar[str] = "ncnn numpy"
     files: ClassVar[tuple[str, ...]] = ("model.param", "model.bin")
     half: ClassVar[tuple[tuple[str, str], ...]] = (("model_fp16.bin", "model.bin"),)
+    integers: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("model_int8.param", "model.param"),
+        ("model_int8.bin", "model.bin"),
+    )
+    no_int8: ClassVar[str] = ""
     converter: ClassVar[str] = ""
     runner: ClassVar[str] = _RUNNER
 
@@ -60,6 +71,19 @@ class Ncnn(Converted):
             return resizes(node, shapes[node.input[0]], shapes[node.output[0]])
         return node.op_type in OPERATORS or node.op_type in MAPS
 
+    def write(self, source: Source, model: ModelProto, folder: Path) -> None:
+        """Besides ncnn's files ``model.json``: what a model file says of itself, for clusir's C++ library."""
+        super().write(source, model, folder)
+        form = self.form(source)
+        told = replace(
+            source.spec, graph="whole", input_name=form.input_name, output_name=form.output_name,
+            value_range=(0.0, 1.0), size=replace(source.spec.size, static_px=form.side_px), tile_px=form.side_px,
+            clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0, families=(), evidence_thresholds=(),
+            evidence_floors=(),
+        )  # fmt: skip
+        text = json.dumps(told.to_metadata(), indent=1) + "\n"
+        (folder / "model.json").write_text(text, encoding="utf-8")
+
     def convert(self, model: ModelProto, folder: Path) -> None:
         rewritten = self.rewrite(model)
         text, content = written(rewritten)
@@ -67,9 +91,18 @@ class Ncnn(Converted):
         (folder / "model.bin").write_bytes(content)
         (folder / "model_fp16.bin").write_bytes(written(rewritten, half=True)[1])
 
+    def convert_int8(self, graph: IntegerGraph, folder: Path) -> None:
+        model, peaks = without_rounding(graph)
+        text, content = written(model, rounded={name: (graph.steps[name], peak) for name, peak in peaks.items()})
+        (folder / "model_int8.param").write_text(text, encoding="utf-8")
+        (folder / "model_int8.bin").write_bytes(content)
 
-def written(model: ModelProto, half: bool = False) -> tuple[str, bytes]:
-    """The text and the weights of a graph in the host form. Raises Refused for what ncnn has no layers for."""
+
+def written(
+    model: ModelProto, half: bool = False, rounded: Mapping[str, tuple[NDArray[np.float32], float]] | None = None
+) -> tuple[str, bytes]:
+    """The text and the weights of a graph in the host form; ``rounded``: see :class:`Layers`. Raises Refused for what
+    ncnn has no layers for."""
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     shapes: dict[str, list[int]] = {name: list(array.shape) for name, array in constants.items()}
@@ -97,7 +130,7 @@ def written(model: ModelProto, half: bool = False) -> tuple[str, bytes]:
         if unknown := [name for name in node.output if name and math.prod(shapes.get(name, [0])) == 0]:
             raise Refused(f"the shape of {unknown[0]} is not known")
     given, answer = graph.input[0].name, graph.output[0].name
-    layers = Layers(shapes, {name: np.asarray(array) for name, array in constants.items()})
+    layers = Layers(shapes, {name: np.asarray(array) for name, array in constants.items()}, rounded)
     channels, height, width = shapes[given][1:]
     dims = (channels, height, width)
     layers.bind(given, layers.add("Input", [], {0: width, 1: height, 2: channels}, dims)[0])

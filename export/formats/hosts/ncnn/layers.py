@@ -23,6 +23,7 @@ __all__ = ["Blob", "Layer", "Layers", "kept"]
 Dims = tuple[int, ...]
 _MAGIC = "7767517"
 _HALF = 0x01306B47  # the mark before weights in float16
+_EIGHT = 0x000D4B38  # before weights in int8
 _ARRAY = -23300  # what the number of a parameter is taken from where it holds a list
 _AXES = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 11, 1, 0)}  # the parameters of a shape, by its number of axes
 
@@ -43,6 +44,7 @@ class Layer:
     outputs: list[str]
     parameters: Mapping[int, Any]
     weights: list[tuple[NDArray[np.float32], bool]] = field(default_factory=list)  # values, whether a mark precedes
+    step: NDArray[np.float32] | None = None  # of the first weights, where they are integers: one an output channel
 
 
 def kept(shape: Sequence[int]) -> Dims:
@@ -55,27 +57,39 @@ def kept(shape: Sequence[int]) -> Dims:
 class Layers:
     """The layers written so far, and which blob or constant each ONNX value is.
 
-    ``shapes``: of every value; ``constants``: those that are known.
+    ``shapes``: of every value; ``constants``: those that are known; ``rounded``: of the weights of layers in integers,
+    by name, their steps and the largest magnitude of the layer's input.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], constants: Mapping[str, NDArray[Any]]) -> None:
-        self.shapes, self.constants = shapes, constants
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        constants: Mapping[str, NDArray[Any]],
+        rounded: Mapping[str, tuple[NDArray[np.float32], float]] | None = None,
+    ) -> None:
+        self.shapes, self.constants, self.rounded = shapes, constants, rounded or {}
         self._layers: list[Layer] = []
         self._values: dict[str, Blob] = {}
         self._views: dict[tuple[str, Dims], Blob] = {}
 
     def add(
-        self, kind: str, inputs: Sequence[Blob], parameters: Mapping[int, Any], *out: Dims, weights: Any = ()
+        self,
+        kind: str,
+        inputs: Sequence[Blob],
+        parameters: Mapping[int, Any],
+        *out: Dims,
+        weights: Any = (),
+        step: NDArray[np.float32] | None = None,
     ) -> list[Blob]:
         """A layer; ``out``: the axes of each blob that it answers; ``weights``: arrays, each with whether its type is
-        marked in the file. Raises Refused for more than four axes."""
+        marked in the file; ``step``: see :class:`Layer`. Raises Refused for more than four axes."""
         number = len(self._layers)
         if wide := [dims for dims in out if len(dims) > max(_AXES)]:
             raise Refused(f"ncnn has four axes at most, {kind} would have {len(wide[0])}")
         blobs = [Blob(f"b{number}_{index}", tuple(dims)) for index, dims in enumerate(out)]
         made = [(np.ascontiguousarray(array, np.float32).reshape(-1), marked) for array, marked in weights]
         names = [blob.name for blob in inputs], [blob.name for blob in blobs]
-        self._layers.append(Layer(kind, f"{kind.lower()}_{number}", *names, parameters, made))
+        self._layers.append(Layer(kind, f"{kind.lower()}_{number}", *names, parameters, made, step))
         return blobs
 
     def one(self, kind: str, given: Blob | Sequence[Blob], parameters: Mapping[int, Any], out: Sequence[int]) -> Blob:
@@ -136,8 +150,9 @@ class Layers:
             inputs = [waiting[name].pop(0) if name in waiting else name for name in layer.inputs]
             lines.append(_line(layer.kind, layer.name, inputs, layer.outputs, layer.parameters, names))
             blobs += len(layer.outputs)
-            for array, marked in layer.weights:
-                content += _bytes(array, marked, half)
+            for index, (array, marked) in enumerate(layer.weights):
+                step = layer.step if not index else None
+                content += _bytes(array, marked, half) if step is None else _integers(array, step)
             for name in layer.outputs:
                 if name in waiting:  # a blob has one reader
                     lines.append(_line("Split", f"split_{name}", [name], readers[name], {}, names))
@@ -176,3 +191,12 @@ def _bytes(array: NDArray[np.float32], marked: bool, half: bool) -> bytes:
         return (0).to_bytes(4, "little") + array.astype("<f4").tobytes()
     content = array.astype("<f2").tobytes()
     return _HALF.to_bytes(4, "little") + content + bytes(-len(content) % 4)
+
+
+def _integers(array: NDArray[np.float32], step: NDArray[np.float32]) -> bytes:
+    """Weights, the output channel first, as multiples of their steps."""
+    integers = np.rint(array.reshape(len(step), -1) / step[:, None])
+    if np.abs(integers).max(initial=0) > 127:
+        raise Refused("weights in integers are larger than 127 of their steps")
+    content = integers.astype(np.int8).tobytes()
+    return _EIGHT.to_bytes(4, "little") + content + bytes(-len(content) % 4)

@@ -76,7 +76,13 @@ def convolution(node: Node) -> None:
         kind, parameters[7] = f"{kind}DepthWise", groups
     weights = [(weight, True), *([(bias, False)] if bias is not None else [])]
     sides = node.out[2:] if len(node.out) == 4 else (1, node.out[2])
-    (blob,) = node.to.add(kind, [plane(node)], parameters, (outputs, *sides), weights=weights)
+    step = None
+    if kind == "Convolution" and (found := node.to.rounded.get(node.inputs[1])) is not None:
+        # ncnn rounds the input to multiples of peak/127, sums integers, and answers in float.
+        step = np.broadcast_to(found[0], (outputs,)).astype(np.float32)
+        parameters[8] = 1
+        weights += [(1 / step, False), (np.array([127 / found[1]], np.float32), False)]
+    (blob,) = node.to.add(kind, [plane(node)], parameters, (outputs, *sides), weights=weights, step=step)
     node.answer(blob)
 
 
