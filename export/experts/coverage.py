@@ -24,13 +24,14 @@ __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_pro
 
 
 def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """Names of the parameters from which no path leads to an output of the traced program."""
+    """Names of the parameters from which no path leads to an output of the traced program. One that the network holds
+    under several names is there where one of them is."""
     if not program.graph_signature.parameters:
         return ()
     if any(writes(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # what is written into a view has no path; as a function it has
     parameters = program.graph_signature.inputs_to_parameters
-    missing = []
+    missing, present = [], set()
     for node in program.graph.nodes:
         if node.op != "placeholder" or node.name not in parameters:
             continue
@@ -41,9 +42,17 @@ def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ..
                 if user not in seen:
                     seen.add(user)
                     queue.append(user)
-        if not reached:
-            missing.append(parameters[node.name])
-    return tuple(missing)
+        name = parameters[node.name]
+        if reached:
+            present.add(_place(program.state_dict[name]))
+        else:
+            missing.append(name)
+    return tuple(name for name in missing if _place(program.state_dict[name]) not in present)
+
+
+def _place(weight: torch.Tensor) -> tuple[object, ...]:
+    """Where in memory a weight lies, and how."""
+    return weight.data_ptr(), weight.dtype, tuple(weight.shape), weight.stride()
 
 
 def missing_from_onnx(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) -> tuple[str, ...]:

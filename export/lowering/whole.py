@@ -3,8 +3,9 @@
 A tracer carries every size as an expression of height and width. Padding to whole patches, or an input that has to be a
 multiple of 32, makes expressions of remainders and floors, and each later reshape asks whether they divide: minutes for
 a few blocks. Here such a size becomes a symbol of its own, "the number of patches", as soon as it appears; everything
-behind it is then a polynomial. What the symbol means is kept, so that the guards of the trace, which say for which
-sizes it holds, are still about height and width.
+behind it is then a polynomial. Code that pads and then works the padded size out once more (``h + pad``) gets the same
+symbol. What the symbol means is kept, so that the guards of the trace, which say for which sizes it holds, are still
+about height and width.
 """
 
 from __future__ import annotations
@@ -58,9 +59,30 @@ def _named(length: Any, factor: int) -> Any:
             return length
         source = ConstantSource(f"clusir_whole_{len(names)}")
         names[meaning, factor] = env.create_symbol(count, source, DimDynamic.DYNAMIC)
+        env._replacements_version_counter += 1  # sizes that were read before are read anew
         if len(names) == 1:
+            _recognise(env)
             _keep_guards_meaningful(env)
     return env.create_symintnode(factor * names[meaning, factor], hint=int(length.node.hint))
+
+
+def _recognise(env: ShapeEnv) -> None:
+    """Let an expression that means a named size be that name wherever a size is read."""
+    plain, names = env.replace, env.__dict__[_NAMES]
+    known: dict[Any, Any] = {}
+    state: list[Any] = [None]
+
+    def replaced(expr: Any) -> Any:
+        now = (env._replacements_version_counter, len(names))
+        if state[0] != now:
+            known.clear()
+            state[0] = now
+        if expr not in known:
+            meanings = {meaning: factor * symbol for (meaning, factor), symbol in reversed(names.items())}
+            known[expr] = plain(expr).xreplace(meanings)
+        return known[expr]
+
+    env.__dict__["replace"] = replaced
 
 
 def _keep_guards_meaningful(env: ShapeEnv) -> None:
@@ -69,7 +91,11 @@ def _keep_guards_meaningful(env: ShapeEnv) -> None:
 
     def produced(*args: Any, **kwargs: Any) -> Any:
         env.guards = [guard._replace(expr=_spelt_out(env, guard.expr)) for guard in env.guards]
-        return produce(*args, **{**kwargs, "guards": []})
+        recognising = env.__dict__.pop("replace")
+        try:
+            return produce(*args, **{**kwargs, "guards": []})
+        finally:
+            env.__dict__["replace"] = recognising
 
     env.produce_guards = produced  # type: ignore[method-assign]
 

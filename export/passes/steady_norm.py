@@ -20,8 +20,8 @@ __all__ = ["SteadyNorm"]
 
 
 class SteadyNorm(GraphPass):
-    """Write out every InstanceNormalization of maps [B, C, H, W] or rows [B, C, N]. It takes three to four times the
-    operator's own time."""
+    """Write out every InstanceNormalization of float32 maps [B, C, H, W] or rows [B, C, N]. It takes three to four
+    times the operator's own time."""
 
     name = "SteadyNorm"
 
@@ -30,6 +30,7 @@ class SteadyNorm(GraphPass):
         ranks = {
             value.name: len(value.type.tensor_type.shape.dim)
             for value in (*inferred(edit.model).value_info, *edit.model.graph.input)
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         norms = [node for node in edit.model.graph.node if node.op_type == "InstanceNormalization"]
         chosen = [node for node in norms if ranks.get(node.input[0]) in (3, 4)]

@@ -17,9 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from clusir.export.graph.edit import GraphEdit
+from clusir.export.graph.index import GraphIndex
+from clusir.export.graph.norm import sum_over_map
+from clusir.export.pooling.explicit import reduced_axes
 from clusir.export.pooling.find import Found, Statistic
 from clusir.export.pooling.masks import Masks
 
@@ -86,11 +89,11 @@ def _statistics_graph(found: Found, parts: tuple[Statistic, ...]) -> ModelProto:
     )
     pixels = _Pixels(edit, "given")
     pixels.replace_counts(found)
-    masks = Masks(edit, found.axes)
+    masks, index = Masks(edit, found.axes), GraphIndex(found.model.graph)
     windows = edit.node("Shape", ["weight"], "windows", start=0, end=1)
     start, means = 1, [pixels.column]
     for part in parts:
-        mean = _pooled(edit, part, masks)
+        mean = _pooled(edit, part, masks, index)
         means.append(mean)
         known = edit.node("Greater", [_piece(edit, "known", start, part), edit.constant(0.5, "half")], "is_known")
         used = edit.node("Where", [known, _piece(edit, "given", start, part), mean], f"{part.name}/used")
@@ -162,7 +165,7 @@ def _as_value(edit: GraphEdit, mean: str, part: Statistic, pixels: _Pixels) -> s
     return edit.reshape(value, shape, f"{part.name}/shared")
 
 
-def _pooled(edit: GraphEdit, part: Statistic, masks: Masks) -> str:
+def _pooled(edit: GraphEdit, part: Statistic, masks: Masks, index: GraphIndex) -> str:
     """The statistic [1, length] over all windows, of the pixels that count."""
     node, name = part.node, part.name
     source = node.input[0]
@@ -178,7 +181,13 @@ def _pooled(edit: GraphEdit, part: Statistic, masks: Masks) -> str:
         extra = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         total = edit.node(node.op_type, inputs, f"{name}/totals", **extra)
     else:
-        total = _reduced(edit, "ReduceSum", counted, part, masks.rank(part))
+        over_map = masks.rank(part) == 4 and _axes(index, part.node) == (2, 3)
+        summed = f"{name}/summed"
+        total = (
+            sum_over_map(edit, counted, summed)
+            if over_map
+            else _reduced(edit, "ReduceSum", counted, part, masks.rank(part))
+        )
     return edit.node("Div", [_rows(edit, total, part, "ReduceSum"), masks.total(part.per_pixel)], f"{name}/mean_of_all")
 
 
@@ -199,6 +208,11 @@ def _reduced(edit: GraphEdit, kind: str, source: str, part: Statistic, rank: int
         keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
         axes = node.input[1] if len(node.input) > 1 else ""
     return edit.node(kind, [source, axes] if axes else [source], f"{part.name}/reduced", keepdims=keep)
+
+
+def _axes(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None:
+    """Over which axes of a map [B, C, H, W] a reduction goes."""
+    return (2, 3) if node.op_type.startswith("Global") else reduced_axes(index, node, 4)
 
 
 def _rows(edit: GraphEdit, value: str, part: Statistic, kind: str) -> str:

@@ -27,24 +27,24 @@ _DRAWS = frozenset(
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the first line of the user's code that reads values of a tensor, and the first that draws at random."""
+    """Notes the first line of the user's code that reads values of a tensor, and the first that draws at random.
 
-    def __init__(self) -> None:
+    The network's own numbers (``own``, ids of tensors) are the same for every picture, and what a mask picks
+    (``x[mask]``) is traced as a whole or not at all: neither can make a trace lose a branch.
+    """
+
+    def __init__(self, own: frozenset[int]) -> None:
         super().__init__()
+        self.own = own
         self.read = self.drew = ""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if not self.read and (name in _READS or (name == "__getitem__" and _by_mask(args[1]))):
+        if not self.read and name in _READS and not (args and id(args[0]) in self.own):
             self.read = calling_user_line()
         if not self.drew and name in _DRAWS:
             self.drew = calling_user_line()
         return func(*args, **(kwargs or {}))
-
-
-def _by_mask(index: Any) -> bool:
-    items = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in items)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Watched:
 def watch(model: nn.Module, image: Tensor) -> Watched:
     """Run ``model`` (image BxCxHxW -> restored) once with gradients. The parameters' flags are as before afterwards."""
     state = _outside()
-    mode = _Watch()
+    mode = _Watch(frozenset(id(tensor) for tensor in (*model.parameters(), *model.buffers())))
     with gradients(model) as parameters:
         with mode:
             restored = model(image)

@@ -223,8 +223,8 @@ def _replacements() -> dict[int, Any]:
 
 
 def _types_that_are_only_called(space: dict[str, Any]) -> frozenset[str]:
-    """Those of ``int`` and ``float`` with which the code of a module does nothing but call, annotate, or ask for
-    instances: ``type(x) is int`` would take another path than it does outside."""
+    """Those of ``int`` and ``float`` with which the code of a module does nothing but call, annotate, ask for instances
+    or ask ``type(x) is int``; with ``type`` where it does nothing but call that, which the question needs."""
     try:
         return _only_called_in(Path(str(space.get("__file__"))).read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
@@ -234,19 +234,51 @@ def _types_that_are_only_called(space: dict[str, Any]) -> frozenset[str]:
 @functools.lru_cache(maxsize=1024)  # a network is traced several times, and each time with all that is loaded
 def _only_called_in(code: str) -> frozenset[str]:
     tree = ast.parse(code)
+    otherwise = _used_otherwise(tree, identity=True)
+    if not otherwise & {"int", "float", "type"}:
+        return frozenset({"int", "float", "type"})
+    return frozenset({"int", "float"} - _used_otherwise(tree, identity=False))
+
+
+def _used_otherwise(tree: ast.AST, identity: bool) -> set[str]:
+    """Names with which code does more than call, annotate and compare; ``identity``: ``type(x) is int`` compares."""
     fine: set[builtins.int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             fine.add(id(node.func))
-            if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
-                fine |= {id(inner) for kind in node.args[1:] for inner in ast.walk(kind)}
-        if isinstance(node, ast.Compare) and not any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops):
-            fine |= {id(inner) for inner in (node.left, *node.comparators)}
+            if isinstance(node.func, ast.Name) and node.func.id in _ASKS:
+                kinds = [inner for kind in node.args[1:] for inner in ast.walk(kind)]
+                fine |= {id(inner) for inner in kinds if getattr(inner, "id", "") != "type"}
+        if isinstance(node, ast.Compare):
+            sides = (node.left, *node.comparators)
+            by_identity = any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
+            if not by_identity or (identity and all(_asks_type(side) for side in sides)):
+                fine |= {id(inner) for inner in sides}
         for name in ("annotation", "returns"):
             if isinstance(written := getattr(node, name, None), ast.AST):
                 fine |= {id(inner) for inner in ast.walk(written)}
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in fine}
-    return frozenset({"int", "float"} - used)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in fine}
+
+
+_ASKS = ("isinstance", "issubclass")
+
+
+def _asks_type(side: ast.AST) -> bool:
+    """Whether one side of ``type(x) is int`` is ``int``, ``float`` or ``type`` of one thing."""
+    if isinstance(side, ast.Call):
+        return isinstance(side.func, ast.Name) and side.func.id == "type" and len(side.args) == 1
+    return isinstance(side, ast.Name) and side.id in ("int", "float")
+
+
+def _type(*args: Any, **kwargs: Any) -> Any:
+    """``type``, which says of a number, symbolic or not, what the names ``int`` and ``float`` now mean."""
+    if len(args) != 1 or kwargs:
+        return builtins.type(*args, **kwargs)
+    if isinstance(args[0], torch.SymInt) or builtins.type(args[0]) is builtins.int:
+        return SymbolicInt
+    if isinstance(args[0], torch.SymFloat) or builtins.type(args[0]) is builtins.float:
+        return SymbolicFloat
+    return builtins.type(args[0])
 
 
 def _is_type(module: ModuleType, name: str) -> bool:
@@ -268,6 +300,7 @@ def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[N
             spaces[id(module.__dict__)] = module.__dict__
     replaced = _replacements()
     builtin: dict[str, Any] = {"int": SymbolicInt, "float": SymbolicFloat, "round": _aware(round, _round)}
+    builtin["type"] = _type
     builtin |= {"range": _range(loops), "enumerate": _enumerate(loops), "zip": _zip}
     builtin |= {"max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
     undo: list[tuple[dict[str, Any], str, Any]] = []
@@ -278,7 +311,7 @@ def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[N
                 space[name] = replaced[id(value)]
         types = _types_that_are_only_called(space)
         for name, value in builtin.items():
-            if name not in space and (name in types or not isinstance(value, type)):
+            if name not in space and (name in types or name not in ("int", "float", "type")):
                 undo.append((space, name, None))
                 space[name] = value
     try:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from clusir.calibration.balance import BalanceConfig
-from clusir.errors import ClusirError
+from clusir.errors import ClusirError, UsageError
 from clusir.export.module import export_module
 from clusir.export.precision.run import PrecisionConfig, make_precisions
 from clusir.export.subjects.known import Known, load_known
 from clusir.runtimes import open_runner
 from clusir.spec import SizeRequirements
+from tests.bench.zoo.cpp import agreement
 from tests.bench.zoo.networks import AS_MODULE, build, save
 
 BACKENDS = ("ort", "openvino")
@@ -109,7 +110,7 @@ def fp32(name: str, folder: Path, row: Row) -> None:
         began = time.process_time()
         made = export_module(network.network, network.shape, path, progress=told)
         row["seconds"] = round(time.process_time() - began, 1)
-    row |= {"scale": made.spec.scale, "tile": made.spec.tile_px,
+    row |= {"scale": made.spec.scale, "channels": made.spec.channels, "tile": made.spec.tile_px,
             "halo": made.spec.halo_px, "multiple": made.spec.size.multiple_of, "minimum": made.spec.size.minimum,
             "static": made.spec.size.static_px, "statistics": made.spec.statistics, "notes": list(made.notes),
             "tiling": made.spec.tolerances.get("tiling")}  # fmt: skip
@@ -133,17 +134,29 @@ def lower(name: str, folder: Path, row: Row, precision: str) -> None:
     row[f"{precision}_bytes"] = path.stat().st_size
 
 
+def with_cpp(name: str, folder: Path, row: Row, build: Path | None) -> None:
+    """A photo in tiles, in C++."""
+    if build is None:
+        raise UsageError("column cpp needs --cpp, the build folder of the C++ library")
+    row["cpp"] = agreement(folder / f"{name}.onnx", row["tile"], row["halo"], row.get("channels", 3), build)
+
+
 def told(step: str) -> None:
     print(f"{time.process_time():6.1f} s  {step}", flush=True)
 
 
-def column(name: str, folder: Path, what: str) -> None:
-    """Make one column (``fp32``, ``fp16`` or ``int8``) of a row and write ``folder/NAME.json``."""
+def column(name: str, folder: Path, what: str, build: Path | None = None) -> None:
+    """Make one column (``fp32``, ``fp16``, ``int8`` or ``cpp``) of a row and write ``folder/NAME.json``."""
     at = folder / f"{name}.json"
     row: Row = json.loads(at.read_text()) if at.is_file() else {"name": name}
     began = time.process_time()
     try:
-        fp32(name, folder, row) if what == "fp32" else lower(name, folder, row, what)
+        if what == "fp32":
+            fp32(name, folder, row)
+        elif what == "cpp":
+            with_cpp(name, folder, row, build)
+        else:
+            lower(name, folder, row, what)
     except ClusirError as error:
         row[f"{what}_refused"] = str(error)
     except Exception as error:

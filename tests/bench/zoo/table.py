@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,43 +11,60 @@ from typing import Any
 __all__ = ["markdown", "right"]
 
 _RIGHT_DB = 80.0
+_COLUMNS = ("architecture", "scale", "weights", "size", "seconds", "ONNX Runtime", "OpenVINO", "tiles share", "FP16",
+            "INT8", "C++")  # fmt: skip
 Row = dict[str, Any]
 
 
 def right(row: Row, backend: str) -> bool:
-    """Whether a file answers as its network at three sizes that were not traced and for a batch of two."""
+    """Whether a file answers as its network at three sizes that were not traced (at its one size where the network
+    takes no other) and for a batch of two."""
     found = row.get(backend) or []
-    return len(found) == 4 and all(value >= _RIGHT_DB for value in found)
+    return len(found) == (2 if row.get("static") else 4) and all(value >= _RIGHT_DB for value in found)
 
 
 def markdown(folder: Path, names: Iterable[str]) -> str:
     """What ``folder`` holds of ``names``: counts, the table, and why each of the others is not right."""
     read = [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").is_file()]
     rows = [row for row in read if "fp32" in row.get("done", [])]
-    both = sum(right(row, "ort") and right(row, "openvino") for row in rows)
+    both = [row for row in rows if right(row, "ort") and right(row, "openvino")]
+    fixed = sum(bool(row["static"]) for row in both)
     refused = sum("fp32_refused" in row for row in rows)
-    lines = [f"{len(rows)} architectures: {both} right on both runtimes, {refused} refused.", ""]
+    told_fixed = f" ({fixed} of them for one size alone)" if fixed else ""
+    lines = [f"{len(rows)} architectures: {len(both)} right on both runtimes{told_fixed}, {refused} refused.", ""]
     lines += [
-        "| architecture | scale | weights | size | seconds | ONNX Runtime | OpenVINO | tiles share | FP16 | INT8 |",
-        "|---|---:|---:|---|---:|---:|---:|---|---:|---:|",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---|---:|---:|---|---:|---:|---:|---|---:|---:|---|",
     ]
     told = []
     for row in rows:
         lines.append("| " + " | ".join(_cells(row)) + " |")
-        told += [f"- {row['name']}, {c}: {why}" for c in ("fp32", "fp16", "int8") if (why := _why(row, c))]
+        told += [
+            f"- {row['name']}, {c}: {_shortened(why, folder)}"
+            for c in ("fp32", "fp16", "int8", "cpp")
+            if (why := _why(row, c))
+        ]
     return "\n".join([*lines, "", *told]) + "\n"
+
+
+def _shortened(why: str, folder: Path) -> str:
+    """Without folders of this machine; of several norms of one kind the first stands for all."""
+    why = re.sub(r"\S*/site-packages/", "", why.replace(f"{folder}/", ""))
+    first, *others = why.split("; rounded: ")
+    return f"{first} (and {len(others)} more)" if others else why
 
 
 def _cells(row: Row) -> list[str]:
     if "ort" not in row:
         what = "refused" if "fp32_refused" in row else "failed"
-        return [row["name"], "", "", "", f"{row.get('fp32_seconds', '')}", what, what, "", "", ""]
+        return [row["name"], "", "", "", f"{row.get('fp32_seconds', '')}", what, what, "", "", "", ""]
     size = f"{row['static']} px only" if row["static"] else f"{row['multiple']}n from {row['minimum']}"
     shared = str(row["statistics"]) if row["statistics"] else "whole" if _whole(row) else "nothing"
     weights = f"{row['parameters'] / 1e6:.2f} M"
     lower = [_decibels(row.get(f"{precision}_db")) for precision in ("fp16", "int8")]
+    cpp = "" if "cpp" not in row else "agrees" if row["cpp"] == "agrees" else "differs"
     return [row["name"], str(row["scale"]), weights, size, f"{row['seconds']:.0f}", _decibels(row["ort"]),
-            _decibels(row["openvino"]), shared, *lower]  # fmt: skip
+            _decibels(row["openvino"]), shared, *lower, cpp]  # fmt: skip
 
 
 def _whole(row: Row) -> bool:
@@ -65,6 +83,8 @@ def _why(row: Row, column: str) -> str:
     for what in ("refused", "failed"):
         if why := row.get(f"{column}_{what}"):
             return f"{what} after {row.get(f'{column}_seconds', '?')} s: {why}"
+    if column == "cpp" and row.get("cpp", "agrees") != "agrees":
+        return str(row["cpp"])
     if column == "fp32":
         noted = [note for note in row.get("notes", []) if _matters(note)]
         return "; ".join(noted)

@@ -52,6 +52,25 @@ def test_complete_program_passes() -> None:
     assert missing_from_program(traced(patterns.TopKGather())) == ()
 
 
+class OneActivation(nn.Module):
+    """Two blocks that hold the same activation, so that its weight has two names, and a spare one of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        activation = nn.PReLU()
+        self.one = nn.Sequential(nn.Conv2d(3, 3, 1), activation)
+        self.two = nn.Sequential(nn.Conv2d(3, 3, 1), activation)
+        self.spare = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.spare(x)
+        return self.two(self.one(x))
+
+
+def test_a_weight_with_two_names_is_one_weight() -> None:
+    assert missing_from_program(traced(OneActivation())) == ("spare.weight",)
+
+
 class LowModes(nn.Module):
     """A complex parameter whose product is written into a part of zeros, as Fourier neural operators do it."""
 

@@ -69,6 +69,29 @@ def test_a_padded_size_is_a_polynomial_and_its_guard_is_about_the_picture() -> N
     assert guards.broken(97, 139)  # padded to 104, where the code takes the other path
 
 
+class CountsAgain(nn.Module):
+    """Pads to whole windows, and cuts windows of the size that it works out once more beside the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        below, right = (8 - h % 8) % 8, (8 - w % 8) % 8
+        padded = F.pad(x, (0, right, 0, below), mode="reflect")
+        high, wide = h + below, w + right
+        windows = padded.reshape(b, c, high // 8, 8, wide // 8, 8)
+        mixed = (windows - windows.mean((3, 5), keepdim=True)).reshape(b, c, high * wide)
+        return mixed.view(b, c, high, wide)[..., :h, :w]
+
+
+def test_a_padded_size_that_is_worked_out_again_is_the_same_symbol() -> None:
+    traced = trace_module(CountsAgain().eval(), torch.rand(1, 3, 73, 139))
+    kinds = (torch.ops.aten.reshape.default, torch.ops.aten.view.default)
+    views = [n for n in traced.program.graph.nodes if n.target in kinds]
+    assert len(views) >= 3
+    sizes = [str(size) for view in views for size in view.meta["val"].shape]
+    assert not [size for size in sizes if "//" in size or "Mod" in size], sizes
+    assert not Guards(traced.original, 3).broken(50, 90)
+
+
 def test_pad_whole_pads() -> None:
     x = torch.rand(1, 2, 5, 6)
     for mode in ("constant", "reflect", "replicate"):

@@ -1,0 +1,51 @@
+"""What a picture is found to depend on: reads of pixels are told from reads of the network's own numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clusir.export.subjects.unused import watch
+
+
+class Spare(nn.Module):
+    """Has a layer whose answer is thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.level = nn.Parameter(torch.full([1], 0.2))
+        self.register_buffer("count", torch.tensor(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.spare(x)
+        return self.used(x) * self.level
+
+
+class ReadsItsOwnNumbers(Spare):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.level.item() / int(self.count)
+
+
+class PicksByMasks(Spare):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        bright = torch.zeros_like(y)
+        bright[y > 0] = y[y > 0]
+        return bright + y
+
+
+class Routes(Spare):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if bool(x.mean() > 2) else x * self.level
+
+
+def test_a_spare_layer_is_told_from_one_that_another_picture_may_need() -> None:
+    picture = torch.rand(1, 3, 8, 8)
+    for kind in (Spare, ReadsItsOwnNumbers, PicksByMasks):
+        watched = watch(kind().eval(), picture)
+        assert not watched.read, kind
+        assert watched.unreached == {"spare.weight", "spare.bias"}, kind
+    routed = watch(Routes().eval(), picture)
+    assert "bool(x.mean() > 2)" in routed.read
+    assert "used.weight" in routed.unreached
