@@ -117,6 +117,7 @@ def folder_photos(folder: Path, crop_px: int) -> PhotoSet:
     return collect(list_pictures(folder), crop_px, str(folder))
 
 
+@lru_cache(maxsize=8)  # files of an installed package: looked at and hashed once
 def built_in_photos(crop_px: int) -> PhotoSet:
     """The free photos of the scikit-image wheel. Raises CalibrationError where scikit-image is not installed."""
     try:

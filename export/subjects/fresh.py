@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import sys
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -23,23 +25,54 @@ _MISSING = object()
 
 
 def _restore_container(live: Any, kept: Any) -> None:
-    if type(live) is type(kept) and live != kept:
-        live.clear()
-        (live.update if isinstance(live, (dict, set)) else live.extend)(kept)
+    try:
+        if type(live) is not type(kept) or live == kept:
+            return
+    except (ValueError, RuntimeError):  # contents that cannot be compared (tensors, arrays): put back
+        pass
+    live.clear()
+    (live.update if isinstance(live, (dict, set)) else live.extend)(kept)
+
+
+def _forgets(value: Any) -> bool:
+    """Whether a value is a cached function; looked up without running a ``__getattr__`` of theirs, which may do
+    anything."""
+    if isinstance(value, type):
+        return False
+    try:
+        own = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        own = {}
+    spaces = (own, *map(vars, type(value).__mro__))
+    # Nearly none has it: looking further takes ten times as long.
+    return any("cache_clear" in space for space in spaces) and callable(
+        inspect.getattr_static(value, "cache_clear", None)
+    )
 
 
 class _Space:
-    """The names of one module or class as they were, and what its containers held."""
+    """The names of one module or class as they were, and what its containers held; ``known``: containers that another
+    one puts back, by their identity."""
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: Any, known: set[int]) -> None:
         self.owner = owner
         self.names = dict(vars(owner))
-        self.contents = {k: copy.copy(v) for k, v in self.names.items() if type(v) in _CONTAINERS}
-        # Looked up without running a __getattr__ of theirs, which may do anything.
-        held = [v for v in self.names.values() if not isinstance(v, type)]
-        self.caches = [v for v in held if callable(inspect.getattr_static(v, "cache_clear", None))]
+        held = [v for v in self.names.values() if type(v) in _CONTAINERS and id(v) not in known]
+        known.update(map(id, held))
+        self.contents = [(v, copy.copy(v)) for v in held]
+        self.caches = [v for v in self.names.values() if _forgets(v)]
+        self._seen = _Seen(self.names)
 
     def restore(self) -> None:
+        if not self._seen.holds(vars(self.owner)):
+            self._restore_names()
+            self._seen = _Seen(vars(self.owner))
+        for live, kept in self.contents:
+            _restore_container(live, kept)
+        for cache in self.caches:
+            cache.cache_clear()
+
+    def _restore_names(self) -> None:
         for name, value in list(vars(self.owner).items()):
             if name.startswith("__"):
                 continue
@@ -48,14 +81,24 @@ class _Space:
                 delattr(self.owner, name)
             elif before is not value:
                 setattr(self.owner, name, before)
-        for name, kept in self.contents.items():
-            try:
-                _restore_container(self.names[name], kept)
-            except (ValueError, RuntimeError):  # contents that cannot be compared (tensors, arrays): put back
-                self.names[name].clear()
-                (self.names[name].update if isinstance(kept, (dict, set)) else self.names[name].extend)(kept)
-        for cache in self.caches:
-            cache.cache_clear()
+        for name, value in self.names.items():
+            if name not in vars(self.owner) and not name.startswith("__"):
+                setattr(self.owner, name, value)
+
+
+class _Seen:
+    """Names and values as they are when nothing is to be put back: of hundreds of modules, which are looked at before
+    each run of the model, hardly one has changed."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self._names, self._values = tuple(names), tuple(names.values())
+
+    def holds(self, names: Mapping[str, Any]) -> bool:
+        return (
+            len(names) == len(self._names)
+            and all(map(operator.is_, names.values(), self._values))
+            and all(map(operator.is_, names, self._names))
+        )
 
 
 class Fresh:
@@ -71,7 +114,8 @@ class Fresh:
         loaded = [m for m in list(sys.modules.values()) if is_users(str(getattr(m, "__file__", None) or "<unknown>"))]
         for module in loaded:
             classes |= {v for v in vars(module).values() if isinstance(v, type) and _of_user(v)}
-        self._spaces = [_Space(owner) for owner in (*loaded, *classes)]
+        known = set[int]()  # a dictionary that many share (Python's own names) is looked at once
+        self._spaces = [_Space(owner, known) for owner in (*loaded, *classes)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fresh:
         return self.of(copy.deepcopy(self.model, memo))

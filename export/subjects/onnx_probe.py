@@ -51,7 +51,7 @@ def natural_picture(height: int, width: int, channels: int, seed: int = 0) -> Ar
     """A slightly noisy photo, 1xCxHxW in 0..1; smaller photos are repeated by reflection."""
     photos = built_in_photos(16).photos
     photo = photos[seed % len(photos)]
-    crop = photo.crop(0, 0, min(photo.height, photo.width))
+    crop = photo.crop(0, 0, min(photo.height, photo.width, max(height, width)))
     crop = np.pad(crop, [(0, max(0, n - m)) for n, m in zip((height, width), crop.shape, strict=False)] + [(0, 0)],
                   mode="symmetric")[:height, :width]  # fmt: skip
     noisy = crop + np.random.default_rng(seed).normal(0, 5 / 255, crop.shape)

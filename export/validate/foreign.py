@@ -79,6 +79,18 @@ class ModuleCheck:
     backends: Sequence[str] = ("ort",)
 
 
+_FORMS: tuple[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], ...] = (
+    lambda noise, tint, y, x: noise,
+    lambda noise, tint, y, x: 0.08 * noise,
+    lambda noise, tint, y, x: 1 - 0.08 * noise,
+    lambda noise, tint, y, x: x * tint + y * (1 - tint),
+    lambda noise, tint, y, x: tint + 0.02 * noise,
+    lambda noise, tint, y, x: ((torch.floor(x * 9) + torch.floor(y * 7)) % 2) * tint + 0.1 * noise,
+    lambda noise, tint, y, x: 0.5 + 0.5 * torch.sin(20 * x * tint + 14 * y) * tint,
+    lambda noise, tint, y, x: tint * torch.exp(-((x - 0.5) ** 2 + (y - tint) ** 2) * 12),
+)
+
+
 def probes(count: int, channels: int, height: int, width: int) -> Tensor:
     """``count`` different pictures (float32, BxCxHxW in 0..1): noise, ramps, dark, bright, blobs, edges, flat colours.
 
@@ -91,17 +103,8 @@ def probes(count: int, channels: int, height: int, width: int) -> Tensor:
     for index in range(count):
         noise = torch.rand(channels, height, width, generator=generator)
         tint = torch.rand(channels, 1, 1, generator=generator)
-        forms = (
-            noise,
-            0.08 * noise,
-            1 - 0.08 * noise,
-            (x * tint + y * (1 - tint)).expand(channels, height, width),
-            tint.expand(channels, height, width) + 0.02 * noise,
-            ((torch.floor(x * 9) + torch.floor(y * 7)) % 2) * tint + 0.1 * noise,
-            0.5 + 0.5 * torch.sin(20 * x * tint + 14 * y) * tint,
-            (tint * torch.exp(-((x - 0.5) ** 2 + (y - tint) ** 2) * 12)).expand(channels, height, width),
-        )
-        pictures.append(forms[index % len(forms)].clamp(0, 1).float())
+        made = _FORMS[index % len(_FORMS)](noise, tint, y, x)
+        pictures.append(made.expand(channels, height, width).clamp(0, 1).float())
     return torch.stack(pictures)
 
 
