@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from clusir.errors import UnsupportedModelError
-from clusir.export.lowering.splice import writes
+from clusir.export.lowering.splice import without_writes
 
 __all__ = ["check_onnx", "check_program", "missing_from_onnx", "missing_from_program"]
 
@@ -28,8 +28,7 @@ def missing_from_program(program: torch.export.ExportedProgram) -> tuple[str, ..
     under several names is there where one of them is."""
     if not program.graph_signature.parameters:
         return ()
-    if any(writes(node) for node in program.graph.nodes):
-        program = program.run_decompositions({})  # what is written into a view has no path; as a function it has
+    program = without_writes(program)  # what is written into a view has no path; as a function it has
     parameters = program.graph_signature.inputs_to_parameters
     missing, present = [], set()
     for node in program.graph.nodes:

@@ -19,7 +19,7 @@ from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.complex_fft import FFT_HANDLERS
 from clusir.export.lowering.complex_ops import COMPONENTWISE, HANDLERS
 from clusir.export.lowering.complex_pair import Pair, as_pair, roll, safe_atan2
-from clusir.export.lowering.splice import Splice, writes
+from clusir.export.lowering.splice import Splice, without_writes
 from clusir.export.subjects.user_code import line_of_node
 
 __all__ = ["holds_complex", "lower_complex"]
@@ -151,8 +151,7 @@ def lower_complex(exported: torch.export.ExportedProgram) -> torch.export.Export
     """
     if not holds_complex(exported.graph):
         return exported
-    if any(writes(node) for node in exported.graph.nodes):
-        exported = exported.run_decompositions({})  # nothing is decomposed, but writes into views become functions
+    exported = without_writes(exported)
     splice = Splice(exported.graph)
     for node in exported.graph.nodes:
         if node.op == "placeholder" and _value_is_complex(node.meta.get("val")):

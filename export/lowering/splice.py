@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.lowering.complex_pair import Pair
 
-__all__ = ["NotSplicedError", "Splice", "writes"]
+__all__ = ["NotSplicedError", "Splice", "without_writes", "writes"]
 
 _ORIGIN = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 
@@ -49,6 +49,24 @@ class NotSplicedError(Exception):
 def writes(node: fx.Node) -> bool:
     """Whether a node of a traced graph calls an operator that changes one of its operands."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def without_writes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program in which what is written into a tensor or a view is a function of it; returned unchanged where
+    nothing is written. Nothing else is decomposed.
+
+    The program is run once more for it. Its guards, which say for which sizes it is, are left out of that run, which
+    would prove each of them again: minutes for a hundred.
+    """
+    if not any(writes(node) for node in program.graph.nodes):
+        return program
+    guards, program._guards_code = program._guards_code, []
+    try:
+        made = program.run_decompositions({})
+    finally:
+        program._guards_code = guards
+    made._guards_code = guards
+    return made
 
 
 class Splice:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from clusir.errors import ClusirError, UnsupportedModelError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex import lower_complex
+from clusir.export.lowering.splice import without_writes
 from clusir.export.lowering.whole import pad_whole
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.scans.registry import as_described, described_scans
@@ -58,6 +59,7 @@ class TracedModel:
     """A traced program and what its trace fixed: whether batch, height and width stayed dynamic.
 
     ``program`` is free of complex tensors; ``original`` is the trace before that, whose guards say for which sizes.
+    Neither writes into a tensor.
     """
 
     program: torch.export.ExportedProgram
@@ -109,6 +111,7 @@ def trace_module(
         notes.append(f"the model's code fixes the batch: exported with batch {image.shape[0]}")
         batches = False
     with _quiet(), quick_tracing(), torch.no_grad():
+        program = without_writes(program)  # once, for all that read it
         lowered = lower_complex(program)
     return TracedModel(lowered, program, batches, sizes, (image.shape[2], image.shape[3]), tuple(notes))
 

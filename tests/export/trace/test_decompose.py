@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusir.export.experts.coverage import missing_from_program
 from clusir.export.trace.program import trace_module
+from clusir.export.trace.sizes import Guards
 from clusir.export.trace.writer import write_program
 
 
@@ -48,11 +50,26 @@ class Written(nn.Module):
         return F.hardsigmoid(x)
 
 
+class WrittenSpectrum(nn.Module):
+    """The same of a spectrum, by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, image: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(image, norm="ortho")
+        spectrum[:, :, 0] *= self.gain
+        return torch.fft.irfft2(spectrum, s=image.shape[-2:], norm="ortho")
+
+
 def written(network: nn.Module) -> tuple[onnx.ModelProto, float]:
     """The graph, and the largest difference of its answer at a size that was not traced."""
     torch.manual_seed(0)
     network.eval()
-    model, _ = write_program(trace_module(network, torch.rand(2, 3, 74, 138)))
+    traced = trace_module(network, torch.rand(2, 3, 74, 138))
+    assert missing_from_program(traced.original) == ()
+    model, _ = write_program(traced)
     image = torch.rand(2, 3, 50, 67)
     (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"image": image.numpy()})
     with torch.no_grad():
@@ -79,10 +96,28 @@ def test_a_graph_is_written_without_running_the_program_again(runs: list[str]) -
     assert not runs
 
 
-def test_a_program_that_writes_into_tensors_is_run_as_a_whole(runs: list[str]) -> None:
-    _, error = written(Written())
-    assert error <= 1e-6
-    assert "run_decompositions" in runs
+@pytest.mark.parametrize(("network", "bound"), [(Written(), 1e-6), (WrittenSpectrum(), 1e-5)], ids=["real", "complex"])
+def test_a_program_that_writes_into_tensors_is_run_as_a_whole_once(
+    network: nn.Module, bound: float, runs: list[str]
+) -> None:
+    """For all that need values: whether weights are missing, complex numbers as pairs, the graph."""
+    _, error = written(network)
+    assert error <= bound
+    assert runs.count("run_decompositions") == 1
+
+
+def test_the_guards_of_a_trace_that_writes_are_kept() -> None:
+    class Branches(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            x = image.clone()
+            x[:, :, 1:] += 1
+            return x * 2 if image.shape[2] > 100 else x
+
+    traced = trace_module(Branches().eval(), torch.rand(2, 3, 74, 138))
+    guards = Guards(traced.original, 3)
+    assert guards.texts
+    assert not guards.broken(74, 138)
+    assert guards.broken(128, 138)
 
 
 def test_a_size_is_read_once(runs: list[str]) -> None:
