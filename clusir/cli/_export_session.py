@@ -21,7 +21,7 @@ from clusir.errors import WARNING_EXIT_CODE, BudgetError, UsageError
 from clusir.export.formats.bundle import Destination, ExportReport, Step, export_bundle
 from clusir.export.pipeline import ExportConfig
 from clusir.export.validate.files import ParityPlan, validate_files
-from clusir.export.validate.parity import ParityRow, check_rows
+from clusir.export.validate.parity import ParityRow, check_rows, remembered_answers
 from clusir.network import checkpoint as checkpoints
 from clusir.network.model import ClusIR
 from clusir.runtimes.runners.external import DATA_SUFFIX
@@ -102,7 +102,7 @@ def run(request: ExportRequest) -> None:
         check_passes=request.check_passes,
     )
     plan = ParityPlan(backends=request.runtimes, device=request.device)
-    with Console(stderr=True).status("exporting") as status:
+    with Console(stderr=True).status("exporting") as status, remembered_answers():
         steps = further_steps(request, plan, model, status.update)
         report = export_bundle(model, request.to, config, plan, more=steps, progress=status.update)
     for name in report.retired:

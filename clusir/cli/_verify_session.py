@@ -17,7 +17,7 @@ from clusir.errors import WARNING_EXIT_CODE, UsageError, ValidationError
 from clusir.export.formats.artefacts import Artefact, artefacts
 from clusir.export.formats.extras import check_golden
 from clusir.export.validate.files import ParityPlan, validate_files
-from clusir.export.validate.parity import ParityRow, check_rows
+from clusir.export.validate.parity import ParityRow, check_rows, remembered_answers
 from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint as checkpoints
 from clusir.runtimes import open_runner
@@ -68,7 +68,7 @@ def run(request: VerifyRequest) -> None:
         if wrong and not spec.size.static_px:
             height, width = wrong[0]
             raise UsageError(f"size {height}x{width}: {artefact.name} takes multiples of {spec.size.multiple_of} px")
-    with Console(stderr=True).status("verifying") as status:
+    with Console(stderr=True).status("verifying") as status, remembered_answers():
         rows += validate_files(reference, [artefact.path for artefact in found], plan, status.update)
     print_rows(rows, request.as_json)
     check_rows(rows, [artefact.path.name for artefact in found])

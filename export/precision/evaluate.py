@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
 from onnx import ModelProto
@@ -22,23 +22,28 @@ class Evaluator:
     """Quality loss against the float32 whole graph on ``samples`` (each with truth).
 
     ``graph`` is the float32 file whose variants are measured: the whole graph, or the tile graph, which is then given
-    the float32 routing of each picture.
+    the float32 routing of each picture. ``known``: what the reference makes of the samples, where that was measured.
     """
 
     reference: Reference
     samples: Sequence[Sample]
     graph: Path
+    known: InitVar[Quality | None] = None
     feeds: list[Feeds] = field(init=False)
     base: Quality = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.feeds = make_feeds(self.graph, self.samples, self.reference)
-
+    def __post_init__(self, known: Quality | None) -> None:
         def run(number: int) -> tuple[Array, Array | None]:
             outputs = self.reference.run(self.samples[number].image)
             return outputs[self.reference.output_name], outputs.get("gate")
 
-        self.base = measure_quality(run, self.samples)
+        # First: the feeds then hold what the reference decided in these runs.
+        self.base = measure_quality(run, self.samples) if known is None else known
+        self.feeds = make_feeds(self.graph, self.samples, self.reference)
+
+    def of(self, graph: Path) -> Evaluator:
+        """The same for another graph of the model; the reference is not run again."""
+        return Evaluator(self.reference, self.samples, graph, self.base)
 
     @property
     def sha256(self) -> str:

@@ -168,7 +168,10 @@ def make_precisions(
         write_manifest(manifest, folder / "calibration.json")
         report.coverage, report.manifest_sha256 = draw.coverage, manifest.sha256
         report.notes += [f"calibration leaves out {why}" for why in skipped]
-        evaluators = {graph: Evaluator(reference, samples, path) for graph, path in graphs.items()}
+        measuring = Evaluator(reference, samples, next(iter(graphs.values())))
+        evaluators = {
+            graph: measuring.of(path) if path != measuring.graph else measuring for graph, path in graphs.items()
+        }
         failure = _make_files(
             graphs, stem, config, _Drawn(reference, draw, manifest, evaluators), report, state, progress
         )
@@ -276,9 +279,10 @@ def _make_int8(
         return None if config.budget.holds(loss) else _over_budget(loss, config, report)
     failure = None
     float_layers: dict[str, str] = {}
+    quantizer: Quantizer | None = None
     for graph, path in graphs.items():
         progress(f"int8 {graph} graph: activation ranges")
-        quantizer = Quantizer(path, calibrate(path, draw, reference), settings, under_served)
+        quantizer = Quantizer(path, calibrate(path, draw, reference), settings, under_served, quantizer)
         if graph == first:
             identity = (
                 _digest(path),

@@ -12,6 +12,7 @@ from clusir.export.quantize.equalise import hidden_maps
 from clusir.export.quantize.prepared import Described, Prepared
 from clusir.export.quantize.ranges import owners_of
 from clusir.export.quantize.rounding import supported
+from clusir.export.quantize.siblings import statistics_of
 from clusir.export.quantize.statistics import record
 
 __all__ = ["LITTLE", "AddResiduals", "KeepLittleArithmetic", "KeepRouting", "Measure", "sums_behind"]
@@ -38,7 +39,8 @@ class KeepLittleArithmetic(Described):
 
 @dataclass(frozen=True)
 class Measure(Described):
-    """Run the calibration crops and record what every later step needs, once.
+    """Run the calibration crops and record what every later step needs, once; where another graph of the model was
+    measured on the same crops, its record serves.
 
     A layer whose expert saw no crop stays in float.
     """
@@ -48,7 +50,11 @@ class Measure(Described):
         owners = owners_of(graph, prepared.layers)
         moments: Mapping[str, NodeProto] = {x.name: node for x in layers if supported(node := graph.node(x), graph)}
         tensors = prepared.tensors(layers) | hidden_maps(graph)
-        found = record(graph, tensors, moments, prepared.calibration, owners)
+        found = None
+        if prepared.sibling is not None:
+            found = statistics_of(prepared.sibling, graph, tensors, moments, prepared.calibration)
+        if found is None:
+            found = record(graph, tensors, moments, prepared.calibration, owners)
         blind = {x.name for x in layers if not prepared.touched(x) <= found.maps.keys()}
         return replace(prepared, statistics=found).keeping(dict.fromkeys(blind, "its expert saw no calibration crop"))
 

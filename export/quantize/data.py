@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,11 @@ def crop_px_of(spec: ModelSpec | None) -> int:
 
 @dataclass
 class Reference:
-    """The float32 whole graph: what routes crops, and what INT8 is held against. Extra inputs are not allowed."""
+    """The float32 whole graph: what routes crops, and what INT8 is held against. Extra inputs are not allowed.
+
+    What it decides about a picture (:meth:`routing`, :meth:`statistics`) it remembers: several graphs of a model are
+    calibrated on the same crops, in several precisions.
+    """
 
     path: Path
 
@@ -49,9 +54,16 @@ class Reference:
         self.output_name = graph.spec.output_name if graph.spec is not None else graph.outputs[0]
         self.probe = Probe(graph.model)
         self._router: Probe | None = None
+        self._decided: dict[bytes, dict[str, Array]] = {}
 
     def statistics(self, image: Array) -> Array:
         """The pooled statistics [1, S] that the router or statistics graph beside the file finds in a picture."""
+        known = self._decided.setdefault(_digest(image), {})
+        if "statistics" not in known:
+            known["statistics"] = self._pooled(image)
+        return known["statistics"]
+
+    def _pooled(self, image: Array) -> Array:
         alone = self.spec is not None and self.spec.shares_statistics
         if self._router is None:
             path = self.path.with_name(f"{self.path.stem}.{'statistics' if alone else 'router'}.onnx")
@@ -73,7 +85,17 @@ class Reference:
         return self.spec.experts if routed and self.spec is not None else ()
 
     def run(self, image: Array) -> dict[str, Array]:
-        return self.probe.run({self.input_name: image})
+        """All outputs for one picture."""
+        outputs = self.probe.run({self.input_name: image})
+        decided: dict[str, Array] = {name: outputs[name] for name in ("posterior", "gate") if name in outputs}
+        self._decided.setdefault(_digest(image), {}).update(decided)
+        return outputs
+
+    def routing(self, image: Array) -> dict[str, Array]:
+        """Posterior and gate of one picture, where the graph has them."""
+        known = self._decided.get(_digest(image), {})
+        found = known if {"posterior", "gate"} & known.keys() else self.run(image)
+        return {name: found[name] for name in ("posterior", "gate") if name in found}
 
     def route(self) -> Route | None:
         """The routing of the model, picture by picture (a static graph may fix the batch), or None without routing."""
@@ -81,8 +103,8 @@ class Reference:
             return None
 
         def run(images: Array) -> tuple[Array, Array]:
-            outputs = [self.run(image[None]) for image in images]
-            return np.concatenate([o["posterior"] for o in outputs]), np.concatenate([o["gate"] for o in outputs])
+            found = [self.routing(image[None]) for image in images]
+            return np.concatenate([f["posterior"] for f in found]), np.concatenate([f["gate"] for f in found])
 
         return run
 
@@ -180,11 +202,15 @@ def make_feeds(graph: Path | onnx.ModelProto, samples: Sequence[Sample], referen
         )
     feeds: list[Feeds] = []
     for sample in samples:
-        routing = reference.run(sample.image) if routed else {}
+        routing = reference.routing(sample.image) if routed else {}
         if "statistics" in routed:
             routing["statistics"] = reference.statistics(sample.image)
         feeds.append({image_name: sample.image, **{name: routing[name] for name in routed}})
     return feeds
+
+
+def _digest(image: Array) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest() + repr(image.shape).encode()
 
 
 def calibrate(graph: Path | onnx.ModelProto, draw: Draw, reference: Reference) -> Calibration:

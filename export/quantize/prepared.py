@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from clusir.export.quantize.layers import Graph, Layer, load_graph
 from clusir.export.quantize.ranges import Calibration, TensorRange
+from clusir.export.quantize.siblings import Sibling
 from clusir.export.quantize.statistics import Statistics
 
 __all__ = ["Described", "Prepared", "Step"]
@@ -27,7 +28,8 @@ class Prepared:
     """``graph``: the float graph as it is now. ``layers``: all of it, with the reason why some stay in float.
 
     ``statistics`` and ``ranges`` are those of the graph as it is now; ``sums`` are additions that become integers too;
-    ``model`` is the INT8 model, once it is made. ``known`` remembers rounded weights for the next variant.
+    ``model`` is the INT8 model, once it is made. ``known`` remembers rounded weights for the next variant; ``sibling``
+    is another graph of the model that was measured already.
     """
 
     graph: Graph
@@ -39,6 +41,7 @@ class Prepared:
     model: ModelProto | None = None
     notes: tuple[str, ...] = ()
     known: Memory = field(default_factory=dict, repr=False)
+    sibling: Sibling | None = None
 
     @property
     def chosen(self) -> list[Layer]:

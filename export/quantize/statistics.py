@@ -68,10 +68,11 @@ class MapStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """``maps`` by tensor, ``moments`` by layer. A map whose expert saw no crop is absent."""
+    """``maps`` by tensor, ``moments`` by layer. A map whose expert saw no crop is absent, though it is ``watched``."""
 
     maps: Mapping[str, MapStatistics] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict)
+    watched: frozenset[str] = frozenset()
 
     def with_maps(self, more: Mapping[str, MapStatistics]) -> Statistics:
         return replace(self, maps={**self.maps, **more})
@@ -139,7 +140,7 @@ def record(
                 low, high = ends[name][:2]
                 total += count_channels(_flat(values[name])[..., None], np.maximum(-low, high))
     maps = {n: MapStatistics(low, high, mean, counts[n]) for n, (low, high, mean) in ends.items()}
-    return Statistics(maps, {layer: total / weights[layer] for layer, total in sums.items()})
+    return Statistics(maps, {layer: total / weights[layer] for layer, total in sums.items()}, frozenset(watched))
 
 
 def _flat(value: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,6 +30,7 @@ from clusir.export.quantize.prepared import Prepared, Step
 from clusir.export.quantize.ranges import Calibration, TensorRange
 from clusir.export.quantize.rounding import RoundLeastSquares
 from clusir.export.quantize.saturation import check_pair_sums
+from clusir.export.quantize.siblings import Sibling
 from clusir.runtimes.images.atomic import whole_file
 from clusir.spec import ModelSpec
 
@@ -136,8 +137,9 @@ class Quantizer:
     """One float32 graph that was measured, from which INT8 variants with different float layers are cut quickly.
 
     ``source``: model.onnx or model.tile.onnx. ``under_served``: (level, expert) pairs that calibration hardly reached;
-    their layers stay in float, and so do those that all experts of the level share. Raises CalibrationError where such
-    an expert's layers cannot be told from the rest, and on activations that are not finite.
+    their layers stay in float, and so do those that all experts of the level share. ``sibling``: of another graph of
+    the model, whose measurements serve where they are the same. Raises CalibrationError where such an expert's layers
+    cannot be told from the rest, and on activations that are not finite.
     """
 
     def __init__(
@@ -146,19 +148,23 @@ class Quantizer:
         calibration: Calibration,
         config: QuantizeConfig | None = None,
         under_served: Iterable[tuple[int, int]] = (),
+        sibling: Quantizer | None = None,
     ) -> None:
         self.config = config or QuantizeConfig()
         original = load_graph(source)
         self.bytes_fp32 = original.model.ByteSize()
         graph = load_graph(cleared(own_weights(original.model)))
         prepared = Prepared(graph, tuple(graph.layers()), calibration)
+        if sibling is not None:
+            of = sibling._measured
+            prepared = replace(prepared, sibling=Sibling(of.graph, of.statistics, of.calibration))
         reasons = _under_served(prepared.layers, set(under_served))
         names = [step.name for step in self.config.steps]
         before, self._after = names.index("Measure"), self.config.steps[names.index("Measure") + 1 :]
         for step in self.config.steps[:before]:
             prepared = step.apply(prepared)
         prepared = prepared.keeping(reasons)
-        self._measured = self.config.steps[before].apply(prepared)
+        self._measured: Prepared = self.config.steps[before].apply(prepared)
         self.layers: list[Layer] = list(self._measured.layers)
 
     @property
