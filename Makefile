@@ -3,33 +3,41 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A file of tests belongs to one process, in the order of tests/conftest.py: the longest first.
-TESTS := -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file of tests belongs to one process, in the order of tests/conftest.py, which also says how many processes.
+TESTS := -m pytest -q -n auto --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test full lint docs dist page clean weights
+.PHONY: demo test full style lint docs dist page clean weights
 
+# Compiled on all cores: pip would do it on one. Some packages hold files of other Pythons; of those left out hardly a file
+# is imported.
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c .ci/constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip would do it on one core; some packages hold files of other Pythons
+	$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing|ray|pandas|sklearn|networkx|pip|setuptools|mypy)/' $(VENV)/lib || true
 	touch $@
 
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo demo-out
 
-# The tools of the other languages are installed while the environment is made and linted.
+# The tools of the other languages are installed while the environment is made; types are checked beside the tests, which
+# leave a core idle now and then.
+define run_tests
+	bash tests/install.sh $(1) & $(MAKE) --no-print-directory style; styled=$$?; wait; exit $$styled
+	$(BIN)/python .ci/typecheck.py & types=$$!; $(2) $(BIN)/python $(TESTS); tested=$$?; wait $$types && exit $$tested
+endef
+
 test:
-	bash tests/install.sh & $(MAKE) --no-print-directory lint; linted=$$?; wait; exit $$linted
-	$(BIN)/python $(TESTS)
+	$(call run_tests)
 
 # All tests, also those that take minutes (tests/needs.py); a JDK and the Arm cross compiler are installed for them.
 full:
-	bash tests/install.sh --full & $(MAKE) --no-print-directory lint; linted=$$?; wait; exit $$linted
-	CLUSIR_FULL=1 $(BIN)/python $(TESTS)
+	$(call run_tests,--full,CLUSIR_FULL=1)
 
-lint: $(STAMP)
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/python .ci/typecheck.py
 
 # Exports the shipped checkpoint into the package; run it after clusir/weights/tiny.safetensors changed.

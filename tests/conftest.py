@@ -20,18 +20,30 @@ os.environ["CLUSIR_CACHE"] = "off"  # compiled graphs that no other run asks for
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle.
+# What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle. Early
+# too, beside what computes: what mostly waits (for a build that more tests need, packages, half a core, a cluster).
 LONGEST_FIRST = (
+    "tests/embed/test_cpp.py",
+    "tests/test_wheel.py",
+    "tests/export/subjects/test_habits.py",
+    "tests/export/subjects/test_module.py",
+    "tests/cli/test_run_container.py",
+    "tests/runtimes/batch/test_ray.py",
     "tests/export/subjects",
     "tests/export/validate",
     "tests/export",
     "tests/embed",
     "tests/cli",
-    "tests/test_wheel.py",
     "tests/runtimes/test_seams.py",
     "tests/training",
     "tests/runtimes/batch",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: a process more than there are cores, for the time that tests wait for another program."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(trylast=True)
@@ -44,9 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays: half a million objects that each full collection would look through again."""
+    """What is loaded by now stays: half a million objects that each full collection would look through again. Traces
+    make millions that live long; collections in thirty times as large steps find the same."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _refuse_other_reasons(report: pytest.TestReport | pytest.CollectReport) -> None:
