@@ -25,6 +25,7 @@ from onnx import (
     inliner,
     numpy_helper,
 )
+from onnx.external_data_helper import uses_external_data
 
 from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
 from clusir.export.subjects.onnx_ports import Ports, find_ports
@@ -86,6 +87,11 @@ def read_onnx(path: str | Path) -> ModelProto:
             f"model {path}: its weights file is missing ({error}); keep it beside the model"
         ) from error
     except Exception as error:  # protobuf, onnx and the checker of external data raise types of their own
+        if _has_external_data(path):
+            raise ModelFormatError(
+                f"model {path}: its weights cannot be read ({_first_line(error)}); keep the files of weights, "
+                "whole, in the model's folder"
+            ) from error
         raise ModelFormatError(
             f"model {path}: it is not an ONNX file that can be read ({_first_line(error)})"
         ) from error
@@ -104,11 +110,21 @@ def read_onnx(path: str | Path) -> ModelProto:
     return _at_least_opset(model, path)
 
 
+def _has_external_data(path: Path) -> bool:
+    """Whether a file is a model that keeps weights in other files."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:
+        return False
+    return any(uses_external_data(tensor) for tensor in model.graph.initializer)
+
+
 def _at_least_opset(model: ModelProto, path: Path) -> ModelProto:
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     if version > _LATEST_OPSET:
         raise UnsupportedModelError(
-            f"model {path}: opset {version} is newer than {_LATEST_OPSET}, the last one read here"
+            f"model {path}: opset {version} is newer than {_LATEST_OPSET}, the last one read here; export it again "
+            f"with opset {_OPSET} to {_LATEST_OPSET}"
         )
     if version < _OPSET:
         try:

@@ -77,7 +77,8 @@ def _chosen(values: list[ValueInfoProto], name: str | None, option: str, verb: s
         pictures = coloured if len(coloured) == 1 else pictures
     if not pictures:
         raise UnsupportedModelError(
-            f"the model {verb} no picture (float32 or float16 of four axes): {_listed(values) or 'nothing'}"
+            f"the model {verb} no picture (float32 or float16 of four axes): {_listed(values) or 'nothing'}; export it "
+            "again with one picture of batch, channels, height and width"
         )
     if len(pictures) > 1:
         raise UsageError(

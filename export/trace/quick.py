@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
+import torch
+import torch._decomp.decompositions
 import torch._dynamo.config
 import torch._meta_registrations
 from torch import Tensor
@@ -14,6 +17,8 @@ from clusir.export.quiet import replaced
 
 __all__ = ["quick_tracing"]
 
+_MOST_PARTS = 64  # of a length that a scale factor divides exactly
+
 
 def _transformed(out: Tensor, x: Tensor, sizes: Sequence[Any], dim: Sequence[int], *, forward: bool) -> Tensor:
     """What a Fourier transform returns, in plain order. torch's own form sorts the strides of the picture: each
@@ -21,12 +26,32 @@ def _transformed(out: Tensor, x: Tensor, sizes: Sequence[Any], dim: Sequence[int
     return x.new_empty(sizes, dtype=out.dtype)
 
 
+def _resized(
+    input_size: Sequence[Any], output_size: Sequence[Any] | None, scale_factors: Sequence[float] | None
+) -> Any:
+    """Height and width of a map resized by scale factors. torch's own form rounds a product of floats, which stands in
+    every size behind it: at half the size, and half of that, each question about a shape takes the solver longer."""
+    if output_size is not None or scale_factors is None:
+        return output_size
+    return [_times(length, factor) for length, factor in zip(input_size[2:], scale_factors, strict=True)]
+
+
+def _times(length: Any, factor: float) -> Any:
+    """``floor(length * factor)``; in whole numbers where the factor is a fraction that a float holds exactly."""
+    exact = Fraction(factor)
+    if exact.denominator > _MOST_PARTS:
+        return torch.sym_int(length * factor)
+    return length * exact.numerator // exact.denominator
+
+
 @contextlib.contextmanager
 def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
-    in is made a second time to be checked), and transforms are asked for their sizes alone."""
+    in is made a second time to be checked), transforms are asked for their sizes alone, and resized maps have sizes in
+    whole numbers."""
     with (
         replaced(torch._meta_registrations, "_exec_fft", _transformed),
+        replaced(torch._decomp.decompositions, "upsample_compute_output_size", _resized),
         replaced(torch._dynamo.config, "fake_tensor_cache_enabled", False),
     ):
         yield

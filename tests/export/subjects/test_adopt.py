@@ -77,6 +77,18 @@ def test_external_data_is_taken_along_and_missed_by_name(tmp_path: Path) -> None
     np.testing.assert_allclose(answer(made, PICTURE), expected(PICTURE), atol=1e-6)
     with pytest.raises(ModelFormatError, match=r"weights\.bin"):
         adopted(source)
+    (tmp_path / "weights.bin").write_bytes(b"part of it")
+    with pytest.raises(ModelFormatError, match=r"weights cannot be read .*keep the files of weights, whole"):
+        adopted(source)
+
+
+def test_what_is_no_picture_or_too_new_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    bytes_in = write(tmp_path / "bytes.onnx", [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], [],
+                     kind=TensorProto.UINT8)  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=r"x uint8 .*export it again with one picture"):
+        adopted(bytes_in)
+    with pytest.raises(UnsupportedModelError, match=r"opset 24 .*export it again with opset 18 to 23"):
+        adopted(plain(tmp_path / "late.onnx", opset=24))
 
 
 @pytest.mark.parametrize("scale", [2, 4])

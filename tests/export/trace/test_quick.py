@@ -67,3 +67,25 @@ def test_guards_of_a_program_without_transforms_outlive_it_too() -> None:
     assert guards
     write_program(traced)
     assert traced.original._guards_code == guards
+
+
+class Pyramid(nn.Module):
+    """Half of a map, and half of that, by a scale factor; and by one that a float does not hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=True)
+        fourth = nn.functional.interpolate(half, scale_factor=0.5, mode="bilinear", align_corners=False)
+        third = nn.functional.interpolate(x, scale_factor=1 / 3, mode="bilinear", align_corners=False)
+        back = [nn.functional.interpolate(y, size=x.shape[2:], mode="bilinear") for y in (half, fourth, third)]
+        return torch.stack(back).mean(0)
+
+
+def test_sizes_of_maps_at_half_the_size_are_whole_numbers() -> None:
+    traced = trace_module(Pyramid().eval(), torch.rand(2, 3, 73, 139))
+    resized = [n for n in traced.program.graph.nodes if n.target == torch.ops.aten.upsample_bilinear2d.vec]
+    sizes = [str(size) for node in resized for size in node.meta["val"].shape[2:]]
+    assert len(sizes) == 12
+    assert sum("Float" in size for size in sizes) == 2, sizes  # a third
+    for height, width in ((50, 87), (97, 64)):
+        image = torch.rand(1, 3, height, width)
+        torch.testing.assert_close(traced.program.module()(image)[0], Pyramid()(image))
