@@ -22,7 +22,7 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Mod, ModularIndexing, PythonMod
 
-__all__ = ["common_factor", "pad_whole", "padded_whole"]
+__all__ = ["common_factor", "pad_whole", "padded_whole", "with_counts"]
 
 _DIVISIONS = (FloorDiv, Mod, ModularIndexing, PythonMod)
 _MOST_TRIALS = 1024
@@ -115,7 +115,16 @@ def padded_whole(x: Tensor, pads: Sequence[Any], mode: str, value: float | None)
         factors.append(common_factor(length))
     if all(factor == 1 for factor in factors):
         return None
-    return pad_whole(x, list(pads), mode, 0.0 if value is None else float(value), factors)
+    return with_counts(pad_whole(x, list(pads), mode, 0.0 if value is None else float(value), factors), factors)
+
+
+def with_counts(padded: Tensor, factors: Sequence[int]) -> Tensor:
+    """``padded`` itself; the tracer is shown how many times a factor its sizes are: half of ``8 * s`` is made of s."""
+    for number, factor in enumerate(factors):
+        length: Any = padded.shape[padded.dim() - 1 - number]
+        if factor > 1 and isinstance(length, torch.SymInt):
+            length.node.shape_env.__dict__.setdefault(f"{_NAMES}_counts", []).append(length // factor)
+    return padded
 
 
 def common_factor(length: Any) -> int:

@@ -25,7 +25,7 @@ from clusir.errors import ClusirError, UnsupportedModelError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.lowering.complex import lower_complex
 from clusir.export.lowering.splice import without_writes
-from clusir.export.lowering.whole import pad_whole
+from clusir.export.lowering.whole import pad_whole, with_counts
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.scans.registry import as_described, described_scans
 from clusir.export.subjects.checks import first_tensor
@@ -218,7 +218,8 @@ class _Wrapper(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The restored picture, then the gate of every call of a described block."""
         if self.multiple > 1:
-            image = pad_whole(image, [0, 0, 0, 0], "constant", 0.0, [self.multiple, self.multiple])
+            factors = [self.multiple, self.multiple]
+            image = with_counts(pad_whole(image, [0, 0, 0, 0], "constant", 0.0, factors), factors)
         blocks = dense_blocks(self.model)
         for block in blocks:
             block.gates.clear()

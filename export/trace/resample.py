@@ -32,9 +32,13 @@ def _along(x: Tensor, dim: int, weights: Tensor) -> Tensor:
 def _bins(size: Any, out: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """First and one past the last sample of each bin of an adaptive pool: floor(i n / m), ceil((i + 1) n / m)."""
     i = torch.arange(out, device=like.device)
-    first = torch.div(i * size, out, rounding_mode="floor")
-    last = torch.div((i + 1) * size + (out - 1), out, rounding_mode="floor")
-    return first, last
+    return _floor_ratio(i * size, out), _floor_ratio((i + 1) * size + (out - 1), out)
+
+
+def _floor_ratio(count: Tensor, parts: Any) -> Tensor:
+    """floor(count / parts) of whole numbers from 0 on, half a part away from where the quotient steps: OpenVINO
+    multiplies by a reciprocal, and 856 / 107 would be less than 8."""
+    return torch.div(2 * count + 1, 2 * parts, rounding_mode="floor")
 
 
 def _averages(size: Any, first: Tensor, last: Tensor, like: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ def adaptive_max(x: Tensor, target: Sequence[Any]) -> Tensor:
             continue
         size = x.shape[dim]
         first, last = _bins(size, out, x)
-        longest = (size + out - 1) // out + 1  # no bin is longer
+        longest = (2 * (size + out - 1) + 1) // (2 * out) + 1  # no bin is longer; see _floor_ratio
         at = first[:, None] + torch.arange(longest, device=x.device)[None]
         at = torch.minimum(at, last[:, None] - 1)
         picked = x.index_select(dim, at.flatten())

@@ -92,6 +92,22 @@ def test_a_padded_size_that_is_worked_out_again_is_the_same_symbol() -> None:
     assert not Guards(traced.original, 3).broken(50, 90)
 
 
+class Halves(nn.Module):
+    """Cuts a picture of whole multiples of eight in two at a float's half, and puts it together the other way round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2], x.shape[3]
+        top, bottom = x[:, :, 0 : int(h / 2), :], x[:, :, int(h / 2) : h, :]
+        both = torch.cat([bottom, top], 2)
+        return torch.cat([both[:, :, :, int(w / 2) :], both[:, :, :, : int(w / 2)]], 3)
+
+
+def test_half_of_a_whole_multiple_is_built_of_what_it_is_a_multiple_of() -> None:
+    traced = trace_module(Halves().eval(), torch.rand(1, 3, 72, 152), multiple=8)
+    image = torch.rand(1, 3, 40, 88)
+    torch.testing.assert_close(traced.program.module()(image)[0], Halves()(image))
+
+
 def test_pad_whole_pads() -> None:
     x = torch.rand(1, 2, 5, 6)
     for mode in ("constant", "reflect", "replicate"):
