@@ -88,12 +88,15 @@ class Splice:
     def copy(self, node: fx.Node) -> None:
         """The node as it is."""
         made = self.values[node] = self.graph.node_copy(node, lambda source: self.values[source])
+        if node.op == "placeholder":
+            made.name = node.name  # which the program's signature names; a new graph would call "input" otherwise
         if isinstance(node.meta.get("val"), torch.SymInt):
             self._sizes.setdefault(node.meta["val"].node.expr, made)
 
     def input_of_reals(self, node: fx.Node) -> fx.Node:
         """A placeholder of a complex tensor as one of ``[..., 2]`` reals."""
         placeholder = self.graph.node_copy(node)
+        placeholder.name = node.name
         assert self._mode is not None
         with self._mode:
             placeholder.meta["val"] = torch.view_as_real(node.meta["val"].detach()).clone()

@@ -49,7 +49,8 @@ def write_onnx(
     axes = [() if len(t) == 1 else (0, 2, 3) if dynamic_size and t.ndim == 4 else (0,) for t in example]
     shapes = tuple(dict.fromkeys(free, dim) for free in axes)
     try:
-        return _written(module, example, inputs, outputs, translation_table(dft), dynamic_shapes=shapes)
+        with quick_decompositions():
+            return _written(module, example, inputs, outputs, translation_table(dft), dynamic_shapes=shapes)
     except _RefusedError as error:
         raise ExportError(f"torch.onnx.export refused the model: {error}") from error.__cause__
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clusir.export.experts.coverage import missing_from_program
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.sizes import Guards
-from clusir.export.trace.writer import write_program
+from clusir.export.trace.writer import write_onnx, write_program
 
 
 class Mixed(nn.Module):
@@ -118,6 +118,30 @@ def test_the_guards_of_a_trace_that_writes_are_kept() -> None:
     assert guards.texts
     assert not guards.broken(74, 138)
     assert guards.broken(128, 138)
+
+
+@pytest.mark.parametrize("open_sizes", [False, True], ids=["one size", "any size"])
+def test_a_network_of_ours_is_written_without_running_it_again(open_sizes: bool, runs: list[str]) -> None:
+    torch.manual_seed(0)
+    network = Mixed().eval()
+    model = write_onnx(network, (torch.rand(2, 3, 32, 48),), ["image"], ["restored"], dynamic_size=open_sizes)
+    image = torch.rand(3, 3, *((50, 67) if open_sizes else (32, 48)))
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"image": image.numpy()})
+    with torch.no_grad():
+        assert float(np.abs(got - network(image).numpy()).max()) <= 5e-5
+    assert not runs
+
+
+def test_an_input_may_have_a_name_of_pythons_own(runs: list[str]) -> None:
+    class Named(nn.Module):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.hardsigmoid(input)
+
+    model = write_onnx(Named().eval(), (torch.rand(2, 3, 8, 8),), ["x"], ["y"], dynamic_size=True)
+    image = torch.rand(1, 3, 5, 7)
+    (got,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": image.numpy()})
+    np.testing.assert_allclose(got, F.hardsigmoid(image).numpy(), atol=1e-6)
+    assert not runs
 
 
 def test_a_size_is_read_once(runs: list[str]) -> None:
