@@ -76,9 +76,11 @@ class Fp16Report:
 
     def to_markdown(self) -> str:
         agreement = "" if self.agreement_db is None else f", {self.agreement_db:.1f} dB from float32 on the worst crop"
+        smaller = f"; {self.rescaled} tensors are kept smaller by powers of two" if self.rescaled else ""
         return (
             f"FP16: {self.nodes - sum(self.kept.values())} of {self.nodes} nodes in float16, "
-            f"{self.bytes_fp16 / 1e6:.2f} of {self.bytes_fp32 / 1e6:.2f} MB ({self.size_ratio:.2f}x){agreement}.\n\n"
+            f"{self.bytes_fp16 / 1e6:.2f} of {self.bytes_fp32 / 1e6:.2f} MB ({self.size_ratio:.2f}x)"
+            f"{agreement}{smaller}.\n\n"
             + table(("why kept in float32", "nodes"), [(why, str(n)) for why, n in sorted(self.reasons.items())])
         )
 

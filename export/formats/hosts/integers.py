@@ -143,6 +143,10 @@ def without_rounding(graph: IntegerGraph) -> tuple[ModelProto, dict[str, float]]
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             step, zero = float(constants[node.input[1]]), int(constants[node.input[2]])
             names[node.output[0]] = given[0]
+            # What is below 0 ends here, and the quantiser has removed the ReLU before it.
+            if node.op_type == "QuantizeLinear" and zero == 0:
+                names[node.output[0]] = f"{node.output[0]}/relu"
+                left.append(onnx.helper.make_node("Relu", [given[0]], [f"{node.output[0]}/relu"]))
             peaks[node.output[0]] = max(zero, 255 - zero) * step
             continue
         if len(node.input) > 1 and node.input[1] in graph.steps:

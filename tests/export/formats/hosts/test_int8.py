@@ -135,6 +135,21 @@ def test_a_runtime_that_rounds_inside_its_layers_is_told_how_large_their_inputs_
         assert 0.3 < np.abs(values[inputs[name]]).max() / peak < 3
 
 
+def test_what_rounding_cuts_off_stays_cut_off() -> None:
+    """The quantiser leaves a ReLU out where the step behind it begins at 0."""
+    net = Net()
+    net.input("input", 1, 2, 8, 8)
+    step, zero = net.const(np.float32(1 / 64)), net.const(0, dtype=np.uint8)
+    read = net.op("DequantizeLinear", net.op("QuantizeLinear", "input", step, zero), step, zero)
+    weight = net.const(np.ones((2, 2, 1, 1)), name="weight")
+    net.output(net.op("Conv", read, weight, name="output"))
+    model, peaks = without_rounding(IntegerGraph(net.model(), {"weight": np.ones(2, np.float32)}))
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 2, 8, 8)).astype(np.float32)
+    before, after = (Probe(graph, threads=1).run({"input": image})["output"] for graph in (net.model(), model))
+    assert np.abs(before - after).max() <= 1 / 64
+    assert peaks == {"weight": 255 / 64}
+
+
 def test_what_int8_loses_is_measured_and_said(own: type[Own], source: Source, tmp_path: Path) -> None:
     (made,) = export_targets(source, tmp_path / "out", [own()], int8=FEW)
     assert "model_int8.own" in made.files
@@ -217,7 +232,8 @@ def test_the_runtime_computes_in_integers(host: type[Converted], source: Source,
     folder = tmp_path / host.name
     image = np.random.default_rng(4).random((1, 3, SIDE, SIDE), dtype=np.float32)
     whole, few = (host().answers(folder, [image], integers=integers)[0] for integers in (False, True))
-    assert 0 < np.abs(whole - few).max() < 0.05
+    change = np.abs(whole - image).max()
+    assert 0 < np.abs(whole - few).max() < 0.2 * change
     biggest = max(host.integers, key=lambda pair: (folder / pair[0]).stat().st_size)
     assert (folder / biggest[0]).stat().st_size < 0.7 * (folder / biggest[1]).stat().st_size
 
