@@ -11,7 +11,6 @@ weight times expert. The description lives beside the user's factory; the user's
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from clusir.errors import ExportError, UsageError
 from clusir.export.base import PassResult
+from clusir.export.subjects.copies import copied
 
 __all__ = [
     "DenseBlock",
@@ -176,7 +176,7 @@ class DensifyRegistered:
         names = [name for name, module in model.named_modules() if description_of(module) is not None]
         if not names:
             return PassResult(model, False, ("no block of the model is described as routed",))
-        model = copy.deepcopy(model)
+        model = copied(model)
         for name in names:
             block = model.get_submodule(name)
             description = description_of(block)

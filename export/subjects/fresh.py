@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from clusir.export.subjects.copies import copied
 from clusir.export.subjects.user_code import is_users
 
 __all__ = ["Fresh"]
@@ -118,7 +119,7 @@ class Fresh:
         self._spaces = [_Space(owner, known) for owner in (*loaded, *classes)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fresh:
-        return self.of(copy.deepcopy(self.model, memo))
+        return self.of(copied(self.model, memo))
 
     def of(self, model: nn.Module) -> Fresh:
         """The same for another form of the model that has not run either."""
@@ -135,7 +136,7 @@ class Fresh:
         """A copy that has not run."""
         self.restore()
         shared: dict[int, Any] = {id(p): p for p in self.model.parameters()}
-        made: nn.Module = copy.deepcopy(self.model, shared)
+        made: nn.Module = copied(self.model, shared)
         return made
 
 

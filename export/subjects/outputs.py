@@ -7,6 +7,8 @@ as high and wide where none has it; where several could be it, it is the one tha
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,8 +34,19 @@ def scale_of(image: Tensor, made: Tensor) -> int:
 
 def tensors_of(output: Any) -> dict[str, Tensor]:
     """The tensors in what a model returns, by their place: ``""`` where it is one, else ``"[1]"``, ``"['x'][0]"``."""
-    leaves, _ = tree_flatten_with_path(output)
+    leaves, _ = tree_flatten_with_path(_opened(output))
     return {keystr(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+
+
+def _opened(output: Any) -> Any:
+    """Records as dictionaries of their fields, also inside lists, tuples and dictionaries."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {f.name: _opened(getattr(output, f.name, None)) for f in dataclasses.fields(output)}
+    if isinstance(output, SimpleNamespace):
+        return {name: _opened(value) for name, value in vars(output).items()}
+    if type(output) is dict:
+        return {key: _opened(value) for key, value in output.items()}
+    return type(output)(map(_opened, output)) if type(output) in (list, tuple) else output
 
 
 def pick(output: Any, place: str) -> Tensor:

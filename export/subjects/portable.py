@@ -105,7 +105,9 @@ def portable() -> Iterator[Portable]:
         return self
 
     with contextlib.ExitStack() as stack:
+        kinds = [name for name in vars(torch.cuda) if name.endswith("Tensor") and hasattr(torch, name)]
         for owner, name, value in (
+            *((torch.cuda, name, getattr(torch, name)) for name in kinds),
             (torch.autocast, "__enter__", entered),
             (torch.autocast, "__exit__", lambda self, *_: False),
             (torch.cuda, "synchronize", lambda *_, **__: None),

@@ -28,6 +28,13 @@ __all__ = ["quick_decompositions"]
 
 Table = dict[Any, Callable[..., Any]]
 
+# Second names of operators: torch's pass that casts operands of several types to one knows the first names alone.
+_OTHER_NAMES = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in """subtract multiply divide true_divide less less_equal greater greater_equal not_equal arctan2 absolute
+    negative""".split()  # noqa: SIM905
+)
+
 
 @contextlib.contextmanager
 def quick_decompositions() -> Iterator[None]:
@@ -48,7 +55,12 @@ def _decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.e
     Bartlett, counts of elements), and what vmap adds."""
     from torch.onnx._internal.exporter import _decomp
 
-    table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
+    written = {
+        o
+        for o in _decomp.get_onnx_implemented_overloads(registry)
+        if getattr(o, "overloadpacket", None) not in _OTHER_NAMES
+    }
+    table = _decomp.create_onnx_friendly_decomposition_table(written)
     if all(_plain(node) for node in program.graph.nodes):
         with contextlib.suppress(NotSplicedError):
             made = _spliced(program, table)

@@ -26,9 +26,10 @@ from torch import nn
 from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
 from clusir.export.subjects.user_code import is_users
+from clusir.export.trace.arrays import call_numpy, grids, holds_symbols, numpy_names, within_torch
 from clusir.export.trace.loops import Loops, Parts, Steps, Zipped
 
-__all__ = ["SymbolicFloat", "SymbolicInt", "symbolic_numbers"]
+__all__ = ["SymbolicFloat", "SymbolicInt", "exact", "symbolic_numbers"]
 
 _SYMBOLS = (torch.SymInt, torch.SymFloat)
 
@@ -66,9 +67,10 @@ def _without_floats(expr: Any) -> Any:
     )
 
 
-def _to_int(x: Any) -> Any:
-    """``int`` of a symbolic number, towards zero. Quotients of sizes that divide exactly are written as what they are:
-    ``int(windows / (h * w / 8 / 8))`` is the batch, and not a chain of floats that every later shape drags along."""
+def exact(x: Any) -> Any:
+    """A symbolic number that is whole whatever the sizes are, as such; None where it may be broken. Quotients of sizes
+    that divide exactly are written as what they are: ``int(windows / (h * w / 8 / 8))`` is the batch, and not a chain
+    of floats that every later shape drags along."""
     if isinstance(x, torch.SymFloat):
         env = x.node.shape_env
         plain = sympy.cancel(_without_floats(env.replace(x.node.expr)))
@@ -81,12 +83,19 @@ def _to_int(x: Any) -> Any:
             and all(c.is_Integer for c in sympy.Poly(plain, *symbols).coeffs())
         ):
             return env.create_symintnode(plain, hint=builtins.int(x.node.hint))
-    return torch.sym_int(x)
+    return None
+
+
+def _to_int(x: Any) -> Any:
+    """``int`` of a symbolic number, towards zero."""
+    whole = exact(x)
+    return torch.sym_int(x) if whole is None else whole
 
 
 class SymbolicInt(builtins.int, metaclass=_Meta):
     """``int`` that rounds symbolic numbers to symbolic ones, towards zero."""
 
+    dtype = np.dtype(builtins.int)
     stands_for = builtins.int
     symbolic = staticmethod(_to_int)
 
@@ -94,6 +103,7 @@ class SymbolicInt(builtins.int, metaclass=_Meta):
 class SymbolicFloat(builtins.float, metaclass=_Meta):
     """``float`` that leaves symbolic numbers symbolic."""
 
+    dtype = np.dtype(builtins.float)
     stands_for = builtins.float
     symbolic = staticmethod(torch.sym_float)
 
@@ -191,25 +201,54 @@ _MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
         "round": _as_float(_round),
         "rint": _as_float(_round),
         "trunc": _as_float(torch.sym_int),
+        "maximum": torch.sym_max,
+        "minimum": torch.sym_min,
         "int32": _to_int,
         "int64": _to_int,
         "float32": torch.sym_float,
         "float64": torch.sym_float,
     },
 }
+_NUMBERS = (builtins.int, builtins.float, *_SYMBOLS)
+
+
+def _of_numpy(real: Callable[..., Any], symbolic: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """A function of NumPy that takes symbols: ``symbolic`` where all arguments are numbers, else in arrays."""
+
+    @functools.wraps(real)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not holds_symbols(args, kwargs):
+            return real(*args, **kwargs)
+        if symbolic is not None and not kwargs and all(isinstance(a, _NUMBERS) for a in args):
+            return symbolic(*args)
+        return call_numpy(real, args, kwargs)
+
+    return call
+
+
+def _numpy_type(real: type, symbolic: Callable[[Any], Any]) -> type:
+    """A type of NumPy's numbers that leaves symbols symbolic, and is that type where one is asked for."""
+    return _Meta(real.__name__, (), {"stands_for": real, "symbolic": staticmethod(symbolic), "dtype": np.dtype(real)})
 
 
 class _Proxy(ModuleType):
-    """A module in which some functions understand symbols; everything else is the module's own."""
+    """A module in which functions understand symbols; everything else is the module's own."""
 
     def __init__(self, module: ModuleType, names: dict[str, Callable[..., Any]]) -> None:
         super().__init__(module.__name__)
         self.__dict__["_own"] = module
         for name, symbolic in names.items():
-            self.__dict__[name] = _aware(getattr(module, name), symbolic)
+            real = getattr(module, name)
+            if module is not np:
+                self.__dict__[name] = _aware(real, symbolic)
+            else:
+                self.__dict__[name] = (_numpy_type if isinstance(real, type) else _of_numpy)(real, symbolic)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_own"], name)
+        found = getattr(self.__dict__["_own"], name)
+        if self.__dict__["_own"] is np and callable(found) and not isinstance(found, type):
+            self.__dict__[name] = found = _of_numpy(found)
+        return found
 
 
 def _replacements() -> dict[int, Any]:
@@ -218,13 +257,19 @@ def _replacements() -> dict[int, Any]:
     for module, names in _MATH.items():
         proxy = _Proxy(module, names)
         found[id(module)] = proxy
-        found |= {id(getattr(module, name)): getattr(proxy, name) for name in names if not _is_type(module, name)}
+        known = [*names, *(numpy_names() if module is np else ())]
+        found |= {id(getattr(module, name)): getattr(proxy, name) for name in known if not _is_type(module, name)}
+        if module is np:
+            for name, grid in grids().items():
+                proxy.__dict__[name] = grid
+                found[id(getattr(np, name))] = grid
     return found
 
 
 def _types_that_are_only_called(space: dict[str, Any]) -> frozenset[str]:
-    """Those of ``int`` and ``float`` with which the code of a module does nothing but call, annotate, ask for instances
-    or ask ``type(x) is int``; with ``type`` where it does nothing but call that, which the question needs."""
+    """Those of ``int`` and ``float`` with which the functions of a module do nothing but call, annotate, convert arrays
+    (``astype(int)``), ask for instances or ask ``type(x) is int``; with ``type`` where they do nothing but call that,
+    which the question needs."""
     try:
         return _only_called_in(Path(str(space.get("__file__"))).read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
@@ -243,9 +288,13 @@ def _only_called_in(code: str) -> frozenset[str]:
 def _used_otherwise(tree: ast.AST, identity: bool) -> set[str]:
     """Names with which code does more than call, annotate and compare; ``identity``: ``type(x) is int`` compares."""
     fine: set[builtins.int] = set()
-    for node in ast.walk(tree):
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+    run = [n for f in functions for top in (f.body if isinstance(f.body, list) else [f.body]) for n in ast.walk(top)]
+    for node in run:
         if isinstance(node, ast.Call):
             fine.add(id(node.func))
+            if getattr(node.func, "attr", getattr(node.func, "id", "")) in ("astype", "map"):
+                fine |= {id(arg) for arg in node.args}
             if isinstance(node.func, ast.Name) and node.func.id in _ASKS:
                 kinds = [inner for kind in node.args[1:] for inner in ast.walk(kind)]
                 fine |= {id(inner) for inner in kinds if getattr(inner, "id", "") != "type"}
@@ -257,7 +306,7 @@ def _used_otherwise(tree: ast.AST, identity: bool) -> set[str]:
         for name in ("annotation", "returns"):
             if isinstance(written := getattr(node, name, None), ast.AST):
                 fine |= {id(inner) for inner in ast.walk(written)}
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in fine}
+    return {node.id for node in run if isinstance(node, ast.Name) and id(node) not in fine}
 
 
 _ASKS = ("isinstance", "issubclass")
@@ -315,7 +364,8 @@ def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[N
                 undo.append((space, name, None))
                 space[name] = value
     try:
-        yield
+        with within_torch():
+            yield
     finally:
         for space, name, value in undo:
             if value is None:

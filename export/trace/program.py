@@ -10,7 +10,6 @@ batch size. Everything else that depends on data is refused with the line.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -29,7 +28,9 @@ from clusir.export.lowering.whole import pad_whole, with_counts
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.scans.registry import as_described, described_scans
 from clusir.export.subjects.checks import first_tensor
+from clusir.export.subjects.copies import copied
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
+from clusir.export.trace.constants import Constants
 from clusir.export.trace.loops import LoopNotCapturedError, Loops
 from clusir.export.trace.numbers import symbolic_numbers
 from clusir.export.trace.quick import quick_tracing
@@ -121,7 +122,7 @@ def _trace_once(
 ) -> torch.export.ExportedProgram:
     def trace() -> torch.export.ExportedProgram:
         shared: dict[int, Any] = {id(p): p for p in module.parameters()}
-        unrun = copy.deepcopy(module, shared)  # what a forward caches in self is the trace's, and not the next one's
+        unrun = copied(module, shared)  # what a forward caches in self is the trace's, and not the next one's
         return torch.export.export(_Wrapper(unrun, multiple, loops), (sample,), dynamic_shapes=(dynamic,), strict=False)
 
     with _quiet(), quick_tracing(), torch.no_grad():
@@ -208,12 +209,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 class _Wrapper(nn.Module):
     """The user's model with :class:`Traceable` around its forward (inside torch.export's own mode, hence first)."""
 
     def __init__(self, model: nn.Module, multiple: int, loops: Loops) -> None:
         super().__init__()
         self.model, self.multiple, self.loops = model, multiple, loops
+        real = _weights(model)
+
+        def weights() -> list[tuple[Tensor, Tensor]]:  # a closure: the real ones are no constants of the program
+            return [(t, real[name]) for name, t in _weights(self.model).items()]
+
+        self.constants = Constants(weights)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The restored picture, then the gate of every call of a described block."""
@@ -223,7 +234,7 @@ class _Wrapper(nn.Module):
         blocks = dense_blocks(self.model)
         for block in blocks:
             block.gates.clear()
-        with Traceable(self.loops):
+        with Traceable(self.loops, self.constants):
             restored = first_tensor(self.model(image))
         gates = [gate for block in blocks for gate in block.gates]
         for block in blocks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -132,6 +133,90 @@ def _einsum(equation: Any, *operands: Any) -> Any:
     return torch.einsum(spelt, *tensors)
 
 
+def _meshgrid(*tensors: Any, indexing: str | None = None) -> Any:
+    """Rows and columns of a grid; torch decomposes it only where ``indexing`` is given, which older code does not."""
+    axes = list(tensors[0]) if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else list(tensors)
+    if any(a.dim() > 1 for a in axes):
+        return NotImplemented
+    swap = indexing == "xy" and len(axes) > 1
+    axes = [axes[1], axes[0], *axes[2:]] if swap else axes
+    shape = [a.numel() if a.dim() else 1 for a in axes]
+    made = [a.reshape([-1 if i == n else 1 for n in range(len(axes))]).expand(shape) for i, a in enumerate(axes)]
+    if not swap:
+        return tuple(made)
+    return tuple(m.transpose(0, 1) for m in (made[1], made[0], *made[2:]))
+
+
+def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
+    """Parts of a symbolic length: as many as there are at the size of the trace, the last one what is left."""
+    step, length = split_size_or_sections, tensor.shape[dim]
+    if isinstance(step, (list, tuple)):
+        if not is_symbolic(step):
+            return NotImplemented
+        return tuple(tensor.narrow(dim, sum(step[:i]), n) for i, n in enumerate(step))
+    if not is_symbolic(length, step):
+        return NotImplemented
+    count = int(-(-length // step))
+    starts = [step * i for i in range(count)]
+    return tuple(tensor.narrow(dim, at, length - at if i == count - 1 else step) for i, at in enumerate(starts))
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
+    """Parts of a length that is symbolic, as equal as torch makes them."""
+    length = input.shape[dim]
+    return _split(input, -(-length // chunks), dim) if is_symbolic(length) else NotImplemented
+
+
+def _topk(input: Tensor, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """The k largest, k counted from the size (the brightest thousandth of a picture): the first of all in order."""
+    if not is_symbolic(k):
+        return NotImplemented
+    values, indices = torch.sort(input, dim=dim, descending=largest, stable=True)
+    return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
+
+
+def _erfinv(x: Tensor) -> Tensor:
+    """The inverse error function to float32 (M. Giles, Approximating the erfinv function, 2012)."""
+    w = -torch.log((1 - x) * (1 + x))
+    near = _polynomial(w - 2.5, _ERFINV_NEAR)
+    far = _polynomial(torch.sqrt(w.clamp(min=5)) - 3, _ERFINV_FAR)
+    return torch.where(x.abs() == 1, x * math.inf, torch.where(w < 5, near, far) * x)
+
+
+def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    total = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        total = total * x + c
+    return total
+
+
+_ERFINV_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
+                -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
+_ERFINV_FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
+               0.00943887047, 1.00167406, 2.83297682)  # fmt: skip
+
+
+def _inverse(a: Tensor) -> Any:
+    """The inverse of small matrices by Gauss-Jordan elimination, the largest pivot of each column first."""
+    size = a.shape[-1]
+    if not isinstance(size, int) or size > 8:
+        return NotImplemented
+    both = torch.cat([a, torch.eye(size, dtype=a.dtype, device=a.device).expand(a.shape)], -1)
+    index = torch.arange(size, device=a.device)
+    for column in range(size):
+        sizes = torch.where(index >= column, both[..., column].abs(), -1.0)
+        pivot = sizes.argmax(-1, keepdim=True)  # [..., 1]
+        chosen = (index == pivot).to(a.dtype)  # [..., size]
+        first = (index == column).to(a.dtype)
+        row = (chosen[..., None] * both).sum(-2, keepdim=True)
+        moved = both[..., column : column + 1, :]
+        both = both + first[..., None] * (row - moved) + (chosen * (1 - first))[..., None] * (moved - row)
+        row = both[..., column : column + 1, :] / both[..., column : column + 1, column : column + 1]
+        factor = both[..., column : column + 1] * (1 - first)[..., None]
+        both = both * (1 - first)[..., None] + first[..., None] * row - factor * row
+    return both[..., size:]
+
+
 def with_float_tensor(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Operands of arithmetic between whole numbers in a tensor and a fraction of a size, with the tensor as floats."""
     if func not in _ARITHMETIC or not any(isinstance(a, torch.SymFloat) for a in args):
@@ -158,4 +243,17 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     torch.bucketize: _bucketize,
     torch.searchsorted: _searchsorted,
     torch.einsum: _einsum,
+    torch.meshgrid: _meshgrid,
+    torch.chunk: _chunk,
+    Tensor.chunk: _chunk,
+    torch.split: _split,
+    Tensor.split: _split,
+    torch.topk: _topk,
+    Tensor.topk: _topk,
+    torch.erfinv: _erfinv,
+    torch.special.erfinv: _erfinv,
+    Tensor.erfinv: _erfinv,
+    torch.linalg.inv: _inverse,
+    torch.inverse: _inverse,
+    Tensor.inverse: _inverse,
 }

@@ -14,8 +14,11 @@ from torch.overrides import TorchFunctionMode
 from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.whole import padded_whole
 from clusir.export.subjects.user_code import calling_user_line
+from clusir.export.trace.arrays import as_tensor, is_array, without_arrays
 from clusir.export.trace.captured import evaluate, holds_carried, read_at, write_at
+from clusir.export.trace.constants import READS, Constants
 from clusir.export.trace.loops import Loops, Parts
+from clusir.export.trace.numbers import exact
 from clusir.export.trace.resample import (
     adaptive_avg,
     adaptive_max,
@@ -34,13 +37,22 @@ __all__ = ["Traceable"]
 class Traceable(TorchFunctionMode):
     """Replaces calls that would fix a symbolic size, or read a tensor, by forms with the same values that trace."""
 
-    def __init__(self, loops: Loops | None = None) -> None:
+    def __init__(self, loops: Loops | None = None, constants: Constants | None = None) -> None:
         super().__init__()
         self._masked = Masked()
         self._loops = Loops() if loops is None else loops
+        self._constants = constants
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _MAKES:
+            made = as_tensor(*args, **{k: v for k, v in kwargs.items() if k in ("data", "dtype")})
+            return func(*args, **kwargs) if made is NotImplemented else made
+        if func in READS and self._constants is not None:
+            made = self._constants.read(func, *args, **kwargs)
+            return func(*args, **kwargs) if made is NotImplemented else made
+        if any(is_array(a) for a in (*args, *kwargs.values())):
+            args, kwargs = without_arrays((args, kwargs))
         if func is Tensor.__setitem__:
             return self._write(*args)
         if self._loops.used and (holds_carried(args) or holds_carried(kwargs)):
@@ -93,6 +105,7 @@ class Traceable(TorchFunctionMode):
 
 _UNROLLED = (Tensor.unbind, torch.unbind, Tensor.__iter__)
 _SELECTS = (Tensor.select, torch.select)
+_MAKES = (torch.tensor, torch.as_tensor, torch.asarray)
 
 
 def _select(input: Tensor, dim: int, index: Any) -> Any:
@@ -196,6 +209,12 @@ def _interpolate(input: Tensor, size: Any = None, scale_factor: Any = None, mode
                  align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
                  antialias: bool = False) -> Any:  # fmt: skip
     close = mode in ("nearest", "nearest-exact")
+    if is_symbolic(scale_factor):
+        wholes = [exact(n * f) for n, f in zip(input.shape[2:], _pair(scale_factor, input.dim() - 2), strict=True)]
+        if None not in wholes:  # a quotient of sizes, which leads to a size
+            size, scale_factor, recompute_scale_factor = tuple(wholes), None, None
+            if not close and not (mode == "area" or antialias):
+                return F.interpolate(input, size, mode=mode, align_corners=align_corners)
     if not close and (input.dim() != 4 or not (mode == "area" or antialias)):
         return NotImplemented
     axes = input.dim() - 2
@@ -286,48 +305,6 @@ def _conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None,
     return made[:, :, :high, :wide]
 
 
-def _erfinv(x: Tensor) -> Tensor:
-    """The inverse error function to float32 (M. Giles, Approximating the erfinv function, 2012)."""
-    w = -torch.log((1 - x) * (1 + x))
-    near = _polynomial(w - 2.5, _ERFINV_NEAR)
-    far = _polynomial(torch.sqrt(w.clamp(min=5)) - 3, _ERFINV_FAR)
-    return torch.where(x.abs() == 1, x * math.inf, torch.where(w < 5, near, far) * x)
-
-
-def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    total = torch.full_like(x, coefficients[0])
-    for c in coefficients[1:]:
-        total = total * x + c
-    return total
-
-
-_ERFINV_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
-                -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
-_ERFINV_FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
-               0.00943887047, 1.00167406, 2.83297682)  # fmt: skip
-
-
-def _inverse(a: Tensor) -> Any:
-    """The inverse of small matrices by Gauss-Jordan elimination, the largest pivot of each column first."""
-    size = a.shape[-1]
-    if not isinstance(size, int) or size > 8:
-        return NotImplemented
-    both = torch.cat([a, torch.eye(size, dtype=a.dtype, device=a.device).expand(a.shape)], -1)
-    index = torch.arange(size, device=a.device)
-    for column in range(size):
-        sizes = torch.where(index >= column, both[..., column].abs(), -1.0)
-        pivot = sizes.argmax(-1, keepdim=True)  # [..., 1]
-        chosen = (index == pivot).to(a.dtype)  # [..., size]
-        first = (index == column).to(a.dtype)
-        row = (chosen[..., None] * both).sum(-2, keepdim=True)
-        moved = both[..., column : column + 1, :]
-        both = both + first[..., None] * (row - moved) + (chosen * (1 - first))[..., None] * (moved - row)
-        row = both[..., column : column + 1, :] / both[..., column : column + 1, column : column + 1]
-        factor = both[..., column : column + 1] * (1 - first)[..., None]
-        both = both * (1 - first)[..., None] + first[..., None] * row - factor * row
-    return both[..., size:]
-
-
 def _set_data(target: Tensor, value: Tensor) -> Any:
     """A network that merges its branches into one convolution does so in every forward. It has run before it is traced,
     so that its parameter holds the sum already; a weight that follows the picture is seen when the file is compared."""
@@ -355,10 +332,4 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     F.conv2d: _conv2d,
     torch.conv2d: _conv2d,
     F.conv_transpose2d: _conv_transpose2d,
-    torch.erfinv: _erfinv,
-    torch.special.erfinv: _erfinv,
-    Tensor.erfinv: _erfinv,
-    torch.linalg.inv: _inverse,
-    torch.inverse: _inverse,
-    Tensor.inverse: _inverse,
 }

@@ -109,9 +109,9 @@ def _written(
                 verbose=False,
                 **more,
             )
+            return optimised(program)
         except Exception as error:
             raise _RefusedError(_reason(error)) from error
-    return optimised(program)
 
 
 def optimised(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import first_tensor, reference
+from clusir.export.subjects.copies import copied
 from clusir.export.validate.compare import check, compare
 from clusir.export.validate.pictures import PictureCheck
 from clusir.export.validate.tolerances import tolerance
@@ -155,7 +155,7 @@ def _rounding(model: nn.Module, pictures: Tensor) -> float:
     """
     single = reference(model, pictures)
     try:
-        double = reference(copy.deepcopy(model).double(), pictures.double())
+        double = reference(copied(model).double(), pictures.double())
     except Exception:  # a model that pins float32 somewhere has no float64 form, hence no allowance
         return 0.0
     return float((single - double).abs().max()) / max(1.0, float(single.abs().max()))
@@ -292,7 +292,7 @@ def _joined(gates: Sequence[Array]) -> Array:
 @torch.no_grad()
 def _forced(path: Path, given: ModuleCheck) -> list[ModuleRow]:
     """Each expert of each block alone in charge, the same in PyTorch and in the graph."""
-    dense = copy.deepcopy(given.dense)
+    dense = copied(given.dense)
     blocks = dense_blocks(dense)
     batch = given.batch or 1
     image = probes(batch, given.channels, *given.sizes[0])

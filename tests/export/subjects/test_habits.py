@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import habits
 import numpy as np
@@ -201,6 +203,28 @@ def test_the_picture_is_the_one_that_is_asked_for() -> None:
     assert choose_output(TwoHeads(), image, "1") == ("['others'][0]", ())
     with pytest.raises(UsageError, match=r"--output 'none': the model returns \['clean'\] 1x3x8x8"):
         choose_output(TwoHeads(), image, "none")
+
+
+@dataclasses.dataclass
+class Record:
+    """What a network returns by name."""
+
+    loss: float
+    parts: list[Tensor]
+    image: Tensor | None = None
+
+
+def test_the_picture_is_found_in_a_record() -> None:
+    class Records(nn.Module):
+        def forward(self, x: Tensor) -> Record:
+            return Record(0.0, [x.mean()], 2 * x)
+
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> list[SimpleNamespace]:
+            return [SimpleNamespace(restored=2 * x, name="a")]
+
+    assert choose_output(Records(), pictures(1, 8, 8))[0] == "['image']"
+    assert choose_output(Named(), pictures(1, 8, 8))[0] == "[0]['restored']"
 
 
 class Stages(nn.Module):

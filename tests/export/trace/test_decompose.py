@@ -157,3 +157,16 @@ def test_a_size_is_read_once(runs: list[str]) -> None:
     assert error <= 1e-6
     assert not runs
     assert sum(node.op_type == "Shape" for node in model.graph.node) <= 9  # three sides, and the shape for each view
+
+
+class OtherNames(nn.Module):
+    """Operators by their second names, of whole and broken numbers, which only the first names' rule would cast."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        place = torch.arange(image.shape[-1])
+        near = torch.less(torch.multiply(place, 0.5), torch.subtract(place, torch.tensor(9.25)))
+        return torch.where(near, image, torch.divide(image, place + 1))
+
+
+def test_second_names_of_operators_are_cast_as_the_first_ones() -> None:
+    assert written(OtherNames())[1] <= 1e-6

@@ -1,0 +1,65 @@
+"""A copy of a network has its own hooks, and may be made of one whose layers keep weights that autograd made."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusir.export.subjects.copies import copied
+from clusir.export.subjects.fresh import Fresh
+
+
+class Hooked(nn.Module):
+    """A hook and an activation that know the network by its name, another that keeps maps in a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.seen: list[Tensor] = []
+        maps: list[Tensor] = []
+        lock = threading.Lock()
+        self.act = lambda x: self.gain * x if lock is not None else x
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.seen.append(output)
+            maps.append(output)
+
+        self.mix.register_forward_hook(keep)
+        self.maps = lambda: maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.clear()
+        y = self.last(self.act(self.mix(x)))
+        return y + self.seen[-1] + self.maps().pop()
+
+
+def test_functions_of_a_copy_know_the_copy() -> None:
+    model = Hooked().eval()
+    made = Fresh(model).make()
+    assert isinstance(made, Hooked)
+    image = torch.rand(1, 3, 4, 4)
+    want = copied(model)(image)
+    torch.testing.assert_close(made(image), want)
+    assert not model.seen
+    assert not model.maps()
+    assert made.gain is model.gain
+    own = copied(model)
+    own.gain.data.fill_(3.0)
+    assert float(model.gain) == 0.5
+    assert not torch.allclose(own(image), want)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_under_weight_norm_are_copied() -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 3, 1)), nn.utils.spectral_norm(nn.Conv2d(3, 3, 1))).eval()
+    model(torch.rand(1, 3, 4, 4))
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    image = torch.rand(2, 3, 5, 5)
+    torch.testing.assert_close(Fresh(model).make()(image), model(image))
