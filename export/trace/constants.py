@@ -48,7 +48,7 @@ class Constants:
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
             for step in order:
                 if step.op == "get_attr":
-                    values[step] = _attribute(mode.tracer.root, str(step.target))
+                    values[step] = _attribute(getattr(mode.tracer, "root", None), str(step.target))
                     continue
                 given, named = fx.map_arg((step.args, step.kwargs), lambda n: values[n])
                 values[step] = step.target(*given, **named)  # type: ignore[operator]
@@ -80,7 +80,8 @@ def _attribute(root: Any, path: str) -> Tensor:
     value: Any = root
     for name in path.split("."):
         value = getattr(value, name)
-    real: Tensor = getattr(value, "constant", None) if getattr(value, "constant", None) is not None else value
+    constant = getattr(value, "constant", None)  # of a fake tensor
+    real: Tensor = value if constant is None else constant
     return real
 
 
