@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._numpy as tnp
+import torch._numpy
 from torch._numpy import _dtypes
 from torch.utils import _pytree as pytree
 
@@ -36,6 +36,7 @@ __all__ = [
     "without_arrays",
 ]
 
+tnp: Any = torch._numpy
 _SYMBOLS = (torch.SymInt, torch.SymFloat)
 _SCALARS = (int, float, *_SYMBOLS)
 
@@ -91,7 +92,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 }
 
 
-class Sizes(np.ndarray):  # type: ignore[type-arg]
+class Sizes(np.ndarray):
     """An array of numbers of which some are symbolic."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -111,7 +112,7 @@ class Sizes(np.ndarray):  # type: ignore[type-arg]
         """Half to even."""
         return np.rint(self)
 
-    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         """Whole numbers towards zero, and fractions, of symbols too."""
         kind = np.dtype(dtype).kind
         convert = torch.sym_int if kind in "iu" else torch.sym_float if kind == "f" else None
@@ -226,7 +227,7 @@ def as_tensor(data: Any, dtype: Any = None) -> Any:
         data = torch.tensor(data.tolist())
     elif isinstance(data, _SYMBOLS):
         kind = torch.int64 if isinstance(data, torch.SymInt) else torch.get_default_dtype()
-        return torch.scalar_tensor(data, dtype=dtype or kind)
+        return torch.scalar_tensor(data, dtype=dtype or kind)  # type: ignore[arg-type]
     else:
         return NotImplemented
     return data if dtype is None else data.to(dtype)

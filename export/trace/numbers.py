@@ -71,6 +71,8 @@ def exact(x: Any) -> Any:
     """A symbolic number that is whole whatever the sizes are, as such; None where it may be broken. Quotients of sizes
     that divide exactly are written as what they are: ``int(windows / (h * w / 8 / 8))`` is the batch, and not a chain
     of floats that every later shape drags along."""
+    if isinstance(x, (builtins.int, torch.SymInt)):
+        return x
     if isinstance(x, torch.SymFloat):
         env = x.node.shape_env
         plain = sympy.cancel(_without_floats(env.replace(x.node.expr)))

@@ -144,7 +144,7 @@ def _meshgrid(*tensors: Any, indexing: str | None = None) -> Any:
     made = [a.reshape([-1 if i == n else 1 for n in range(len(axes))]).expand(shape) for i, a in enumerate(axes)]
     if not swap:
         return tuple(made)
-    return tuple(m.transpose(0, 1) for m in (made[1], made[0], *made[2:]))
+    return (made[1], made[0], *made[2:])
 
 
 def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
