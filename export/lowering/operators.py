@@ -6,6 +6,7 @@ from attributes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from clusir.export.lowering.matrices import Value, constant, integers, length_of
 from clusir.export.lowering.quotient import quotient_translation
 from clusir.export.lowering.scan import scan_translation
 
-__all__ = ["operator_translations", "plain_scalars"]
+__all__ = ["floored_divisions", "operator_translations", "plain_scalars"]
 
 _ATEN = torch.ops.aten
 
@@ -35,6 +36,25 @@ def plain_scalars(program: torch.export.ExportedProgram) -> None:
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 node.args = tuple(float(a) if type(a) is int else a for a in node.args)
                 node.kwargs = {k: float(v) if type(v) is int else v for k, v in node.kwargs.items()}
+
+
+def floored_divisions(program: torch.export.ExportedProgram) -> None:
+    """``-h // 8`` rounded down, as Python rounds: ONNX divides towards zero, and ``-(-h // 8)`` would not round up."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is not operator.floordiv or not isinstance(node.args[0], torch.fx.Node):
+            continue
+        size, divisor = node.args
+        value = size.meta.get("val")
+        if not isinstance(value, torch.SymInt) or value.node.shape_env.bound_sympy(value.node.expr).lower >= 0:
+            continue
+        by = divisor.meta["val"] if isinstance(divisor, torch.fx.Node) else divisor
+        with graph.inserting_before(node):
+            rest = graph.call_function(operator.mod, (size, divisor))
+            whole = graph.call_function(operator.sub, (size, rest))
+        rest.meta["val"] = value % by
+        whole.meta["val"] = value - rest.meta["val"]
+        node.args = (whole, divisor)
 
 
 def _sorted(self: Value, dim: int, descending: bool) -> tuple[Value, Value]:

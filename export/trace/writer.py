@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clusir.errors import ExportError
 from clusir.export.lowering.complex_fft import pair_translations
 from clusir.export.lowering.fft import Form, translation_table
-from clusir.export.lowering.operators import operator_translations, plain_scalars
+from clusir.export.lowering.operators import floored_divisions, operator_translations, plain_scalars
 from clusir.export.lowering.registry import taught_registry
 from clusir.export.quiet import hushed, printing_to
 from clusir.export.trace.anchors import anchor_sizes, entry_sizes
@@ -60,6 +60,7 @@ def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.Model
     described blocks). Its input is ``image``, its output ``restored``. Raises UntraceableError where it is refused."""
     gates = [f"gate_{i}" for i in range(len(traced.program.graph_signature.user_outputs) - 1)]
     plain_scalars(traced.program)
+    floored_divisions(traced.program)
     entry = entry_sizes(traced.program)
     table = {**operator_translations(), **pair_translations(translation_table(dft))}
     try:

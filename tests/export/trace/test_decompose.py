@@ -170,3 +170,19 @@ class OtherNames(nn.Module):
 
 def test_second_names_of_operators_are_cast_as_the_first_ones() -> None:
     assert written(OtherNames())[1] <= 1e-6
+
+
+class RoundsUp(nn.Module):
+    """Padded to whole patches, counted as Python's floor of a negative number, and cut into two nearly equal parts."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        h, w = image.shape[-2:]
+        padded = F.pad(image, (0, -(-w // 8) * 8 - w, 0, -h % 8))
+        half = -(-h // 2)
+        return F.avg_pool2d(padded, 8).mean((2, 3), keepdim=True) + torch.cat(
+            [image[:, :, half:], image[:, :, :half]], 2
+        )
+
+
+def test_quotients_of_negative_numbers_round_down() -> None:
+    assert written(RoundsUp())[1] <= 1e-6

@@ -85,7 +85,7 @@ def brightest(x: Tensor) -> Tensor:
 
 def grids_as_older_code_writes_them(x: Tensor) -> Tensor:
     h, w = x.shape[-2:]
-    y, z = torch.meshgrid(torch.arange(h), torch.linspace(-1, 1, w))
+    y, z = torch.meshgrid(torch.linspace(0, 2, h), torch.linspace(-1, 1, w))
     u, v = torch.meshgrid([torch.arange(w), torch.arange(h)], indexing="xy")
     return x * torch.stack([y * z, (u - v).float()]).mean(0) / 100
 
