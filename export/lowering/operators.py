@@ -193,6 +193,11 @@ def _sym_sqrt(x: Value) -> Value:
     return op.Sqrt(x)
 
 
+def _prod(self: Value, dim: int, keepdim: bool = False) -> Value:
+    """prod.dim_int(Tensor self, int dim, bool keepdim=False) -> Tensor"""
+    return op.ReduceProd(self, integers([dim]), keepdims=int(keepdim))
+
+
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
@@ -220,6 +225,7 @@ def operator_translations() -> dict[Any, Callable[..., Any]]:
         _ATEN.argsort.stable: _argsort_stable,
         _ATEN.median.default: _median,
         _ATEN.median.dim: _median_dim,
+        _ATEN.prod.dim_int: _prod,
         _ATEN.kthvalue.default: _kthvalue,
         _ATEN.scaled_dot_product_attention.default: _attention,
         torch.ops.clusir.pad_whole.default: _pad_whole,

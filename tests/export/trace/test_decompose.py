@@ -165,6 +165,7 @@ class OtherNames(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         place = torch.arange(image.shape[-1])
         near = torch.less(torch.multiply(place, 0.5), torch.subtract(place, torch.tensor(9.25)))
+        image = image * image.prod(1, keepdim=True) + torch.prod(image, dim=-2)[:, :, None]
         return torch.where(near, image, torch.divide(image, place + 1))
 
 
