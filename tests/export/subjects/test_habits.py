@@ -292,6 +292,16 @@ def test_scripted_submodules_are_read_from_their_graphs() -> None:
     torch.testing.assert_close(copy.deepcopy(whole)(image), want)
 
 
+def test_types_of_tensors_on_a_gpu_are_those_on_the_cpu() -> None:
+    before = torch.cuda.FloatTensor
+    with portable():
+        made = torch.cuda.FloatTensor(2, 3).fill_(0.5)
+        assert made.shape == (2, 3)
+        assert isinstance(made.type(torch.cuda.LongTensor), torch.LongTensor)
+        assert made.to(torch.float64).type(torch.cuda.FloatTensor).dtype == torch.float32
+    assert torch.cuda.FloatTensor is before
+
+
 def test_plain_pictures_are_compared_where_the_model_itself_is_sure_of_them() -> None:
     class Divides(nn.Module):
         def __init__(self, epsilon: float) -> None:
