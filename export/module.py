@@ -43,7 +43,7 @@ from clusir.export.trace.program import TracedModel, UntraceableError, random_dr
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
 from clusir.export.validate.each_pass import parity_at
-from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
+from clusir.export.validate.foreign import ModuleCheck, ModuleRow, at_tile, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.export.validate.tolerances import tolerance
@@ -307,7 +307,7 @@ def _export(
         path = Path(folder) / "model.onnx"
         onnx.save_model(made.graphs[""], str(path))
         try:
-            rows = validate(path, given, progress)
+            rows = validate(path, given, progress) + at_tile(path, given, spec.tile_px, progress)
         except ValidationError:
             steady = steadied(made)
             if steady is None:
@@ -315,7 +315,7 @@ def _export(
             progress("validating again, with norms that add up in blocks")
             made = steady
             made.save(path.parent, path.stem)
-            rows = validate(path, given, progress)
+            rows = validate(path, given, progress) + at_tile(path, given, spec.tile_px, progress)
         photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"))
         data = path.read_bytes()
     for backend, what, found in compare_sidecars(made, photos, progress):

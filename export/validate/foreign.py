@@ -18,7 +18,7 @@ from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import first_tensor, reference
 from clusir.export.subjects.copies import copied
 from clusir.export.validate.compare import check, compare
-from clusir.export.validate.pictures import PictureCheck
+from clusir.export.validate.pictures import PictureCheck, compare_pictures
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
@@ -225,6 +225,15 @@ def on_photos(path: Path, given: ModuleCheck, precision: str) -> PictureCheck:
         return _expected(given, torch.from_numpy(image), names)
 
     return PictureCheck(run, given.sizes, given.channels, given.batch is None, given.backends, tolerance(precision))
+
+
+def at_tile(path: Path, given: ModuleCheck, side: int, progress: Callable[[str], None]) -> list[ModuleRow]:
+    """A photo of ``side`` pixels, as tiles will be: what is summed over so many pixels is less exact than over few."""
+    if (given.batch or 1) > 1 or (side, side) in map(tuple, given.sizes):
+        return []
+    photo = replace(on_photos(path, given, "fp32"), sizes=[(side, side)], batches=False, photo=True)
+    rows = compare_pictures(path, replace(photo, bound=tolerance("brought")), progress=progress)
+    return [ModuleRow(backend, what, found.max_abs, found.count) for backend, what, found in rows]
 
 
 def _whole_batches(pictures: Tensor, batch: int | None) -> Tensor:

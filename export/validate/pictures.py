@@ -24,7 +24,7 @@ Row = tuple[str, str, Agreement]
 class PictureCheck:
     """``reference``: BxCxHxW to the outputs by name; ``sizes``: heights and widths in pixels; ``batches``: whether the
     file takes several pictures at once; ``backends``: the runtimes to ask; ``bound``: of the float32 file; ``pool``:
-    BxCxHxW to the statistics [B, S] that a tile graph is given."""
+    BxCxHxW to the statistics [B, S] that a tile graph is given; ``photo``: whether one photo at each size is enough."""
 
     reference: Callable[[Array], Mapping[str, Array]]
     sizes: Sequence[tuple[int, int]]
@@ -33,6 +33,7 @@ class PictureCheck:
     backends: Sequence[str]
     bound: Tolerance
     pool: Callable[[Array], Array] | None = None
+    photo: bool = False
 
     def of(self, precision: str) -> PictureCheck:
         """The same with the bound of a lower precision."""
@@ -72,7 +73,9 @@ def _cases(given: PictureCheck, precision: str) -> Iterator[tuple[str, Array]]:
     for height, width in given.sizes:
         shape = (1, given.channels, height, width)
         photo = natural_picture(height, width, given.channels)
-        if precision == "int8":
+        if given.photo:
+            pictures = {"photo": photo}
+        elif precision == "int8":
             other = natural_picture(height, width, given.channels, seed=1)
             pictures = {"photo": photo, "second photo": other, "dark photo": 0.2 * photo}
         else:

@@ -73,6 +73,9 @@ def test_every_size_that_is_said_to_be_verified_was(plain: tuple[Plain, ModuleEx
     for height, width in result.sizes:
         assert sum(row.what.startswith(f"{height}x{width} ") for row in result.agreements) >= 2
     assert len(set(result.sizes)) >= 3
+    # And a photo as large as the tiles are, where sums over the map are longest.
+    side = ModelSpec.from_metadata({e.key: e.value for e in onnx.load(result.path).metadata_props}).tile_px
+    assert any(row.what == f"{side}x{side}, photo" for row in result.agreements)
     assert all(row.count > 0 and row.error <= 1e-4 for row in result.agreements)
     assert result.warnings == ()
 
