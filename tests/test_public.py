@@ -69,7 +69,7 @@ PUBLIC = {
     "clusir.runtimes.machine":
         "Case Diagnosis Measurement bench_case bench_cases list_devices",
     "clusir.runtimes.page":
-        "PageServer page_files",
+        "PageServer packed page_files write_page",
     "clusir.runtimes.report":
         "ReportWriter write_comparison",
     "clusir.runtimes.restore":

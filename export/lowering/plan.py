@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clusir.export.lowering.dft import Matrix, cos_sin
 
-__all__ = ["RealPlan", "choose_factor", "plan", "real_basis"]
+__all__ = ["HalfPlan", "RealPlan", "choose_factor", "half_plan", "plan", "real_basis"]
 
 # What the second stage of a factorised transform costs beside its arithmetic, in multiply-adds per sample: one more
 # pass over the data and the smaller matrices' overhead. Fitted on ONNX Runtime: N = 64 breaks even.
@@ -105,6 +105,46 @@ def plan(n: int, factor: int | None = None) -> RealPlan:
         blocks.append(np.einsum("kab,ja->kjb", mine, stage1[order[2 * pair : 2 * pair + 2]]).reshape(len(rows), -1))
         order_of_rows += rows
     return RealPlan(n, factor, stage1[order], np.stack(blocks), frequency[order_of_rows], is_sine[order_of_rows])
+
+
+@dataclass(frozen=True)
+class HalfPlan:
+    """Cosines and sines of the frequencies 0..n//2 of a real signal of ``n`` samples, in two stages.
+
+    ``stage1`` [N1, N1], orthogonal. ``cosines`` and ``sines`` [N1/2, N2+1, 2*N2] act on what it leaves for each pair of
+    its rows, and give the sums over x cos and x sin, without a factor. ``alone`` [N1/2, N2+1] bool: whether a frequency
+    is 0 or n/2, whose sine is zero. ``again``, of the same shape: one that fills a block up and is there already.
+    """
+
+    n: int
+    factor: int
+    stage1: Matrix
+    cosines: Matrix
+    sines: Matrix
+    alone: NDArray[np.bool_]
+    again: NDArray[np.bool_]
+
+
+@lru_cache(maxsize=32)
+def half_plan(n: int) -> HalfPlan | None:
+    """The plan for length ``n``, in the factors of :func:`plan`; None where that does not factorise."""
+    factor = choose_factor(n)
+    if factor == 1:
+        return None
+    rest, half = n // factor, factor // 2
+    basis, order = _paired_basis(factor)
+    stage1 = basis[order]
+    every = np.arange(n // 2 + 1)
+    tables = cos_sin(len(every), n, n)
+    frequency, again = np.zeros((half, rest + 1), np.int64), np.zeros((half, rest + 1), bool)
+    for pair in range(half):
+        mine = every[np.isin(np.minimum(every % factor, -every % factor), (0, half) if pair == 0 else (pair,))]
+        frequency[pair] = np.resize(mine, rest + 1)
+        again[pair, len(mine) :] = True
+    split = [table[frequency].reshape(half, rest + 1, factor, rest) for table in tables]
+    pairs = stage1.reshape(half, 2, factor)
+    cosines, sines = (np.einsum("pkab,pja->pkjb", table, pairs).reshape(half, rest + 1, -1) for table in split)
+    return HalfPlan(n, factor, stage1, cosines, sines, (2 * frequency) % n == 0, again)
 
 
 def _paired_basis(n: int) -> tuple[Matrix, list[int]]:

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from clusir.export.graph.probe import LinearGraph, Region
 
-__all__ = ["Filter", "Refused", "find_filter", "find_fixed", "find_pair", "is_gain", "spectra"]
+__all__ = [
+    "Filter",
+    "Refused",
+    "find_filter",
+    "find_fixed",
+    "find_pair",
+    "find_transform",
+    "inverses",
+    "is_gain",
+    "spectra",
+]
 
 _TOLERANCE = 1e-4
 _SAME = 1e-6  # two answers that differ by less are one and its rounding
@@ -65,13 +75,13 @@ def find_filter(linear: LinearGraph, product: str) -> Filter | None:
             continue  # a number: find_pair takes it into the scale, where it costs nothing
         if not gain and (len(linear.users[spectrum]) != 1 or product in linear.outputs):
             continue
-        forward = _transform(linear, spectrum, inverse=False)
+        forward = find_transform(linear, spectrum, inverse=False)
         if forward is None:
             continue
-        inverses = _inverses(linear, product, linear.shapes[forward[0].sources[0]])
+        found = inverses(linear, product, linear.shapes[forward[0].sources[0]])
         if gain:
-            return _undisturbed(linear, forward, [linear.producer[product]], mask, inverses)
-        for inverse in inverses:
+            return _undisturbed(linear, forward, [linear.producer[product]], mask, found)
+        for inverse in found:
             if _read_only_by(linear, product, inverse[0].nodes):
                 return _filter(linear, forward, mask, inverse)
     return None
@@ -102,11 +112,11 @@ def find_pair(linear: LinearGraph, spectrum: str, joined: bool) -> Filter | None
 
     Raises Refused where others read a value on the way.
     """
-    forward = _transform(linear, spectrum, inverse=False, joined=joined)
+    forward = find_transform(linear, spectrum, inverse=False, joined=joined)
     if forward is None:
         return None
-    inverses = _inverses(linear, spectrum, linear.shapes[forward[0].sources[0]], joined)
-    return _undisturbed(linear, forward, [], None, inverses)
+    found = inverses(linear, spectrum, linear.shapes[forward[0].sources[0]], joined)
+    return _undisturbed(linear, forward, [], None, found)
 
 
 def find_fixed(linear: LinearGraph, spectrum: str, joined: bool) -> Filter | None:
@@ -115,7 +125,7 @@ def find_fixed(linear: LinearGraph, spectrum: str, joined: bool) -> Filter | Non
     Whatever constants stand between, the picture's way is a linear map that is the same at every place, so its answer
     to a point is all there is to know. Raises Refused where others read a value on the way, or where channels differ.
     """
-    forward = _transform(linear, spectrum, inverse=False, joined=joined)
+    forward = find_transform(linear, spectrum, inverse=False, joined=joined)
     if forward is None:
         return None
     shape = linear.shapes[forward[0].sources[0]]
@@ -193,10 +203,10 @@ def _read_only_by(linear: LinearGraph, value: str, nodes: Iterable[onnx.NodeProt
     return all(id(u) in inside for u in linear.users.get(value, []))
 
 
-def _inverses(linear: LinearGraph, spectrum: str, picture: tuple[int, ...], joined: bool = False) -> Iterator[_Found]:
+def inverses(linear: LinearGraph, spectrum: str, picture: tuple[int, ...], joined: bool = False) -> Iterator[_Found]:
     """The irfft2 of ``spectrum``, times factors, of the shape ``picture``; the nearest first."""
     for output in _behind(linear, spectrum, picture):
-        inverse = _transform(linear, output, inverse=True, source=spectrum, joined=joined)
+        inverse = find_transform(linear, output, inverse=True, source=spectrum, joined=joined)
         if inverse is not None:
             yield inverse
 
@@ -217,7 +227,7 @@ def _behind(linear: LinearGraph, spectrum: str, shape: tuple[int, ...]) -> list[
     return found
 
 
-def _transform(
+def find_transform(
     linear: LinearGraph, value: str, inverse: bool, source: str | None = None, joined: bool = False
 ) -> _Found | None:
     """The region behind ``value`` that is an rfft2 (irfft2) times a factor, and that factor."""

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from clusir.errors import UsageError
-from clusir.runtimes.page.packed import packed
+from clusir.runtimes.page.packing import packed
 from clusir.runtimes.page.server import BUILT, MODEL, built_files, model_graphs
 from clusir.runtimes.runners.external import DATA_SUFFIX
 from clusir.runtimes.runners.files import ModelFiles

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clusir.quality.evaluate import ROWS, list_pictures, make_recipe, read_picture
-from clusir.runtimes.page.packed import packed
+from clusir.runtimes.page.packing import packed
 from clusir.runtimes.restore.restorer import Restorer
 from clusir.runtimes.runners.files import find_model
 

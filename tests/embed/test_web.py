@@ -15,7 +15,7 @@ from PIL import Image
 from toolchain import BUILD, GOLDEN, REPOSITORY, WEB, photo, run, shipped_model
 
 from clusir.export.formats.weights import share_weights
-from clusir.runtimes.page.packed import packed
+from clusir.runtimes.page.packing import packed
 from clusir.runtimes.restore.restorer import Restorer
 from tests import needs
 from tests.browser import chromium

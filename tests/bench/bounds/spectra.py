@@ -1,5 +1,5 @@
-"""A picture's spectrum in its usual order, changed and taken back: what the exporter writes beside forms that fold rows
-and columns first, and beside torch.fft. A measurement of forms that no pass writes.
+"""A picture's spectrum, changed value by value and taken back: what the exporter writes, with PositionwiseSpectrum and
+without it, beside forms that fold rows and columns first (no pass writes these), and beside torch.fft.
 
     python -m tests.bench.bounds.spectra 96 128 250 256 [--rounds 15]
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from clusir.export.base import Pipeline
 from clusir.export.lowering.dft import cos_sin, half_bins
 from clusir.export.passes.order import fusing_passes
+from clusir.export.passes.positionwise_spectrum import PositionwiseSpectrum
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.trace.writer import write_onnx
 from tests.bench.timing import RUNTIMES, Call, alternate, torch_call
@@ -117,9 +118,11 @@ class Folded:
         return self.unfold(self.node("Sub", even_map, odd_map), self.node("Add", even_map, odd_map), COLUMNS)
 
 
-def exported(x: Tensor) -> bytes:
+def exported(x: Tensor, ordered: bool) -> bytes:
+    """``ordered``: the spectrum in its usual order."""
     model = write_onnx(Rectified(), (x.repeat(2, 1, 1, 1),), ["x"], ["y"], dynamic_size=False, dft="auto")
-    return Pipeline([SimplifyGraph(), *fusing_passes()]).run(model).SerializeToString()
+    passes = [step for step in fusing_passes() if not (ordered and isinstance(step, PositionwiseSpectrum))]
+    return Pipeline([SimplifyGraph(), *passes]).run(model).SerializeToString()
 
 
 def main() -> None:
@@ -132,7 +135,8 @@ def main() -> None:
     for n in options.sizes:
         x = torch.randn(1, CHANNELS, n, n, generator=torch.Generator().manual_seed(n))
         expected = Rectified()(x.double()).numpy()
-        forms = {"exported": exported(x), "rows folded": Folded(n, False).graph(), "both": Folded(n, True).graph()}
+        forms = {"exported": exported(x, False), "ordered": exported(x, True)}
+        forms |= {"rows folded": Folded(n, False).graph(), "both": Folded(n, True).graph()}
         calls: dict[tuple[str, str], Call] = {("torch", "PyTorch"): torch_call(Rectified(), x)}
         errors = {}
         for form, graph in forms.items():
