@@ -34,22 +34,39 @@ class SteadyNorm(GraphPass):
         }
         norms = [node for node in edit.model.graph.node if node.op_type == "InstanceNormalization"]
         chosen = [node for node in norms if ranks.get(node.input[0]) in (3, 4)]
+        made = {output: node for node in edit.model.graph.node for output in node.output}
         for node in chosen:
-            _write_out(edit, node, ranks[node.input[0]])
+            source = made.get(node.input[0])
+            grouped = source is not None and source.op_type == "Reshape" and ranks.get(source.input[0]) == 4
+            _write_out(edit, node, ranks[node.input[0]], source.input[0] if source is not None and grouped else None)
         if not chosen:
             return PassResult(model, False, ("no InstanceNormalization was found",))
         edit.drop_unused()
         return PassResult(edit.model, True, (f"{len(chosen)} of {len(norms)} instance norms written out",))
 
 
-def _write_out(edit: GraphEdit, node: NodeProto, rank: int) -> None:
+def _write_out(edit: GraphEdit, node: NodeProto, rank: int, maps: str | None) -> None:
+    """``maps``: [B, C, H, W] whose groups are the rows that are normed: their width is where rows are folded, since a
+    product of a million numbers in a row adds too many in one go."""
     source, name = node.input[0], node.output[0]
-    right = _shares(edit, source, rank - 1, False, f"{name}/across")
-    down = _shares(edit, source, 2, True, f"{name}/down") if rank == 4 else None
+    shape = None
+    if rank == 3 and maps is not None:
+        width = edit.node("Shape", [maps], f"{name}/width", start=3, end=4)
+        lead = edit.constant([0, 0, -1], f"{name}/lead", np.int64)
+        shape = edit.node("Concat", [lead, width], f"{name}/folded", axis=0)
+
+    def folded(value: str, hint: str) -> str:
+        return value if shape is None else edit.node("Reshape", [value, shape], f"{hint}/map")
+
+    wide = rank == 4 or shape is not None
+    first = folded(source, f"{name}/source")
+    right = _shares(edit, first, 3 if wide else 2, False, f"{name}/across")
+    down = _shares(edit, first, 2, True, f"{name}/down") if wide else None
 
     def mean(value: str, hint: str) -> str:
-        rows = edit.node("MatMul", [value, right], f"{hint}/rows")
-        return rows if down is None else edit.node("MatMul", [down, rows], hint)
+        rows = edit.node("MatMul", [folded(value, hint), right], f"{hint}/rows")
+        found = rows if down is None else edit.node("MatMul", [down, rows], hint)
+        return found if shape is None else edit.reshape(found, [0, 0, 1], f"{hint}/row")
 
     near = edit.node("Sub", [source, mean(source, f"{name}/mean")], f"{name}/near")
     middle = edit.node("Sub", [near, mean(near, f"{name}/left")], f"{name}/centred")

@@ -56,6 +56,26 @@ def test_maps_of_nearly_one_colour_are_normed_on_both_runtimes(kind: str) -> Non
         assert np.abs(found - want).max() <= 5e-5
 
 
+def grouped() -> Net:
+    """A norm of two groups of maps, as PyTorch's GroupNorm is written: rows of half of the channels, of any size."""
+    net = Net()
+    source = net.input("x", "b", 16, "h", "w")
+    rows = net.op("Reshape", source, net.const([0, 2, -1], dtype=np.int64))
+    normed = net.op("InstanceNormalization", rows, net.const([1.5, -0.5]), net.const([0.25, 3.0]), epsilon=1e-5)
+    net.output(net.op("Reshape", normed, net.op("Shape", source)))
+    return net
+
+
+def test_groups_of_large_maps_are_folded_so_that_sums_stay_short() -> None:
+    x = np.random.default_rng(0).normal(3.0, 0.2, (1, 16, 512, 384)).astype(np.float32)
+    made = SteadyNorm().apply(grouped().model()).model
+    want = exact(x.reshape(1, 2, -1)).reshape(x.shape)
+    (got,) = run(made, {"x": x}).values()
+    for found in (got, run_openvino(made, x)):
+        assert np.abs(found - want).max() <= 1e-5
+    assert same(SteadyNorm(), grouped(), batch=5).modified
+
+
 def test_a_graph_without_norms_stays() -> None:
     net = Net()
     net.output(net.op("Relu", net.input("x", "b", 2, "h", "w")))
