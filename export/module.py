@@ -17,19 +17,18 @@ from typing import Any
 import onnx
 from torch import nn
 
-from clusir.errors import BackendError, UnsupportedModelError, UsageError, ValidationError
+from clusir.errors import UnsupportedModelError, UsageError, ValidationError
 from clusir.export.base import Pipeline
 from clusir.export.experts.conditional import BranchExperts
-from clusir.export.experts.coverage import check_program
 from clusir.export.experts.join import JoinGates, joined_gates
-from clusir.export.experts.registry import dense_blocks
+from clusir.export.experts.registry import as_form, dense_blocks
+from clusir.export.fastest import Forms, rank_forms, routers_for
 from clusir.export.lowering.complex_fft import aten_transforms
-from clusir.export.lowering.fft import FORMS, Form
+from clusir.export.options import ModuleOptions, backends_of, check_options
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
-from clusir.export.precision.place import Placed, check_fit, known_files, place
-from clusir.export.precision.run import PrecisionConfig
+from clusir.export.precision.place import Placed, check_fit, known_files, lower_of, place
 from clusir.export.scans.mamba import NOTE, mamba_importable
 from clusir.export.subject import Subject, read_subject
 from clusir.export.subjects.checks import check_batch, takes_batches
@@ -42,12 +41,12 @@ from clusir.export.tiled import Tiled, compare_sidecars, steadied, tiled
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
-from clusir.export.validate.each_pass import parity_at
+from clusir.export.validate.each_pass import ParityAfterEach, parity_at
 from clusir.export.validate.foreign import ModuleCheck, ModuleRow, at_tile, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.export.validate.tolerances import tolerance
-from clusir.names import ONNX_BACKENDS, install_line, installed_backends
+from clusir.names import ONNX_BACKENDS
 from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = [
@@ -77,28 +76,6 @@ class ModuleExport:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     placed: Placed = field(default_factory=Placed)
-
-
-@dataclass(frozen=True)
-class ModuleOptions:
-    """How a model is exported.
-
-    ``dft``: the form of transforms. ``router``: ``conditional`` puts experts into branches. ``output``: which of the
-    tensors that the model returns is the restored picture (a position or a key; None: found). ``batch``: 0 for any,
-    else the one batch of the file. ``size``: 0 for any height and width, else the one side in pixels. ``tile`` and
-    ``halo`` in pixels for those who cut pictures (None: chosen). ``backends``: the runtimes to validate on.
-    ``precision``: which lower precisions are made beside the file, and how.
-    """
-
-    dft: Form = "auto"
-    router: str = "dense"
-    output: str | None = None
-    batch: int = 0
-    size: int = 0
-    tile: int | None = None
-    halo: int | None = None
-    backends: tuple[str, ...] = ("ort", "openvino")
-    precision: PrecisionConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -135,11 +112,11 @@ def export_module(
     """
     chosen = ModuleOptions(**more) if options is None else options
     shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
-    _check_options(chosen)
+    check_options(chosen)
     out = Path(out)
     refuse_foreign(out.parent, known_files(out, chosen.precision), out.stem)
     with _subject(factory, shape, chosen.output, progress) as (subject, unused):
-        written = _attempt(subject, chosen, unused, progress)
+        written = _best(subject, chosen, unused, progress)
         check_fit(chosen.precision, written.check.batch or 1)
 
         def judge(path: Path, precision: str) -> Any:
@@ -190,7 +167,7 @@ def verify_module(
             raise UsageError(f"size {height}x{width}: {path.name} takes {rule}")
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
     given = ModuleOptions(dft=spec.dft_form, backends=tuple(backends or ONNX_BACKENDS))  # type: ignore[arg-type]
-    runtimes, _ = _backends(given)
+    runtimes, _ = backends_of(given)
     with _subject(factory, (batch or 1, spec.channels, *sizes[0]), None, lambda _: None) as (subject, _):
         gates = joined_gates(model)
         rows = validate(
@@ -200,16 +177,68 @@ def verify_module(
     return rows, warnings_of(rows)
 
 
-def _check_options(options: ModuleOptions) -> None:
-    if options.dft not in FORMS:
-        raise UsageError(f"--dft {options.dft!r} is not one of {', '.join(FORMS)}")
-    if options.router not in ("dense", "conditional"):
-        raise UsageError(f"--router {options.router!r} is not dense or conditional")
-    check_fit(options.precision, options.batch, options.router)
-    if options.batch < 0 or (options.size and not 8 <= options.size <= 4096):
-        raise UsageError(
-            f"--batch {options.batch}, --size {options.size}: a batch of at least 1, a size within 8..4096"
-        )
+def _best(subject: Subject, options: ModuleOptions, unused: Sequence[str], progress: Progress) -> _Written:
+    """With ``--router auto`` the form of the experts that is the fastest here and agrees with the model."""
+    if options.router != "auto":
+        return _attempt(subject, options, unused, progress)
+    forms = _forms(subject, options, progress)
+    said, spare = forms.said, None
+    for router in forms.order:
+        try:
+            written = _attempt(subject, replace(options, router=router), unused, progress)
+        except (UntraceableError, ValidationError) as error:
+            if router == "dense":
+                raise
+            said = f"{said}; {router} was given up ({error})"
+            continue
+        fixed = bool(written.spec.size.static_px) and not options.size
+        if not fixed or router == "dense":
+            written = spare if fixed and spare is not None else written
+            return replace(written, notes=(said, *written.notes))
+        said, spare = f"{said}; {router} was given up (it fixes the size, which dense need not)", spare or written
+    raise AssertionError("the dense form is always among them")
+
+
+def _forms(subject: Subject, options: ModuleOptions, progress: Progress) -> Forms:
+    """The forms of the experts in the order in which they are to be tried, measured at the size of ``--input``."""
+    if not dense_blocks(subject.dense):
+        return Forms(("dense",), "--router auto took dense: no block is described as routed")
+    size = (options.size,) * 2 if options.size else subject.shape[2:]
+    batch, channels = options.batch or 1, subject.shape[1]
+    pictures = probes(max(4, batch), channels, *size)
+
+    def build(router: str) -> onnx.ModelProto:
+        progress(f"measuring {router} experts")
+        with as_form(subject.dense, router):
+            traced = trace_module(
+                subject.unrun(), pictures[:batch], batches=False, sizes=False, before=subject.user.fresh.restore
+            )
+        model, _ = _graph(traced, replace(options, router=router), progress)
+        probe = ModelSpec(size=SizeRequirements(1, 1), channels=channels)
+        return AttachMetadata(probe).apply(model).model
+
+    feeds = [{"image": pictures[n : n + batch].numpy()} for n in range(0, len(pictures) - batch + 1, batch)]
+    routers = routers_for(options.batch, options.size, lower_of(options.precision))
+    return rank_forms(build, routers, feeds, backends_of(options)[0])
+
+
+def _graph(
+    traced: TracedModel,
+    options: ModuleOptions,
+    progress: Progress,
+    compared: Callable[[onnx.ModelProto], ParityAfterEach] | None = None,
+) -> tuple[onnx.ModelProto, tuple[Sequence[str], list[str]]]:
+    """The graph of a trace after all passes, each ``compared``; its gates, and what the passes say."""
+    model, gates = write_program(traced, options.dft)
+    fusing = fusing_passes() if options.dft == "auto" else []
+    branching = [BranchExperts()] if options.router == "conditional" else []
+    steps = Pipeline(
+        [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *branching],
+        None if compared is None else compared(model),
+        before_each=lambda name: progress(f"pass {name}"),
+    )
+    model = steps.run(model)
+    return model, (gates, [f"{record.name}: {'; '.join(record.notes)}" for record in steps.records])
 
 
 def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], progress: Progress) -> _Written:
@@ -253,14 +282,15 @@ def _export(
     with aten_transforms() if options.dft == "op" else contextlib.nullcontext():
         free = not options.batch and takes_batches(subject.fresh_dense(), few)
         progress(f"tracing at {size[0]}x{size[1]}")
-        traced = trace_module(
-            subject.unrun(),
-            probes(max(2, batch), channels, *size)[:batch],
-            batches=free,
-            sizes=multiple is not None,
-            multiple=multiple or 1,
-            before=subject.user.fresh.restore,
-        )
+        with as_form(subject.dense, options.router):
+            traced = trace_module(
+                subject.unrun(),
+                probes(max(2, batch), channels, *size)[:batch],
+                batches=free,
+                sizes=multiple is not None,
+                multiple=multiple or 1,
+                before=subject.user.fresh.restore,
+            )
     notes = [*traced.notes]
     if not options.batch:
         notes = [*check_batch(subject.user, subject.fresh_dense(), few), *notes]
@@ -269,19 +299,11 @@ def _export(
         raise UnsupportedModelError(
             f"the restored picture depends on random numbers drawn at {drew}; make that conditional on self.training"
         )
-    notes += _check_weights(subject, traced, unused)
+    notes += subject.check_weights(traced.original, unused)
     progress("writing the graph")
-    model, gates = write_program(traced, options.dft)
-    fusing = fusing_passes() if options.dft == "auto" else []
-    branching = [BranchExperts()] if options.router == "conditional" else []
-    steps = Pipeline(
-        [SimplifyGraph(), *fusing, CheckStandard(allow_dft=options.dft == "op"), *branching],
-        parity_at(model, (small, size), channels),
-        before_each=lambda name: progress(f"pass {name}"),
-    )
-    model = steps.run(model)
-    notes += [f"{record.name}: {'; '.join(record.notes)}" for record in steps.records]
-    backends, left = _backends(options)
+    model, (gates, said) = _graph(traced, options, progress, lambda m: parity_at(m, (small, size), channels))
+    notes += said
+    backends, left = backends_of(options)
     if left:
         notes.append(left)
     rule = _rule(model, traced, subject, multiple, backends[0], progress)
@@ -322,36 +344,6 @@ def _export(
         rows.append(ModuleRow(backend, what, found.max_abs, found.count))
     notes += made.notes
     return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
-
-
-def _check_weights(subject: Subject, traced: TracedModel, unused: Sequence[str]) -> list[str]:
-    """Refuse a trace that lost weights; those that the model itself never reads are left out, with a note."""
-    idle = {n.removeprefix("model.") for n in subject.watched.unreached}
-    routed = bool(subject.watched.read) or bool(dense_blocks(subject.dense))
-    left = check_program(
-        traced.original, unused, prefix="model.model.", excuse=lambda names: () if routed else idle & set(names)
-    )
-    if not left:
-        return []
-    owners = sorted({n.rpartition(".")[0] or n for n in left})
-    shown = ", ".join(owners[:4]) + (f" and {len(owners) - 4} more" if len(owners) > 4 else "")
-    return [f"WARNING: {len(left)} parameters that the restored picture does not depend on are left out, of {shown}"]
-
-
-def _backends(options: ModuleOptions) -> tuple[list[str], str]:
-    """The runtimes to validate on, and a note on those that were asked for and are not."""
-    installed = installed_backends(ONNX_BACKENDS)
-    backends = [b for b in installed if b in options.backends and (b == "ort" or options.dft != "op")]
-    if options.dft == "op" and tuple(options.backends) == ("openvino",):
-        raise UsageError("--dft op with --backends openvino: OpenVINO misreads DFT; use --backends ort")
-    if not backends:
-        raise BackendError(f"no runtime is installed to compare with; install one with: {install_line('onnxruntime')}")
-    left = {"ort", "openvino"} - set(backends)
-    if not left:
-        return backends, ""
-    asked = left & set(options.backends)
-    why = "OpenVINO misreads DFT" if options.dft == "op" else "not installed" if asked else "not asked for"
-    return backends, f"not validated on {', '.join(sorted(left))} ({why})"
 
 
 def _rule(

@@ -5,8 +5,8 @@ Everything is written into a folder beside the destination and moved to its fina
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -16,6 +16,7 @@ from clusir.degrade.kinds import FAMILY_NAMES
 from clusir.errors import UsageError
 from clusir.export.base import Pass, PassRecord, Pipeline
 from clusir.export.experts.dense import DensifyExperts
+from clusir.export.fastest import Forms, rank_forms
 from clusir.export.lowering.fft import FORMS, Form
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
@@ -23,6 +24,7 @@ from clusir.export.trace.forms import GRAPHS, GraphForm
 from clusir.export.trace.writer import write_onnx
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.feeds import random_feeds
+from clusir.export.validate.foreign import probes
 from clusir.network.model import ClusIR
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -31,6 +33,7 @@ __all__ = [
     "GraphRecord",
     "build_graph",
     "describe",
+    "fastest_router",
     "graph_passes",
     "module_passes",
     "write_graphs",
@@ -142,6 +145,29 @@ def build_graph(dense: ClusIR, form: GraphForm, config: ExportConfig) -> tuple[o
     if config.check_passes:
         pipeline.after_each = ParityAfterEach(written, random_feeds(written, (size, size)))
     return pipeline.run(written), pipeline.records
+
+
+def fastest_router(
+    model: ClusIR,
+    config: ExportConfig,
+    backends: Sequence[str],
+    lower: Sequence[str] = (),
+    progress: Progress = lambda _: None,
+) -> Forms:
+    """The router forms of ``config``'s graph that answers alone, the fastest on this machine first: eight pictures of
+    the size of a tile, one at a time. Beside ``lower`` precisions there is the dense form alone."""
+    if lower:
+        return Forms(("dense",), f"--router auto took dense: {' and '.join(lower)} have no other form")
+
+    def build(router: str) -> onnx.ModelProto:
+        progress(f"measuring {router} experts")
+        form = replace(config, router=router, check_passes=False)
+        dense = Pipeline(module_passes(form)).run(model)
+        assert isinstance(dense, ClusIR)
+        return build_graph(dense, GRAPHS["whole"], form)[0]
+
+    pictures = probes(8, 3, config.tile_px, config.tile_px).split(1)
+    return rank_forms(build, ROUTERS, [{"image": picture.numpy()} for picture in pictures], backends)
 
 
 def write_graphs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.base import Pipeline
+from clusir.export.experts.coverage import check_program
 from clusir.export.experts.registry import DensifyRegistered, dense_blocks
 from clusir.export.scans.registry import check_scans
 from clusir.export.subjects.checks import check_function
@@ -56,6 +57,21 @@ class Subject:
     def fresh_dense(self) -> Restorer:
         """A copy of the dense form that has not run."""
         return Restorer(self.user.fresh.of(self.dense).make(), self.place)
+
+    def check_weights(self, program: torch.export.ExportedProgram, unused: Sequence[str]) -> list[str]:
+        """Refuse a trace that lost weights; those that the model itself never reads are left out, with a note."""
+        idle = {n.removeprefix("model.") for n in self.watched.unreached}
+        routed = bool(self.watched.read) or bool(dense_blocks(self.dense))
+        left = check_program(
+            program, unused, prefix="model.model.", excuse=lambda names: () if routed else idle & set(names)
+        )
+        if not left:
+            return []
+        owners = sorted({n.rpartition(".")[0] or n for n in left})
+        shown = ", ".join(owners[:4]) + (f" and {len(owners) - 4} more" if len(owners) > 4 else "")
+        return [
+            f"WARNING: {len(left)} parameters that the restored picture does not depend on are left out, of {shown}"
+        ]
 
 
 def read_subject(

@@ -19,9 +19,10 @@ from clusir.cli._common import echo_warning
 from clusir.cli._precision import placed_json, precision_config, print_placed, refuse_idle_options
 from clusir.errors import WARNING_EXIT_CODE, BudgetError, UsageError
 from clusir.export.formats.bundle import Destination, ExportReport, Step, export_bundle
-from clusir.export.pipeline import ExportConfig
+from clusir.export.pipeline import ExportConfig, fastest_router
 from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import ParityRow, check_rows, remembered_answers
+from clusir.names import PRECISIONS
 from clusir.network import checkpoint as checkpoints
 from clusir.network.model import ClusIR
 from clusir.runtimes.runners.external import DATA_SUFFIX
@@ -91,7 +92,7 @@ def run(request: ExportRequest) -> None:
         raise UsageError(f"{request.folder} is a file; name a folder, or a file ending in .onnx")
     model, digest = checkpoints.resolve(request.checkpoint, request.seed)
     config = ExportConfig(
-        router=request.router,
+        router="dense" if request.router == "auto" else request.router,
         dft=request.dft,  # type: ignore[arg-type]  # click has checked it
         dynamic=request.dynamic,
         tile_px=request.tile_px,
@@ -103,7 +104,14 @@ def run(request: ExportRequest) -> None:
     )
     plan = ParityPlan(backends=request.runtimes, device=request.device)
     with Console(stderr=True).status("exporting") as status, remembered_answers():
+        said = ""
+        if request.router == "auto":
+            lower = tuple(p for p in request.precision if p in PRECISIONS and p != "fp32")
+            forms = fastest_router(model, config, request.runtimes, lower, status.update)
+            config, said = replace(config, router=forms.order[0]), forms.said
         steps = further_steps(request, plan, model, status.update)
+        if said:
+            steps.insert(0, lambda stage, stem, report: report.markdown.append(said))
         report = export_bundle(model, request.to, config, plan, more=steps, progress=status.update)
     for name in report.retired:
         echo_warning(f"{name} belongs to the former {request.stem}.onnx; it is now {name}.stale")

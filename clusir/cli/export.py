@@ -79,10 +79,11 @@ def check_options(module: bool, known: bool = False) -> None:
 )
 @click.option(
     "--router",
-    type=click.Choice(["dense", "conditional"]),
+    type=click.Choice(["dense", "merged", "conditional", "gathered", "auto"]),
     default="dense",
     show_default=True,
-    help="dense: compute all experts; conditional: an ONNX If around each, so that unused ones are skipped.",
+    help="dense: compute all experts; conditional: an ONNX If around each, so that unused ones are skipped; merged, "
+    "gathered (--module): all as one, or the weights of the chosen picked out; auto: the fastest that is right here.",
 )
 @click.option(
     "--dft",

@@ -11,7 +11,8 @@ weight times expert. The description lives beside the user's factory; the user's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 
 from clusir.errors import ExportError, UsageError
 from clusir.export.base import PassResult
+from clusir.export.experts.together import gathered_sum, merged_sum, with_at_most
 from clusir.export.subjects.copies import copied
 
 __all__ = [
     "DenseBlock",
     "DensifyRegistered",
     "MoEDescription",
+    "as_form",
     "clear_registry",
     "dense_blocks",
     "register_moe",
@@ -107,7 +110,7 @@ def top_k_gate(scores: Tensor, k: int, *, renormalise: bool = False) -> Tensor:
     rival, own = scores.unsqueeze(1), scores.unsqueeze(2)  # [B, e, rival]
     beaten = (rival > own) | ((rival == own) & (index[None, None, :] < index[None, :, None]))
     kept = scores * (beaten.to(scores.dtype).sum(2) < k).to(scores.dtype)
-    return kept / kept.sum(1, keepdim=True) if renormalise else kept
+    return with_at_most(kept / kept.sum(1, keepdim=True) if renormalise else kept, k)
 
 
 @dataclass
@@ -115,7 +118,7 @@ class DenseBlock:
     """The dense forward of one described block. ``gates`` collects the gate of each call; ``forced`` overrides it.
 
     ``forced`` is BxE and replaces the gate that the block computes (at every pixel, where it is one per pixel), so that
-    each expert can be compared on its own.
+    each expert can be compared on its own. ``form``: ``dense``, one expert after another; ``merged`` or ``gathered``.
     """
 
     name: str
@@ -123,6 +126,7 @@ class DenseBlock:
     description: MoEDescription
     forced: Tensor | None = None
     gates: list[Tensor] = field(default_factory=list)
+    form: str = "dense"
 
     @property
     def experts(self) -> list[nn.Module]:
@@ -148,13 +152,43 @@ class DenseBlock:
             forced = self.forced.to(gate.dtype)
             gate = forced.reshape(*forced.shape, *([1] * (gate.dim() - 2))).expand_as(gate)
         self.gates.append(gate)
-        mixed: Any = None
-        for index, expert in enumerate(experts):
-            out = self.description.expert(self.block, expert, *inputs)
-            weight = gate[:, index : index + 1]
-            weight = weight.reshape(-1, *([1] * (out.dim() - 1))) if gate.dim() == 2 else weight
-            mixed = weight * out if mixed is None else mixed + weight * out
+        mixed = _SUMS[self.form](self, gate, inputs)
         return self.description.combine(self.block, mixed, gate, *inputs)
+
+    def call(self, expert: nn.Module, *inputs: Any) -> Any:
+        """One expert, as the description says."""
+        return self.description.expert(self.block, expert, *inputs)
+
+
+def _dense_sum(block: DenseBlock, gate: Tensor, inputs: Sequence[Any]) -> Any:
+    """sum_e gate_e * expert_e(inputs), one after another. gate: BxE or BxExHxW."""
+    mixed: Any = None
+    for index, expert in enumerate(block.experts):
+        out = block.call(expert, *inputs)
+        weight = gate[:, index : index + 1]
+        weight = weight.reshape(-1, *([1] * (out.dim() - 1))) if gate.dim() == 2 else weight
+        mixed = weight * out if mixed is None else mixed + weight * out
+    return mixed
+
+
+_SUMS: dict[str, Callable[[DenseBlock, Tensor, Sequence[Any]], Any]] = {
+    "dense": _dense_sum,
+    "merged": merged_sum,
+    "gathered": gathered_sum,
+}
+
+
+@contextlib.contextmanager
+def as_form(model: nn.Module, router: str) -> Iterator[None]:
+    """Inside, the described blocks of a model sum up as ``router`` says; branches are made of the dense sum later."""
+    blocks = dense_blocks(model)
+    for block in blocks:
+        block.form = router if router in _SUMS else "dense"
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.form = "dense"
 
 
 def dense_blocks(model: nn.Module) -> list[DenseBlock]:

@@ -41,8 +41,8 @@ def check_fit(config: PrecisionConfig | None, batch: int, router: str = "dense")
     """Raise UsageError where a graph of that ``batch`` (0: any) and ``router`` has no lower precision."""
     if lower_of(config) and batch > 1:
         raise UsageError(f"fp16 and int8 need single pictures, and the file takes {batch}; export a batch of 1")
-    if lower_of(config) and router == "conditional":
-        raise UsageError("--router conditional has no fp16 or int8 form here; leave one of them out")
+    if lower_of(config) and router in ("conditional", "gathered"):
+        raise UsageError(f"--router {router} has no fp16 or int8 form here; leave one of them out")
 
 
 def known_files(out: Path, config: PrecisionConfig | None, files: Collection[str] = ()) -> list[str]:

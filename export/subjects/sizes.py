@@ -39,9 +39,15 @@ def _odd_sizes(multiple: int, avoided: set[int]) -> tuple[int, int]:
 
 def _next_odd(multiple: int, least: int, avoided: set[int]) -> int:
     factor = -(-least // multiple) | 1
-    while _paddings(factor * multiple) & avoided:
+    while _paddings(factor * multiple) & avoided or not _odd_at_levels(factor * multiple, multiple):
         factor += 2
     return factor * multiple
+
+
+def _odd_at_levels(length: int, multiple: int) -> bool:
+    """Whether an odd multiple stays odd where a network halves it, down to an eighth: maps are padded there too."""
+    least = multiple & -multiple  # the power of two in it
+    return all(length // step % 2 for step in (1, 2, 4) if step >= least)
 
 
 def _paddings(length: int) -> set[int]:
