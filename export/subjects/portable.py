@@ -4,7 +4,8 @@ eagerly and while tracing.
 A call such as ``.cuda()``, ``.to("cuda")`` or ``torch.zeros(..., device="cuda")`` has no meaning without a GPU, and
 ``.half()`` or autocast only says how exactly to compute. Inside :func:`portable` the first four keep their tensor where
 it is and the others leave float32. A map made for a batch of one (a noise level, coordinates) that is concatenated with
-the channels of several pictures is repeated for each. The user's code is not touched. What was changed is told by
+the channels of several pictures is repeated for each. A sort leaves equal values as they stand: on a CPU PyTorch orders
+them as it likes, and tokens sorted by category would mix. The user's code is not touched. What was changed is told by
 :attr:`Portable.notes`.
 """
 
@@ -23,12 +24,14 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Portable", "portable"]
 
 HALF = "half precision inside the model is computed in float32"
+SORTS = "sorts leave equal values as they stand, which PyTorch promises for stable=True alone"
 
 _DEVICE = re.compile(r"(cuda|xpu|mps|npu|hip)(:\d+)?")
 _NARROW = (torch.float16, torch.bfloat16)
 _NARROW_CALLS = ("half", "bfloat16")
 _MOVES = ("cuda", "xpu", "ipu", "hpu", "pin_memory")
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
+_SORTS = (torch.sort, Tensor.sort, torch.argsort, Tensor.argsort)
 
 
 def _without_gpu(value: Any) -> Any:
@@ -82,6 +85,10 @@ class Portable(TorchFunctionMode):
             plain = (plain[0], "cpu", *plain[2:])  # .to(0): the number of a GPU
         if func in _JOINS and plain:
             plain = (_for_each_picture(plain[0], *plain[1:2], **named), *plain[1:])
+        if func in _SORTS and not named.get("stable"):
+            self.notes.add(SORTS)
+            named |= dict(zip(("dim", "descending"), plain[1:], strict=False)) | {"stable": True}
+            plain = plain[:1]
         return func(*plain, **named)
 
 
