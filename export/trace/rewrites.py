@@ -113,6 +113,17 @@ def _searchsorted(sorted_sequence: Tensor, input: Any, *, out_int32: bool = Fals
     return (values >= edges if right else values > edges).sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
+def _squeeze(input: Tensor, dim: Any = None) -> Any:
+    """squeeze of the axes that have a length of one; ONNX takes no others, where torch leaves them as they are."""
+    if input.dim() == 0:
+        return NotImplemented
+    asked = range(input.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+    if not all(isinstance(axis, int) for axis in asked):
+        return NotImplemented
+    ones = [axis % input.dim() for axis in asked if input.shape[axis] == 1]
+    return input.squeeze(tuple(ones)) if ones else input
+
+
 def _einsum(equation: Any, *operands: Any) -> Any:
     """An ellipsis as the letters that it stands for: OpenVINO takes it for nothing and answers with an empty tensor."""
     if not isinstance(equation, str) or "..." not in equation:
@@ -256,4 +267,6 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     torch.linalg.inv: _inverse,
     torch.inverse: _inverse,
     Tensor.inverse: _inverse,
+    torch.squeeze: _squeeze,
+    Tensor.squeeze: _squeeze,
 }

@@ -199,7 +199,7 @@ def by_category(f: Tensor) -> Tensor:
 
 
 def prompted(f: Tensor) -> Tensor:
-    """Learned maps mixed by what the picture is, and resized to it."""
+    """Learned maps mixed by what the picture is, and resized to it; an axis is squeezed that is none of length one."""
     b, c, h, w = f.shape
     share = F.softmax(f.mean(dim=(-2, -1)) @ numbers(c, 5), dim=1)
     prompts = numbers(1, 5, c, 12, 12, seed=1)

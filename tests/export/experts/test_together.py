@@ -171,8 +171,7 @@ def test_exported_forms_are_right_for_every_expert(router: str, batch: int, size
     image = pictures(3, 40, size or 56)
     for backend in ("ort", "openvino"):
         with open_runner(made.path, backend, "cpu", 1) as runner:
-            groups = [image] if not batch else image.split(1)
-            got = np.concatenate([runner.run({"image": part.numpy()})["restored"] for part in groups])
+            got = np.concatenate([runner.run({"image": part.numpy()})["restored"] for part in image.split(1)])
         np.testing.assert_allclose(got, reference(model, image).numpy(), atol=1e-5)
 
 
