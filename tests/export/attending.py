@@ -137,7 +137,8 @@ def anchored(f: Tensor) -> Tensor:
 def strongest_channels(f: Tensor) -> Tensor:
     """Attention between channels that keeps the best of each row, several times over, by marks scattered into zeros."""
     b, _, h, w = f.shape
-    x = torch.cat([f, f.flip(1) * 0.5, f.roll(1, 3)], 1).view(b, 3, 3, h * w)
+    ramp = torch.linspace(0, 1, w, device=f.device)  # without it all are alike in a map of one colour, up to rounding
+    x = torch.stack([f, f * ramp, f * ramp * ramp], 2).view(b, 3, 3, h * w)
     q, k = F.normalize(x, dim=-1), F.normalize(x.flip(2), dim=-1)
     share = q @ k.transpose(-2, -1)
     total = 0
