@@ -147,6 +147,17 @@ def test_tonal_statistics_see_a_veil_and_darkness() -> None:
     assert (dark - plain).abs().max() > 0.5
 
 
+def test_wider_windows_tell_a_night_with_lights_from_a_picture_that_is_dark_throughout() -> None:
+    tones = TonalStatistics()
+    dark = 0.1 * torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    lit = dark.clone()
+    lit[:, :, 20::64, 20::64] = 1.0  # one lamp in each of 16 parts: a fiftieth of the small blocks
+    apart = (tones(lit) - tones(dark)).abs()[0]
+    assert (apart > 0.5).sum() >= 8
+    assert float(apart[:36].max()) < 0.05
+    assert tones(dark[..., :16, :16]).isfinite().all()
+
+
 def test_permissions_need_the_parts_that_they_steer() -> None:
     with pytest.raises(UsageError, match="permissions"):
         replace(CONFIGS["small"], permissions=True)
