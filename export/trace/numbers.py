@@ -288,10 +288,12 @@ def _only_called_in(code: str) -> frozenset[str]:
 
 
 def _used_otherwise(tree: ast.AST, identity: bool) -> set[str]:
-    """Names with which code does more than call, annotate and compare; ``identity``: ``type(x) is int`` compares."""
+    """Names with which code does more than call, annotate and compare; ``identity``: ``type(x) is int`` compares, and
+    what a module keeps (``kinds = [int]``) counts too, since ``type(x) in kinds`` would see it."""
     fine: set[builtins.int] = set()
     functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
-    run = [n for f in functions for top in (f.body if isinstance(f.body, list) else [f.body]) for n in ast.walk(top)]
+    inside = [n for f in functions for top in (f.body if isinstance(f.body, list) else [f.body]) for n in ast.walk(top)]
+    run = list(ast.walk(tree)) if identity else inside
     for node in run:
         if isinstance(node, ast.Call):
             fine.add(id(node.func))

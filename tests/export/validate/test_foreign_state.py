@@ -206,7 +206,8 @@ def test_libraries_that_another_environment_lends_are_not_the_users() -> None:
         ("def f(h):\n    return int(h / 2) if type(h) is int and int is not type(0.5) else 7\n", True),
         ("def f(h):\n    return int(h / 2) if type(h) is int and isinstance(f, type) is False else 7\n", False),
         ("sort = type\ndef f(h):\n    return int(h / 2) if type(h) is int else 7\n", False),
-        ("kinds = [int]\ndef f(h):\n    return int(h / 2)\n", False),
+        ("kinds = [int]\ndef f(h):\n    return int(h / 2)\n", True),
+        ("kinds = [int]\ndef f(h):\n    return int(h / 2) if type(h) in kinds else 7\n", True),
     ],
 )
 def test_int_is_replaced_only_where_that_cannot_be_seen(
