@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusir.errors import ModelFormatError
-from clusir.runtimes.page.messages import fields, number, text
 from clusir.runtimes.runners.external import check_weights, external_files
+from clusir.runtimes.runners.protobuf import fields, number, read_varint, text
 
 __all__ = ["packed"]
 
@@ -47,7 +47,7 @@ def packed(graphs: Mapping[str, Path], weights: str) -> dict[str, bytes]:
         check_weights(path)
         try:
             made[name] = _model(path, store)
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, LookupError) as error:
             raise ModelFormatError(f"model {path}: it cannot be packed ({error}); use it as it is") from error
     if not store.content:
         return {name: path.read_bytes() for name, path in graphs.items()}
@@ -94,7 +94,8 @@ class _Store:
 
 def _model(path: Path, store: _Store) -> list[bytes | _Parts]:
     """The fields of a model; its graph as the parts that it will be written from."""
-    beside = {found.name: found for found in external_files(path)}
+    folder = path.parent.resolve()
+    beside = {found.relative_to(folder).as_posix(): found for found in external_files(path)}
     return [
         _graph(content, beside, store) if field_ == _MODEL_GRAPH and isinstance(content, bytes) else raw
         for field_, content, raw in fields(path.read_bytes())
@@ -144,23 +145,20 @@ def _read(tensor: bytes, opened: Mapping[str, bytes]) -> tuple[str, int, tuple[i
                 pair = {n: value.decode() for n, value, _ in fields(content) if isinstance(value, bytes)}
                 entries[pair[1]] = pair[2]
     if "location" in entries:
-        data, at = opened[PurePosixPath(entries["location"]).name], int(entries.get("offset", "0"))
+        place = PurePosixPath(entries["location"]).as_posix()
+        if place not in opened:
+            raise ValueError(f"its weights are in {place}, which is no file of its folder")
+        data, at = opened[place], int(entries.get("offset", "0"))
         values = data[at : at + int(entries["length"])] if "length" in entries else data[at:]
     return (name, kind, tuple(shape), values) if entries or len(values) >= _LEAST_BYTES else None
 
 
 def _packed_numbers(content: bytes) -> list[int]:
-    # A packed list of varints reads like the values of fields that all have number 1.
-    pairs = b"".join(b"\x08" + bytes(part) for part in _split(content))
-    return [value for _, value, _ in fields(pairs) if isinstance(value, int)]
-
-
-def _split(content: bytes) -> Iterator[bytes]:
-    start = 0
-    for at, byte in enumerate(content):
-        if byte < 0x80:
-            yield content[start : at + 1]
-            start = at + 1
+    numbers, at = [], 0
+    while at < len(content):
+        value, at = read_varint(content, at, len(content))
+        numbers.append(value)
+    return numbers
 
 
 def _narrowed(name: str, values: NDArray[np.float32], store: _Store) -> tuple[_Parts, _Parts]:

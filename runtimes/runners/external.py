@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clusir.errors import ModelFormatError
+from clusir.runtimes.runners.protobuf import LENGTH, spans
 
 __all__ = ["DATA_SUFFIX", "check_weights", "external_files"]
 
@@ -82,7 +83,7 @@ def _named(model: Path, messages: Mapping[str, Mapping[int, str]]) -> set[tuple[
         try:
             tensors = _tensors(data, messages, (0, len(data)), "model", 0)
             found = {(name.decode(), checksum.decode()) for name, checksum in tensors}
-        except (IndexError, ValueError):
+        except ValueError:
             return set()  # opening it says what is wrong
     summed = {name for name, checksum in found if checksum}
     return {(name, checksum) for name, checksum in found if checksum or name not in summed}
@@ -105,34 +106,9 @@ def _tensors(
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(number, first byte, one past the last) of the fields of a message that have a length."""
-    while at < end:
-        tag, at = _varint(data, at)
-        number, wire = divmod(tag, 8)
-        if wire == 0:
-            _, at = _varint(data, at)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        elif wire == 2:
-            length, at = _varint(data, at)
-            if length > end - at:
-                raise ValueError("longer than the file")
-            yield number, at, at + length
-            at += length
-        else:
-            raise ValueError(f"wire type {wire}")
+    return ((span.number, span.first, span.last) for span in spans(data, at, end) if span.wire == LENGTH)
 
 
 def _entry(data: mmap.mmap, at: int, end: int) -> tuple[bytes, bytes]:
     texts = {number: data[first:last] for number, first, last in _fields(data, at, end)}
     return texts.get(1, b""), texts.get(2, b"")
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number of more than ten bytes")

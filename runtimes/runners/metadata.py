@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clusir.errors import ModelFormatError
+from clusir.runtimes.runners.protobuf import LENGTH, spans
 
 __all__ = ["read_metadata"]
 
@@ -77,19 +78,15 @@ def _model(stream: BinaryIO, size: int) -> dict[str, str]:
 
 def _entry(data: bytes) -> tuple[str, str]:
     texts = {1: "", 2: ""}
-    at = 0
-    while at < len(data):
-        tag, at = _varint_at(data, at)
-        if tag & 7 != 2:
-            raise _Malformed("a metadata entry that is not two strings")
-        length, at = _varint_at(data, at)
-        if length > len(data) - at:
-            raise _Malformed("a metadata string longer than its entry")
-        try:
-            texts[tag >> 3] = data[at : at + length].decode()
-        except UnicodeDecodeError as error:
-            raise _Malformed("a metadata string that is not UTF-8") from error
-        at += length
+    try:
+        for span in spans(data, 0, len(data)):
+            if span.wire != LENGTH:
+                raise _Malformed("a metadata entry that is not two strings")
+            texts[span.number] = data[span.first : span.last].decode()
+    except UnicodeDecodeError as error:
+        raise _Malformed("a metadata string that is not UTF-8") from error
+    except ValueError as error:
+        raise _Malformed(f"a metadata entry with {error}") from error
     return texts[1], texts[2]
 
 
@@ -101,19 +98,6 @@ def _varint(stream: BinaryIO) -> int:
         if byte < 0x80:
             return value
     raise _Malformed("a number of more than ten bytes")
-
-
-def _varint_at(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise _Malformed("a number that does not end")
 
 
 def _take(stream: BinaryIO, count: int) -> bytes:

@@ -105,6 +105,21 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         packed({"w.onnx": path}, "w.onnx.data")
 
 
+def test_weights_outside_the_folder_are_not_read(tmp_path: Path) -> None:
+    path = graph_of(tensors(), tmp_path / "w.onnx", beside=True)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "../w.data" if entry.key == "location" else entry.value
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "w.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelFormatError, match=r"w\.onnx: it cannot be packed \(its weights are in \.\./w\.data, which is no file"
+    ):
+        packed({"w.onnx": inner / "w.onnx"}, "w.onnx.data")
+
+
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_the_pictures_of_the_shipped_model_are_the_same(tmp_path: Path, backend: str) -> None:
     found = find_model()
