@@ -150,7 +150,7 @@ def _search(
             "the two models share no tensor name; compare two files of one export, or a file and its network"
         )
     agreed = set(suspect.inputs)
-    worst = (0.0, 0.0)
+    seen = []
     for chunk in _chunks(aligned):
         want, got = values_of(chunk), Probe(suspect.model, chunk, optimise=False).run(feeds)
         for name in chunk:
@@ -162,8 +162,9 @@ def _search(
                 )
                 return _reproduce(found, agreed, suspect, trusted, values_of, feeds, out_dir)
             agreed.add(name)
-            worst = (max(worst[0], apart.relative), max(worst[1], apart.max_abs))
-    return Divergence("", "", "", worst[0], worst[1], tolerance, len(aligned))
+            seen.append((apart.relative, apart.max_abs))
+    relative, max_abs = np.max(seen, axis=0).tolist()
+    return Divergence("", "", "", relative, max_abs, tolerance, len(aligned))
 
 
 def _chunks(names: Sequence[str]) -> Iterator[list[str]]:

@@ -184,10 +184,7 @@ class Converted(OnnxHost):
         """A file that is broken is seen here; what INT8 costs was measured on photos when it was written."""
         if not self.integers or not all((folder / file).is_file() for file, _ in self.integers):
             return []
-        try:
-            (found,) = self.answers(folder, [image], integers=True)
-        except Refused as reason:
-            raise ValidationError(f"{self.name} refuses {folder / self.integers[0][0]}: {reason}") from reason
+        found = self._again(folder / self.integers[0][0], image, integers=True)
         agreement = compare({"restored": expected}, {"restored": found}, _EIGHT)
         return [("int8", check(agreement, f"{self.name}, int8"), "")]
 
@@ -198,12 +195,17 @@ class Converted(OnnxHost):
             return [
                 ("float16", None, f"{self.half[0][0]} is left out: it is less than {_HALF.psnr_db:g} dB from float32")
             ]
-        try:
-            (found,) = self.answers(folder, [image], half=True)
-        except Refused as reason:
-            raise ValidationError(f"{self.name} refuses {folder / self.half[0][0]}: {reason}") from reason
+        found = self._again(folder / self.half[0][0], image, half=True)
         agreement = compare({"restored": expected}, {"restored": found}, _HALF)
         return [("float16", check(agreement, f"{self.name}, float16"), "")]
+
+    def _again(self, file: Path, image: Array, **precision: bool) -> Array:
+        """What the files of another precision answer; ``file``: the one to name where the runtime refuses them."""
+        try:
+            (found,) = self.answers(file.parent, [image], **precision)
+        except Refused as reason:
+            raise ValidationError(f"{self.name} refuses {file}: {reason}") from reason
+        return found
 
     def _leave_out(self, folder: Path, images: list[Array]) -> None:
         """Remove the files of float16 where they lose too much."""

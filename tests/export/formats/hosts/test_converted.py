@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,31 +16,10 @@ from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.folders import export_targets, open_source
 from clusir.export.formats.hosts.form import reference
 from clusir.export.formats.hosts.registry import TARGETS
+from tests.export.formats.hosts.own_host import RUNNER, Own
 from tests.needs import NEEDS, skip
 
 Make = Callable[..., Path]
-
-RUNNER = """
-import sys, numpy, onnxruntime
-folder, count = sys.argv[1], int(sys.argv[2])
-session = onnxruntime.InferenceSession(folder + "/model.own", providers=["CPUExecutionProvider"])
-for index in range(count):
-    numpy.save(f"{folder}/{index}.out.npy", session.run(None, {"input": numpy.load(f"{folder}/{index}.npy")})[0])
-"""
-
-
-class Own(Converted):
-    """A host whose format is ONNX under another name."""
-
-    name: ClassVar[str] = "own"
-    module: ClassVar[str] = "onnxruntime"
-    variable: ClassVar[str] = "CLUSIR_TEST_OWN"
-    install: ClassVar[str] = "own numpy"
-    files: ClassVar[tuple[str, ...]] = ("model.own",)
-    converter: ClassVar[str] = (
-        "import shutil, sys; shutil.copy(sys.argv[1] + '/model.onnx', sys.argv[1] + '/model.own')"
-    )
-    runner: ClassVar[str] = RUNNER
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from clusir.export.formats.hosts.registry import TARGETS
 from clusir.export.graph.session import Probe
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.spec import ModelSpec, SizeRequirements
+from tests.export.formats.hosts.own_host import Own
 from tests.needs import skip
 
 SIDE = 64
@@ -63,29 +64,11 @@ def rounded(source: Source) -> onnx.ModelProto:
     return drawn.quantizer(Litert().rewrite(model)).build()
 
 
-RUNNER = """
-import sys, numpy, onnxruntime
-folder, count = sys.argv[1], int(sys.argv[2])
-session = onnxruntime.InferenceSession(folder + "/model.own", providers=["CPUExecutionProvider"])
-for index in range(count):
-    numpy.save(f"{folder}/{index}.out.npy", session.run(None, {"input": numpy.load(f"{folder}/{index}.npy")})[0])
-"""
+class OwnIntegers(Own):
+    """Its INT8 is the quantiser's graph."""
 
-
-class Own(Converted):
-    """A runtime whose format is ONNX under another name, and whose INT8 is the quantiser's graph."""
-
-    name: ClassVar[str] = "own"
-    module: ClassVar[str] = "onnxruntime"
-    variable: ClassVar[str] = "CLUSIR_TEST_OWN"
-    install: ClassVar[str] = "own numpy"
-    files: ClassVar[tuple[str, ...]] = ("model.own",)
     integers: ClassVar[tuple[tuple[str, str], ...]] = (("model_int8.own", "model.own"),)
     no_int8: ClassVar[str] = ""
-    converter: ClassVar[str] = (
-        "import shutil, sys; shutil.copy(sys.argv[1] + '/model.onnx', sys.argv[1] + '/model.own')"
-    )
-    runner: ClassVar[str] = RUNNER
     spoil: ClassVar[float] = 1.0
 
     def convert_int8(self, graph: IntegerGraph, folder: Path) -> None:
@@ -98,8 +81,8 @@ class Own(Converted):
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
-    class Mine(Own):
+def own(monkeypatch: pytest.MonkeyPatch) -> type[OwnIntegers]:
+    class Mine(OwnIntegers):
         pass
 
     monkeypatch.setitem(TARGETS, "own", Mine)
@@ -150,7 +133,7 @@ def test_what_rounding_cuts_off_stays_cut_off() -> None:
     assert peaks == {"weight": 255 / 64}
 
 
-def test_what_int8_loses_is_measured_and_said(own: type[Own], source: Source, tmp_path: Path) -> None:
+def test_what_int8_loses_is_measured_and_said(own: type[OwnIntegers], source: Source, tmp_path: Path) -> None:
     (made,) = export_targets(source, tmp_path / "out", [own()], int8=FEW)
     assert "model_int8.own" in made.files
     (told,) = [found.note for found in made.findings if found.case == "int8"]
@@ -171,7 +154,7 @@ def test_what_int8_loses_is_measured_and_said(own: type[Own], source: Source, tm
         selftest.verify_target("own", tmp_path / "out")
 
 
-def test_int8_that_loses_too_much_is_not_written(own: type[Own], source: Source, tmp_path: Path) -> None:
+def test_int8_that_loses_too_much_is_not_written(own: type[OwnIntegers], source: Source, tmp_path: Path) -> None:
     own.spoil = 30.0
     with pytest.raises(BudgetError, match=r"--target own: INT8 loses .* dB in the mean.*allowed are 0\.15 and 0\.4 dB"):
         export_targets(source, tmp_path / "out", [own()], int8=FEW)
@@ -179,7 +162,7 @@ def test_int8_that_loses_too_much_is_not_written(own: type[Own], source: Source,
 
 
 def test_what_the_routers_see_stays_in_float_where_all_in_integers_lose_too_much(
-    own: type[Own], source: Source, rounded: onnx.ModelProto, tmp_path: Path
+    own: type[OwnIntegers], source: Source, rounded: onnx.ModelProto, tmp_path: Path
 ) -> None:
     model = host_form(source, own().form(source))
     own().convert(model, tmp_path)
@@ -214,7 +197,7 @@ def test_what_does_nothing_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_program_without_int8_is_refused(own: type[Own], source: Source, tmp_path: Path) -> None:
+def test_a_program_without_int8_is_refused(own: type[OwnIntegers], source: Source, tmp_path: Path) -> None:
     own.no_int8 = "its reason"
     with pytest.raises(UnsupportedModelError, match="--target own: there is no INT8 for it: its reason"):
         export_targets(source, tmp_path / "out", [own()], int8=FEW)
