@@ -7,13 +7,15 @@ product adds in blocks, and no runtime turns it back into the operator, as OpenV
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
-from clusir.export.graph.index import inferred
+from clusir.export.graph.index import GraphIndex, inferred
 from clusir.export.graph.norm import write_norm
 
 __all__ = ["SteadyNorm"]
@@ -34,15 +36,23 @@ class SteadyNorm(GraphPass):
         }
         norms = [node for node in edit.model.graph.node if node.op_type == "InstanceNormalization"]
         chosen = [node for node in norms if ranks.get(node.input[0]) in (3, 4)]
-        made = {output: node for node in edit.model.graph.node for output in node.output}
+        index = GraphIndex(edit.model.graph)
         for node in chosen:
-            source = made.get(node.input[0])
-            grouped = source is not None and source.op_type == "Reshape" and ranks.get(source.input[0]) == 4
-            _write_out(edit, node, ranks[node.input[0]], source.input[0] if source is not None and grouped else None)
+            rank = ranks[node.input[0]]
+            _write_out(edit, node, rank, _grouped(index, node, ranks) if rank == 3 else None)
         if not chosen:
             return PassResult(model, False, ("no InstanceNormalization was found",))
         edit.drop_unused()
         return PassResult(edit.model, True, (f"{len(chosen)} of {len(norms)} instance norms written out",))
+
+
+def _grouped(index: GraphIndex, node: NodeProto, ranks: Mapping[str, int]) -> str | None:
+    """The maps [B, C, H, W] whose groups of channels are the rows of a norm, as PyTorch's GroupNorm has them."""
+    source = index.producer.get(node.input[0])
+    if source is None or source.op_type != "Reshape" or ranks.get(source.input[0]) != 4:
+        return None
+    shape = index.integers(source.input[1]) or []
+    return source.input[0] if len(shape) == 3 and shape[0] == 0 and shape[2] == -1 else None
 
 
 def _write_out(edit: GraphEdit, node: NodeProto, rank: int, maps: str | None) -> None:
@@ -50,7 +60,7 @@ def _write_out(edit: GraphEdit, node: NodeProto, rank: int, maps: str | None) ->
     product of a million numbers in a row adds too many in one go."""
     source, name = node.input[0], node.output[0]
     shape = None
-    if rank == 3 and maps is not None:
+    if maps is not None:
         width = edit.node("Shape", [maps], f"{name}/width", start=3, end=4)
         lead = edit.constant([0, 0, -1], f"{name}/lead", np.int64)
         shape = edit.node("Concat", [lead, width], f"{name}/folded", axis=0)
