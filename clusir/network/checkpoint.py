@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 
+from clusir.atomic import whole_file
 from clusir.errors import ModelFormatError, UsageError
 from clusir.network.model import CONFIGS, ClusIR, ModelConfig
 
@@ -30,10 +30,10 @@ def save(model: ClusIR, path: str | Path, metadata: Mapping[str, str] | None = N
     """Write ``model`` to ``path`` (replaced atomically). ``metadata`` adds strings, for example the training
     command."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, partial, {**(metadata or {}), "config": json.dumps(model.config.to_dict())})
-    os.replace(partial, path)
+    content = as_bytes(tensors, {**(metadata or {}), "config": json.dumps(model.config.to_dict())})
+    with whole_file(path) as stream:
+        stream.write(content)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

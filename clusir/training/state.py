@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
+from clusir.atomic import whole_file
 from clusir.errors import ModelFormatError, UsageError
 from clusir.network.model import ClusIR
 
@@ -64,10 +64,10 @@ def write_state(
     tensors["random.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     held = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(held, partial, {"clusir.train": json.dumps(header)})
-    os.replace(partial, path)
+    content = as_bytes(held, {"clusir.train": json.dumps(header)})
+    with whole_file(path) as stream:
+        stream.write(content)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from clusir.atomic import whole_file
 from clusir.errors import CalibrationError, ExportError
 from clusir.export.quantize.bias import AddBiases, CorrectBiases
 from clusir.export.quantize.choice import KeepLittleArithmetic, KeepRouting, Measure
@@ -31,7 +32,6 @@ from clusir.export.quantize.ranges import Calibration, TensorRange
 from clusir.export.quantize.rounding import RoundLeastSquares
 from clusir.export.quantize.saturation import check_pair_sums
 from clusir.export.quantize.siblings import Sibling
-from clusir.runtimes.images.atomic import whole_file
 from clusir.spec import ModelSpec
 
 __all__ = ["QuantizeConfig", "QuantizeReport", "Quantizer", "default_steps", "quantize_int8", "write_atomically"]

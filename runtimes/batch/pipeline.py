@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from clusir.atomic import remove_dead_partials
 from clusir.errors import ImageError, InterruptedRun
 from clusir.runtimes.batch.flow import Channel, Flow, GaveUp, Stopped
 from clusir.runtimes.batch.jobs import Job
@@ -30,7 +31,6 @@ from clusir.runtimes.batch.memory import (
 )
 from clusir.runtimes.batch.parts import Look, Opened, Outcome, Stamp, Watched, look_at
 from clusir.runtimes.batch.trouble import is_full, make_folder, reason_of
-from clusir.runtimes.images.atomic import remove_dead_partials
 from clusir.runtimes.images.files import Probe, output_info, probe_picture, save_picture
 from clusir.runtimes.images.picture import Limits, PictureInfo
 from clusir.runtimes.restore.restorer import Restorer

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.atomic import whole_file
 from clusir.errors import ImageError
-from clusir.runtimes.images.atomic import whole_file
 from clusir.runtimes.images.formats import ALL_SUFFIXES, MAX_SIDES, WRITE_SUFFIXES, install_hint, readable
 from clusir.runtimes.images.metadata.keeping import settle
 from clusir.runtimes.images.metadata.truth import enlarged_info
@@ -95,7 +95,7 @@ def save_picture(
     """Write bands of rows (HxWxC of ``info.dtype``) as ``info.format``; ``target`` appears complete or not at all.
 
     ``like`` is the file that the picture was made from: a new ``target`` is no more open than that (see
-    :func:`clusir.runtimes.images.atomic.whole_file`). Raises ImageError where the disk is full, the folder cannot be
+    :func:`clusir.atomic.whole_file`). Raises ImageError where the disk is full, the folder cannot be
     written, or the format refuses.
     """
     target = Path(target)

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from clusir.atomic import whole_file
 from clusir.errors import ClusirError
 from clusir.names import BFLOAT16, installed_backends
-from clusir.runtimes.images.atomic import whole_file
 from clusir.runtimes.machine.allowed import cores
 from clusir.runtimes.machine.alternating import measure_alternating
 from clusir.runtimes.machine.fingerprint import cpu_features, cpu_model, gpus, package_versions

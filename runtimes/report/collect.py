@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clusir.atomic import write_whole
 from clusir.errors import ImageError
-from clusir.runtimes.images.atomic import write_whole
 from clusir.runtimes.images.names import as_text
 from clusir.runtimes.images.thumbnails import Picture, data_uri, eight_bit, most_changed, shrunk
 from clusir.runtimes.restore.explain import Account

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clusir.atomic import write_whole
 from clusir.errors import ImageError, UsageError
-from clusir.runtimes.images.atomic import write_whole
 from clusir.runtimes.images.names import COMPARISON_MARK
 from clusir.runtimes.images.thumbnails import Picture, eight_bit, shrunk
 

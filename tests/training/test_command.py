@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from clusir.atomic import PARTIAL
 from clusir.cli.train import main, make_config, read_config, read_recipe, recipes
 from clusir.errors import UsageError
 from clusir.network import checkpoint
@@ -80,7 +81,7 @@ def test_a_signal_saves_the_run_and_exits_130(folder: Path, tmp_path: Path) -> N
     assert process.returncode == 130
     assert "--resume" in errors
     assert "Traceback" not in errors
-    assert not list(out.glob(".*.partial"))
+    assert not list(out.glob(f".*{PARTIAL}"))
     assert checkpoint.load(out / "ema.safetensors").config == CONFIGS["tiny"]
 
 

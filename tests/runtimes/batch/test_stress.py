@@ -22,6 +22,7 @@ import models
 import pytest
 from PIL import Image
 
+from clusir import atomic
 from clusir.errors import ImageError, InterruptedRun
 from clusir.runtimes.batch.flow import Channel, Flow, GaveUp, Stopped
 from clusir.runtimes.batch.jobs import plan_jobs
@@ -29,7 +30,6 @@ from clusir.runtimes.batch.journal import Journal, read_journal
 from clusir.runtimes.batch.memory import MemoryGate
 from clusir.runtimes.batch.parts import Outcome
 from clusir.runtimes.batch.pipeline import Pipeline
-from clusir.runtimes.images import atomic
 from clusir.runtimes.images.open import Probe
 from clusir.runtimes.images.pillow_writer import PillowWriter
 from clusir.runtimes.images.png_writer import PngWriter

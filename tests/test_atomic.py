@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clusir import atomic
+from clusir.atomic import PARTIAL, remove_dead_partials, whole_file, write_whole
 from clusir.errors import ImageError
-from clusir.runtimes.images import atomic
-from clusir.runtimes.images.atomic import PARTIAL, remove_dead_partials, whole_file, write_whole
 from clusir.runtimes.images.files import save_picture
 from clusir.runtimes.images.picture import PictureInfo
 
@@ -21,7 +21,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="permissions, links and locks
 HOLDER = """
 import sys, time
 from pathlib import Path
-from clusir.runtimes.images.atomic import whole_file
+from clusir.atomic import whole_file
 with whole_file(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()
