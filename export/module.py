@@ -29,7 +29,8 @@ from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
 from clusir.export.precision.place import Placed, check_fit, known_files, lower_of, place
-from clusir.export.scans.mamba import NOTE, mamba_importable
+from clusir.export.scans.mamba import NOTE as MAMBA
+from clusir.export.scans.mamba import mamba_importable
 from clusir.export.subject import Subject, read_subject
 from clusir.export.subjects.checks import check_batch, takes_batches
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
@@ -38,6 +39,8 @@ from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes
 from clusir.export.subjects.user_code import count_in
 from clusir.export.tiled import Tiled, compare_sidecars, steadied, tiled
+from clusir.export.trace.deformable import NOTE as MMCV
+from clusir.export.trace.deformable import mmcv_importable
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
@@ -136,7 +139,7 @@ def _subject(
 ) -> Iterator[tuple[Subject, tuple[str, ...]]]:
     """The module, read, and what is declared unused of it. What it caches outside itself is forgotten at the end."""
     progress("reading the model")
-    with working_folder_first(), mamba_importable() as mamba:
+    with working_folder_first(), mamba_importable() as mamba, mmcv_importable() as mmcv:
         pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
         unused = unused_of(factory)
         count_in(pristine)
@@ -144,7 +147,8 @@ def _subject(
         try:
             name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
             subject = read_subject(name, fresh, shape, output, progress)
-            yield replace(subject, notes=(*subject.notes, NOTE)) if mamba.used else subject, unused
+            stood = [note for note, stand_in in ((MAMBA, mamba), (MMCV, mmcv)) if stand_in.used]
+            yield replace(subject, notes=(*subject.notes, *stood)), unused
         finally:
             fresh.restore()
 
@@ -255,6 +259,7 @@ def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], pr
             return _export(subject, options, size, multiple, unused, tried, progress)
         except (UntraceableError, ValidationError) as error:
             why = str(error)
+            progress(f"given up at {size[0]}x{size[1]}: {why}")
     try:
         written = _export(subject, options, (height, width), None, unused, progress=progress)
     except UntraceableError as error:
@@ -329,7 +334,7 @@ def _export(
         path = Path(folder) / "model.onnx"
         onnx.save_model(made.graphs[""], str(path))
         try:
-            rows = validate(path, given, progress) + at_tile(path, given, spec.tile_px, progress)
+            rows = validate(path, given, progress) + at_tile(path, given, made.compared_px(), progress)
         except ValidationError:
             steady = steadied(made)
             if steady is None:
@@ -337,7 +342,7 @@ def _export(
             progress("validating again, with norms that add up in blocks")
             made = steady
             made.save(path.parent, path.stem)
-            rows = validate(path, given, progress) + at_tile(path, given, spec.tile_px, progress)
+            rows = validate(path, given, progress) + at_tile(path, given, made.compared_px(), progress)
         photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"))
         data = path.read_bytes()
     for backend, what, found in compare_sidecars(made, photos, progress):

@@ -8,11 +8,7 @@ T. Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv 
 from __future__ import annotations
 
 import contextlib
-import importlib.abc
-import importlib.machinery
-import sys
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,12 +17,11 @@ from torch import Tensor
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.scan import linear_scan
+from clusir.export.subjects.importable import StandIn, importable
 
 __all__ = ["NOTE", "mamba_importable", "selective_scan_fn"]
 
 NOTE = "mamba_ssm is not installed; its selective scan is computed as the recurrence that it is published as"
-_SCAN = "mamba_ssm.ops.selective_scan_interface"
-_NAMES = ("mamba_ssm", "mamba_ssm.ops", _SCAN)
 
 
 def selective_scan_fn(
@@ -71,34 +66,9 @@ def _over_channels(matrix: Tensor, channels: int) -> Tensor:
     return groups if matrix.shape[1] == channels else groups.repeat_interleave(channels // matrix.shape[1], dim=2)
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the stand-in; asked last, so that an installed package comes first."""
-
-    def __init__(self) -> None:
-        self.used = False
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if fullname not in _NAMES:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=fullname != _SCAN)
-
-    def create_module(self, spec: Any) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.used = True
-        if module.__name__ == _SCAN:
-            module.__dict__.update(selective_scan_fn=selective_scan_fn, selective_scan_ref=selective_scan_fn)
-
-
 @contextlib.contextmanager
-def mamba_importable() -> Iterator[_Finder]:
+def mamba_importable() -> Iterator[StandIn]:
     """Inside, ``mamba_ssm.ops.selective_scan_interface`` can be imported; ``used`` says whether the stand-in was."""
-    finder = _Finder()
-    sys.meta_path.append(finder)
-    try:
-        yield finder
-    finally:
-        sys.meta_path.remove(finder)
-        for name in _NAMES if finder.used else ():
-            sys.modules.pop(name, None)
+    named = {"selective_scan_fn": selective_scan_fn, "selective_scan_ref": selective_scan_fn}
+    with importable({"mamba_ssm": {}, "mamba_ssm.ops": {}, "mamba_ssm.ops.selective_scan_interface": named}) as used:
+        yield used

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clusir.export.trace.resample import is_symbolic
 
-__all__ = ["REWRITES", "with_float_tensor"]
+__all__ = ["REWRITES", "between", "with_float_tensor"]
 
 
 def _grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros",
@@ -49,13 +49,13 @@ def _place(x: Tensor, size: Any, padding: str, corners: bool) -> Tensor:
         rest = x - turns * span
         odd = turns - 2 * torch.floor(turns / 2)
         x = torch.where(odd == 0, rest, span - rest) + low
-    return x if padding == "zeros" else _between(x, 0, size - 1)
+    return x if padding == "zeros" else between(x, 0, size - 1)
 
 
 def _corner(input: Tensor, where: list[Tensor], padding: str) -> Tensor:
     """Values at whole coordinates x, y, z; zero outside where the padding is zeros."""
     depth, height, width = input.shape[2:]
-    inside = [_between(p, 0, n - 1) for p, n in zip(where, (width, height, depth), strict=True)]
+    inside = [between(p, 0, n - 1) for p, n in zip(where, (width, height, depth), strict=True)]
     x, y, z = (p.long() for p in inside)
     index = (z * height + y) * width + x
     flat = index.flatten(1).unsqueeze(1).expand(-1, input.shape[1], -1)
@@ -68,7 +68,7 @@ def _corner(input: Tensor, where: list[Tensor], padding: str) -> Tensor:
     return values * kept.unsqueeze(1).to(values.dtype)
 
 
-def _between(x: Tensor, low: Any, high: Any) -> Tensor:
+def between(x: Tensor, low: Any, high: Any) -> Tensor:
     """clamp whose bounds may be sizes, which ATen has beside a number for none of its forms."""
     if low is not None:
         x = torch.maximum(x, x.new_ones(()) * low)
@@ -76,7 +76,7 @@ def _between(x: Tensor, low: Any, high: Any) -> Tensor:
 
 
 def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Any:
-    return _between(input, min, max) if is_symbolic((min, max)) else NotImplemented
+    return between(input, min, max) if is_symbolic((min, max)) else NotImplemented
 
 
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Any:

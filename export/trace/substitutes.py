@@ -17,6 +17,7 @@ from clusir.export.subjects.user_code import calling_user_line
 from clusir.export.trace.arrays import as_tensor, is_array, without_arrays
 from clusir.export.trace.captured import evaluate, holds_carried, read_at, write_at
 from clusir.export.trace.constants import READS, Constants
+from clusir.export.trace.deformable import torchvision_kernel
 from clusir.export.trace.loops import Loops, Parts
 from clusir.export.trace.numbers import exact
 from clusir.export.trace.resample import (
@@ -70,7 +71,7 @@ class Traceable(TorchFunctionMode):
             made = _select(*args, **kwargs)
             return func(*args, **kwargs) if made is NotImplemented else made
         args = with_float_tensor(func, args)
-        substitute = _SUBSTITUTES.get(func)
+        substitute = _KERNELS.get(str(func)) if isinstance(func, _OPERATORS) else _SUBSTITUTES.get(func)
         made = substitute(*args, **kwargs) if substitute is not None else NotImplemented
         if made is not NotImplemented:
             return made
@@ -103,6 +104,7 @@ class Traceable(TorchFunctionMode):
             target[index] = value
 
 
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _UNROLLED = (Tensor.unbind, torch.unbind, Tensor.__iter__)
 _SELECTS = (Tensor.select, torch.select)
 _MAKES = (torch.tensor, torch.as_tensor, torch.asarray)
@@ -332,4 +334,10 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     F.conv2d: _conv2d,
     torch.conv2d: _conv2d,
     F.conv_transpose2d: _conv_transpose2d,
+}
+
+# Of packages that need not be installed, by name.
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "torchvision.deform_conv2d": torchvision_kernel,
+    "torchvision.deform_conv2d.default": torchvision_kernel,
 }

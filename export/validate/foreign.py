@@ -172,18 +172,21 @@ def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = l
     names = [o.name for o in onnx.load(path).graph.output]
     cases = []
     for number, (height, width) in enumerate(given.sizes):
+        progress(f"asking the model itself at {height}x{width}")
         pictures = probes(_count(number, given.batch), given.channels, height, width)
-        cases.append((f"{height}x{width} pictures", pictures, _expected(given, pictures, names)))
-        plain = plain_pictures(given.channels, height, width)
-        plain = _whole_batches(plain[_well_conditioned(given.user, plain)], given.batch)
+        groups = _groups(len(pictures), given.batch)
+        cases.append((f"{height}x{width} pictures", pictures, groups, _expected(given, pictures, names)))
+        plain, answers = _well_conditioned(given.user, plain_pictures(given.channels, height, width))
         if len(plain):
             label = f"{height}x{width} black, white and one-coloured"
-            cases.append((label, plain, _expected(given, plain, names)))
+            plain, answers = _whole_batches(plain, given.batch), _whole_batches(answers, given.batch)
+            groups = [(0, len(plain))] if given.batch is None else _groups(len(plain), given.batch)
+            cases.append((label, plain, groups, _expected(given, plain, names, answers)))
     for backend in given.backends:
         with open_runner(path, backend, "cpu") as runner:
-            for label, pictures, expected in cases:
+            for label, pictures, groups, expected in cases:
                 progress(f"validating on {backend}: {label}")
-                for start, stop in _groups(len(pictures), given.batch):
+                for start, stop in groups:
                     some = pictures[start:stop]
                     want = {name: array[start:stop] for name, array in expected.items()}
                     got = runner.run({"image": some.numpy()})
@@ -196,8 +199,8 @@ def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = l
 
 
 @torch.no_grad()
-def _well_conditioned(user: nn.Module, plain: Tensor) -> Tensor:
-    """Of each plain picture, whether the model's own answer is finite and moves little with the picture's last bit.
+def _well_conditioned(user: nn.Module, plain: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain pictures, and the model's own answers, that are finite and move little with the picture's last bit.
 
     A model may answer black with 0 / 0. The spectrum of a flat picture is rounding but for one bin, so that its phase
     means nothing, in PyTorch neither. Zeros stay zeros: what a missing epsilon does to a black picture is seen.
@@ -207,11 +210,16 @@ def _well_conditioned(user: nn.Module, plain: Tensor) -> Tensor:
     largest = first.abs().flatten(1).amax(1).clamp(min=1.0)
     change = (first - moved).abs().flatten(1).amax(1) / largest
     bound = (tolerance("brought").max_abs or 0.0) / _ROUNDING_FACTOR
-    return torch.isfinite(first).flatten(1).all(1) & (change <= bound)
+    kept = torch.isfinite(first).flatten(1).all(1) & (change <= bound)
+    return plain[kept], first[kept]
 
 
-def _expected(given: ModuleCheck, pictures: Tensor, names: Sequence[str]) -> dict[str, Array]:
-    expected: dict[str, Array] = {"restored": reference(given.user, pictures).numpy()}
+def _expected(
+    given: ModuleCheck, pictures: Tensor, names: Sequence[str], answers: Tensor | None = None
+) -> dict[str, Array]:
+    """Every output by name; ``answers``: what the model is known to make of the pictures."""
+    restored = reference(given.user, pictures) if answers is None else answers
+    expected: dict[str, Array] = {"restored": restored.numpy()}
     if "gate" in names:
         expected["gate"] = _joined(_gates_of(given.dense, pictures))
     return expected

@@ -290,7 +290,69 @@ def phases(f: Tensor) -> Tensor:
     return torch.fft.irfft2(mixed * strong.abs(), s=(h, w)) / 10
 
 
+# -- kernels that the picture decides ----------------------------------------------------------------------------------
+
+
+def low_and_high(f: Tensor) -> Tensor:
+    """A kernel of each group of channels, made of their means, splits a map into low and high frequencies, of which an
+    attention between the two then takes its share; the kernel's taps are those of an unfolded map."""
+    (n, c, h, w), taps, groups = f.shape, 9, 3
+    kernel = F.conv2d(F.adaptive_avg_pool2d(f, (1, 1)), torch.linspace(-2, 2, groups * taps * c).view(-1, c, 1, 1))
+    one, made, p, q = kernel.shape
+    kernel = kernel.reshape(one, made // taps, taps, p * q).unsqueeze(2).softmax(dim=-2)
+    patches = F.unfold(nn.ReflectionPad2d(1)(f), kernel_size=3).reshape(n, groups, c // groups, taps, h * w)
+    low = torch.sum(patches * kernel, dim=3).reshape(n, c, h, w)
+    high = f - low
+    both = torch.cat([F.adaptive_avg_pool2d(low, 1) * 3, F.adaptive_avg_pool2d(high, 1) - 1], dim=1).softmax(dim=1)
+    share_low, share_high = torch.chunk(both, 2, dim=1)
+    return F.conv2d(low * share_low + high * share_high, torch.linspace(-1, 1, c * c).view(c, c, 1, 1))
+
+
+def mixed_kernels(f: Tensor) -> Tensor:
+    """Every pixel mixes its own kernel and bias out of four."""
+    (n, c, h, w), count = f.shape, 4
+    share = F.conv2d(f, torch.linspace(-1, 1, count * c).view(count, c, 1, 1)).softmax(1)
+    share = share.reshape(n, count, h * w).transpose(-2, -1)  # B, HW, 4
+    kernels = share @ torch.sin(torch.arange(count * c * 9.0)).view(1, count, c * 9)
+    kernels = kernels.reshape(n, h * w, c, -1)
+    patches = F.unfold(f, kernel_size=3, padding=1).reshape(n, c, 9, h * w).permute(0, 3, 1, 2)
+    out = (kernels.unsqueeze(-2) @ patches.unsqueeze(-1)).squeeze(-1).reshape(n, h * w, c)
+    out = out + share @ torch.linspace(-1, 1, count * c).view(1, count, c)
+    return out.transpose(-1, -2).reshape(n, c, h, w)
+
+
+def offsets_of_groups(f: Tensor) -> Tensor:
+    """Groups of channels sampled at places of their own, the samples weighted by a softmax; the channels stand last."""
+    groups, taps, pad = 3, 9, 1
+    x = f.permute(0, 2, 3, 1)
+    n, rows, columns, c = x.shape
+    offset = torch.tanh(x @ torch.linspace(-1, 1, c * groups * taps * 2).view(c, -1)) * 2
+    share = (x @ torch.linspace(1, -1, c * groups * taps).view(c, -1)).reshape(n, rows, columns, groups, taps)
+    share = F.softmax(share, -1).reshape(n, rows, columns, groups * taps)
+    x = F.pad(x, [0, 0, pad, pad, pad, pad])
+    _, high, wide, _ = x.shape
+    y, z = torch.meshgrid(
+        torch.linspace(1.5, 1.5 + (rows - 1), rows, dtype=torch.float32) / high,
+        torch.linspace(1.5, 1.5 + (columns - 1), columns, dtype=torch.float32) / wide,
+        indexing="ij",
+    )
+    places = torch.stack((z, y), -1).reshape(1, rows, columns, 1, 2)
+    around = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 3), indexing="ij"), -1)
+    around = around.reshape(1, 1, 1, taps, 2).repeat(1, 1, 1, groups, 1) / torch.tensor([wide, high])
+    norm = torch.tensor([wide, high]).reshape(1, 1, 1, 2).repeat(1, 1, 1, groups * taps)
+    where = (places + around).repeat(n, 1, 1, 1, 1).flatten(3, 4) + offset / norm
+    grid = (2 * where - 1).view(n, rows * columns, groups, taps, 2).transpose(1, 2).flatten(0, 1)
+    maps = x.view(n, high * wide, c).transpose(1, 2).reshape(n * groups, c // groups, high, wide)
+    samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    share = share.view(n, rows * columns, groups, taps).transpose(1, 2).reshape(n * groups, 1, rows * columns, taps)
+    out = (samples * share).sum(-1).view(n, c, rows * columns)
+    return out.transpose(1, 2).reshape(n, rows, columns, c).permute(0, 3, 1, 2)
+
+
 OPERATORS = (
+    low_and_high,
+    mixed_kernels,
+    offsets_of_groups,
     sampled_bilinear,
     sampled_nearest,
     sampled_bicubic,
