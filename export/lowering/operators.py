@@ -18,6 +18,7 @@ from onnxscript import opset18 as op
 import clusir.export.lowering.whole  # noqa: F401 - registers clusir::pad_whole
 from clusir.export.lowering.matrices import Value, constant, integers, length_of
 from clusir.export.lowering.quotient import quotient_translation
+from clusir.export.lowering.recurrent import recurrent_translation
 from clusir.export.lowering.scan import scan_translation
 
 __all__ = ["floored_divisions", "operator_translations", "plain_scalars"]
@@ -230,6 +231,7 @@ def operator_translations() -> dict[Any, Callable[..., Any]]:
         _ATEN.scaled_dot_product_attention.default: _attention,
         torch.ops.clusir.pad_whole.default: _pad_whole,
         **quotient_translation(),
+        **recurrent_translation(),
         **scan_translation(),
         round: _round,
         torch._sym_sqrt: _sym_sqrt,  # type: ignore[attr-defined]

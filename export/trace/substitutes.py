@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clusir.errors import UnsupportedModelError
+from clusir.export.lowering.recurrent import gru, lstm
 from clusir.export.lowering.whole import padded_whole
 from clusir.export.subjects.user_code import calling_user_line
 from clusir.export.trace.arrays import as_tensor, is_array, without_arrays
@@ -319,6 +320,8 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.fft.fftfreq: _frequencies(False),
     torch.fft.rfftfreq: _frequencies(True),
+    torch.gru: gru,
+    torch.lstm: lstm,
     torch.linspace: _linspace,
     torch.hann_window: _window((0.5, 0.5)),
     torch.hamming_window: _window((0.54, 0.46)),
