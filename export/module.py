@@ -32,7 +32,7 @@ from clusir.export.precision.place import Placed, check_fit, known_files, lower_
 from clusir.export.scans.mamba import NOTE as MAMBA
 from clusir.export.scans.mamba import mamba_importable
 from clusir.export.subject import Subject, read_subject
-from clusir.export.subjects.checks import check_batch, takes_batches
+from clusir.export.subjects.checks import check_batch
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
@@ -285,7 +285,9 @@ def _export(
     small = size if multiple is None else small_size(multiple)
     few = probes(max(2, batch), channels, *small)
     with aten_transforms() if options.dft == "op" else contextlib.nullcontext():
-        free = not options.batch and takes_batches(subject.fresh_dense(), few)
+        free, told = False, tuple[str, ...]()
+        if not options.batch:
+            free, told = check_batch(subject.user, subject.fresh_dense(), few, batch)
         progress(f"tracing at {size[0]}x{size[1]}")
         with as_form(subject.dense, options.router):
             traced = trace_module(
@@ -296,9 +298,7 @@ def _export(
                 multiple=multiple or 1,
                 before=subject.user.fresh.restore,
             )
-    notes = [*traced.notes]
-    if not options.batch:
-        notes = [*check_batch(subject.user, subject.fresh_dense(), few), *notes]
+    notes = [*told, *traced.notes]
     drew = random_draw(traced.program)
     if drew:
         raise UnsupportedModelError(

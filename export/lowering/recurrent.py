@@ -45,7 +45,7 @@ def _(
     return x.new_empty((x.shape[0], *start.shape)), torch.empty_like(start), torch.empty_like(cell)
 
 
-def gru(x: Tensor, state: Tensor, weights: Sequence[Tensor], *how: Any) -> Any:
+def gru(x: Tensor, state: Any, weights: Sequence[Tensor], *how: Any) -> Any:
     """``torch.gru``: ``how`` is whether there are biases, the number of layers, dropout, training, both directions,
     batch first."""
     if not isinstance(state, Tensor) or not _is_plain(how, weights):
@@ -54,7 +54,7 @@ def gru(x: Tensor, state: Tensor, weights: Sequence[Tensor], *how: Any) -> Any:
     return out, torch.stack(states)
 
 
-def lstm(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], *how: Any) -> Any:
+def lstm(x: Tensor, state: Any, weights: Sequence[Tensor], *how: Any) -> Any:
     """``torch.lstm``, the same with a state of two tensors."""
     if isinstance(state, Tensor) or not _is_plain(how, weights):
         return NotImplemented

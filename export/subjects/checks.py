@@ -11,7 +11,7 @@ from clusir.errors import UnsupportedModelError
 from clusir.export.subjects.outputs import scale_of, tensors_of
 from clusir.export.validate.compare import measure
 
-__all__ = ["check_batch", "check_function", "first_tensor", "reference", "takes_batches"]
+__all__ = ["check_batch", "check_function", "first_tensor", "reference"]
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -72,30 +72,30 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor, drew: str
 
 
 @torch.no_grad()
-def check_batch(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Raise UnsupportedModelError where a picture's answer depends on its neighbours in a batch; returns notes.
+def check_batch(model: nn.Module, dense: nn.Module, images: Tensor, batch: int) -> tuple[bool, tuple[str, ...]]:
+    """Whether a file may take any number of pictures, and notes. ``batch``: how many it is asked to take.
 
-    What is exported, and so what must be right, is ``dense``; a model that is wrong itself is worth a note.
+    What is exported, and so what must be right, is ``dense``; a model that is wrong itself is worth a note. Where a
+    picture's answer depends on its neighbours, one at a time is what can be said; raises UnsupportedModelError where
+    several are asked for.
     """
     first = reference(model, images)
     together = _batched(dense, images)
     if isinstance(together, str):
-        return (together,)
+        return False, (together,)
     apart = _largest(first, together)
     if not (apart <= 1e-4):
-        raise UnsupportedModelError(
+        why = (
             f"the model's answer to a picture depends on the other pictures of its batch (by {apart:.2g}): a statistic "
-            "or a routing decision is taken over the batch; take it per sample, or describe the block with register_moe"
+            "or a decision is taken over the batch"
         )
+        if batch == 1:
+            return False, (f"WARNING: {why}; the file takes one picture at a time",)
+        raise UnsupportedModelError(f"{why}; give --input a batch of 1, or take it per sample")
     if dense is not model and _differs_in_batch(model, images, first):
-        return ("the model itself is wrong for a batch of several pictures; the exported dense form is right for each",)
-    return ()
-
-
-def takes_batches(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model accepts several pictures at once, whatever it makes of them."""
-    with torch.no_grad():
-        return not isinstance(_batched(model, images), str)
+        wrong = "the model itself is wrong for a batch of several pictures; the exported dense form is right for each"
+        return True, (wrong,)
+    return True, ()
 
 
 def _batched(model: nn.Module, images: Tensor) -> Tensor | str:

@@ -220,9 +220,13 @@ def test_random_numbers_in_eval_are_refused_with_their_line(tmp_path: Path) -> N
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_batch_statistics_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="depends on the other pictures"):
-        export(patterns.BatchStatistics(), tmp_path)
+def test_a_model_of_batch_statistics_takes_one_picture_at_a_time(tmp_path: Path) -> None:
+    made = export(patterns.BatchStatistics(), tmp_path)
+    assert any(note.startswith("WARNING: ") and "other pictures of its batch" in note for note in made.notes)
+    assert onnx.load(made.path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert_right(made, patterns.BatchStatistics(), (1, 40, 56), (1, 33, 72))
+    with pytest.raises(UnsupportedModelError, match="give --input a batch of 1"):
+        export_module(patterns.BatchStatistics(), "2x3x32x32", tmp_path / "two.onnx")
 
 
 def test_model_that_changes_the_size_is_refused(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_checks_of_a_module_have_bounds() -> None:
     check_function(same, Off(5e-5), pictures)
     for off in (Off(float("nan"), together=True), Off(2e-4, together=True)):
         with pytest.raises(UnsupportedModelError, match="depends on the other pictures"):
-            check_batch(same, off, pictures)
-        assert check_batch(off, same, pictures) != ()
-    assert check_batch(same, Off(5e-5, together=True), pictures) == ()
+            check_batch(same, off, pictures, 2)
+        assert check_batch(off, same, pictures, 2)[1] != ()
+    assert check_batch(same, Off(5e-5, together=True), pictures, 2) == (True, ())
 
 
 class Restless(nn.Module):
