@@ -26,6 +26,7 @@ MIXTURE = "mixture"
 CLEAN = "clean"
 _CLEAN_FOLDERS = ("clean", "gt", "target")
 _DEGRADED_FOLDERS = ("degraded", "lq", "input")
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def _to_nchw(image: Array) -> Array:
@@ -47,9 +48,11 @@ def _corner(photo: Photo, crop_px: int, rng: np.random.Generator) -> tuple[int, 
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Clean photos with one degradation each, in turn, at a drawn severity; the truth is known.
+    """Clean photos with one degradation each, in turn, at severities that spread; the truth is known.
 
-    Sample i takes kind i mod K, so any run of consecutive indices is balanced over the kinds. Besides the project's
+    Sample i takes kind i mod K, so any run of consecutive indices is balanced over the kinds. The severities of a kind
+    follow a golden-section sequence from 1 down to 0.1: a few crops of a kind then hold the severest and a mild one,
+    where a few draws at random may hold mild ones alone, and maps of the severest are clipped. Besides the project's
     kinds there are ``mixture`` (two or three at once) and ``clean`` (none: a model is also shown good photos).
     """
 
@@ -69,7 +72,7 @@ class SyntheticSource:
         kind = self.degradations[index % len(self.degradations)]
         photo = self.photos.photos[int(rng.integers(len(self.photos.photos)))]
         top, left = _corner(photo, self.crop_px, rng)
-        severity = float(rng.uniform(0.1, 1.0))
+        severity = 1.0 - 0.9 * (index // len(self.degradations) * _GOLDEN % 1.0)
         clean = photo.crop(top, left, self.crop_px)
         if rng.random() < 0.5:
             clean = np.ascontiguousarray(clean[:, ::-1])

@@ -56,6 +56,16 @@ def test_synthetic_samples_cycle_through_every_degradation(folder: Path) -> None
         assert np.array_equal(sample.image, sample.clean) == (kind == CLEAN)
 
 
+def test_a_few_crops_of_a_kind_hold_its_severest_and_a_mild_one(folder: Path) -> None:
+    """A quantiser clips what is more severe than all it has seen."""
+    source = open_source(folder, 48)
+    turn = len(source.degradations)
+    found = [float(source.sample(index).key.rsplit(":", 1)[1]) for index in range(0, 8 * turn, turn)]
+    assert (found[0], min(found[:2]) < 0.5) == (1.0, True)
+    assert min(found) >= 0.1
+    assert np.diff(np.sort(found)).max() < 0.2
+
+
 def test_a_sample_depends_on_seed_and_index_alone(folder: Path) -> None:
     first, second = open_source(folder, 48, seed=5), open_source(folder, 48, seed=5)
     second.sample(3)
