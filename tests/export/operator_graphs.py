@@ -53,6 +53,10 @@ def reductions(net: Net, x: str) -> list[str]:
     found = [net.op(kind, x, whole(net, *over), keepdims=1) for kind, over in kinds.items()]
     flat = net.op("ReduceMean", x, whole(net, 2, 3), keepdims=0)
     linear = net.op("Gemm", flat, net.random(5, 3), net.random(5), transB=1, alpha=0.5, beta=2.0)
+    below = net.op("Sub", x, net.const(2.0))  # a border of zeros would be its largest value
+    around = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 0]}
+    found += [net.op("MaxPool", below, **around), net.op("AveragePool", below, **around),
+              net.op("AveragePool", below, **around, count_include_pad=1)]  # fmt: skip
     return [*found, net.op("Expand", net.op("Unsqueeze", linear, whole(net, 2)), whole(net, 1, 5, 7)),
             net.op("GlobalAveragePool", x), net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2]),
             net.op("MaxPool", x, kernel_shape=[3, 3], strides=[1, 1])]  # fmt: skip

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 T = Any  # a tensor of TensorFlow's
+LOWEST = float(np.finfo(np.float32).min)  # below whatever a map holds
 
 
 class Value:
@@ -157,10 +158,20 @@ def transposed_convolution(node: Node, x: Value, *_: Value) -> Value:
 
 
 def pool(node: Node, x: Value) -> Value:
-    if any(pads(node)) or node.get("ceil_mode", 0):
-        node.refuse("pads and ceil_mode have no form here")
-    run = tf.nn.avg_pool2d if node.kind == "AveragePool" else tf.nn.max_pool2d
-    return Value(last=run(x.last, node.get("kernel_shape", None), node.get("strides", [1, 1]), "VALID"))
+    if node.get("ceil_mode", 0) or set(node.get("dilations", [1])) != {1}:
+        node.refuse("ceil_mode and dilations have no form here")
+    kernel, strides, mean = node.get("kernel_shape", None), node.get("strides", [1, 1]), node.kind == "AveragePool"
+    top, left, bottom, right = pads(node)
+    around = [[0, 0], [top, bottom], [left, right], [0, 0]]
+    run = tf.nn.avg_pool2d if mean else tf.nn.max_pool2d
+    if not any((top, left, bottom, right)):
+        return Value(last=run(x.last, kernel, strides, "VALID"))
+    out = run(tf.pad(x.last, around, constant_values=0.0 if mean else LOWEST), kernel, strides, "VALID")
+    if mean and not node.get("count_include_pad", 0):
+        inside = np.pad(np.ones(x.last.shape[1:3]), around[1:3])
+        windows = np.lib.stride_tricks.sliding_window_view(inside, kernel)[:: strides[0], :: strides[1]]
+        out = out * tf.constant(1 / windows.mean((2, 3))[None, :, :, None], tf.float32)
+    return Value(last=out)
 
 
 def each(function: Callable[..., T]) -> Callable[..., Value]:
