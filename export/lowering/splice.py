@@ -17,6 +17,7 @@ from torch.export.graph_signature import TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.lowering.complex_pair import Pair
+from clusir.export.lowering.values import Rewrite, plain_writes, second
 
 __all__ = ["NotSplicedError", "Splice", "without_writes", "writes"]
 
@@ -55,17 +56,41 @@ def without_writes(program: torch.export.ExportedProgram) -> torch.export.Export
     """The same program in which what is written into a tensor or a view is a function of it; returned unchanged where
     nothing is written. Nothing else is decomposed.
 
-    The program is run once more for it. Its guards, which say for which sizes it is, are left out of that run, which
-    would prove each of them again: minutes for a hundred.
+    Where writes are more than new values of a tensor, the program is run once more. Its guards, which say for which
+    sizes it is, are left out of that run, which would prove each of them again: minutes for a hundred.
     """
-    if not any(writes(node) for node in program.graph.nodes):
+    written = [node for node in program.graph.nodes if writes(node)]
+    if not written:
         return program
+    values = plain_writes(program.graph, written)
+    if values is not None:
+        return _with_values(program, values)
     guards, program._guards_code = program._guards_code, []
     try:
         made = program.run_decompositions({})
     finally:
         program._guards_code = guards
     made._guards_code = guards
+    return made
+
+
+def _with_values(program: torch.export.ExportedProgram, values: dict[fx.Node, Rewrite]) -> torch.export.ExportedProgram:
+    """The program with what ``values`` says in the place of nodes that write."""
+    splice = Splice(program.graph)
+    for node in program.graph.nodes:
+        if node not in values:
+            splice.copy(node)
+            continue
+        args, kwargs = splice.arguments(node)
+        if values[node] is second:
+            value = second(*args)
+        else:
+            value = splice.graph.call_function(values[node], args, kwargs)
+            value.meta = dict(node.meta)
+        for name in (node, node.args[0]):  # what is read of it from here on
+            splice.values[name] = value
+    made = splice.program(program, program.state_dict, program.constants)
+    made._guards_code = program._guards_code
     return made
 
 

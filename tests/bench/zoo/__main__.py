@@ -1,10 +1,11 @@
 """Every architecture that spandrel knows, exported with random weights: a table.
 
-``python -m tests.bench.zoo OUT [--only NAME ...] [--columns fp32,fp16,int8,cpp] [--limit SECONDS]``: rows go into
-``OUT/NAME.json`` when they are done and are not done again (``--again``: they are); ``OUT/table.md`` is written after
-each. ``--cpp BUILD``: where the C++ library was built with its tests, for column ``cpp``. A column that takes more than
-SECONDS of processor time (600) is stopped, and the row says in which step. Needs spandrel, spandrel_extra_arches and
-torchvision (docs/checkpoints.md).
+``python -m tests.bench.zoo OUT [--only NAME ...] [--columns fp32,fp16,int8,cpp] [--limit SECONDS] [--size PX]``: rows
+go into ``OUT/NAME.json`` when they are done and are not done again (``--again``: they are); ``OUT/table.md`` is
+written after each. ``--cpp BUILD``: where the C++ library was built with its tests, for column ``cpp``. A column that
+takes more than SECONDS of processor time (600) is stopped, and the row says in which step. ``--size``: files for that
+one size, which are traced in a fraction of the time. Needs spandrel, spandrel_extra_arches and torchvision
+(docs/checkpoints.md).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--columns", default="fp32,fp16,int8")
     parser.add_argument("--limit", type=int, default=600)
     parser.add_argument("--cpp", type=Path)
+    parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def _in_child(name: str, column: str, options: argparse.Namespace, log: Path) ->
         os.dup2(written.fileno(), 1)
         os.dup2(written.fileno(), 2)
         try:
-            make(name, options.out, column, options.cpp)
+            make(name, options.out, column, options.cpp, options.size)
         finally:
             sys.stdout.flush()
             os._exit(0)

@@ -101,14 +101,14 @@ def compare(network: nn.Module, path: Path, backend: str, sizes: list[tuple[int,
     return [round(value, 1) for value in found]
 
 
-def fp32(name: str, folder: Path, row: Row) -> None:
+def fp32(name: str, folder: Path, row: Row, size: int = 0) -> None:
     network, count = known(name, folder)
-    row |= {"parameters": count, "architecture": network.architecture}
+    row |= {"parameters": count, "architecture": network.architecture, "asked": size}
     path = folder / f"{name}.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         began = time.process_time()
-        made = export_module(network.network, network.shape, path, progress=told)
+        made = export_module(network.network, network.shape, path, size=size, progress=told)
         row["seconds"] = round(time.process_time() - began, 1)
     row |= {"scale": made.spec.scale, "channels": made.spec.channels, "tile": made.spec.tile_px,
             "halo": made.spec.halo_px, "multiple": made.spec.size.multiple_of, "minimum": made.spec.size.minimum,
@@ -145,14 +145,15 @@ def told(step: str) -> None:
     print(f"{time.process_time():6.1f} s  {step}", flush=True)
 
 
-def column(name: str, folder: Path, what: str, build: Path | None = None) -> None:
-    """Make one column (``fp32``, ``fp16``, ``int8`` or ``cpp``) of a row and write ``folder/NAME.json``."""
+def column(name: str, folder: Path, what: str, build: Path | None = None, size: int = 0) -> None:
+    """Make one column (``fp32``, ``fp16``, ``int8`` or ``cpp``) of a row and write ``folder/NAME.json``; ``size``: 0
+    for any, else the one side in pixels that the file is asked to take."""
     at = folder / f"{name}.json"
     row: Row = json.loads(at.read_text()) if at.is_file() else {"name": name}
     began = time.process_time()
     try:
         if what == "fp32":
-            fp32(name, folder, row)
+            fp32(name, folder, row, size)
         elif what == "cpp":
             with_cpp(name, folder, row, build)
         else:

@@ -27,11 +27,17 @@ def markdown(folder: Path, names: Iterable[str]) -> str:
     """What ``folder`` holds of ``names``: counts, the table, and why each of the others is not right."""
     read = [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").is_file()]
     rows = [row for row in read if "fp32" in row.get("done", [])]
-    both = [row for row in rows if right(row, "ort") and right(row, "openvino")]
+    agree = [row for row in rows if right(row, "ort") and right(row, "openvino")]
+    both = [row for row in agree if not row.get("asked")]
+    asked = len(agree) - len(both)
     fixed = sum(bool(row["static"]) for row in both)
     refused = sum("fp32_refused" in row for row in rows)
     told_fixed = f" ({fixed} of them for one size alone)" if fixed else ""
-    lines = [f"{len(rows)} architectures: {len(both)} right on both runtimes{told_fixed}, {refused} refused.", ""]
+    told_asked = f", {asked} more at the one size that was asked for" if asked else ""
+    lines = [
+        f"{len(rows)} architectures: {len(both)} right on both runtimes{told_fixed}{told_asked}, {refused} refused.",
+        "",
+    ]
     lines += [
         f"| {' | '.join(_COLUMNS)} |",
         "|---|---:|---:|---|---:|---:|---:|---|---:|---:|---|",
@@ -58,7 +64,8 @@ def _cells(row: Row) -> list[str]:
     if "ort" not in row:
         what = "refused" if "fp32_refused" in row else "failed"
         return [row["name"], "", "", "", f"{row.get('fp32_seconds', '')}", what, what, "", "", "", ""]
-    size = f"{row['static']} px only" if row["static"] else f"{row['multiple']}n from {row['minimum']}"
+    fixed = f"{row['static']} px {'asked for' if row.get('asked') else 'only'}"
+    size = fixed if row["static"] else f"{row['multiple']}n from {row['minimum']}"
     shared = str(row["statistics"]) if row["statistics"] else "whole" if _whole(row) else "nothing"
     weights = f"{row['parameters'] / 1e6:.2f} M"
     lower = [_decibels(row.get(f"{precision}_db")) for precision in ("fp16", "int8")]

@@ -1,0 +1,117 @@
+"""Writes that are new values of a tensor become values without another run of the program; others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clusir.export.lowering.splice import without_writes, writes
+from clusir.export.lowering.values import plain_writes
+
+
+class Of(nn.Module):
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.gain = nn.Parameter(torch.rand(3, 1, 1))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def _residual(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    made += x
+    made *= 2
+    return made
+
+
+def _activation(m: nn.Module, x: Tensor) -> Tensor:
+    return F.leaky_relu_(m.conv(x), 0.2) + F.relu_(m.conv(x - 0.5)).clamp_(0, 0.3)
+
+
+def _mask(m: nn.Module, x: Tensor) -> Tensor:
+    scores = m.conv(x) * 1.0
+    return scores.masked_fill_(x > 0.5, -100.0).softmax(1)
+
+
+def _through_a_view(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    flat = made.reshape(1, 3, -1)
+    flat += 1
+    return flat.mean(2) + x.mean()
+
+
+def _base_read_later(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    made[:, 0] += 1
+    return made
+
+
+def _view_read_later(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    part = made[:, 1:]
+    made *= 3
+    return part
+
+
+def _chunk_read_later(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    one, two, three = made.chunk(3, dim=1)
+    two += one
+    return made * three
+
+
+def _over_the_picture(m: nn.Module, x: Tensor) -> Tensor:
+    x += m.gain
+    return m.conv(x)
+
+
+def _of_another_type(m: nn.Module, x: Tensor) -> Tensor:
+    count = (x > 0.5).to(torch.float16)
+    count += m.conv(x)
+    return count.to(torch.float32)
+
+
+VALUES = [_residual, _activation, _mask, _through_a_view]
+MORE = [_base_read_later, _view_read_later, _chunk_read_later, _over_the_picture, _of_another_type]
+
+
+def _traced(function: Callable[[nn.Module, Tensor], Tensor]) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    torch.manual_seed(0)
+    model = Of(function).eval().requires_grad_(False)
+    with torch.no_grad():
+        return model, torch.export.export(model, (torch.rand(1, 3, 6, 8),), strict=False)
+
+
+@pytest.mark.parametrize("function", VALUES + MORE)
+def test_a_program_without_writes_gives_what_the_model_gives(function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    model, program = _traced(function)
+    written = [node for node in program.graph.nodes if writes(node)]
+    assert written
+    assert (plain_writes(program.graph, written) is not None) == (function in VALUES)
+    made = without_writes(program)
+    assert not [node for node in made.graph.nodes if writes(node)]
+    x = torch.rand(1, 3, 6, 8)
+    want = model(x.clone())
+    torch.testing.assert_close(made.module()(x.clone()), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("function", VALUES)
+def test_new_values_need_no_run_of_the_program(
+    function: Callable[[nn.Module, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, program = _traced(function)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the program was run once more")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", refuse)
+    made = without_writes(program)
+    assert made is not program
+    assert made._guards_code == program._guards_code
