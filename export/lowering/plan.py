@@ -8,7 +8,7 @@ free, because the mask can be permuted once, at export.
 Factorised (N = N1*N2, N1 even, decimation in frequency, n = N2*a + b): stage 1 is the real basis of length N1 over a,
 its rows paired (cos j, sin j), the first pair being (j = 0, j = N1/2). Stage 2 is one constant matrix of 2*N2 x 2*N2
 for each pair, with the twiddles inside, so that there is no twiddle pass. Both stages are products with orthogonal
-matrices; the inverse runs the transposes in reverse.
+matrices; the inverse runs the transposes in reverse. :class:`HalfPlan`, of cosines and sines apart, also takes odd N1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clusir.export.lowering.dft import Matrix, cos_sin
 
-__all__ = ["HalfPlan", "RealPlan", "choose_factor", "half_plan", "plan", "real_basis"]
+__all__ = ["HalfPlan", "RealPlan", "choose_factor", "choose_half_factor", "half_plan", "plan", "real_basis"]
 
 # What the second stage of a factorised transform costs beside its arithmetic, in multiply-adds per sample: one more
 # pass over the data and the smaller matrices' overhead. Fitted on ONNX Runtime: N = 64 breaks even.
@@ -109,11 +109,13 @@ def plan(n: int, factor: int | None = None) -> RealPlan:
 
 @dataclass(frozen=True)
 class HalfPlan:
-    """Cosines and sines of the frequencies 0..n//2 of a real signal of ``n`` samples, in two stages.
+    """Cosines and sines of the frequencies 0..n//2 of a real signal of ``n`` samples, in two stages, B pairs of rows in
+    the first and P frequencies for each pair.
 
-    ``stage1`` [N1, N1], orthogonal. ``cosines`` and ``sines`` [N1/2, N2+1, 2*N2] act on what it leaves for each pair of
-    its rows, and give the sums over x cos and x sin, without a factor. ``alone`` [N1/2, N2+1] bool: whether a frequency
-    is 0 or n/2, whose sine is zero. ``again``, of the same shape: one that fills a block up and is there already.
+    ``stage1`` [2*B, N1], of orthonormal columns: B is N1/2; or (N1+1)/2 where N1 is odd, the first pair being (j = 0,
+    zeros). ``cosines`` and ``sines`` [B, P, 2*N2] act on what it leaves for each pair of its rows, and give the sums
+    over x cos and x sin, without a factor. ``alone`` [B, P] bool: whether a frequency is 0 or n/2, whose sine is zero.
+    ``again``, of the same shape: one that fills a block up and is there already.
     """
 
     n: int
@@ -124,27 +126,58 @@ class HalfPlan:
     alone: NDArray[np.bool_]
     again: NDArray[np.bool_]
 
+    @property
+    def rest(self) -> int:
+        """N2."""
+        return self.n // self.factor
+
+    @property
+    def blocks(self) -> int:
+        """B."""
+        return len(self.stage1) // 2
+
+
+def choose_half_factor(n: int) -> int:
+    """N1 of the cheapest :class:`HalfPlan`, odd ones too; 1 where none pays for the second stage."""
+    best, cost = 1, float(n)
+    for factor in range(3, n // 2 + 1):
+        rows = factor + factor % 2
+        spent = rows + 2 * (n // factor) * rows / factor + _STAGE_OVERHEAD
+        if n % factor == 0 and spent < cost:
+            best, cost = factor, spent
+    return best
+
 
 @lru_cache(maxsize=32)
 def half_plan(n: int) -> HalfPlan | None:
-    """The plan for length ``n``, in the factors of :func:`plan`; None where that does not factorise."""
-    factor = choose_factor(n)
+    """The plan for length ``n``; None where that does not factorise."""
+    factor = choose_half_factor(n)
     if factor == 1:
         return None
-    rest, half = n // factor, factor // 2
-    basis, order = _paired_basis(factor)
-    stage1 = basis[order]
+    rest, half = n // factor, (factor + 1) // 2
+    stage1 = _paired_rows(factor)
     every = np.arange(n // 2 + 1)
     tables = cos_sin(len(every), n, n)
-    frequency, again = np.zeros((half, rest + 1), np.int64), np.zeros((half, rest + 1), bool)
-    for pair in range(half):
-        mine = every[np.isin(np.minimum(every % factor, -every % factor), (0, half) if pair == 0 else (pair,))]
-        frequency[pair] = np.resize(mine, rest + 1)
-        again[pair, len(mine) :] = True
-    split = [table[frequency].reshape(half, rest + 1, factor, rest) for table in tables]
+    residue = np.minimum(every % factor, -every % factor)
+    residues = [(0, half) if pair == 0 and factor % 2 == 0 else (pair,) for pair in range(half)]
+    found = [every[np.isin(residue, pair)] for pair in residues]
+    places = max(len(mine) for mine in found)
+    frequency = np.stack([np.resize(mine, places) for mine in found])
+    again = np.arange(places) >= np.array([[len(mine)] for mine in found])
+    split = [table[frequency].reshape(half, places, factor, rest) for table in tables]
     pairs = stage1.reshape(half, 2, factor)
-    cosines, sines = (np.einsum("pkab,pja->pkjb", table, pairs).reshape(half, rest + 1, -1) for table in split)
+    cosines, sines = (np.einsum("pkab,pja->pkjb", table, pairs).reshape(half, places, -1) for table in split)
     return HalfPlan(n, factor, stage1, cosines, sines, (2 * frequency) % n == 0, again)
+
+
+def _paired_rows(n: int) -> Matrix:
+    """The basis of length n in pairs of rows: (0, n/2) or, of odd n, (0, zeros); (cos 1, sin 1), (cos 2, sin 2), ..."""
+    if n % 2 == 0:
+        basis, order = _paired_basis(n)
+        return basis[order]
+    basis, frequency, is_sine = real_basis(n)
+    rows = basis[np.lexsort((is_sine, frequency))]
+    return np.concatenate([rows[:1], np.zeros((1, n)), rows[1:]])
 
 
 def _paired_basis(n: int) -> tuple[Matrix, list[int]]:

@@ -90,9 +90,7 @@ def _try(edit: GraphEdit, spectrum: str) -> str | None:
             scales = (forward[1], scale)
             result = there_and_back(edit, source, picture, (rows, columns), scales, between, region.output)
             edit.redirect(region.output, result)
-            forms = (
-                f"height {rows.factor}x{rows.n // rows.factor}, width {columns.factor}x{columns.n // columns.factor}"
-            )
+            forms = f"height {rows.factor}x{rows.rest}, width {columns.factor}x{columns.rest}"
             return f"{region.output}: the spectrum stands in the order of its stages ({forms})"
     return None
 

@@ -39,7 +39,7 @@ def there_and_back(
     imaginary ones along axis 1, and returns the same shape; ``sign`` 0 is +f and 1 is -f of the height.
     """
     rows, columns = plans
-    places, blocks = rows.cosines.shape[1], rows.factor // 2
+    places = rows.cosines.shape[1]
     value = _rows_in(edit, source, rows, shape[-1], hint)
     halves = []
     for name, matrix, signs in (
@@ -50,7 +50,7 @@ def there_and_back(
         made = edit.reshape(made, [-1, shape[-1]], f"{hint}/{name}_flat")
         made = edit.node("Transpose", [made], f"{hint}/{name}_turned", perm=[1, 0])
         made = _left(edit, columns.stage1, edit.reshape(made, [columns.factor, -1], f"{hint}/{name}_long"), hint)
-        made = edit.reshape(made, [columns.factor // 2, 2 * columns.n // columns.factor, -1], f"{hint}/{name}_short")
+        made = edit.reshape(made, [columns.blocks, 2 * columns.rest, -1], f"{hint}/{name}_short")
         halves.append(_left(edit, scales[0] * _stacked(columns, signs), made, hint))
     spectrum = [between(edit.node(k, halves, f"{hint}/bins"), n) for n, k in enumerate(("Add", "Sub"))]
     weight = (scales[1] * np.where(columns.alone, 1.0, 2.0) * ~columns.again)[..., None]
@@ -58,24 +58,22 @@ def there_and_back(
     for kind, signs in (("Add", (("cosines", 1.0), ("sines", -1.0))), ("Sub", (("sines", -1.0), ("cosines", -1.0)))):
         matrix = _stacked(columns, signs) * np.concatenate([weight, weight], 1)
         made = _left(edit, np.swapaxes(matrix, 1, 2), edit.node(kind, spectrum, f"{hint}/halves"), hint)
-        made = _left(edit, columns.stage1.T, edit.reshape(made, [columns.factor, -1], f"{hint}/long_back"), hint)
+        made = _left(edit, columns.stage1.T, edit.reshape(made, [2 * columns.blocks, -1], f"{hint}/long_back"), hint)
         made = edit.reshape(made, [shape[-1], -1], f"{hint}/flat_back")
         made = edit.node("Transpose", [made], f"{hint}/turned_back", perm=[1, 0])
-        back.append(edit.reshape(made, [-1, blocks, places, shape[-1]], f"{hint}/high_back"))
+        back.append(edit.reshape(made, [-1, rows.blocks, places, shape[-1]], f"{hint}/high_back"))
     once = (np.where(rows.alone, 0.5, 1.0) * ~rows.again)[..., None]
     matrix = np.concatenate([rows.cosines * once, rows.sines * once], 1)
     value = _left(edit, np.swapaxes(matrix, 1, 2), edit.node("Concat", back, f"{hint}/rows_back", axis=2), hint)
-    value = edit.reshape(value, [-1, rows.factor, rows.n // rows.factor * shape[-1]], f"{hint}/tall")
+    value = edit.reshape(value, [-1, 2 * rows.blocks, rows.rest * shape[-1]], f"{hint}/tall")
     return edit.reshape(_left(edit, rows.stage1.T, value, hint), [-1, *shape[1:]], f"{hint}/picture")
 
 
 def _rows_in(edit: GraphEdit, source: str, rows: HalfPlan, width: int, hint: str) -> str:
     """The height's first stage: [pictures, blocks, 2 * N2, W]."""
-    rest = rows.n // rows.factor
-    value = edit.reshape(source, [-1, rows.factor, rest * width], f"{hint}/long_in")
-    return edit.reshape(
-        _left(edit, rows.stage1, value, hint), [-1, rows.factor // 2, 2 * rest, width], f"{hint}/short_in"
-    )
+    value = edit.reshape(source, [-1, rows.factor, rows.rest * width], f"{hint}/long_in")
+    value = _left(edit, rows.stage1, value, hint)
+    return edit.reshape(value, [-1, rows.blocks, 2 * rows.rest, width], f"{hint}/short_in")
 
 
 def _left(edit: GraphEdit, matrix: Array, value: str, hint: str) -> str:

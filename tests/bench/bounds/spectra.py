@@ -1,7 +1,7 @@
 """A picture's spectrum, changed value by value and taken back: what the exporter writes, with PositionwiseSpectrum and
 without it, beside forms that fold rows and columns first (no pass writes these), and beside torch.fft.
 
-    python -m tests.bench.bounds.spectra 96 128 250 256 [--rounds 15]
+    python -m tests.bench.bounds.spectra 96 128 225 256 [--rounds 15] [--forms exported]
 
 irfft2(relu(re) + i relu(im)) of rfft2, [1, 48, N, N], one thread, processor time, in turns. A cosine is the same at +n
 and -n and a sine its negative, so that cosines act on x[n] + x[-n] and sines on x[n] - x[-n]: half the products of an
@@ -11,6 +11,7 @@ axis, for a sum, a difference and a reversed copy.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -125,18 +126,26 @@ def exported(x: Tensor, ordered: bool) -> bytes:
     return Pipeline([SimplifyGraph(), *passes]).run(model).SerializeToString()
 
 
+FORMS: dict[str, Callable[[Tensor], bytes]] = {
+    "exported": lambda x: exported(x, ordered=False),
+    "ordered": lambda x: exported(x, ordered=True),
+    "rows folded": lambda x: Folded(x.shape[-1], columns=False).graph(),
+    "both": lambda x: Folded(x.shape[-1], columns=True).graph(),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| N | form | runtime | ms | of torch.fft | by the medians | error |\n|---:|---|---|---:|---:|---:|---:|")
     for n in options.sizes:
         x = torch.randn(1, CHANNELS, n, n, generator=torch.Generator().manual_seed(n))
         expected = Rectified()(x.double()).numpy()
-        forms = {"exported": exported(x, False), "ordered": exported(x, True)}
-        forms |= {"rows folded": Folded(n, False).graph(), "both": Folded(n, True).graph()}
+        forms = {form: FORMS[form](x) for form in options.forms}
         calls: dict[tuple[str, str], Call] = {("torch", "PyTorch"): torch_call(Rectified(), x)}
         errors = {}
         for form, graph in forms.items():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clusir.export.lowering import dft
-from clusir.export.lowering.plan import choose_factor, plan, real_basis
+from clusir.export.lowering.plan import choose_factor, half_plan, plan, real_basis
 
 LENGTHS = (1, 2, 3, 4, 7, 12, 15, 16, 31, 64)
 
@@ -96,4 +96,25 @@ def test_factorised_plan_refuses_factors_that_do_not_divide() -> None:
 def test_cost_model_factorises_long_even_lengths_only() -> None:
     assert {n: choose_factor(n) for n in (32, 64, 96, 127, 128, 250, 256, 512)} == {
         32: 1, 64: 1, 96: 12, 127: 1, 128: 16, 250: 10, 256: 16, 512: 32,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "factor"), [(96, 12), (110, 10), (121, 11), (105, 15), (106, 53), (99, 11)])
+def test_half_plan_holds_the_cosines_and_sines_of_each_frequency(n: int, factor: int) -> None:
+    chosen = half_plan(n)
+    assert chosen is not None
+    assert (chosen.factor, chosen.factor * chosen.rest) == (factor, n)
+    np.testing.assert_allclose(chosen.stage1.T @ chosen.stage1, np.eye(factor), atol=1e-12)
+    assert (~chosen.again).sum() == n // 2 + 1
+    x = np.random.default_rng(n).standard_normal(n)
+    pairs = (chosen.stage1 @ x.reshape(factor, -1)).reshape(chosen.blocks, -1)
+    cosines, sines = (np.einsum("pkj,pj->pk", t, pairs)[~chosen.again] for t in (chosen.cosines, chosen.sines))
+    found, expected = cosines - 1j * sines, np.fft.rfft(x)
+    np.testing.assert_allclose(np.sort_complex(found), np.sort_complex(expected), atol=1e-12)
+    np.testing.assert_allclose(found[chosen.alone[~chosen.again]].imag, 0, atol=1e-12)
+
+
+def test_half_plans_are_for_lengths_that_pay_for_two_stages() -> None:
+    assert {n: (p := half_plan(n)) and p.factor for n in (12, 64, 97, 98, 127, 225, 256)} == {
+        12: None, 64: None, 97: None, 98: 14, 127: None, 225: 25, 256: 16,
     }  # fmt: skip

@@ -53,6 +53,11 @@ def test_functions_of_single_values(name: str) -> None:
     assert not {"Gather", "Slice"} & set(counts)
 
 
+@pytest.mark.parametrize("size", [(99, 105), (121, 96), (96, 106)], ids=str)
+def test_odd_sizes_and_odd_factors(size: tuple[int, int]) -> None:
+    assert kinds(accept(PositionwiseSpectrum(), around(rectified), (1, 2, *size), batch=True))["MatMul"] == 13
+
+
 @pytest.mark.parametrize("shape", [(3, 96, 110), (2, 3, 2, 110, 96)], ids=str)
 def test_leading_axes(shape: tuple[int, ...]) -> None:
     accept(PositionwiseSpectrum(), around(rectified), shape, batch=True)
