@@ -158,7 +158,10 @@ def main() -> None:
     print("|---|---|---|---:|---:|---:|---:|---:|")
     for choice, place in CHOICES.items():
         feeds = feeds_of(every, place)
-        cut = Picked(every, feeds).model
+        picked = Picked(every, feeds)
+        if not picked.dropped:
+            raise SystemExit(f"{options.graph}: no channel falls away; it has to be a tile graph of merged experts")
+        cut = picked.model
         forms = {"every": every, "picked": cut, "picked, known": known(cut, feeds)}
         forms["picked, known, no deblurring"] = undeblurred(forms["picked, known"])
         calls: dict[tuple[str, str], Call] = {}
