@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch._decomp.decompositions
 import torch._dynamo.config
+import torch._export.utils
 import torch._meta_registrations
 from torch import Tensor
 
@@ -44,14 +45,28 @@ def _times(length: Any, factor: float) -> Any:
     return length * exact.numerator // exact.denominator
 
 
+_materialise = torch._export.utils._materialize_cpp_cia_ops
+_materialised: list[str] = []
+
+
+def _materialise_once() -> None:
+    """Every composite operator looked up in ``torch.ops``, where there are others than the last time. torch does it for
+    each of its namespaces, two dozen times for a trace."""
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+    if names != _materialised:
+        _materialise()
+        _materialised[:] = names
+
+
 @contextlib.contextmanager
 def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
-    in is made a second time to be checked), transforms are asked for their sizes alone, and resized maps have sizes in
-    whole numbers."""
+    in is made a second time to be checked), transforms are asked for their sizes alone, resized maps have sizes in
+    whole numbers, and operators are looked up once."""
     with (
         replaced(torch._meta_registrations, "_exec_fft", _transformed),
         replaced(torch._decomp.decompositions, "upsample_compute_output_size", _resized),
         replaced(torch._dynamo.config, "fake_tensor_cache_enabled", False),
+        replaced(torch._export.utils, "_materialize_cpp_cia_ops", _materialise_once),
     ):
         yield

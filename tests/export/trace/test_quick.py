@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clusir.export.passes.simplify import operators
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.quick import quick_tracing
+from clusir.export.trace.rules import rewriting_rules
 from clusir.export.trace.writer import write_program
 
 
@@ -44,6 +46,18 @@ def test_torch_is_as_it_was_after_an_error() -> None:
     assert settings() == before
     assert inside[0][0] is not before[0]
     assert inside[0][1] is False
+
+
+def test_an_operator_that_comes_later_is_looked_up_too() -> None:
+    lookup = torch._export.utils._collect_all_valid_cia_ops
+    with quick_tracing():
+        before = {str(operator) for operator in lookup()}
+        library = torch.library.Library("clusir_later", "DEF")
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: 2 * x, "CompositeImplicitAutograd")
+        after = {str(operator) for operator in lookup()}
+    assert after - before == {"clusir_later.twice.default"}
+    assert len(before) > 100
 
 
 def test_guards_outlive_the_writing_of_the_graph() -> None:
@@ -89,3 +103,20 @@ def test_sizes_of_maps_at_half_the_size_are_whole_numbers() -> None:
     for height, width in ((50, 87), (97, 64)):
         image = torch.rand(1, 3, height, width)
         torch.testing.assert_close(traced.program.module()(image)[0], Pyramid()(image))
+
+
+def test_rules_that_are_tried_on_their_own_operator_only_rewrite_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Padding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv2d(4, 4, 3)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.mix(nn.functional.pad(image, (1, 1, 1, 1))) + image[..., :1]
+
+    traced = trace_module(Padding().eval(), torch.rand(2, 4, 20, 24))
+    quick, _ = write_program(traced)
+    monkeypatch.setattr("clusir.export.trace.writer.rewriting_rules", lambda: [r._rule for r in rewriting_rules()])
+    slow, _ = write_program(traced)
+    assert quick == slow
+    assert operators(quick.graph)["Pad"] == 0, "the convolution takes it"
