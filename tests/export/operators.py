@@ -31,7 +31,9 @@ def sampled_nearest(f: Tensor) -> Tensor:
 
 
 def sampled_bicubic(f: Tensor) -> Tensor:
-    return sum(F.grid_sample(f, flow(f), "bicubic", p, c) * k for k, (p, c) in enumerate(grids(), 1))
+    """Each padding and each way to count corners; reflection, which depends on it, in both."""
+    kinds = [("zeros", True), ("border", False), ("reflection", False), ("reflection", True)]
+    return sum(F.grid_sample(f, flow(f), "bicubic", p, c) * k for k, (p, c) in enumerate(kinds, 1))
 
 
 def table(size: int = 5) -> Tensor:

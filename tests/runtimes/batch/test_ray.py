@@ -129,10 +129,13 @@ def test_a_refused_job_is_not_what_its_neighbour_of_the_same_target_is(photos: P
 
 
 def test_command(cluster: Any, photos: Path, tmp_path: Path) -> None:
+    """Three photos and the damaged file, which one worker restores: that several do is shown above."""
     from click.testing import CliRunner
 
     from clusir.cli.run import main
 
+    for path in sorted(photos.rglob("?.png"), key=lambda path: path.name)[3:]:  # one of them is in a folder
+        path.unlink()
     options = ["--model", str(MODEL), "--backend", "ort", "--threads", "1", "--json"]
     plain = CliRunner().invoke(main, [str(photos), "-o", str(tmp_path / "plain"), *options])
     on_ray = CliRunner().invoke(main, [str(photos), "-o", str(tmp_path / "ray"), *options, "--ray"])
@@ -140,7 +143,7 @@ def test_command(cluster: Any, photos: Path, tmp_path: Path) -> None:
     assert _tree(tmp_path / "ray") == _tree(tmp_path / "plain")
     assert _entries(tmp_path / "ray") == _entries(tmp_path / "plain")
     summary = json.loads(on_ray.stdout.splitlines()[-1])["summary"]
-    assert (summary["restored"], summary["failed"]) == (10, 1)
+    assert (summary["restored"], summary["failed"]) == (3, 1)
     refused = CliRunner().invoke(main, ["--ray", str(photos), "-o", str(tmp_path / "x")])
     assert refused.exit_code == 2
     assert "not an address" in refused.stderr
