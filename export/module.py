@@ -45,7 +45,7 @@ from clusir.export.trace.program import TracedModel, UntraceableError, random_dr
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
 from clusir.export.validate.each_pass import ParityAfterEach, parity_at
-from clusir.export.validate.foreign import ModuleCheck, ModuleRow, at_tile, on_photos, probes, validate, warnings_of
+from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.export.validate.tolerances import tolerance
@@ -329,12 +329,13 @@ def _export(
         channels,
         None if traced.dynamic_batch else batch,
         tuple(backends),
+        made.compared_px(),
     )
     with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(made.graphs[""], str(path))
         try:
-            rows = validate(path, given, progress) + at_tile(path, given, made.compared_px(), progress)
+            rows = validate(path, given, progress)
         except ValidationError:
             steady = steadied(made)
             if steady is None:
@@ -342,7 +343,7 @@ def _export(
             progress("validating again, with norms that add up in blocks")
             made = steady
             made.save(path.parent, path.stem)
-            rows = validate(path, given, progress) + at_tile(path, given, made.compared_px(), progress)
+            rows = validate(path, given, progress)
         photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"))
         data = path.read_bytes()
     for backend, what, found in compare_sidecars(made, photos, progress):

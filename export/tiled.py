@@ -176,7 +176,8 @@ def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found
     size = replace(spec.size, multiple_of=found.multiple, minimum=_up(spec.size.minimum, found.multiple))
     shared = SplitRun(split)
     side = size.padded(_REACH_PX)
-    near = measure_reach(shared.given(shared.pool(natural_picture(side, side, spec.channels))), side, spec.channels)
+    statistics = shared.pool(natural_picture(side, side, spec.channels))
+    near = _reach(shared.given(statistics), replace(spec, size=size))
     if near.whole:
         return none("; ".join(found.blocked) or "under given statistics, too, an answer depends on the whole picture")
     fault = shared.fault(run, near.pixels, replace(spec, size=size))

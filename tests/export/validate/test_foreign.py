@@ -90,8 +90,8 @@ class Loop(nn.Module):
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 20])
 def test_a_fixed_batch_is_compared_whole_at_every_size(batch: int) -> None:
     """However many pictures the graph takes at a time, groups of that many are made, none is empty, none is partial."""
-    for number in (0, 1, 2):
-        count = foreign._count(number, batch)
+    for number, large in ((0, False), (1, False), (2, True)):
+        count = foreign._count(number, batch, large)
         groups = foreign._groups(count, batch)
         assert groups
         assert all(stop - start == batch for start, stop in groups)
@@ -99,6 +99,7 @@ def test_a_fixed_batch_is_compared_whole_at_every_size(batch: int) -> None:
     free = foreign._groups(foreign._count(0, None), None)
     assert {stop - start for start, stop in free} == {1, 4}
     assert {start for start, _ in free} == set(range(8))
+    assert foreign._groups(foreign._count(3, None, large=True), None) == [(0, 1)]
 
 
 def test_a_batch_above_eight_is_compared(plain: tuple[Plain, ModuleExport], tmp_path: Path) -> None:
