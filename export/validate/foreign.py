@@ -181,12 +181,12 @@ def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = l
                 for start, stop in case.groups:
                     some = case.pictures[start:stop]
                     want = {name: array[start:stop] for name, array in case.expected.items()}
-                    got = runner.run({"image": some.numpy()})
+                    answers: _Answers = (want, runner.run({"image": some.numpy()}))
                     what = f"{case.label} {start + 1}..{stop}" if len(case.pictures) > 1 else case.label
                     if case.plain:
-                        some, (want, got) = sure.of(what, some, (want, got))
+                        some, answers = sure.of(what, some, answers)
                     if len(some):
-                        rows.append(_row(backend, what, given.user, some, (want, got)))
+                        rows.append(_row(backend, what, given.user, some, answers))
     if given.gates:
         rows += _forced(path, given)
     if not rows:
