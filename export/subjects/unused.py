@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from clusir.export.subjects.gradients import gradients
 from clusir.export.subjects.user_code import calling_user_line
@@ -27,24 +29,32 @@ _DRAWS = frozenset(
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the first line of the user's code that reads values of a tensor, and the first that draws at random.
+    """Notes the first line of the user's code that reads values made of the picture, and the first that draws numbers.
 
-    The network's own numbers (``own``, ids of tensors) are the same for every picture, and what a mask picks
-    (``x[mask]``) is traced as a whole or not at all: neither can make a trace lose a branch.
+    What is made of the network's own numbers and of constants (``if (std == 0).any()``) is the same for every picture,
+    and what a mask picks (``x[mask]``) is traced as a whole or not at all: neither can make a trace lose a branch.
     """
 
-    def __init__(self, own: frozenset[int]) -> None:
+    def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.own = own
+        self._of_image: Any = WeakIdKeyDictionary({image: True})
         self.read = self.drew = ""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if not self.read and name in _READS and not (args and id(args[0]) in self.own):
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        concerned = any(tensor in self._of_image for tensor in given)
+        if not self.read and name in _READS and concerned:
             self.read = calling_user_line()
         if not self.drew and name in _DRAWS:
             self.drew = calling_user_line()
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if concerned:
+            writes = name.startswith(("__i", "__setitem")) or (name.endswith("_") and not name.startswith("__"))
+            written = given[:1] if writes else []
+            for tensor in (*written, *(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))):
+                self._of_image[tensor] = True
+        return result
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Watched:
 def watch(model: nn.Module, image: Tensor) -> Watched:
     """Run ``model`` (image BxCxHxW -> restored) once with gradients. The parameters' flags are as before afterwards."""
     state = _outside()
-    mode = _Watch(frozenset(id(tensor) for tensor in (*model.parameters(), *model.buffers())))
+    mode = _Watch(image)
     with gradients(model) as parameters:
         with mode:
             restored = model(image)

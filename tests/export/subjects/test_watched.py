@@ -27,6 +27,16 @@ class ReadsItsOwnNumbers(Spare):
         return super().forward(x) * self.level.item() / int(self.count)
 
 
+class ReadsConstants(Spare):
+    """As torchvision's normalize does: the deviation must not be 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation = torch.as_tensor([0.5, 0.5, 0.5], dtype=x.dtype)
+        if (deviation == 0).any() or bool((self.level * 2 > 9).all()):
+            raise ValueError("a deviation of 0")
+        return super().forward(x / deviation.view(-1, 1, 1))
+
+
 class PicksByMasks(Spare):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -40,12 +50,21 @@ class Routes(Spare):
         return super().forward(x) if bool(x.mean() > 2) else x * self.level
 
 
+class RoutesByAWrittenTable(Spare):
+    def forward(self, x: Tensor) -> Tensor:
+        table = torch.zeros(2)
+        table[0] = x.mean()
+        table.mul_(2.0)
+        return super().forward(x) if table.max() > 4 else x * self.level
+
+
 def test_a_spare_layer_is_told_from_one_that_another_picture_may_need() -> None:
     picture = torch.rand(1, 3, 8, 8)
-    for kind in (Spare, ReadsItsOwnNumbers, PicksByMasks):
+    for kind in (Spare, ReadsItsOwnNumbers, ReadsConstants, PicksByMasks):
         watched = watch(kind().eval(), picture)
         assert not watched.read, kind
         assert watched.unreached == {"spare.weight", "spare.bias"}, kind
-    routed = watch(Routes().eval(), picture)
-    assert "bool(x.mean() > 2)" in routed.read
-    assert "used.weight" in routed.unreached
+    for kind, line in ((Routes, "bool(x.mean() > 2)"), (RoutesByAWrittenTable, "table.max() > 4")):
+        routed = watch(kind().eval(), picture)
+        assert line in routed.read, kind
+        assert "used.weight" in routed.unreached, kind
