@@ -77,7 +77,8 @@ def _cells(row: Row) -> list[str]:
 def _judged(row: Row, backend: str) -> list[float]:
     """Without the batch of two, which is second, where the file says that it takes one picture."""
     found: list[float] = row[backend]
-    return [found[0], *found[2:]] if any("fixes the batch" in note for note in row["notes"]) else found
+    alone = any("fixes the batch" in note or "takes one picture at a time" in note for note in row["notes"])
+    return [found[0], *found[2:]] if alone else found
 
 
 def _whole(row: Row) -> bool:
