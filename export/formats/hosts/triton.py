@@ -1,12 +1,11 @@
 """Model servers: the model repository that Triton Inference Server reads, and OpenVINO Model Server too.
 
 ``restorer/config.pbtxt`` and ``restorer/1/model.onnx``. The configuration is held against Triton's own protobuf where
-tritonclient is installed; no server is on this machine.
+tritonclient[grpc] is installed; no server is on this machine.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,11 +39,11 @@ class Triton(OnnxHost):
         return folder / NAME / "1" / "model.onnx"
 
     def check(self, folder: Path) -> None:
-        if find_spec("tritonclient") is None or find_spec("google.protobuf") is None:
+        try:
+            from google.protobuf import text_format
+            from tritonclient.grpc import model_config_pb2
+        except (ImportError, RuntimeError):  # the second is what tritonclient raises without its extra "grpc"
             return
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-
         text = (folder / NAME / "config.pbtxt").read_text(encoding="utf-8")
         try:
             text_format.Parse(text, model_config_pb2.ModelConfig())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from clusir.errors import ModelFormatError, UnsupportedModelError
+from clusir.errors import ExportError, ModelFormatError, UnsupportedModelError
 from clusir.export.formats.hosts.folders import Written, export_targets, hosts_of, open_source
 from clusir.export.formats.hosts.selftest import verify_target
-from clusir.export.formats.hosts.triton import configuration
+from clusir.export.formats.hosts.triton import Triton, configuration
 from clusir.export.graph.session import Probe
+from tests.needs import skip
 
 Make = Callable[..., Path]
 
@@ -64,10 +66,48 @@ def test_the_configuration_of_a_server(network: Make, tmp_path: Path, side: int,
         verify_target("triton", tmp_path)
 
 
-def test_a_graph_of_one_picture_is_no_batch() -> None:
-    values = [helper.make_tensor_value_info(name, 1, [1, 3, 64, 64]) for name in ("image", "restored")]
+def _text(dims: list[int | str]) -> str:
+    """The configuration of a graph of such shapes."""
+    values = [helper.make_tensor_value_info(name, 1, dims) for name in ("image", "restored")]
     node = helper.make_node("Identity", ["image"], ["restored"])
-    text = configuration(helper.make_model(helper.make_graph([node], "g", values[:1], values[1:])))
+    return configuration(helper.make_model(helper.make_graph([node], "g", values[:1], values[1:])))
+
+
+def _folder(path: Path, text: str) -> Path:
+    (path / "restorer").mkdir(exist_ok=True)
+    (path / "restorer" / "config.pbtxt").write_text(text)
+    return path
+
+
+def test_a_client_without_its_grpc_part_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tritonclient" / "grpc").mkdir(parents=True)
+    (tmp_path / "tritonclient" / "__init__.py").touch()
+    (tmp_path / "tritonclient" / "grpc" / "__init__.py").write_text("raise RuntimeError('no grpc')\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tritonclient"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    Triton().check(_folder(tmp_path, "no configuration"))
+    monkeypatch.delitem(sys.modules, "tritonclient", raising=False)
+
+
+def test_tritons_protobuf_takes_the_configuration(tmp_path: Path) -> None:
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+    except (ImportError, RuntimeError):
+        skip("triton")
+    shapes: list[list[int | str]] = [["batch", 3, "height", "width"], ["batch", 3, 64, 64], [1, 3, 64, 64]]
+    found = [text_format.Parse(_text(dims), model_config_pb2.ModelConfig()) for dims in shapes]
+    assert [(c.max_batch_size, list(c.input[0].dims)) for c in found] == [
+        (8, [3, -1, -1]), (8, [3, 64, 64]), (0, [1, 3, 64, 64])
+    ]  # fmt: skip
+    Triton().check(_folder(tmp_path, _text(shapes[0])))
+    with pytest.raises(ExportError, match="Triton refuses it"):
+        Triton().check(_folder(tmp_path, _text(shapes[0]).replace("TYPE_FP32", "TYPE_NONE")))
+
+
+def test_a_graph_of_one_picture_is_no_batch() -> None:
+    text = _text([1, 3, 64, 64])
     assert "max_batch_size: 0\n" in text
     assert text.count("dims: [ 1, 3, 64, 64 ]") == 2
     assert json.dumps("restorer") in text
