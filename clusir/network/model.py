@@ -6,7 +6,8 @@ public, so every unknown is a field of :class:`clusir.network.config.ModelConfig
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,10 @@ from clusir.network.evidence import FAMILY_COUNT, EvidenceHead
 from clusir.network.experts import MoEBlock
 from clusir.network.frequency import DegradationPrompt, FrequencyModulation
 from clusir.network.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
-from clusir.network.pooled import PooledStatistics
+from clusir.network.pooled import PooledStatistics, pooled_value
 from clusir.network.router import ClusterRouter, Routing
 from clusir.network.traces import TRACES, DegradationTraces
+from clusir.network.trust import TrustHead
 from clusir.network.wavelet import haar_forward, haar_inverse
 
 __all__ = ["CONFIGS", "ClusIR", "ModelConfig", "Restoration"]
@@ -178,6 +180,7 @@ class ClusIR(nn.Module):
         self.cue = DegradationCue(config.damage_cue, families) if config.damage_cue else None
         self.deblur = SteeredDeblur() if config.deblur else None
         self.evidence = EvidenceHead() if config.permissions else None
+        self.trust = TrustHead(families) if config.permissions else None
 
     def forward(
         self,
@@ -186,13 +189,17 @@ class ClusIR(nn.Module):
         pooled: PooledStatistics | None = None,
         permissions: Tensor | None = None,
     ) -> Restoration:
-        """``routing`` (posterior and gate of each level) and ``pooled`` that replays: what the tiles of a picture
-        share. ``permissions`` Bx6 says which families may be mended, and how far: 0..1, or -1..0 for as far as that
-        where the evidence reaches the family's threshold (None: all -1). They are for configurations with
-        ``permissions`` and are not read where ``pooled`` replays; where it takes the batch together theirs is 1."""
-        """Restore a batch. ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the
-        routers' own, so that all tiles of a picture can share one routing; ``pooled`` records, or gives, the other
-        numbers that are pooled over the picture. Raises ValueError on sizes that do not fit."""
+        """Restore a batch. Raises ValueError on sizes that do not fit.
+
+        ``routing`` gives each level's (posterior BxL, gate BxE) from outside instead of the routers' own, so that all
+        tiles of a picture can share one routing; ``pooled`` records, or gives, the other numbers that are pooled over
+        the picture.
+
+        ``permissions`` Bx6 says which families may be mended, and how far: 0..1, or -1..0 for as far as that where the
+        evidence reaches the family's threshold, or -2..-1 for as far as -1 - p where it reaches its floor (None: all
+        -1). Where none is over 0, as large a share of what was mended is kept as can be trusted. They are for
+        configurations with ``permissions`` and are not read where ``pooled`` replays; where it takes the batch together
+        theirs is 1."""
         multiple = self.config.size_multiple
         if image.shape[-2] % multiple or image.shape[-1] % multiple:
             raise ValueError(
@@ -200,7 +207,8 @@ class ClusIR(nn.Module):
                 "pad it, or use clusir.Restorer, which tiles and pads"
             )
         traces = None if self.traces is None or routing is not None else self.traces(image, pooled)
-        seen = self.look(image, traces, pooled, self.asked(image, permissions, pooled))
+        asked, source = self.asked(image, permissions, pooled), image
+        seen = self.look(image, traces, pooled, asked)
         cue = seen.cue
         image = image if seen.added is None else image + seen.added
         x = self.embed(image)
@@ -216,12 +224,12 @@ class ClusIR(nn.Module):
             routings.append(found)
         x = skips.pop()
         base = image if self.tone is None else self.tone(x, image, pooled, seen.permissions)
-        posterior = torch.cat([r.posterior for r in routings], dim=1)
-        for level in reversed(range(len(skips))):
-            x = self.join(self.up[level](x), skips[level], level)
-            x = self.decode(self.decoder[level], x, (posterior, cue), level, pooled)
-        x = self.decode(self.refine, x, (posterior, cue), -1, pooled)
-        restored = base + self.picture(self.head(x))
+        finish = partial(self.finish, torch.cat([r.posterior for r in routings], dim=1), cue, pooled)
+        restored = finish(x, skips, base)
+        if self.trust is not None:
+            judge = partial(self.judge, finish, (x, skips, base), source, restored, (asked, seen.permissions), pooled)
+            share = pooled_value(pooled, (1,), judge)[..., None, None]
+            restored = restored * share + source * (1 - share)
         return Restoration(
             restored,
             tuple(r.posterior for r in routings),
@@ -229,6 +237,54 @@ class ClusIR(nn.Module):
             tuple(r.expert_probability for r in routings),
             seen.evidence,
         )
+
+    def finish(
+        self,
+        posterior: Tensor,
+        cue: Tensor | None,
+        pooled: PooledStatistics | None,
+        x: Tensor,
+        skips: Sequence[Tensor],
+        base: Tensor,
+    ) -> Tensor:
+        """From the deepest features ``x`` and the finer ones, ``skips``, to what is added to ``base``, Bx3xHxW."""
+        for level in reversed(range(len(skips))):
+            x = self.join(self.up[level](x), skips[level], level)
+            x = self.decode(self.decoder[level], x, (posterior, cue), level, pooled)
+        x = self.decode(self.refine, x, (posterior, cue), -1, pooled)
+        return base + self.picture(self.head(x))
+
+    def judge(
+        self,
+        finish: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor],
+        deep: tuple[Tensor, Sequence[Tensor], Tensor],
+        source: Tensor,
+        restored: Tensor,
+        permissions: tuple[Tensor | None, Tensor | None],
+        pooled: PooledStatistics | None,
+    ) -> Tensor:
+        """The share of what was mended that is kept, Bx1. Of the windows of a picture their middles tell, a quarter of
+        their pixels: a router graph would have no decoder but for this."""
+        asked, permitted = permissions
+        assert self.trust is not None
+        assert asked is not None
+        assert permitted is not None
+        if pooled is not None and pooled.together and not self.config.decoder_attention:
+            x, skips, base = deep
+            steps = [(2 if self.config.stem == "haar" else 1) << level for level in range(self.config.levels)]
+            middle = partial(self.middle, source)
+            inner = [middle(skip, step) for skip, step in zip(skips, steps, strict=False)]
+            restored = finish(middle(x, steps[-1]), inner, middle(base, 1))
+            source = middle(source, 1)
+        share: Tensor = self.trust(asked, permitted, source, restored, pooled)
+        return share
+
+    def middle(self, image: Tensor, x: Tensor, step: int) -> Tensor:
+        """The middle half of each axis of features, of which one stands for ``step`` pixels of ``image``; all of them
+        where the picture is small."""
+        multiple = self.config.size_multiple
+        down, right = (side // (4 * multiple) * (multiple // step) for side in image.shape[-2:])
+        return x[..., down : x.shape[-2] - down, right : x.shape[-1] - right]
 
     def asked(self, image: Tensor, permissions: Tensor | None, pooled: PooledStatistics | None) -> Tensor | None:
         """The permissions asked for, or None: where there are none, or where ``pooled`` replays what they led to."""

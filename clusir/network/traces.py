@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clusir.network.pooled import PooledStatistics, over_batch
 
-__all__ = ["BANDS", "TRACES", "DegradationTraces", "OrientedEnergies"]
+__all__ = ["BANDS", "TRACES", "DegradationTraces", "OrientedEnergies", "mean_energy"]
 
 _GRID = 8
 _FLOOR = 1e-3  # a quarter of a grey level: below it differences are rounding
@@ -57,10 +57,10 @@ class DegradationTraces(nn.Module):
         for scale in range(_SCALES):
             if scale:
                 scaled = F.avg_pool2d(scaled, 2)
-            parts.append(self._level(torch.cat([_energy(_difference(scaled, a), pooled) for a in (2, 3)], dim=1)))
+            parts.append(self._level(torch.cat([mean_energy(_difference(scaled, a), pooled) for a in (2, 3)], dim=1)))
         colour = image[:, ::2] - image[:, 1:2]  # B x 2 x H x W
         for shrunk in (colour, F.avg_pool2d(colour, 2)):
-            down, right = (_energy(_difference(shrunk, axis), pooled) for axis in (2, 3))
+            down, right = (mean_energy(_difference(shrunk, axis), pooled) for axis in (2, 3))
             parts += [self._level(down + right)]
         return torch.cat(parts, dim=1)
 
@@ -84,7 +84,7 @@ class DegradationTraces(nn.Module):
         return torch.cat(((mean - _CENTRE) / _SPREAD, excess / _EXCESS_SPREAD), dim=1)
 
 
-def _energy(x: Tensor, pooled: PooledStatistics | None) -> Tensor:
+def mean_energy(x: Tensor, pooled: PooledStatistics | None) -> Tensor:
     """The mean over pixels, BxC; 1xC of a batch that is one picture: energies are averaged over its parts, not their
     logarithms, so that it is what the picture has. In steps: OpenVINO adds up in order, in float32, and a mean of
     65,000 equal numbers was 8e-5 off; two means in a row it would merge, a mean and a sum it does not."""
@@ -118,7 +118,7 @@ class OrientedEnergies(nn.Module):
 
     def forward(self, image: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
         grey = image.mean(dim=1, keepdim=True)
-        energy = _energy(F.conv2d(grey, self.bank, stride=_BANK_STRIDE).abs(), pooled)
+        energy = mean_energy(F.conv2d(grey, self.bank, stride=_BANK_STRIDE).abs(), pooled)
         logs = torch.log(energy + _FLOOR).reshape(-1, len(_FREQUENCIES), _ORIENTATIONS)
         mean = logs.mean(dim=2, keepdim=True)
         bands = torch.cat(((mean - _CENTRE) / _SPREAD, (logs - mean) / _BAND_SPREAD), dim=2)

@@ -151,7 +151,17 @@ def _evidence(out: Path) -> str:
         for k, family in enumerate(found["families"])
     ]
     lines = "\n".join("* " + curve[0] + ": " + ", ".join(curve[1:]) for curve in curves)
-    return table(head, cells) + "\n\nReliability, said: was (crops):\n\n" + lines
+    return table(head, cells) + "\n\nReliability, said: was (crops):\n\n" + lines + _trust(found.get("trust"))
+
+
+def _trust(found: dict[str, float] | None) -> str:
+    if not found or not found["pictures"]:
+        return ""
+    return (
+        f"\n\nOf {found['pictures']} held-out pictures in which something is mended unasked, the share that is kept "
+        f"brings {found['gain_kept']:+.2f} dB in the mean (all of it {found['gain_all']:+.2f}), and leaves "
+        f"{found['worse_kept']:.1%} worse by over 0.1 dB (all of it {found['worse_all']:.1%})."
+    )
 
 
 def _clusters(weights: Path) -> str:

@@ -69,6 +69,9 @@ class TrainConfig:
     # Until this share of the budget the restoration loss bends from the RMSE to its logarithm (see losses): with the
     # logarithm from the first step, random weights had not learnt haze and low light after 3000.
     bend_until: float = 0.5
+    # How far it bends: 0 keeps the RMSE, 1 ends at the logarithm, where a picture that is nearly right already pulls
+    # ten times as hard as a dark or hazy one.
+    bend_to: float = 1.0
     # Weights of the losses, relative to the restoration loss, whose values run from 3 (untrained) to 1.
     spectrum: float = 0.05
     orthogonality: float = 0.1
@@ -95,8 +98,8 @@ class TrainConfig:
     # Batches of 16 crops of 96 px on which the deblurring blend is fitted before the first step (see train_deblur):
     # about three minutes of one core. 0: it is learnt with the rest.
     deblur_batches: int = 300
-    # Crops of 256 px on which the evidence for each family is fitted after the last step (clusir.training.evidence),
-    # about ten minutes of one core. 0: every family counts as sure.
+    # Crops of 256 px on which the evidence for each family is fitted after the last step (clusir.training.judge), and
+    # as many for the share that is kept: about twenty minutes of one core. 0: every family counts as sure.
     evidence_crops: int = 8000
     # Feel the rounding of the INT8 file (see train_qat); ranges are measured on this many batches of 8.
     qat: bool = False
@@ -142,7 +145,7 @@ class TrainConfig:
                 raise UsageError(f"weights: {kind} {weight} is not a number from 0 up")
         if not sum(self.weights.values()) > 0:
             raise UsageError("weights: no kind of degradation has a weight over 0; there is nothing to train on")
-        for name in ("bend_until", "router_noise_until", "half_until", "restricted", "as_taken"):
+        for name in ("bend_until", "bend_to", "router_noise_until", "half_until", "restricted", "as_taken"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} {getattr(self, name)} is not within 0..1")
         for name in ("learning_rate", "clip_norm"):

@@ -33,7 +33,7 @@ from clusir.training.cuda_graph import GraphedForward
 from clusir.training.curve import curve_svg, read_curve
 from clusir.training.data import Batch, BatchPlan, PhotoSet, Prefetcher, draw_batch
 from clusir.training.deblur import DEBLUR_WEIGHTS, calibrate_deblur
-from clusir.training.evidence import judge_weights
+from clusir.training.judge.evidence import judge_weights
 from clusir.training.labels import label_weights
 from clusir.training.monitor import LOG_NAME, RouterMonitor, TrainLog, validate
 from clusir.training.precision import choose_arithmetic, half_convolutions, is_half, layout_of
@@ -163,7 +163,7 @@ class _Run:
                     output = self.wrapped(degraded)
         if self.ranges is not None:  # the restored pictures stand there twice: in float, and rounded
             clean = torch.cat((clean, clean))
-        power = min(1.0, used / config.bend_until) if config.bend_until else 1.0
+        power = config.bend_to * (min(1.0, used / config.bend_until) if config.bend_until else 1.0)
         terms = self.loss_terms(output, clean, batch, power)
         weight = {"error": 1.0} | {name: float(getattr(config, name)) for name in terms if name != "error"}
         total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()

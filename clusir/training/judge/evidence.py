@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,12 @@ from torch import Tensor, nn
 from clusir.degrade.recipe import FAMILY_NAMES, Recipe
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
-from clusir.network.pooled import PooledStatistics
-from clusir.training.data import TONAL, as_taken, draw_training_recipe, soften
+from clusir.training.data import TONAL
+from clusir.training.judge.pictures import draw_pictures, evidence_statistics
+from clusir.training.judge.trust import calibrate_trust
 from clusir.training.photos import PhotoSet
 
 __all__ = ["EvidenceReport", "calibrate_evidence", "judge_weights", "reliability"]
-
-_COUNTS = (0.4, 0.4, 0.15, 0.05)
-_SOFT = 0.5  # of the crops with a camera's noise, as soft as its lens draws
 
 # Of undamaged crops, the share whose evidence may reach the threshold, and the least threshold. What people may want in
 # a picture needs evidence that hardly any held-out crop without it has: with one of a thousand, a dim room was
@@ -46,10 +44,6 @@ _MISSED, _LEAST_FLOOR = 0.01, 0.05
 # With 3,000 steps and nothing dropped the cross entropy of 9,000 held-out crops was 0.116 instead of 0.103.
 _STEPS, _BATCH, _RATE, _DECAY, _JITTER, _DROPPED = 8000, 256, 2e-3, 1e-2, 0.05, 0.1
 _BINS = 10
-_WINDOWS = (1, 2, 4)  # of a photo, which are judged together
-# How crops without haze and darkness were taken, and their shares: what is like a degradation and is none decides how
-# often a photo is harmed.
-_TAKEN = {"plain": 0.3, "as taken": 0.25, "low key": 0.15, "high key": 0.1, "extreme": 0.2}
 
 
 @dataclass(frozen=True)
@@ -94,27 +88,37 @@ def calibrate_evidence(
 ) -> EvidenceReport:
     """Fit ``model.evidence`` and set its thresholds. ``crops``: in all, a third of them held out. The random state is
     left as it was. Raises ValueError for a network without permissions."""
-    head = model.evidence
-    if head is None:
+    if model.evidence is None:
         raise ValueError("this configuration has no evidence to calibrate")
+    rng = np.random.default_rng(seed)
+    chosen, apart = _choose(photos, validation, crops, rng)
+    taught = _look(model, chosen, weights, crop_px, rng)
+    return _settle(model, taught, _look(model, apart, weights, crop_px, rng), seed)
+
+
+def _choose(
+    photos: PhotoSet, validation: PhotoSet, crops: int, rng: np.random.Generator
+) -> tuple[list[tuple[PhotoSet, int]], list[tuple[PhotoSet, int]]]:
+    """The photos to learn from, ``crops`` times one, and half as many held out: a third of all, and validation's."""
     seen = [index for index in range(len(photos)) if index % 3]
     apart = [(photos, index) for index in range(len(photos)) if index % 3 == 0]
     apart += 3 * [(validation, index) for index in range(len(validation))]
-    rng = np.random.default_rng(seed)
-    taught = _look(model, [(photos, seen[int(k)]) for k in rng.integers(len(seen), size=crops)], weights, crop_px, rng)
-    held = _look(model, [apart[int(k)] for k in rng.integers(len(apart), size=crops // 2)], weights, crop_px, rng)
-    return _settle(model, taught, held, seed)
+    taught = [(photos, seen[int(k)]) for k in rng.integers(len(seen), size=crops)]
+    return taught, [apart[int(k)] for k in rng.integers(len(apart), size=crops // 2)]
 
 
 def judge_weights(
     path: Path, photos: PhotoSet, validation: PhotoSet, weights: dict[str, float], crops: int
 ) -> EvidenceReport:
-    """:func:`calibrate_evidence` of the checkpoint at ``path``, which is written again; ``evidence.json`` beside it."""
+    """:func:`calibrate_evidence` of the checkpoint at ``path``, then :func:`calibrate_trust`. It is written again;
+    ``evidence.json`` beside it holds what both found."""
     model = checkpoint.load(path)
     report = calibrate_evidence(model, photos, validation, weights, crops=crops)
+    trust = calibrate_trust(model, *_choose(photos, validation, crops, np.random.default_rng(1)), weights)
     metadata = {key: text for key, text in checkpoint.read_metadata(path).items() if key != "config"}
     checkpoint.save(model, path, metadata)
-    (path.parent / "evidence.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    found = report.to_dict() | {"trust": asdict(trust)}
+    (path.parent / "evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -156,51 +160,12 @@ def _each(
     rng: np.random.Generator,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
     """Statistics, which families are there, which strongly, and of which photo: the halves share none."""
-    assert model.evidence is not None
-    assert model.traces is not None
-    assert model.cue is not None
-    extremes = {id(photos): _extremes(photos, chosen) for photos in {id(p): p for p, _ in chosen}.values()}
-    for photos, index in chosen:
-        recipe: Recipe = draw_training_recipe(rng, weights, None, _COUNTS)
-        taken = str(rng.choice(list(_TAKEN), p=list(_TAKEN.values())))
-        if recipe.families & set(TONAL) or (recipe.steps and taken == "as taken"):
-            taken = "plain"
-        if taken == "extreme":
-            index = int(rng.choice(extremes[id(photos)]))
-        crops = np.stack([photos.draw_crop(index, crop_px, rng) for _ in range(int(rng.choice(_WINDOWS)))])
-        if taken == "as taken":
-            crops = np.stack([as_taken(crop, rng) for crop in crops])
-        elif "camera_noise" in recipe.kinds and rng.random() < _SOFT:
-            crops = np.stack([soften(crop, rng) for crop in crops])
-        elif taken == "low key":
-            crops = low_key(crops, rng.uniform(1.4, 3.0))
-        elif taken == "high key":
-            crops = 1 - low_key(1 - crops, rng.uniform(1.4, 3.0))
-        degraded = [replace(recipe, seed=recipe.seed + k).apply(crop) for k, crop in enumerate(crops)]
-        image = torch.from_numpy(np.stack(degraded).transpose(0, 3, 1, 2).copy())
-        pooled = PooledStatistics(together=True)  # as the windows of a photo are
-        seen = model.cue.statistics(image, model.traces(image, pooled), pooled)
+    for drawn in draw_pictures(chosen, weights, crop_px, rng):
+        recipe = drawn.recipe
         label = torch.tensor([float(family in recipe.families) for family in FAMILY_NAMES])
         middle = {family for step in recipe.steps if step.severity >= 0.5 for family in Recipe((step,), 0).families}
         strong = torch.tensor([float(family in middle) for family in FAMILY_NAMES])
-        yield model.evidence.statistics(image, seen, pooled)[0], label, strong, index
-
-
-def low_key(picture: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
-    """``picture`` [..., 3] in 0..1 as a scene that is dark by nature: few lights, as bright as lights are, in much
-    darkness. What was exposed too shortly is dark in its lights too. (Of the negative, and that made a negative again,
-    it is a bright scene in which what is black is black, as in haze it is not.)"""
-    lit = picture / max(float(picture.max()), 1e-3)
-    dark: NDArray[np.float32] = np.rint(lit ** np.float32(exponent) * 255).astype(np.float32) / np.float32(255)
-    return dark
-
-
-def _extremes(photos: PhotoSet, chosen: Sequence[tuple[PhotoSet, int]]) -> list[int]:
-    """The tenth of the chosen photos that is darkest and the tenth that is brightest: night, snow, mist."""
-    among = {index for theirs, index in chosen if theirs is photos}
-    order = sorted(among, key=lambda index: float(photos.photos[index].mean()))
-    tenth = max(1, len(order) // 10)
-    return order[:tenth] + order[-tenth:]
+        yield evidence_statistics(model, drawn.degraded), label, strong, drawn.photo
 
 
 def _settle(model: ClusIR, taught: _Crops, held: _Crops, seed: int) -> EvidenceReport:
