@@ -187,7 +187,7 @@ def structural_float32(graph: Graph) -> dict[str, str]:
     reasons: dict[str, str] = {}
     router = graph.router_nodes()
     first = {layer.node for layer in graph.layers() if layer.keep == FIRST}
-    before = graph.before(first)
+    before = graph.before(graph.shown(first))
     edge = {*graph.inputs, *graph.outputs}
     for node in graph.model.graph.node:
         if node.name in router:

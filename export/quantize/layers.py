@@ -163,9 +163,7 @@ class Graph:
         stack, seen = [node.input[0]], set()
         while stack:
             name = stack.pop()
-            shape = self.shapes.get(name)
-            one_vector = shape is not None and (len(shape) < 4 or all(side == 1 for side in shape[2:]))
-            if name in seen or one_vector:
+            if name in seen or self._one_vector(name):
                 continue
             seen.add(name)
             if name in self.inputs:
@@ -213,6 +211,25 @@ class Graph:
         """Names of the nodes that compute the first input of any of ``nodes``."""
         given = [node.input[0] for node in self.model.graph.node if node.name in nodes]
         return self._ancestors(given, set())
+
+    def shown(self, nodes: set[str]) -> set[str]:
+        """Those of ``nodes`` whose maps reach the restored picture as maps: what is only pooled is not shown."""
+        found = set()
+        for node in self.model.graph.node:
+            stack, seen = list(node.output) if node.name in nodes else [], set[str]()
+            while stack:
+                name = stack.pop()
+                if name in seen or self._one_vector(name):
+                    continue
+                seen.add(name)
+                stack.extend(output for reader in self.consumers.get(name, []) for output in reader.output)
+            if self.main_output in seen:
+                found.add(node.name)
+        return found
+
+    def _one_vector(self, name: str) -> bool:
+        shape = self.shapes.get(name)
+        return shape is not None and (len(shape) < 4 or all(side == 1 for side in shape[2:]))
 
     def _ancestors(self, start: Iterable[str], cut: set[str]) -> set[str]:
         names: set[str] = set()

@@ -103,6 +103,27 @@ def test_what_changes_the_picture_before_the_first_convolution_stays_in_float32(
     assert kept["strength"] == TensorProto.FLOAT
 
 
+def test_a_network_whose_answer_is_compared_with_the_picture_stays_in_float16(routed: Any, tmp_path: Path) -> None:
+    model = onnx.load(routed.whole)
+    make, graph = onnx.helper.make_node, model.graph
+    for node in graph.node:
+        node.output[:] = ["mended" if name == "restored" else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.full((1, 3, 1, 1), 1 / 3, np.float32), "grey.weight"))
+    graph.node.extend(
+        [
+            make("Sub", ["mended", "image"], ["residual"], name="residual"),
+            make("Conv", ["residual", "grey.weight"], ["grey"], name="grey"),
+            make("GlobalAveragePool", ["grey"], ["mean"], name="mean"),
+            make("Sigmoid", ["mean"], ["share"], name="share"),
+            make("Mul", ["mended", "share"], ["restored"], name="blend"),
+        ]
+    )
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "judged.onnx")
+    plain = convert_fp16(routed.whole, tmp_path / "plain.onnx")
+    judged = convert_fp16(tmp_path / "judged.onnx", tmp_path / "out.onnx")
+    assert judged.kept["Conv"] == plain.kept["Conv"] + 1
+
+
 def test_blocks_go_back_to_float32_until_the_agreement_holds(routed: Any, tmp_path: Path) -> None:
     feeds = routed.calibration().feeds[:2]
     plain = convert_fp16(routed.whole, tmp_path / "a.onnx", feeds)
