@@ -82,7 +82,13 @@ PUBLIC = {
 }  # fmt: skip
 # Rooms without public names: commands are called from a shell, weights are data, a host is asked for by its target.
 _HOSTS = "clusir.export.formats.hosts"
-NONE = {"clusir.cli", "clusir.weights", "clusir.runtimes.images.metadata", "clusir.runtimes.images.tiff"}
+NONE = {
+    "clusir.cli",
+    "clusir.weights",
+    "clusir.training.judge",
+    "clusir.runtimes.images.metadata",
+    "clusir.runtimes.images.tiff",
+}
 NONE |= {f"{_HOSTS}.coreml", f"{_HOSTS}.ncnn"}
 
 

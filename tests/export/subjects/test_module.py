@@ -107,7 +107,7 @@ class SeveralSizes(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         features = self.stem(x)
         if self.reads:
-            torch.ones(1).item()
+            features.mean().item()
         return [
             self.small(nn.functional.avg_pool2d(features, 2)),
             self.judge(features.mean((2, 3))),
