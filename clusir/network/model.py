@@ -23,7 +23,7 @@ from clusir.network.layers import Down, FeedForwardBlock, Up, WaveletTransformer
 from clusir.network.pooled import PooledStatistics, pooled_value
 from clusir.network.router import ClusterRouter, Routing
 from clusir.network.traces import TRACES, DegradationTraces
-from clusir.network.trust import TrustHead
+from clusir.network.trust import FARTHEST, TrustHead
 from clusir.network.wavelet import haar_forward, haar_inverse
 
 __all__ = ["CONFIGS", "ClusIR", "ModelConfig", "Restoration"]
@@ -226,7 +226,8 @@ class ClusIR(nn.Module):
         base = image if self.tone is None else self.tone(x, image, pooled, seen.permissions)
         finish = partial(self.finish, torch.cat([r.posterior for r in routings], dim=1), cue, pooled)
         restored = finish(x, skips, base)
-        if self.trust is not None:
+        if self.trust is not None and not self.training:  # what is learnt is the whole of it
+            restored = restored.clamp(-FARTHEST, FARTHEST)
             judge = partial(self.judge, finish, (x, skips, base), source, restored, (asked, seen.permissions), pooled)
             share = pooled_value(pooled, (1,), judge)[..., None, None]
             restored = restored * share + source * (1 - share)
@@ -247,7 +248,8 @@ class ClusIR(nn.Module):
         skips: Sequence[Tensor],
         base: Tensor,
     ) -> Tensor:
-        """From the deepest features ``x`` and the finer ones, ``skips``, to what is added to ``base``, Bx3xHxW."""
+        """From the deepest features ``x`` and the finer ones, ``skips``, to the restored picture, Bx3xHxW: ``base`` and
+        what is added to it."""
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
             x = self.decode(self.decoder[level], x, (posterior, cue), level, pooled)
@@ -263,8 +265,9 @@ class ClusIR(nn.Module):
         permissions: tuple[Tensor | None, Tensor | None],
         pooled: PooledStatistics | None,
     ) -> Tensor:
-        """The share of what was mended that is kept, Bx1. Of the windows of a picture their middles tell, a quarter of
-        their pixels: a router graph would have no decoder but for this."""
+        """The share of what was mended that is kept, Bx1. ``deep``: what ``finish`` takes; ``source``, ``restored``:
+        Bx3xHxW; ``permissions``, BxF each: asked for, and left by evidence. Of the windows of a picture their middles
+        tell, a quarter of their pixels: a router graph would have no decoder but for this."""
         asked, permitted = permissions
         assert self.trust is not None
         assert asked is not None
@@ -274,14 +277,14 @@ class ClusIR(nn.Module):
             steps = [(2 if self.config.stem == "haar" else 1) << level for level in range(self.config.levels)]
             middle = partial(self.middle, source)
             inner = [middle(skip, step) for skip, step in zip(skips, steps, strict=False)]
-            restored = finish(middle(x, steps[-1]), inner, middle(base, 1))
+            restored = finish(middle(x, steps[-1]), inner, middle(base, 1)).clamp(-FARTHEST, FARTHEST)
             source = middle(source, 1)
         share: Tensor = self.trust(asked, permitted, source, restored, pooled)
         return share
 
     def middle(self, image: Tensor, x: Tensor, step: int) -> Tensor:
-        """The middle half of each axis of features, of which one stands for ``step`` pixels of ``image``; all of them
-        where the picture is small."""
+        """The middle half of each axis of features ``x``, BxCxH'xW', of which one stands for ``step`` pixels of
+        ``image``, Bx3xHxW; all of them where the picture is small."""
         multiple = self.config.size_multiple
         down, right = (side // (4 * multiple) * (multiple // step) for side in image.shape[-2:])
         return x[..., down : x.shape[-2] - down, right : x.shape[-1] - right]

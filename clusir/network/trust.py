@@ -8,6 +8,7 @@ Blending with the input is the best there is for one number: the error is a para
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from clusir.network.pooled import PooledStatistics
 from clusir.network.traces import mean_energy
 
-__all__ = ["RESIDUALS", "TrustHead", "residual_statistics"]
+__all__ = ["FARTHEST", "RESIDUALS", "TrustHead", "outside", "residual_statistics"]
 
 RESIDUALS = 11
 """How many numbers :func:`residual_statistics` gives."""
@@ -26,6 +27,8 @@ _REACH = 2  # of the high pass: what lies within 5x5 pixels
 _BLOCK_PX = 8
 _GAIN = 32.0  # squares of faint residuals must not vanish in float16
 _SURE = 30.0  # log odds that float32 rounds to 1
+FARTHEST = 1e4
+"""No answer is taken for farther from 0 than this, so that what is not kept of it is finite in float16 too."""
 
 
 def residual_statistics(image: Tensor, restored: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
@@ -60,6 +63,12 @@ def residual_statistics(image: Tensor, restored: Tensor, pooled: PooledStatistic
     return torch.cat(parts, dim=1)
 
 
+def outside(restored: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+    """The mean square of what lies outside 0..1, Bx3xHxW to Bx1; 1x1 where ``pooled`` takes the batch together."""
+    beyond = F.relu(restored - 1) + F.relu(-restored)
+    return mean_energy(beyond.square(), pooled).mean(dim=1, keepdim=True)
+
+
 def _high_pass(x: Tensor) -> Tensor:
     return x - F.avg_pool2d(F.pad(x, (_REACH,) * 4, mode="reflect"), 2 * _REACH + 1, stride=1)
 
@@ -67,8 +76,12 @@ def _high_pass(x: Tensor) -> Tensor:
 class TrustHead(nn.Module):
     """The share of the mending that is kept, 0..1, from the residual's statistics and from which families were mended.
 
-    Until it is fitted (:mod:`clusir.training.judge.trust`) the share is 1.
+    ``limit``, 1: the mean square outside 0..1 beyond which nothing is kept, whoever asked. A network without norms
+    answers stripes, checks or dots of one pixel with up to 1e14. Until the head is fitted
+    (:mod:`clusir.training.judge.trust`) the share is 1 and the limit infinite.
     """
+
+    limit: Tensor
 
     def __init__(self, families: int, hidden: int = 32) -> None:
         super().__init__()
@@ -79,12 +92,14 @@ class TrustHead(nn.Module):
         self.say = nn.Linear(hidden, 1)
         nn.init.zeros_(self.say.weight)
         nn.init.constant_(self.say.bias, _SURE)
+        self.register_buffer("limit", torch.tensor([math.inf]))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *how: Any) -> None:
-        # Weights from before there was a share keep all of what they mend.
-        if f"{prefix}say.bias" not in state:
-            for name, value in TrustHead(self.families).state_dict().items():
-                state[f"{prefix}{name}"] = value
+        # Weights without a share, or without a limit, keep all of what they mend.
+        given = {name for name in state if name.startswith(prefix)}
+        for name, value in TrustHead(self.families).state_dict().items():
+            if not given or name == "limit":
+                state.setdefault(f"{prefix}{name}", value)
         super()._load_from_state_dict(state, prefix, *how)
 
     def judge(self, known: Tensor) -> Tensor:
@@ -100,9 +115,11 @@ class TrustHead(nn.Module):
         restored: Tensor,
         pooled: PooledStatistics | None = None,
     ) -> Tensor:
-        """The share, Bx1. ``asked``, ``permitted``: BxF, permissions as they were given and as evidence left them.
-        Where a family is asked for outright (over 0) all is kept."""
+        """The share, Bx1. ``asked``, ``permitted``: BxF, permissions as they were given and as evidence left them;
+        ``image``, ``restored``: Bx3xHxW, in 0..1 and within ``FARTHEST`` of 0. Where a family is asked for outright
+        (over 0) all is kept, where more than ``limit`` lies outside 0..1 nothing."""
         known = torch.cat((residual_statistics(image, restored, pooled), (permitted > 0).to(image.dtype)), dim=1)
         trust = torch.sigmoid(self.judge(known))
         outright = asked.amax(dim=1, keepdim=True) > 0
-        return torch.where(outright, torch.ones_like(trust), trust)
+        plausible = outside(restored, pooled) <= self.limit
+        return torch.where(plausible, torch.where(outright, torch.ones_like(trust), trust), torch.zeros_like(trust))

@@ -34,6 +34,7 @@ __all__ = [
     "Prefetcher",
     "draw_batch",
     "draw_training_recipe",
+    "to_nchw",
 ]
 
 TONAL = ("haze", "low_light")
@@ -225,7 +226,7 @@ def draw_batch(
         recipes += 1
     recipe_of, photo_of = torch.tensor(drawn.indices).unbind(1)
     permissions = torch.from_numpy(np.stack(drawn.permissions))
-    return Batch(_to_nchw(drawn.degraded), _to_nchw(drawn.clean), recipe_of, photo_of, tuple(drawn.names), permissions)
+    return Batch(to_nchw(drawn.degraded), to_nchw(drawn.clean), recipe_of, photo_of, tuple(drawn.names), permissions)
 
 
 @dataclass
@@ -239,7 +240,8 @@ class _Drawn:
     permissions: list[NDArray[np.float32]] = field(default_factory=list)
 
 
-def _to_nchw(pictures: list[NDArray[np.float32]]) -> Tensor:
+def to_nchw(pictures: Sequence[NDArray[np.float32]]) -> Tensor:
+    """N pictures HxWx3 as one tensor Nx3xHxW."""
     return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
 
 

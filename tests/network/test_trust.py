@@ -11,7 +11,7 @@ from clusir.network import checkpoint
 from clusir.network.evidence import FAMILY_COUNT
 from clusir.network.model import CONFIGS, ClusIR
 from clusir.network.pooled import PooledStatistics
-from clusir.network.trust import RESIDUALS, residual_statistics
+from clusir.network.trust import RESIDUALS, TrustHead, residual_statistics
 
 TINY = replace(CONFIGS["tiny"], permissions=True)
 
@@ -72,6 +72,36 @@ def test_tiles_share_what_the_windows_middles_say(doubting: ClusIR, image: torch
         doubting(small, None, whole)
         doubting(small, None, windows)
         torch.testing.assert_close(whole.recorded()[:, -1], windows.recorded()[:, -1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("asked", [-1.0, -2.0, 1.0])
+def test_an_answer_far_outside_is_not_kept_whoever_asked(image: torch.Tensor, asked: float) -> None:
+    model = checkpoint.random_model(TINY)
+    assert model.trust is not None
+    permissions = torch.full((2, FAMILY_COUNT), asked)
+    with torch.no_grad():
+        assert model(image, permissions=permissions).restored.abs().max() > 2
+        model.trust.limit.fill_(1e-3)
+        for gain in (1.0, 1e30):
+            model.head.weight.mul_(gain)
+            assert torch.equal(model(image, permissions=permissions).restored, image)
+            tiles = PooledStatistics(together=True)
+            done = model(image, None, tiles, permissions[:1])
+            assert torch.equal(done.restored, image)
+            both = [(p.expand(2, -1), g.expand(2, -1)) for p, g in zip(done.posteriors, done.gates, strict=True)]
+            given = PooledStatistics(tiles.recorded().expand(2, -1))
+            assert torch.equal(model(image, tuple(both), given).restored, image)
+        model.train()  # where nothing is withheld: what is learnt is the whole of it
+        assert model(image, permissions=permissions).restored.abs().max() > 1e6
+
+
+def test_an_answer_a_little_outside_is_kept(image: torch.Tensor) -> None:
+    head, ones = TrustHead(FAMILY_COUNT), torch.ones(2, FAMILY_COUNT)
+    near, far = (torch.where(image > 0.5, 1 + beyond, image) for beyond in (0.02, 0.2))
+    head.limit.fill_(1e-3)
+    with torch.no_grad():
+        assert (head(ones, ones, image, near) == 1).all()
+        assert (head(ones, ones, image, far) == 0).all()
 
 
 def test_weights_without_trust_keep_all_they_mend(doubting: ClusIR, image: torch.Tensor) -> None:

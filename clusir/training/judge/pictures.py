@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clusir.degrade.recipe import Recipe
 from clusir.network.model import ClusIR
 from clusir.network.pooled import PooledStatistics
-from clusir.training.data import TONAL, as_taken, draw_training_recipe, soften
+from clusir.training.data import TONAL, as_taken, draw_training_recipe, soften, to_nchw
 from clusir.training.photos import PhotoSet
 
 __all__ = ["JudgedPicture", "draw_pictures", "evidence_statistics", "low_key"]
@@ -41,7 +40,7 @@ class JudgedPicture:
 
     def mended(self) -> Tensor:
         """What there would be without the degradation, NxCxHxW in 0..1."""
-        return _to_nchw([self.recipe.apply(window, frozenset()) for window in self.windows])
+        return to_nchw([self.recipe.apply(window, frozenset()) for window in self.windows])
 
 
 def draw_pictures(
@@ -70,7 +69,7 @@ def draw_pictures(
         elif taken == "high key":
             crops = 1 - low_key(1 - crops, rng.uniform(1.4, 3.0))
         degraded = [replace(recipe, seed=recipe.seed + k).apply(crop) for k, crop in enumerate(crops)]
-        yield JudgedPicture(recipe, index, crops, _to_nchw(degraded))
+        yield JudgedPicture(recipe, index, crops, to_nchw(degraded))
 
 
 def evidence_statistics(model: ClusIR, degraded: Tensor) -> Tensor:
@@ -98,7 +97,3 @@ def _extremes(photos: PhotoSet, chosen: Sequence[tuple[PhotoSet, int]]) -> list[
     order = sorted(among, key=lambda index: float(photos.photos[index].mean()))
     tenth = max(1, len(order) // 10)
     return order[:tenth] + order[-tenth:]
-
-
-def _to_nchw(pictures: Sequence[NDArray[np.float32]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
