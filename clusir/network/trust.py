@@ -8,7 +8,6 @@ Blending with the input is the best there is for one number: the error is a para
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -78,7 +77,8 @@ class TrustHead(nn.Module):
 
     ``limit``, 1: the mean square outside 0..1 beyond which nothing is kept, whoever asked. A network without norms
     answers stripes, checks or dots of one pixel with up to 1e14. Until the head is fitted
-    (:mod:`clusir.training.judge.trust`) the share is 1 and the limit infinite.
+    (:mod:`clusir.training.judge.trust`) the share is 1 and the limit float32's largest number: checkpoints whose
+    weights are not finite are refused.
     """
 
     limit: Tensor
@@ -92,7 +92,7 @@ class TrustHead(nn.Module):
         self.say = nn.Linear(hidden, 1)
         nn.init.zeros_(self.say.weight)
         nn.init.constant_(self.say.bias, _SURE)
-        self.register_buffer("limit", torch.tensor([math.inf]))
+        self.register_buffer("limit", torch.tensor([torch.finfo(torch.float32).max]))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *how: Any) -> None:
         # Weights without a share, or without a limit, keep all of what they mend.
