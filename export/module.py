@@ -36,7 +36,7 @@ from clusir.export.subjects.checks import check_batch
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
-from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes
+from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes, why_no_other
 from clusir.export.subjects.user_code import count_in
 from clusir.export.tiled import Tiled, compare_sidecars, steadied, tiled
 from clusir.export.trace.deformable import NOTE as MMCV
@@ -252,7 +252,7 @@ def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], pr
         return _export(subject, options, (options.size, options.size), None, unused, progress=progress)
     progress("asking the model which sizes it takes")
     multiple = accepted_multiple(subject.takes, height, width)
-    why = "the model's code takes no other"
+    why = "" if multiple else why_no_other(subject.refusal, height, width)
     tried: list[tuple[int, int]] = []
     for size in trace_sizes(subject.dense, multiple) if multiple else ():
         try:

@@ -42,13 +42,19 @@ class Subject:
 
     def takes(self, height: int, width: int) -> bool:
         """Whether the model answers a picture of that size with one ``scale`` times as large."""
+        return not self.refusal(height, width)
+
+    def refusal(self, height: int, width: int) -> str:
+        """What the model says to a picture of that size that it does not take; empty where it takes it."""
         picture = probes(1, self.shape[1], height, width)
         try:
             with torch.no_grad():
                 made: Tensor = self.user(picture)
-        except UnsupportedModelError:
-            return False
-        return scale_of(picture, made) == self.scale
+        except UnsupportedModelError as error:
+            return str(error)
+        if scale_of(picture, made) == self.scale:
+            return ""
+        return f"it answers {height}x{width} with {'x'.join(map(str, made.shape[2:]))}"
 
     def unrun(self) -> Restorer:
         """The dense form as it is, which only the tracer may call (it makes its own copy)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-__all__ = ["accepted_multiple", "small_size", "trace_sizes"]
+__all__ = ["accepted_multiple", "small_size", "trace_sizes", "why_no_other"]
 
 _LEAST = 72  # pixels; smaller maps meet minima of windows and pads that larger ones do not
 
@@ -23,6 +23,22 @@ def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int
         if takes(*small_size(multiple)):
             return multiple
     return None
+
+
+def why_no_other(refusal: Callable[[int, int], str], height: int, width: int) -> str:
+    """Why a model that takes ``height`` x ``width`` has no multiple: what it said to a picture of another shape, and
+    what else it takes. ``refusal(height, width)``: what it says to a size, empty where it takes it."""
+    common = math.gcd(height, width)
+    tall, wide = small_size(common)
+    told = refusal(tall, wide)
+    squares = sorted({2 * common, tall, wide} - ({height} if height == width else set()))
+    square = next((side for side in squares if not refusal(side, side)), 0)
+    if square:
+        return (
+            f"the model takes other squares, {square}x{square} for one, and --size {square} exports for it, but not "
+            f"{tall}x{wide}: {told}"
+        )
+    return f"the model takes neither {tall}x{wide} nor a square of {' or '.join(map(str, squares))}: {told}"
 
 
 def small_size(multiple: int) -> tuple[int, int]:

@@ -208,11 +208,44 @@ _ERFINV_FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0
 
 
 def _inverse(a: Tensor) -> Any:
-    """The inverse of small matrices by Gauss-Jordan elimination, the largest pivot of each column first."""
     size = a.shape[-1]
-    if not isinstance(size, int) or size > 8:
+    return (
+        _eliminated(a, torch.eye(size, dtype=a.dtype, device=a.device).expand(a.shape)) if _small(a) else NotImplemented
+    )
+
+
+def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Any:
+    """X of A X = B (``left``) or X A = B; B is a vector for each matrix where torch takes it for one."""
+    if not _small(A) or B.dim() == 0:
         return NotImplemented
-    both = torch.cat([a, torch.eye(size, dtype=a.dtype, device=a.device).expand(a.shape)], -1)
+    vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
+    if vector and not left:
+        return NotImplemented
+    a, b = (A, B.unsqueeze(-1) if vector else B) if left else (A.mT, B.mT)
+    for axis in range(-3, -1 - max(a.dim(), b.dim()), -1):
+        a, b = _alike(a, b, axis), _alike(b, a, axis)
+    found = _eliminated(a, b)
+    return found.squeeze(-1) if vector else found if left else found.mT
+
+
+def _small(a: Tensor) -> bool:
+    return isinstance(a.shape[-1], int) and a.shape[-1] <= _MOST_ROWS and not a.is_complex()
+
+
+def _alike(t: Tensor, other: Tensor, axis: int) -> Tensor:
+    """``t`` with the length of ``other`` along an axis, counted from the end, where it has none or one."""
+    if t.dim() < -axis:
+        return t.expand(other.shape[axis], *t.shape)
+    if isinstance(t.shape[axis], int) and t.shape[axis] == 1 and other.dim() >= -axis:
+        return t.expand(*t.shape[:axis], other.shape[axis], *t.shape[axis + 1 :])
+    return t
+
+
+def _eliminated(a: Tensor, right: Tensor) -> Tensor:
+    """X of A X = ``right``, [..., n, n] and [..., n, k], by Gauss-Jordan elimination, the largest pivot of each column
+    first."""
+    size = a.shape[-1]
+    both = torch.cat([a, right], -1)
     index = torch.arange(size, device=a.device)
     for column in range(size):
         sizes = torch.where(index >= column, both[..., column].abs(), -1.0)
@@ -226,6 +259,9 @@ def _inverse(a: Tensor) -> Any:
         factor = both[..., column : column + 1] * (1 - first)[..., None]
         both = both * (1 - first)[..., None] + first[..., None] * row - factor * row
     return both[..., size:]
+
+
+_MOST_ROWS = 8  # each is a dozen operators of the graph
 
 
 def with_float_tensor(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -267,6 +303,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     torch.linalg.inv: _inverse,
     torch.inverse: _inverse,
     Tensor.inverse: _inverse,
+    torch.linalg.solve: _solve,
     torch.squeeze: _squeeze,
     Tensor.squeeze: _squeeze,
 }

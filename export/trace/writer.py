@@ -6,13 +6,14 @@ import contextlib
 import io
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from clusir.errors import ExportError
 from clusir.export.lowering.complex_fft import pair_translations
@@ -20,6 +21,7 @@ from clusir.export.lowering.fft import Form, translation_table
 from clusir.export.lowering.operators import floored_divisions, operator_translations, plain_scalars
 from clusir.export.lowering.registry import taught_registry
 from clusir.export.quiet import hushed, printing_to
+from clusir.export.subjects.user_code import line_of_node
 from clusir.export.trace.anchors import anchor_sizes, entry_sizes
 from clusir.export.trace.decompose import quick_decompositions
 from clusir.export.trace.program import TracedModel, UntraceableError
@@ -53,7 +55,7 @@ def write_onnx(
         with quick_decompositions():
             return _written(module, example, inputs, outputs, translation_table(dft), dynamic_shapes=shapes)
     except _RefusedError as error:
-        raise ExportError(f"torch.onnx.export refused the model: {error}") from error.__cause__
+        raise ExportError(str(error)) from error.__cause__
 
 
 def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.ModelProto, list[str]]:
@@ -68,7 +70,7 @@ def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.Model
         with _unguarded(traced.program), quick_decompositions():
             model = _written(traced.program, (), ["image"], ["restored", *gates], table)
     except _RefusedError as error:
-        raise UntraceableError(f"torch.onnx.export refused the traced model: {error}") from error.__cause__
+        raise UntraceableError(str(error)) from error.__cause__
     anchor_sizes(model, entry)
     return model, gates
 
@@ -174,11 +176,26 @@ def name_axes(model: onnx.ModelProto) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: the exporter wraps it in pages of advice."""
+    """The innermost cause in one line, with the user's: the exporter wraps it in pages of advice."""
+    node = _node_in_hand(error)
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        node = _node_in_hand(error) or node
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    if node is None:
+        return f"torch.onnx.export refused the model: {type(error).__name__}: {said}"
+    if type(error).__name__ == "DispatchError":
+        return f"{line_of_node(node)}: {node.target} has no ONNX form; write it with other operators"
+    return f"{line_of_node(node)}: torch.onnx.export failed at {node.target}: {type(error).__name__}: {said}"
+
+
+def _node_in_hand(error: BaseException) -> fx.Node | None:
+    """The operator that the exporter was writing: its messages name it, but not where it stands in the user's code."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("node")
+        found = node if isinstance(node, fx.Node) else found
+    return found
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from clusir.export.module import export_module
-from clusir.export.subjects.sizes import small_size, trace_sizes
+from clusir.export.subjects.sizes import small_size, trace_sizes, why_no_other
 from clusir.export.validate.each_pass import parity_at
 
 
@@ -61,3 +62,26 @@ def test_a_pass_is_compared_at_the_first_size_that_the_graph_takes() -> None:
         parity_at(graph, ((8, 8), (16, 16)), 3)("pass", only(8))
     with pytest.raises(Exception, match="Reshape"):
         parity_at(graph, ((8, 8), (24, 24)), 3)
+
+
+class Squares(nn.Module):
+    """Reads height and width back as the square root of the number of tokens."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        side = int(image[0, 0].numel() ** 0.5)
+        return 0.9 * image.flatten(2).view(1, 3, side, side)  # takes squares
+
+
+def test_a_file_for_one_size_says_what_else_the_model_takes(tmp_path: Path) -> None:
+    made = export_module(Squares(), "1x3x32x32", tmp_path / "net.onnx", backends=("ort",))
+    assert made.spec.size.static_px == 32
+    (note,) = (n for n in made.notes if "exported for 32x32 only" in n)
+    assert "the model takes other squares, 64x64 for one, and --size 64 exports for it, but not 96x224: " in note
+    assert re.search(r"test_sizes\.py:\d+ `.*takes squares`: .*raised RuntimeError: shape '\[1, 3, 146, 146\]'", note)
+    other = export_module(Squares(), "1x3x32x32", tmp_path / "other.onnx", backends=("ort",), size=64)
+    assert other.spec.size.static_px == 64
+
+
+def test_a_model_of_one_size_says_what_it_was_asked() -> None:
+    told = why_no_other(lambda h, w: "" if (h, w) == (32, 32) else f"no {h}x{w}", 32, 32)
+    assert told == "the model takes neither 96x224 nor a square of 64 or 96 or 224: no 96x224"
