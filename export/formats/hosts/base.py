@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from clusir.errors import BackendError, ClusirError
+from clusir.errors import BackendError, ClusirError, ExportError
 from clusir.export.validate.compare import Agreement
 from clusir.export.validate.tolerances import TOLERANCES, Tolerance
 from clusir.spec import ModelSpec
 
-__all__ = ["Array", "Host", "HostForm", "NotRunHere", "OnnxHost", "Source", "need"]
+if TYPE_CHECKING:
+    from clusir.export.formats.hosts.integers import Integers
+
+__all__ = ["Array", "Further", "Host", "HostForm", "NotRunHere", "OnnxHost", "Source", "need"]
 
 Array = NDArray[np.float32]
 
@@ -64,6 +67,17 @@ class HostForm:
     highlights: bool = False
 
 
+@dataclass(frozen=True)
+class Further:
+    """An ONNX file of another ``precision`` than float32. ``bound``: how near it must come to the reference;
+    ``absent``: why it is not there, where ``path`` is None."""
+
+    precision: str
+    path: Path | None
+    bound: Tolerance
+    absent: str = ""
+
+
 class Host(Protocol):
     """One program. ``bound``: how near its own code must come to the reference. ``beyond``: whether it gives the graph
     values outside 0..1; ``levels``: whether pictures go in and come out in 8 bits; ``channels``: how many its pictures
@@ -93,6 +107,14 @@ class Host(Protocol):
 
     def model(self, folder: Path) -> Path | None:
         """The ONNX file in a folder that was written; None where it holds none."""
+
+    def further(self, folder: Path) -> list[Further]:
+        """Other precisions of :meth:`model`, in the same folder."""
+
+    def add_int8(self, model: ModelProto, folder: Path, drawn: Integers, bars: tuple[float, float]) -> str:
+        """Write the INT8 files beside the others in ``folder``; what they lose, in a sentence. ``model``: in the host
+        form; ``bars``: how much that may be in the mean and for any degradation, in dB. Raises BudgetError where every
+        variant loses more, ExportError where the host's own code refuses them."""
 
     def check(self, folder: Path) -> None:
         """Ask the host's own tools about the files. Raises ExportError for what they refuse."""
@@ -128,6 +150,12 @@ class OnnxHost:
 
     def model(self, folder: Path) -> Path | None:
         return folder / "model.onnx"
+
+    def further(self, folder: Path) -> list[Further]:
+        return []
+
+    def add_int8(self, model: ModelProto, folder: Path, drawn: Integers, bars: tuple[float, float]) -> str:
+        raise ExportError(f"--target {self.name}: there is no INT8 for it: {self.no_int8}")
 
     def check(self, folder: Path) -> None:
         """Running it is the check."""

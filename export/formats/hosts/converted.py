@@ -19,7 +19,7 @@ from typing import ClassVar
 import onnx
 from onnx import ModelProto, NodeProto
 
-from clusir.errors import BackendError, BudgetError, ExportError, ValidationError
+from clusir.errors import BackendError, ExportError, ValidationError
 from clusir.export.formats.hosts.base import Array, HostForm, OnnxHost, Source
 from clusir.export.formats.hosts.child import Refused, answers, call, first_fault, trial_pictures
 from clusir.export.formats.hosts.form import host_form
@@ -28,7 +28,6 @@ from clusir.export.passes.coalesce import Coalesce
 from clusir.export.passes.plain.operators import PlainOperators
 from clusir.export.passes.rank_four import RankFour
 from clusir.export.passes.simplify import SimplifyGraph
-from clusir.export.precision.loss import Run, compare_quality, measure_quality
 from clusir.export.validate.compare import Agreement, check, compare
 from clusir.export.validate.tolerances import TOLERANCES
 
@@ -156,26 +155,20 @@ class Converted(OnnxHost):
         the host form; ``bars``: how much that may be in the mean and for any degradation, in dB. Raises BudgetError
         where every variant loses more, ExportError where the runtime refuses them."""
         images = [sample.image for sample in drawn.samples]
-        losses = []
+
+        def answers(rounded: ModelProto | None) -> list[Array]:
+            if rounded is None:
+                return self.answers(folder, images)
+            with TemporaryDirectory() as scratch:
+                self.convert_int8(read_integers(rounded), Path(scratch))
+                for file, _ in self.integers:
+                    shutil.copyfile(Path(scratch) / file, folder / file)
+            return self.answers(folder, images, integers=True)
+
         try:
-            base = measure_quality(_reading(self.answers(folder, images)), drawn.samples)
-            for note, rounded in drawn.variants(drawn.quantizer(self.rewrite(model))):
-                with TemporaryDirectory() as scratch:
-                    self.convert_int8(read_integers(rounded), Path(scratch))
-                    for file, _ in self.integers:
-                        shutil.copyfile(Path(scratch) / file, folder / file)
-                found = self.answers(folder, images, integers=True)
-                loss = compare_quality(base, measure_quality(_reading(found), drawn.samples))
-                told = f"loses {loss.mean_db:.3f} dB in the mean, {loss.worst_db:.3f} at most ({loss.worst})"
-                losses.append(told)
-                if loss.mean_db <= bars[0] and loss.worst_db <= bars[1]:
-                    return f"{told}, on {len(images)} degraded photos" + (f"; {note}" if note else "")
+            return drawn.first_within(self.name, drawn.quantizer(self.rewrite(model)), answers, bars)
         except (Refused, OSError) as reason:
             raise ExportError(f"{self.name} refuses the INT8 graph: {reason}") from reason
-        raise BudgetError(
-            f"--target {self.name}: INT8 {'; then, what the routers see left in float32, '.join(losses)}; allowed are "
-            f"{bars[0]} and {bars[1]} dB. Leave --precision int8 out, or give other photos with --calibration"
-        )
 
     def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
         return [*self._halves(folder, image, expected), *self._integers(folder, image, expected)]
@@ -219,12 +212,3 @@ class Converted(OnnxHost):
         if not right:
             for file, _ in self.half:
                 (folder / file).unlink(missing_ok=True)
-
-
-def _reading(answers: list[Array]) -> Run:
-    """The answers, one a sample, as what measures quality asks for them."""
-
-    def run(number: int) -> tuple[Array, None]:
-        return answers[number], None
-
-    return run

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.formats.hosts.base import Host, Source
-from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.form import common_faults, host_form, reference
 from clusir.export.formats.hosts.golden import write_golden
 from clusir.export.formats.hosts.integers import Int8Config, Integers
@@ -98,7 +97,7 @@ def _write(source: Source, folder: Path, host: Host, int8: Int8Config | None, pr
         model.producer_name = "clusir"
         host.write(source, model, inside)
         lost = []
-        if int8 is not None and isinstance(host, Converted):
+        if int8 is not None:
             progress(f"INT8 for {host.name}: drawing calibration crops")
             drawn = Integers(source, form.side_px, int8)
             progress(f"INT8 for {host.name}")

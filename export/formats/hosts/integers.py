@@ -1,10 +1,10 @@
-"""INT8 for runtimes with a format of their own: the graph in the host form, rounded by clusir's quantiser, with scales
-that calibration found. Each runtime writes those scales its own way; what its file loses is measured in the runtime
-itself, on degraded photos that calibrated nothing, before the file takes its place."""
+"""INT8 for hosts: the graph rounded by clusir's quantiser, with scales that calibration found. A runtime with a format
+of its own writes those scales its own way. What a file loses is measured before it takes its place, on degraded photos
+that calibrated nothing, and in the runtime itself where it has a format of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,16 +17,18 @@ from onnx import ModelProto, numpy_helper
 from clusir.calibration.balance import BalanceConfig
 from clusir.calibration.model_source import for_model
 from clusir.calibration.sources import hold_out, open_source
-from clusir.export.formats.hosts.base import Source
+from clusir.errors import BudgetError
+from clusir.export.formats.hosts.base import Array, Source
+from clusir.export.precision.loss import Run, compare_quality, measure_quality
 from clusir.export.precision.run import PrecisionConfig, evaluation_samples
-from clusir.export.quantize.data import Reference, draw_calibration
+from clusir.export.quantize.data import Reference, crop_px_of, draw_calibration
 from clusir.export.quantize.layers import load_graph
 from clusir.export.quantize.ranges import Calibration
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
 
 __all__ = ["Int8Config", "IntegerGraph", "Integers", "read_integers", "without_rounding"]
 
-Progress = Callable[[str], None]
+Answers = Callable[[ModelProto | None], list[Array]]
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,16 @@ class Int8Config:
 
 class Integers:
     """What calibrates and measures the INT8 graphs of one source, drawn once: crops of ``side_px``, which is the size
-    of the host's graph. Raises CalibrationError where the photos do not suffice."""
+    of the host's graph, or of 0 the size that is usual for open ones. Raises CalibrationError where the photos do not
+    suffice."""
 
     def __init__(self, source: Source, side_px: int, config: Int8Config) -> None:
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "model.onnx"
             onnx.save(source.model, str(path))
             reference = Reference(path)
-        spec = source.spec
-        crop_px = spec.scale * side_px
+        self.source, spec = source, source.spec
+        crop_px = spec.scale * (side_px or crop_px_of(spec))
         calibrating, held = hold_out(open_source(config.calibration, crop_px, config.seed))
         made, measuring = (
             None if photos is None else for_model(photos, spec.scale, spec.channels) for photos in (calibrating, held)
@@ -67,15 +70,25 @@ class Integers:
         self._experts = reference.experts
         graph = load_graph(source.model)
         seen = graph.nodes_before_routing()
-        # host_form puts this before every name.
-        self.seen_by_routers = tuple(f"net/{layer.name}" for layer in graph.layers() if layer.node in seen)
+        names = [layer.name for layer in graph.layers() if layer.node in seen]
+        # As the source has them, and with what host_form puts before every name.
+        self.seen_by_routers = (*names, *(f"net/{name}" for name in names))
 
     def quantizer(self, model: ModelProto) -> Quantizer:
         """Of a graph in the host form, as the host rewrites it: one picture in, one out, of one size."""
-        feeds = [{model.graph.input[0].name: sample.image} for sample in self._draw.samples]
+        # Constants that are stored smaller are ONNX's own form.
+        return self._of(model, [sample.image for sample in self._draw.samples], QuantizeConfig().without("Compact"))
+
+    def quantizer_of_source(self) -> Quantizer:
+        """Of the graph as it came, for hosts that read ONNX: it is given the host form afterwards."""
+        low, high = self.source.spec.value_range
+        images = [np.asarray(sample.image * (high - low) + low, np.float32) for sample in self._draw.samples]
+        return self._of(self.source.model, images, QuantizeConfig())
+
+    def _of(self, model: ModelProto, images: Sequence[Array], config: QuantizeConfig) -> Quantizer:
+        feeds = [{model.graph.input[0].name: image} for image in images]
         keys = [sample.key for sample in self._draw.samples]
         calibration = Calibration(feeds, keys, self._draw.gates, self._experts)
-        config = QuantizeConfig().without("Compact")  # constants that are stored smaller are ONNX's own form
         return Quantizer(model, calibration, config, self._draw.coverage.under_served)
 
     def variants(self, quantizer: Quantizer) -> Iterator[tuple[str, ModelProto]]:
@@ -86,6 +99,38 @@ class Integers:
         yield "", quantizer.build()
         if kept and kept != known:
             yield "what the routers see stays in float32", quantizer.build(kept)
+
+    def first_within(
+        self,
+        host: str,
+        quantizer: Quantizer,
+        answers: Callable[[ModelProto | None], list[Array]],
+        bars: tuple[float, float],
+    ) -> str:
+        """Try the variants until one loses no more than ``bars``, in the mean and for any degradation, in dB; what that
+        one loses, in a sentence. ``answers``: what the host makes of the samples with a variant, or with the float32
+        file for None. Raises BudgetError where every variant loses more."""
+        base = measure_quality(_reading(answers(None)), self.samples)
+        losses = []
+        for note, rounded in self.variants(quantizer):
+            loss = compare_quality(base, measure_quality(_reading(answers(rounded)), self.samples))
+            told = f"loses {loss.mean_db:.3f} dB in the mean, {loss.worst_db:.3f} at most ({loss.worst})"
+            losses.append(told)
+            if loss.mean_db <= bars[0] and loss.worst_db <= bars[1]:
+                return f"{told}, on {len(self.samples)} degraded photos" + (f"; {note}" if note else "")
+        raise BudgetError(
+            f"--target {host}: INT8 {'; then, what the routers see left in float32, '.join(losses)}; allowed are "
+            f"{bars[0]} and {bars[1]} dB. Leave --precision int8 out, or give other photos with --calibration"
+        )
+
+
+def _reading(answers: list[Array]) -> Run:
+    """The answers, one a sample, as what measures quality asks for them."""
+
+    def run(number: int) -> tuple[Array, None]:
+        return answers[number], None
+
+    return run
 
 
 @dataclass(frozen=True)

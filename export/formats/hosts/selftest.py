@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from clusir.errors import ModelFormatError, UsageError, ValidationError
-from clusir.export.formats.hosts.base import Array, Host, NotRunHere
+from clusir.export.formats.hosts.base import Array, Further, Host, NotRunHere
 from clusir.export.formats.hosts.golden import GoldenCase, read_golden
 from clusir.export.formats.hosts.registry import target
 from clusir.export.graph.session import Probe
@@ -93,10 +93,17 @@ def self_test(host: Host, folder: Path, names: tuple[str, str]) -> list[Finding]
     host.check(folder)
     path = host.model(folder)
     probe = None if path is None else _opened(path, names)
+    further = [(one, None if one.path is None else _opened(one.path, names)) for one in host.further(folder)]
     found = []
     for case in read_golden(folder):
         if probe is not None:
             found.append(_in_onnxruntime(host, case, probe))
+        for one, its in further:
+            found.append(
+                Finding(f"{case.name}, {one.precision}", "onnxruntime", None, one.absent)
+                if its is None
+                else _in_onnxruntime(host, case, its, one)
+            )
         try:
             seen = host.run(folder, case.image)
         except NotRunHere as reason:
@@ -122,11 +129,13 @@ def _opened(path: Path, names: tuple[str, str]) -> Probe:
     return probe
 
 
-def _in_onnxruntime(host: Host, case: GoldenCase, probe: Probe) -> Finding:
+def _in_onnxruntime(host: Host, case: GoldenCase, probe: Probe, further: Further | None = None) -> Finding:
     (given,), (answer,) = probe.inputs, probe.outputs
     got = probe.run({given: case.image})[answer]
-    agreement = compare({"restored": case.expected}, {"restored": got}, tolerance("brought"))
-    found = Finding(case.name, "onnxruntime", check(agreement, f"onnxruntime, {case.name}"))
+    name = case.name if further is None else f"{case.name}, {further.precision}"
+    bound = tolerance("brought") if further is None else further.bound
+    agreement = compare({"restored": case.expected}, {"restored": got}, bound)
+    found = Finding(name, "onnxruntime", check(agreement, f"onnxruntime, {name}"))
     _repeats(host.name, case, got, probe.run({given: case.image})[answer])
     _reduces(case, got, "onnxruntime")
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -162,7 +161,11 @@ def test_int8_that_loses_too_much_is_not_written(own: type[OwnIntegers], source:
 
 
 def test_what_the_routers_see_stays_in_float_where_all_in_integers_lose_too_much(
-    own: type[OwnIntegers], source: Source, rounded: onnx.ModelProto, tmp_path: Path
+    own: type[OwnIntegers],
+    source: Source,
+    rounded: onnx.ModelProto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = host_form(source, own().form(source))
     own().convert(model, tmp_path)
@@ -172,11 +175,11 @@ def test_what_the_routers_see_stays_in_float_where_all_in_integers_lose_too_much
             values = onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(-values if values.size > 1 else values, tensor.name))
     tried = iter([("", spoilt), ("a part stays in float32", rounded)])
-    drawn = SimpleNamespace(
-        samples=Integers(source, SIDE, FEW).samples, quantizer=lambda _: None, variants=lambda _: tried
-    )
+    drawn = Integers(source, SIDE, FEW)
+    monkeypatch.setattr(drawn, "quantizer", lambda _: None)
+    monkeypatch.setattr(drawn, "variants", lambda _: tried)
     bar = 0.02  # the turned weights lose 0.1 on some photo, the others 0.003
-    told = own().add_int8(model, tmp_path, drawn, (bar, bar))  # type: ignore[arg-type]
+    told = own().add_int8(model, tmp_path, drawn, (bar, bar))
     assert told.endswith("; a part stays in float32")
 
 
