@@ -31,16 +31,19 @@ def memory_bytes(proc: Path = _PROC) -> int:
 
 
 def thread_limit(proc: Path = _PROC) -> int | None:
-    """How many threads the control groups' share of processor time is worth, at least 1; None where it is not
-    limited, or to no less than the cores."""
+    """How many threads the control groups' share of processor time is worth, or the cores that this process is bound
+    to (``taskset``), at least 1; None where neither is fewer than the machine has: runtimes count its cores alone."""
     quotas = []
     for folder in _groups("cpu", proc):
         quota = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
         for used, period in (quota, [*_read(folder / "cpu.max").split(), "", ""][:2]):
             if used.isdigit() and period.isdigit() and int(period) > 0:
                 quotas.append(int(used) / int(period))
-    allowed = max(1, math.ceil(min(quotas))) if quotas else None
-    return allowed if allowed is not None and allowed < _affinity() else None
+    bound = _affinity()
+    allowed = max(1, math.ceil(min(quotas))) if quotas else bound
+    if allowed < bound:
+        return allowed
+    return bound if bound < (os.cpu_count() or 1) else None
 
 
 def cores(proc: Path = _PROC) -> int:

@@ -86,9 +86,21 @@ def test_threads_are_what_the_share_of_time_is_worth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], limit: int | None
 ) -> None:
     monkeypatch.setattr(allowed, "_affinity", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     proc = kernel(tmp_path, V1_GROUPS, V1, files)
     assert thread_limit(proc) == limit
     assert cores(proc) == (limit or 8)
+
+
+@pytest.mark.parametrize(("quota", "limit"), [("max", 2), ("300000", 2), ("100000", 1)])
+def test_threads_are_no_more_than_the_cores_that_the_process_is_bound_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, limit: int
+) -> None:
+    """ONNX Runtime counts the machine's cores: bound to one of two, its two threads waited for each other."""
+    monkeypatch.setattr(allowed, "_affinity", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    proc = kernel(tmp_path, V1_GROUPS, V1, {"uni/docker/abc/cpu.max": f"{quota} 100000"})
+    assert thread_limit(proc) == cores(proc) == limit
 
 
 def test_a_mount_with_a_space_in_its_name(tmp_path: Path) -> None:
