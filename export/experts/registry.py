@@ -94,8 +94,11 @@ def clear_registry() -> None:
 
 
 def description_of(block: nn.Module) -> MoEDescription | None:
-    """The description of a block's class or of the nearest described base class."""
-    return next((_REGISTRY[_key(c)] for c in type(block).__mro__ if _key(c) in _REGISTRY), None)
+    """The description of a block's class or of the nearest described base class: the user's, or a published one's."""
+    from clusir.export.experts.published import PUBLISHED  # describes with what stands here
+
+    names = [_key(c) for c in type(block).__mro__]
+    return next((table[name] for table in (_REGISTRY, PUBLISHED) for name in names if name in table), None)
 
 
 def top_k_gate(scores: Tensor, k: int, *, renormalise: bool = False) -> Tensor:

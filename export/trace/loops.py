@@ -225,6 +225,9 @@ class Loop:
         step = step_of(index[at])
         assert step is not None
         low = step.start if step.stride > 0 else step.start + step.stride * (self.turns - 1)
+        if step.stride > 0 and at == 0 and len(index) > 1 and isinstance(index[1], Carried):
+            self._scatter(target, low, index[1:], value)
+            return
         plain = tuple(item if i != at else slice(low, low + self.turns) for i, item in enumerate(index))
         if any(not isinstance(item, (int, slice)) for item in plain):
             raise self.refuse("a write with such an index")
@@ -240,25 +243,42 @@ class Loop:
             series = series.movedim(0, kept)
         target[plain] = series
 
+    def _scatter(self, target: Tensor, low: Any, items: tuple[Any, ...], value: Any) -> None:
+        """``target[t, where[t]] = value`` for all turns."""
+        if any(item != slice(None) for item in items[1:]):
+            raise self.refuse("a write with such an index")
+        where = self.current(items[0]).series
+        rows = torch.arange(self.turns).reshape([-1] + [1] * (where.dim() - 1)) + low
+        target[rows, where] = value.series if isinstance(value, Carried) else value
 
-_FEW, _MANY = 8, 512  # turns of a loop that is left to Python: over a batch, over a few windows; a fixed number
+
+_FEW, _MANY = 8, 512  # turns of a loop that is left to Python: over a few windows; a fixed number
 
 
 class Loops:
-    """The captured loops of one trace. ``unrolled``: lines whose loops are left to Python."""
+    """The captured loops of one trace. ``unrolled``: lines whose loops are left to Python; ``batch``: how many pictures
+    the trace is given; ``over_batch``: the lines of captured loops over them."""
 
     def __init__(self, unrolled: frozenset[str] = frozenset()) -> None:
         self.unrolled = unrolled
         self.used = False
+        self.batch: Any = None
+        self.over_batch: set[str] = set()
         self._open: dict[tuple[int, int], Loop] = {}
 
     def captures(self, turns: Any) -> bool:
-        """Whether a loop of so many turns is to be captured: one that follows the picture, or a very long one."""
-        if isinstance(turns, torch.SymInt):
-            many = turns.node.has_hint() and int(turns.node.hint) > _FEW
-        else:
-            many = turns > _MANY
-        return many and calling_user_line() not in self.unrolled
+        """Whether a loop of so many turns is to be captured: one that follows the picture or the batch, or a very long
+        one."""
+        line = calling_user_line()
+        if not isinstance(turns, torch.SymInt):
+            return turns > _MANY and line not in self.unrolled
+        over_batch = isinstance(self.batch, torch.SymInt) and turns.node.expr == self.batch.node.expr
+        many = over_batch or (turns.node.has_hint() and int(turns.node.hint) > _FEW)
+        if not many or line in self.unrolled:
+            return False
+        if over_batch:
+            self.over_batch.add(line)
+        return True
 
     def enter(self, frame: FrameType, turns: Any) -> Loop:
         """The loop that asks for a value in ``frame``, the same for all that it runs over side by side."""

@@ -4,7 +4,8 @@ Much stops ``torch.export`` on published restorers although the network itself i
 numbers made of a size (``int(h / 2)``), helper functions that insist on such numbers (``fftfreq(h)``), writes to a
 window or through a mask, pools and kernels that follow the size. They are replaced while tracing by forms that trace
 (:class:`Traceable`, :func:`symbolic_numbers`), without touching the user's code. A Python loop over the batch keeps its
-batch size. Everything else that depends on data is refused with the line.
+batch size where it cannot be run for all pictures at once. Everything else that depends on data is refused with the
+line.
 """
 
 from __future__ import annotations
@@ -97,12 +98,18 @@ def trace_module(
         axes = (*((0,) if batches else ()), *((2, 3) if sizes else ()))
         dynamic = dict.fromkeys(axes, torch.export.Dim.AUTO)
         before()
+        loops = Loops(unrolled)
         try:
-            program = _trace_once(module, sample, dynamic, multiple if sizes else 1, Loops(unrolled))
+            program = _trace_once(module, sample, dynamic, multiple if sizes else 1, loops)
         except LoopNotCapturedError as error:
             if error.symbolic and error.turns > _MOST_TURNS:
                 raise
             unrolled |= {error.line}
+            continue
+        except UntraceableError:  # what stands in for all turns of a loop over the batch may be the reason
+            if not loops.over_batch:
+                raise
+            unrolled |= loops.over_batch
             continue
         fixed = [axis for axis in axes if not _free(_input_shape(program)[axis])]
         if 2 in fixed or 3 in fixed:
@@ -234,6 +241,7 @@ class _Wrapper(nn.Module):
         blocks = dense_blocks(self.model)
         for block in blocks:
             block.gates.clear()
+        self.loops.batch = image.shape[0]
         with Traceable(self.loops, self.constants):
             restored = first_tensor(self.model(image))
         gates = [gate for block in blocks for gate in block.gates]

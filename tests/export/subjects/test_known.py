@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from clusir.cli.export import main
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
+from clusir.export.module import export_module
 from clusir.export.subjects.known import load_known
 from clusir.runtimes import open_runner
 from tests import needs
@@ -116,3 +117,24 @@ def test_an_enlarger_from_weights_to_file(tmp_path: Path, form: str) -> None:
     with open_runner(tmp_path / "ours.onnx", "ort", "cpu", 1) as runner:
         assert runner.spec.scale == 2
         np.testing.assert_allclose(runner.run({"image": picture.numpy()})["restored"], want, atol=1e-4)
+
+
+def test_a_published_routed_network_needs_no_description(tmp_path: Path) -> None:
+    """SeemoRe picks experts by the picture and takes one picture at a time; its file runs all, for a batch too."""
+    zoo()
+    from spandrel.architectures.SeemoRe import SeemoRe
+
+    torch.manual_seed(0)
+    network = SeemoRe(scale=2, num_experts=3, num_layers=1, embedding_dim=8).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data *= 40  # a router that tells pictures apart
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    known = load_known(tmp_path / "theirs.pth")
+    made = export_module(known.network, known.shape, tmp_path / "ours.onnx", backends=("ort",))
+    assert len({route[0] for route in made.routes}) > 1, "all pictures take one route"
+    pictures = torch.rand(2, 3, 40, 56) * torch.tensor([0.2, 1.0]).reshape(2, 1, 1, 1)
+    with torch.no_grad():
+        want = torch.cat([network(picture[None]) for picture in pictures]).numpy()
+    with open_runner(tmp_path / "ours.onnx", "ort", "cpu", 1) as runner:
+        np.testing.assert_allclose(runner.run({"image": pictures.numpy()})["restored"], want, atol=1e-4)

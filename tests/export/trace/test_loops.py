@@ -42,3 +42,51 @@ def test_a_linear_recurrence_is_traced_for_any_length(walk: Callable[[Tensor, Te
 def test_any_other_loop_over_the_pixels_is_refused(walk: Callable[[Tensor, Tensor], Tensor], why: str) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"recurrences\.py:\d+ `for .*a loop of 14[23] turns.*{why}"):
         trace_module(Walk(walk).eval(), picture(1, 11, 13))
+
+
+class PutBack(nn.Module):
+    """Pixels sorted by brightness, smoothed along that order and put back, picture by picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        order = torch.sort(tokens.mean(2), dim=1, stable=True)[1]
+        back, places = torch.zeros_like(order), torch.arange(order.shape[1])
+        for i in range(order.shape[0]):
+            back[i, order[i, :]] = places
+        dense = torch.gather(tokens, 1, order[..., None].expand(tokens.shape))
+        smooth = dense + 0.5 * torch.cat([dense[:, :1], dense[:, :-1]], 1)
+        return torch.gather(smooth, 1, back[..., None].expand(tokens.shape)).transpose(1, 2).reshape(x.shape)
+
+
+class OneByOne(nn.Module):
+    """A loop over the batch that collects what it makes of each picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = []
+        for i in range(x.shape[0]):
+            made.append(x[i] * torch.sigmoid(x[i].mean((1, 2), keepdim=True)))  # noqa: PERF401
+        return torch.stack(made)
+
+
+class Named(nn.Module):
+    """A loop over the batch that looks its turn up in a list of Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gains = [1.0, 2.0, 3.0, 4.0]
+        return torch.stack([x[i] * gains[i] for i in range(x.shape[0])])
+
+
+@pytest.mark.parametrize("model", [PutBack(), OneByOne()], ids=["writes", "collects"])
+def test_a_loop_over_the_batch_leaves_it_free(model: nn.Module) -> None:
+    traced = trace_module(model.eval(), picture(1, 11, 13))
+    assert (traced.dynamic_batch, traced.dynamic_size, traced.notes) == (True, True, ())
+    run = traced.program.module(check_guards=False)
+    for batch, height, width in ((1, 11, 13), (3, 9, 12)):
+        image = picture(batch, height, width)
+        torch.testing.assert_close(run(image)[0], model(image))
+
+
+def test_a_loop_over_the_batch_that_asks_for_its_turn_fixes_it() -> None:
+    traced = trace_module(Named().eval(), picture(1, 11, 13))
+    assert (traced.dynamic_batch, traced.dynamic_size) == (False, True)
+    assert traced.notes == ("the model's code fixes the batch: exported with batch 1",)

@@ -80,13 +80,6 @@ def test_every_size_that_is_said_to_be_verified_was(plain: tuple[Plain, ModuleEx
     assert result.warnings == ()
 
 
-class Loop(nn.Module):
-    """Its loop over the batch fixes the batch of the trace."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([picture * (1 + 0.1 * i) for i, picture in enumerate(x)]) if len(x) > 1 else x
-
-
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 20])
 def test_a_fixed_batch_is_compared_whole_at_every_size(batch: int) -> None:
     """However many pictures the graph takes at a time, groups of that many are made, none is empty, none is partial."""
