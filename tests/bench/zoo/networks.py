@@ -1,27 +1,30 @@
 """The architectures of spandrel and of spandrel-extra-arches, each small and with random weights.
 
 ``SETTINGS``: what the constructor is given. Those in ``AS_MODULE`` have one size of weights in spandrel, which is too
-large to be tried here: they are built smaller and exported as a module, called as spandrel calls them.
+large to be tried here: they are built smaller and exported as a module, called as spandrel calls them. What their
+constructors fix is made smaller through the names that they look up (``STAND_INS``).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AS_MODULE", "NAMES", "SETTINGS", "build", "disturb", "save"]
+__all__ = ["AS_MODULE", "NAMES", "SETTINGS", "STAND_INS", "build", "disturb", "save", "side"]
 
 Arguments = dict[str, Any]
 _WINDOWS: Arguments = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2,
                        "upsampler": "pixelshuffle"}  # fmt: skip
 _STEPS: Arguments = {"embed_dim": 12, "depth": [2], "num_heads": [2], "upscale": 2}
 _LEVELS: Arguments = {"nc": [8, 16, 24, 32], "nb": 2}
-_CODES: Arguments = {"codebook_params": [[32, 64, 32]], "gt_resolution": 128, "LQ_stage": True, "scale_factor": 2}
+_CODES: Arguments = {"codebook_params": [[128, 64, 32]], "gt_resolution": 512, "LQ_stage": True, "scale_factor": 2}
 
 # name: (class, arguments)
 SETTINGS: dict[str, tuple[str, Arguments]] = {
@@ -33,7 +36,7 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
     "Swin2SR": ("Swin2SR", _WINDOWS),
     "SwinIR": ("SwinIR", _WINDOWS),
     "GFPGAN": ("GFPGAN", {"out_size": 64, "num_style_feat": 32, "channel_multiplier": 1, "narrow": 0.25, "num_mlp": 2}),
-    "RestoreFormer": ("RestoreFormer", {"n_embed": 64, "embed_dim": 32, "ch": 32, "ch_mult": (1, 1, 1, 1, 1, 1),
+    "RestoreFormer": ("RestoreFormer", {"n_embed": 64, "embed_dim": 32, "ch": 32, "ch_mult": (1, 1, 1),
                                         "num_res_blocks": 1, "z_channels": 32}),
     "LaMa": ("LaMa", {}),
     "OmniSR": ("OmniSR", {"num_feat": 16, "up_scale": 2}),
@@ -74,10 +77,10 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
     "AuraSR": ("AuraSR", {"dim": 8, "image_size": 64, "input_image_size": 16, "style_network": {"dim_in": 16,
                           "dim_out": 32, "depth": 2}, "attn_depths": (1, 1, 1, 1, 1), "mid_attn_depth": 1}),
     "SRFormer": ("SRFormer", {**_WINDOWS, "window_size": 12}),
-    "CodeFormer": ("CodeFormer", {"dim_embd": 32, "n_head": 2, "n_layers": 1, "codebook_size": 64}),
+    "CodeFormer": ("CodeFormer", {"dim_embd": 32, "n_head": 2, "n_layers": 1, "codebook_size": 64, "connect_list": []}),
     "MAT": ("MAT", {}),
     "DDColor": ("DDColor", {"encoder_name": "convnext-t", "nf": 64, "num_queries": 16, "dec_layers": 3}),
-    "AdaCode": ("AdaCode", {**_CODES, "codebook_params": [[32, 64, 32], [32, 32, 32]]}),
+    "AdaCode": ("AdaCode", {**_CODES, "codebook_params": [[128, 64, 32], [128, 32, 32]]}),
     "FeMaSR": ("FeMaSR", _CODES),
     "M3SNet": ("M3SNet", {"width": 8, "enc_blk_nums": [1, 1, 1, 1], "dec_blk_nums": [1, 1, 1, 1]}),
     "Restormer": ("Restormer", {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
@@ -88,7 +91,54 @@ NAMES = tuple(SETTINGS)
 EXTRA = NAMES[NAMES.index("SRFormer") :]
 AS_MODULE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "GFPGAN": lambda model, image: model(image)[0],
+    "FeMaSR": lambda model, image: model(image),
+    "AdaCode": lambda model, image: model(image),
+    "CodeFormer": lambda model, image: model(image)[0],
 }
+_SIDES = {"CodeFormer": 512}  # of those in AS_MODULE, where not 64
+
+
+def _few_windows(layers: type[nn.Module]) -> Callable[..., nn.Module]:
+    """FeMaSR's layers of windows: one of two blocks at 128 channels, not four of six at 256."""
+
+    def made(*_: Any, **__: Any) -> nn.Module:
+        few: Any = layers(embed_dim=128, blk_depth=2, num_heads=2)
+        del few.swin_blks[1:]
+        return few  # type: ignore[no-any-return]
+
+    return made
+
+
+def _half_as_wide(init: Callable[..., None]) -> Callable[..., None]:
+    return lambda self, size, width, *more: init(self, size, width // 2, *more)
+
+
+# name: (module below the package, what is looked up, how it is replaced)
+STAND_INS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
+    "FeMaSR": (("FeMaSR.__arch.femasr", "SwinLayers", _few_windows),),
+    "AdaCode": (
+        ("FeMaSR.__arch.femasr", "SwinLayers", _few_windows),
+        ("AdaCode.__arch.adacode_contrast_arch", "SwinLayers", _few_windows),
+    ),
+    "CodeFormer": (("CodeFormer.__arch.codeformer", "VQAutoEncoder.__init__", _half_as_wide),),
+}
+
+
+@contextmanager
+def _smaller(package: str, name: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, attribute, replaced in STAND_INS.get(name, ()):
+            owner: Any = importlib.import_module(f"{package}.architectures.{module}")
+            *path, last = attribute.split(".")
+            for part in path:
+                owner = getattr(owner, part)
+            stack.enter_context(mock.patch.object(owner, last, replaced(getattr(owner, last))))
+        yield
+
+
+def side(name: str) -> int:
+    """A side in pixels that a network of AS_MODULE takes."""
+    return _SIDES.get(name, 64)
 
 
 def build(name: str) -> nn.Module:
@@ -96,7 +146,9 @@ def build(name: str) -> nn.Module:
     package = "spandrel_extra_arches" if name in EXTRA else "spandrel"
     class_name, arguments = SETTINGS[name]
     torch.manual_seed(0)
-    model: nn.Module = getattr(importlib.import_module(f"{package}.architectures.{name}"), class_name)(**arguments)
+    made = getattr(importlib.import_module(f"{package}.architectures.{name}"), class_name)
+    with _smaller(package, name):
+        model: nn.Module = made(**arguments)
     return disturb(model.eval().requires_grad_(False))
 
 
@@ -111,6 +163,8 @@ def disturb(model: nn.Module) -> nn.Module:
         elif parameter.numel() == 1:
             parameter += 0.1
     for module in model.modules():
+        if type(module).__name__ == "VectorQuantizer":  # codes begin within 1/n of 0, so near that rounding picks one
+            module.embedding.weight *= module.embedding.num_embeddings  # type: ignore[union-attr, operator]
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             module.running_mean += 0.05 * torch.randn(module.running_mean.shape, generator=draw)
             module.running_var *= 1 + 0.2 * torch.rand(module.running_mean.shape, generator=draw)

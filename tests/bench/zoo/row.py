@@ -23,7 +23,7 @@ from clusir.export.subjects.known import Known, load_known
 from clusir.runtimes import open_runner
 from clusir.spec import SizeRequirements
 from tests.bench.zoo.cpp import agreement
-from tests.bench.zoo.networks import AS_MODULE, build, save
+from tests.bench.zoo.networks import AS_MODULE, build, save, side
 
 BACKENDS = ("ort", "openvino")
 BATCH = 2
@@ -45,7 +45,7 @@ def known(name: str, folder: Path) -> tuple[Known, int]:
     if name in AS_MODULE:
         model = build(name)
         count = sum(parameter.numel() for parameter in model.parameters())
-        return Known(_Called(model, AS_MODULE[name]).eval(), name, (1, 3, 64, 64)), count
+        return Known(_Called(model, AS_MODULE[name]).eval(), name, (1, 3, side(name), side(name))), count
     path = folder / f"{name}.pth"
     count = save(name, path)
     try:
