@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,8 @@ from clusir.runtimes.restore.statistics import Shared, gather
 from clusir.runtimes.restore.tiling import Plan, plan_picture
 from clusir.runtimes.runners.base import Array, Runner
 from clusir.runtimes.runners.files import ModelFiles, find_model
-from clusir.runtimes.runners.opening import open_runner, set_inputs
+from clusir.runtimes.runners.late import LateRunner
+from clusir.runtimes.runners.opening import open_late, open_runner, set_inputs
 
 __all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
 
@@ -105,13 +107,14 @@ class Restorer:
         self._open_options: dict[str, Any] = {"backend": backend, "threads": threads}
         self._sidecars: tuple[Runner, Runner] | None = None
         self._bf16 = precision == BFLOAT16
-        self._runner = open_runner(
-            self.files.whole, device=device, fallback=fallback, graph="whole", bf16=self._bf16, **self._open_options
-        )
+        tiles = self.files.tile is not None and self.files.router is not None
+        # With a tile graph and a router, a picture of several tiles never runs the whole graph.
+        opened = open_late if tiles and not settings else partial(open_runner, graph="whole")
+        self._runner = opened(self.files.whole, device=device, fallback=fallback, bf16=self._bf16, **self._open_options)
         self.spec = self._runner.spec
         self.name = self._runner.name
         self._open_options["device"] = self.name.partition(":")[2]  # the sidecars run where the whole graph runs
-        can_share = self.files.tile is not None and self.files.router is not None and self.spec.routed
+        can_share = tiles and self.spec.routed
         if routing == "shared" and not can_share:
             self.close()
             raise UsageError(
@@ -291,7 +294,9 @@ class Restorer:
             self.infer([np.full((side, side, channels), 0.5, np.float32)], Work(), shared)
 
     def placement(self) -> dict[str, int]:
-        """Nodes per execution provider of the whole graph."""
+        """Nodes per execution provider: of the whole graph, or of the tile graph while nothing needed the former."""
+        if self._sidecars is not None and isinstance(self._runner, LateRunner) and not self._runner.opened:
+            return self._sidecars[0].placement()
         return self._runner.placement()
 
     def infer(

@@ -27,7 +27,7 @@ from clusir.runtimes.runners.feeds import check_feeds
 from clusir.runtimes.runners.quiet import import_openvino
 from clusir.spec import ModelSpec
 
-__all__ = ["OpenVinoRunner"]
+__all__ = ["OpenVinoRunner", "require_bfloat16"]
 
 
 class OpenVinoRunner:
@@ -66,8 +66,8 @@ class OpenVinoRunner:
             config["CACHE_DIR"] = str(cache)
         try:
             core = ov.Core()
-            if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-                raise BackendError("precision bf16: this processor has no bfloat16 instructions; use --precision fp32")
+            if bf16:
+                require_bfloat16(core)
             if self._path.suffix == ".xml":
                 model = core.read_model(str(self._path))
                 self.spec = ModelSpec.from_metadata(_rt_metadata(model))
@@ -151,6 +151,12 @@ class OpenVinoRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def require_bfloat16(core: Any) -> None:
+    """Raises BackendError where the processor that ``core`` (``openvino.Core``) computes on has no bfloat16."""
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError("precision bf16: this processor has no bfloat16 instructions; use --precision fp32")
 
 
 def _length(dimension: Any) -> int | None:

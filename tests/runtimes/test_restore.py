@@ -316,8 +316,9 @@ def test_sidecars_run_where_the_whole_graph_runs(bundle: Path, monkeypatch: pyte
 
     monkeypatch.setattr(module, "open_runner", noted)
     with Restorer(bundle, backend="ort", device="auto") as restorer:
+        assert restorer.name == "ort:cpu"
         restorer.restore(np.zeros((100, 100, 3), np.uint8))
-    assert asked == ["auto", "cpu", "cpu"]
+    assert asked == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize(
