@@ -1,6 +1,6 @@
 """What darktable's tiles cost: the shipped network's package in a copy of its tiler, beside clusir-run, on noise.
 
-``python -m tests.bench.darktable_tiles [PHOTOS]``: the table of docs/hosts.md.
+``python -m tests.bench.hosts.darktable_tiles [PHOTOS]``: the table of docs/hosts.md.
 """
 
 from __future__ import annotations
