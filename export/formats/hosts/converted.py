@@ -6,6 +6,7 @@ pictures and held against ONNX Runtime before anything is written, and again on 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -95,6 +96,18 @@ class Converted(OnnxHost):
             for file in self.present(Path(scratch)):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(scratch) / file, folder / file)
+        (folder / "model.json").write_text(json.dumps(self._described(source), indent=1) + "\n", encoding="utf-8")
+
+    def _described(self, source: Source) -> dict[str, str]:
+        """What a model file says of itself, for clusir's C++ library: these files cannot hold it."""
+        form = self.form(source)
+        told = replace(
+            source.spec, graph="whole", input_name=form.input_name, output_name=form.output_name,
+            value_range=(0.0, 1.0), size=replace(source.spec.size, static_px=form.side_px), tile_px=form.side_px,
+            clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0, families=(), evidence_thresholds=(),
+            evidence_floors=(),
+        )  # fmt: skip
+        return told.to_metadata()
 
     def model(self, folder: Path) -> None:
         """None: there is no ONNX file in the folder."""

@@ -66,6 +66,7 @@ void require(bool condition, const char* what) {
 constexpr std::size_t kOpenOptionsSizes[] = {offsetof(clusir_open_options, weights), sizeof(clusir_open_options)};
 constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix),
                                             offsetof(clusir_run_options, exact_statistics), sizeof(clusir_run_options)};
+constexpr std::size_t kRunnerSizes[] = {sizeof(clusir_runner)};
 constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), sizeof(clusir_spec)};
 
 template <std::size_t N>
@@ -133,6 +134,19 @@ clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const vo
                             own ? options.router_weights_bytes : options.weights_bytes};
         auto opened =
             std::make_unique<Model>(backend_name(options), first, router ? &second : nullptr, backend_options(options));
+        *model = new clusir_model{std::move(opened)};
+    });
+}
+
+clusir_status clusir_open_runner(const char* description, const clusir_runner* given, clusir_model** model) {
+    return guarded([&] {
+        require(model != nullptr, "model is null");
+        *model = nullptr;
+        require(description != nullptr && *description != '\0', "description is null or empty");
+        require(given != nullptr, "runner is null");
+        const auto runner = copied(given, kRunnerSizes);
+        require(runner.run != nullptr, "runner: run is null");
+        auto opened = std::make_unique<Model>("runner", clusir::detail::open_runner(description, runner));
         *model = new clusir_model{std::move(opened)};
     });
 }

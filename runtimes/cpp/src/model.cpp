@@ -142,6 +142,11 @@ Model::Model(const std::string& backend, const Source& graph, const Source* seco
     }
 }
 
+Model::Model(const std::string& backend, std::unique_ptr<Graph> graph)
+    : backend_(backend), graph_(std::move(graph)), spec_(ModelSpec::from_metadata(graph_->metadata())) {
+    check_tile_graph(*graph_, spec_);
+}
+
 Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& columns,
                      const std::vector<float>& permissions) const {
     RoutingMean mean(spec_);

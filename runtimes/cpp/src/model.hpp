@@ -22,6 +22,8 @@ public:
     static std::unique_ptr<Model> from_file(const std::string& path, const std::string& backend,
                                             const BackendOptions& options);
     Model(const std::string& backend, const Source& graph, const Source* second, const BackendOptions& options);
+    // A whole graph that is open already.
+    Model(const std::string& backend, std::unique_ptr<Graph> graph);
 
     const ModelSpec& spec() const { return spec_; }
     const Metadata& metadata() const { return graph_->metadata(); }

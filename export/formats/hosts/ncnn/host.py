@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from clusir.export.formats.hosts.base import Source
 from clusir.export.formats.hosts.child import Refused
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.integers import IntegerGraph, without_rounding
@@ -70,19 +67,6 @@ class Ncnn(Converted):
         if node.op_type == "Resize":
             return resizes(node, shapes[node.input[0]], shapes[node.output[0]])
         return node.op_type in OPERATORS or node.op_type in MAPS
-
-    def write(self, source: Source, model: ModelProto, folder: Path) -> None:
-        """Besides ncnn's files ``model.json``: what a model file says of itself, for clusir's C++ library."""
-        super().write(source, model, folder)
-        form = self.form(source)
-        told = replace(
-            source.spec, graph="whole", input_name=form.input_name, output_name=form.output_name,
-            value_range=(0.0, 1.0), size=replace(source.spec.size, static_px=form.side_px), tile_px=form.side_px,
-            clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0, families=(), evidence_thresholds=(),
-            evidence_floors=(),
-        )  # fmt: skip
-        text = json.dumps(told.to_metadata(), indent=1) + "\n"
-        (folder / "model.json").write_text(text, encoding="utf-8")
 
     def convert(self, model: ModelProto, folder: Path) -> None:
         rewritten = self.rewrite(model)

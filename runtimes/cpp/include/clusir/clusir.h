@@ -89,7 +89,7 @@ typedef struct clusir_spec {
     size_t struct_size;
     const char* name;
     const char* precision; /* fp32, fp16, int8 */
-    const char* backend;   /* "ort", "openvino" or "ncnn": the one that runs it */
+    const char* backend;   /* "ort", "openvino" or "ncnn": the one that runs it; "runner": the caller's own */
     uint32_t channels, tile_px, halo_px;
     uint32_t levels;         /* routed levels; 0: a model without routing */
     uint32_t posterior_size; /* sum of the clusters of all levels */
@@ -135,6 +135,24 @@ CLUSIR_API clusir_status clusir_open(const char* path, const clusir_open_options
 CLUSIR_API clusir_status clusir_open_memory(const void* graph, size_t graph_bytes, const void* router,
                                             size_t router_bytes, const clusir_open_options* options,
                                             clusir_model** model);
+
+/* Runs one tile in a runtime of the caller's: `in` and `out` are float32, 1 x channels x side x side, or with
+ * `channels_last` 1 x side x side x channels; `out` has scale x side. Nonzero: it failed. */
+typedef int (*clusir_tile)(void* user, const float* in, float* out);
+
+/* Start from {.struct_size = sizeof(clusir_runner)}. `run` is called on the threads that call clusir_restore, one at a
+ * time; `user` must live as long as the model. */
+typedef struct clusir_runner {
+    size_t struct_size;
+    clusir_tile run;
+    void* user;
+    int32_t channels_last;
+} clusir_runner;
+
+/* A model that the caller runs, such as LiteRT's or Core ML's. `description`: the text of the file model.json, which
+ * clusir-export --target litert, coreml, mnn or ncnn writes beside the model. */
+CLUSIR_API clusir_status clusir_open_runner(const char* description, const clusir_runner* runner, clusir_model** model);
+
 /* NULL is allowed. No other thread may still use the model. */
 CLUSIR_API void clusir_close(clusir_model* model);
 

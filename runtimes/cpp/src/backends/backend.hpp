@@ -75,6 +75,9 @@ std::string to_string(const Shape& shape);
 std::string resolve_backend(const std::string& request, const std::string& path);
 std::unique_ptr<Graph> open_graph(const std::string& backend, const Source& source, const BackendOptions& options);
 
+// `description`: the text of a file model.json. `runner` is copied; what its `user` points to is the caller's.
+std::unique_ptr<Graph> open_runner(const std::string& description, const clusir_runner& runner);
+
 #ifdef CLUSIR_WITH_ORT
 std::unique_ptr<Graph> open_ort(const Source& source, const BackendOptions& options);
 #endif

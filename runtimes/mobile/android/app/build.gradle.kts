@@ -22,4 +22,7 @@ android {
     kotlinOptions { jvmTarget = "17" }
 }
 
-dependencies { implementation("com.microsoft.onnxruntime:onnxruntime-android:1.22.0") }
+dependencies {
+    implementation("com.microsoft.onnxruntime:onnxruntime-android:1.22.0")
+    implementation("com.google.ai.edge.litert:litert:1.0.1") // for LiteRtRunner alone
+}

@@ -14,17 +14,26 @@ struct RestoreView: View {
         }
     }
 
+    /// Core ML runs the tiles where the bundle holds model.mlmodelc and model.json, else ONNX Runtime.
+    private func opened() throws -> Clusir {
+        if let package = Bundle.main.url(forResource: "model", withExtension: "mlmodelc"),
+           let description = Bundle.main.url(forResource: "model", withExtension: "json") {
+            return try Clusir(description: String(contentsOf: description, encoding: .utf8), run: CoreMlRunner(package: package).run)
+        }
+        guard let path = Bundle.main.path(forResource: "model.tile", ofType: "ort") else { throw CocoaError(.fileNoSuchFile) }
+        return try Clusir(path: path)
+    }
+
     private func run() async {
         await MainActor.run { busy = true }
         do {
-            guard let path = Bundle.main.path(forResource: "model.tile", ofType: "ort") else { throw CocoaError(.fileNoSuchFile) }
             let (width, height) = (image.width, image.height)
             var pixels = [UInt8](repeating: 0, count: width * height * 4)
             let space = CGColorSpace(name: CGColorSpace.sRGB)!
             let layout = CGImageAlphaInfo.noneSkipLast.rawValue
             CGContext(data: &pixels, width: width, height: height, bitsPerComponent: 8, bytesPerRow: width * 4, space: space,
                       bitmapInfo: layout)!.draw(image, in: CGRect(x: 0, y: 0, width: width, height: height))
-            var restored = try Clusir(path: path).restore(pixels, width: width, height: height, channels: 4) { done, total in
+            var restored = try opened().restore(pixels, width: width, height: height, channels: 4) { done, total in
                 Task { @MainActor in status = "tile \(done) of \(total)" }
                 return true
             }

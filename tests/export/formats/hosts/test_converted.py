@@ -33,7 +33,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
 
 def test_a_file_is_written_and_checked_again(own: type[Own], network: Make, tmp_path: Path) -> None:
     (made,) = export_targets(open_source(network(64)), tmp_path, [own()])
-    assert made.files == ("golden/light.npz", "golden/noise.npz", "model.own", "target.json")
+    assert made.files == ("golden/light.npz", "golden/noise.npz", "model.json", "model.own", "target.json")
     assert [found.via for found in selftest.verify_target("own", tmp_path)] == ["own", "own"]
     (tmp_path / "own" / "model.own").write_bytes(b"another")
     with pytest.raises(ModelFormatError, match=r"model\.own is not the file"):

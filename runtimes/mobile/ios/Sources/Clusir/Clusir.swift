@@ -9,6 +9,7 @@ public struct ClusirError: Error, CustomStringConvertible {
 /// An opened model; may be used by any number of threads.
 public final class Clusir: @unchecked Sendable {
     private let model: OpaquePointer
+    private let tile: Tile? // lives as long as the model that calls it
 
     /// - Parameter path: NAME.ort or NAME.tile.ort, with NAME.tile.ort and NAME.router.ort in the same folder.
     public init(path: String, threads: Int32 = 0) throws {
@@ -18,6 +19,35 @@ public final class Clusir: @unchecked Sendable {
         var opened: OpaquePointer?
         try Clusir.check(clusir_open(path, &options, &opened))
         model = opened!
+        tile = nil
+    }
+
+    /// Tiles in another runtime, such as `CoreMlRunner`.
+    /// - Parameters:
+    ///   - description: the text of model.json, which lies beside its model.
+    ///   - run: one tile, float32 in 0..1, planes; called on the thread that calls `restore`, one tile at a time.
+    public init(description: String, run: @escaping (UnsafePointer<Float>, UnsafeMutablePointer<Float>) throws -> Void) throws {
+        let tile = Tile(run)
+        var runner = clusir_runner()
+        runner.struct_size = MemoryLayout<clusir_runner>.size
+        runner.user = Unmanaged.passUnretained(tile).toOpaque()
+        runner.run = { user, input, output in
+            do {
+                try Unmanaged<Tile>.fromOpaque(user!).takeUnretainedValue().call(input!, output!)
+                return 0
+            } catch {
+                return 1
+            }
+        }
+        var opened: OpaquePointer?
+        try Clusir.check(clusir_open_runner(description, &runner, &opened))
+        model = opened!
+        self.tile = tile
+    }
+
+    private final class Tile {
+        let call: (UnsafePointer<Float>, UnsafeMutablePointer<Float>) throws -> Void
+        init(_ call: @escaping (UnsafePointer<Float>, UnsafeMutablePointer<Float>) throws -> Void) { self.call = call }
     }
 
     deinit { clusir_close(model) }

@@ -13,6 +13,8 @@ public final class Clusir {
 
     static native long open(ByteBuffer graph, ByteBuffer router, String library, int threads);
 
+    static native long openRunner(String description, TileRunner runner, boolean channelsLast);
+
     static native void close(long handle);
 
     static native float[] restore(long handle, ByteBuffer in, ByteBuffer out, int width, int height, int channels, Progress progress);
@@ -38,6 +40,10 @@ public final class Clusir {
 
     public static void main(String[] names) throws Exception {
         System.loadLibrary("clusir_jni");
+        if (names[0].equals("litert")) {
+            inLiteRt(names);
+            return;
+        }
         ByteBuffer graph = direct(names[0]);
         long handle = open(graph, direct(names[1]), names[2], 2);
         int width = Integer.parseInt(names[5]), height = Integer.parseInt(names[6]), channels = Integer.parseInt(names[7]);
@@ -59,5 +65,29 @@ public final class Clusir {
         }));
         System.out.println(posterior.length + " " + calls[0] + " " + label(handle, 0, 1));
         close(handle);
+    }
+
+    /** litert MODEL.tflite MODEL.json IN.rgb OUT.rgb WIDTH HEIGHT CHANNELS. */
+    static void inLiteRt(String[] names) throws Exception {
+        String description = Files.readString(Path.of(names[2]));
+        int width = Integer.parseInt(names[5]), height = Integer.parseInt(names[6]), channels = Integer.parseInt(names[7]);
+        ByteBuffer in = direct(names[3]), out = ByteBuffer.allocateDirect(in.capacity());
+        int[] calls = {0};
+        try (LiteRtRunner runner = new LiteRtRunner(direct(names[1]), 2)) {
+            long handle = openRunner(description, runner, true);
+            restore(handle, in, out, width, height, channels, (done, total) -> ++calls[0] > 0);
+            close(handle);
+        }
+        byte[] restored = new byte[out.capacity()];
+        out.get(restored);
+        Files.write(Path.of(names[4]), restored);
+        expect(RuntimeException.class, "no description", () -> openRunner("{}", (a, b) -> {}, true));
+        expect(IllegalArgumentException.class, "no runner", () -> openRunner(description, null, true));
+        long throwing = openRunner(description, (from, to) -> {
+            throw new IllegalStateException("stop");
+        }, false);
+        expect(IllegalStateException.class, "a runner that throws", () -> restore(throwing, in, out, width, height, channels, null));
+        close(throwing);
+        System.out.println(calls[0]);
     }
 }

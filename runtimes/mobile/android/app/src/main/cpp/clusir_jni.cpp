@@ -8,7 +8,31 @@
 
 namespace {
 
-clusir_model* model_of(jlong handle) { return reinterpret_cast<clusir_model*>(handle); }
+// What a handle points to. `runner`: an org.clusir.TileRunner (a global reference), where Java runs the tiles.
+struct Opened {
+    clusir_model* model = nullptr;
+    JavaVM* vm = nullptr;
+    jobject runner = nullptr;
+    jlong in_bytes = 0, out_bytes = 0;
+};
+
+Opened* opened_of(jlong handle) { return reinterpret_cast<Opened*>(handle); }
+clusir_model* model_of(jlong handle) { return handle != 0 ? opened_of(handle)->model : nullptr; }
+
+// One tile in Java, on the thread that called restore. An exception there stops the run.
+int tile(void* user, const float* in, float* out) {
+    const auto* opened = static_cast<const Opened*>(user);
+    JNIEnv* env = nullptr;
+    if (opened->vm->GetEnv(reinterpret_cast<void**>(&env), JNI_VERSION_1_6) != JNI_OK) return 1;
+    jobject from = env->NewDirectByteBuffer(const_cast<float*>(in), opened->in_bytes);
+    jobject to = from != nullptr ? env->NewDirectByteBuffer(out, opened->out_bytes) : nullptr;
+    if (to == nullptr) return 1;
+    jclass kind = env->GetObjectClass(opened->runner);
+    const jmethodID run = env->GetMethodID(kind, "run", "(Ljava/nio/ByteBuffer;Ljava/nio/ByteBuffer;)V");
+    if (run != nullptr) env->CallVoidMethod(opened->runner, run, from, to);
+    for (jobject local : {from, to, static_cast<jobject>(kind)}) env->DeleteLocalRef(local);
+    return env->ExceptionCheck() ? 1 : 0;
+}
 
 // Throws `name` in Java with clusir's line; the caller returns at once.
 void raise(JNIEnv* env, clusir_status status) {
@@ -56,11 +80,44 @@ JNIEXPORT jlong JNICALL Java_org_clusir_Clusir_open(JNIEnv* env, jclass, jobject
     const clusir_status status =
         clusir_open_memory(bytes(graph), size(graph), bytes(router), size(router), &options, &model);
     if (name != nullptr) env->ReleaseStringUTFChars(library, name);
-    if (status != CLUSIR_OK) raise(env, status);
-    return reinterpret_cast<jlong>(model);
+    if (status != CLUSIR_OK) return raise(env, status), 0;
+    auto* opened = new Opened;
+    opened->model = model;
+    return reinterpret_cast<jlong>(opened);
 }
 
-JNIEXPORT void JNICALL Java_org_clusir_Clusir_close(JNIEnv*, jclass, jlong handle) { clusir_close(model_of(handle)); }
+JNIEXPORT jlong JNICALL Java_org_clusir_Clusir_openRunner(JNIEnv* env, jclass, jstring description, jobject runner,
+                                                          jboolean channels_last) {
+    auto* opened = new Opened;
+    const char* text = description != nullptr ? env->GetStringUTFChars(description, nullptr) : nullptr;
+    clusir_runner given{};
+    given.struct_size = sizeof given;
+    given.run = runner != nullptr ? tile : nullptr;
+    given.user = opened;
+    given.channels_last = channels_last ? 1 : 0;
+    const clusir_status status = clusir_open_runner(text, &given, &opened->model);
+    if (text != nullptr) env->ReleaseStringUTFChars(description, text);
+    clusir_spec spec{};
+    spec.struct_size = sizeof spec;
+    if (status != CLUSIR_OK || clusir_get_spec(opened->model, &spec) != CLUSIR_OK) {
+        delete opened;
+        return raise(env, status), 0;
+    }
+    const jlong side = spec.static_px, plane = side * side * spec.channels * static_cast<jlong>(sizeof(float));
+    opened->in_bytes = plane;
+    opened->out_bytes = plane * spec.scale * spec.scale;
+    env->GetJavaVM(&opened->vm);
+    opened->runner = env->NewGlobalRef(runner);
+    return reinterpret_cast<jlong>(opened);
+}
+
+JNIEXPORT void JNICALL Java_org_clusir_Clusir_close(JNIEnv* env, jclass, jlong handle) {
+    Opened* opened = opened_of(handle);
+    if (opened == nullptr) return;
+    clusir_close(opened->model);
+    if (opened->runner != nullptr) env->DeleteGlobalRef(opened->runner);
+    delete opened;
+}
 
 JNIEXPORT jfloatArray JNICALL Java_org_clusir_Clusir_restore(JNIEnv* env, jclass, jlong handle, jobject in, jobject out,
                                                              jint width, jint height, jint channels, jobject listener) {

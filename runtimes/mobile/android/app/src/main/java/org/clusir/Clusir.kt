@@ -8,12 +8,14 @@ fun interface Progress {
     fun onProgress(done: Int, total: Int): Boolean
 }
 
-/**
- * An opened model. [graph] and [router] are direct buffers with NAME.tile.ort and NAME.router.ort; they are not needed after
- * this. Safe to use from any number of threads; close it when none uses it any more.
- */
-class Clusir(graph: ByteBuffer, router: ByteBuffer?, threads: Int = 0) : Closeable {
-    private var handle: Long = open(graph, router, null, threads)
+/** An opened model. Safe to use from any number of threads; close it when none uses it any more. */
+class Clusir private constructor(private var handle: Long) : Closeable {
+    /** ONNX Runtime: direct buffers with NAME.tile.ort and NAME.router.ort, which are not needed after this. */
+    constructor(graph: ByteBuffer, router: ByteBuffer?, threads: Int = 0) : this(open(graph, router, null, threads))
+
+    /** Another runtime, such as [LiteRtRunner]: [description] is the text of model.json, which lies beside its model. */
+    constructor(description: String, runner: TileRunner, channelsLast: Boolean = true) :
+        this(openRunner(description, runner, channelsLast))
 
     /**
      * Restores [input] (direct, width x height x channels bytes: RGB, or RGB + alpha that is kept) into [output]. Returns the
@@ -37,6 +39,7 @@ class Clusir(graph: ByteBuffer, router: ByteBuffer?, threads: Int = 0) : Closeab
         }
 
         @JvmStatic external fun open(graph: ByteBuffer, router: ByteBuffer?, library: String?, threads: Int): Long
+        @JvmStatic external fun openRunner(description: String, runner: TileRunner, channelsLast: Boolean): Long
         @JvmStatic external fun close(handle: Long)
         @JvmStatic external fun restore(
             handle: Long, input: ByteBuffer, output: ByteBuffer, width: Int, height: Int, channels: Int, progress: Progress?,

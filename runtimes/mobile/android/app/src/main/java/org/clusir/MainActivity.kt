@@ -8,13 +8,25 @@ import android.widget.Button
 import android.widget.ImageView
 import android.widget.LinearLayout
 import java.nio.ByteBuffer
+import java.nio.ByteOrder
 import kotlin.concurrent.thread
 
-/** One button: restores assets/photo.jpg with assets/model.tile.ort and assets/model.router.ort, and shows the result. */
+/**
+ * One button: restores assets/photo.jpg and shows the result. With assets/model.tflite and model.json LiteRT runs the tiles, else
+ * ONNX Runtime with assets/model.tile.ort and model.router.ort.
+ */
 class MainActivity : Activity() {
     private fun asset(name: String): ByteBuffer {
         val bytes = assets.open(name).use { it.readBytes() }
-        return ByteBuffer.allocateDirect(bytes.size).apply { put(bytes).rewind() }
+        return ByteBuffer.allocateDirect(bytes.size).order(ByteOrder.nativeOrder()).apply { put(bytes).rewind() }
+    }
+
+    private fun <T> opened(use: (Clusir) -> T): T {
+        if ("model.tflite" !in assets.list("").orEmpty()) {
+            return Clusir(asset("model.tile.ort"), asset("model.router.ort")).use(use)
+        }
+        val description = assets.open("model.json").use { it.readBytes().decodeToString() }
+        return LiteRtRunner(asset("model.tflite"), 4).use { runner -> Clusir(description, runner).use(use) }
     }
 
     override fun onCreate(state: Bundle?) {
@@ -30,7 +42,7 @@ class MainActivity : Activity() {
                 val output = ByteBuffer.allocateDirect(size)
                 photo.copyPixelsToBuffer(input)
                 val text = try {
-                    Clusir(asset("model.tile.ort"), asset("model.router.ort")).use { model ->
+                    opened { model ->
                         model.restore(input, output, photo.width, photo.height, 4) { done, total ->
                             runOnUiThread { button.text = "tile $done of $total" }
                             true
