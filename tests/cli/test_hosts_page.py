@@ -13,6 +13,7 @@ import pytest
 
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.registry import TARGETS
+from tests.bench.hosts.__main__ import PAGES, placed
 from tests.needs import skip
 from tests.test_house import ROOT
 
@@ -42,6 +43,22 @@ def section(title: str) -> tuple[str, str]:
     (commands,) = re.findall(r"^```\n(.*?)^```", text, re.M | re.S)
     (code,) = re.findall(r"^```(?:python|swift)\n(.*?)^```", text, re.M | re.S)
     return commands, code
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_table_that_is_made_has_its_place(name: str) -> None:
+    """What ``python -m tests.bench.hosts --write`` replaces, and nothing around it."""
+    before = PAGES[name].read_text("utf-8")
+    after = placed(before, name, "| another |\n")
+    assert placed(after, name, "| a third |").replace("| a third |", "| another |") == after
+    start = before.index(f"<!-- {name}: python -m tests.bench.hosts --write -->")
+    end = before.index(f"<!-- end of {name} -->")
+    assert (after[:start], after.partition(f"<!-- end of {name} -->")[2]) == (
+        before[:start], before[end:].partition(" -->")[2]
+    )  # fmt: skip
+    assert after.count("| another |") == 1
+    with pytest.raises(ValueError, match="has not one part nothing"):
+        placed(before, "nothing", "")
 
 
 def test_every_runtime_of_phones_has_a_section() -> None:

@@ -1,11 +1,13 @@
-"""What darktable's tiles cost: the shipped network's package in a copy of its tiler, beside clusir-run, on noise.
+"""What darktable's tiles cost: the package's graph in a copy of its tiler, beside clusir-run --fix noise, on noise.
 
-``python -m tests.bench.hosts.darktable_tiles [PHOTOS]``: the table of docs/hosts.md.
+``python -m tests.bench.hosts.darktable_tiles BUNDLE/model.onnx [PHOTOS]``: the table of docs/hosts.md. BUNDLE: of
+``clusir-export --onnx BUNDLE --dynamic``.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -16,32 +18,33 @@ from clusir.export.graph.session import Probe
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.quality.metrics import psnr
 from clusir.runtimes import Restorer
-from clusir.runtimes.runners.files import find_model
 from tests.export.darktable_tiler import tiled
 
-SIDE_PX = 384
+SIDE_PX = 640
+TILES = (512, 768, 1024)
 
 
-def main(photos: int = 3) -> None:
+def main(whole: Path, photos: int = 2) -> None:
     host = Darktable()
-    source = host.prepare(open_source(find_model(None).whole))
+    source = host.prepare(open_source(whole))
     probe = Probe(host_form(source, host.form(source)), threads=1)
     rng = np.random.default_rng(5)
-    print("| noise | input | clusir-run | darktable's tiles | cost |\n|---|---:|---:|---:|---:|")
-    with Restorer(backend="ort", threads=1) as restorer:
+    print("| noise | input | clusir-run | " + " | ".join(f"tiles of {px} px" for px in TILES) + " |")
+    print("|---|---:|---:|" + "---:|" * len(TILES), flush=True)
+    with Restorer(whole, backend="ort", threads=1) as restorer:
         for sigma in (15, 25, 50):
             rows = []
             for seed in range(20, 20 + photos):
                 clean = natural_picture(SIDE_PX, SIDE_PX, 3, seed)
                 noisy = (clean + rng.normal(0, sigma / 255, clean.shape)).clip(0, 1)
                 noisy = (np.rint(noisy * 255) / 255).astype(np.float32)
-                ours = np.asarray(restorer.restore(np.ascontiguousarray(noisy[0].transpose(1, 2, 0))))
-                tiles = tiled(lambda tile: probe.run({"input": tile})["output"], noisy, source.spec.tile_px)
-                answers = (noisy, ours.transpose(2, 0, 1)[None], tiles.clip(0, 1))
-                rows.append([psnr(answer, clean) for answer in answers])
-            given, run, host_db = np.mean(rows, axis=0)
-            print(f"| {sigma} | {given:.1f} | {run:.1f} | {host_db:.1f} | {run - host_db:.2f} |", flush=True)
+                ours = np.asarray(restorer.restore(np.ascontiguousarray(noisy[0].transpose(1, 2, 0)), fix="noise"))
+                parts = [tiled(lambda tile: probe.run({"input": tile})["output"], noisy, px).clip(0, 1) for px in TILES]
+                rows.append([psnr(answer, clean) for answer in (noisy, ours.transpose(2, 0, 1)[None], *parts)])
+            given, run, *found = np.mean(rows, axis=0)
+            told = " | ".join(f"{db:.2f} ({db - run:+.2f})" for db in found)
+            print(f"| {sigma} | {given:.2f} | {run:.2f} | {told} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:]))
+    main(Path(sys.argv[1]), *(int(word) for word in sys.argv[2:]))

@@ -41,7 +41,8 @@ def main(name: str, model: str | None = None) -> None:
     pictures = {"none": clean}
     for kind in KINDS:
         pictures[kind] = np.ascontiguousarray(degrade(photo, kind, SEVERITY, rng).transpose(2, 0, 1)[None], np.float32)
-    print("| picture | largest difference | dB | dB, float16 file |\n|---|---:|---:|---:|")
+    half = (" dB, float16 file |", "---:|") if host.half else ("", "")
+    print(f"| picture | largest difference | dB |{half[0]}\n|---|---:|---:|{half[1]}")
     rows(host, source, pictures)
     if source.tile is not None and source.router is not None:
         for expert in range(max(ModelSpec.from_metadata(_metadata(source.tile)).experts)):
@@ -68,7 +69,7 @@ def rows(host: Converted, source: Source, pictures: dict[str, Array]) -> None:
             told += f" | {compare({'restored': right(picture)}, {'restored': half}, host.bound).psnr_db:.1f}"
         print(f"| {what} | {told} |" + ("" if agreement.ok else f" FAULT: {agreement.fault}"), flush=True)
     if len(pictures) > 1:
-        print(f"| bytes | {size} | |")
+        print(f"| bytes | {size} | |" + (" |" if host.half else ""))
 
 
 def forced(source: Source, expert: int, picture: Array) -> Source:
