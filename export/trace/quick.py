@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch._dynamo.config
 import torch._export.utils
 import torch._meta_registrations
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from clusir.export.quiet import replaced
 
@@ -45,6 +47,36 @@ def _times(length: Any, factor: float) -> Any:
     return length * exact.numerator // exact.denominator
 
 
+def _resampled(whole: Callable[..., Tensor], size_of: Callable[..., Sequence[Any]]) -> Callable[..., Tensor]:
+    """A resampling of a map ``x`` to height and width ``size_of(...)``, which torch writes out for a tensor of symbolic
+    sizes: a hundred operators for cubic weights, each with questions to the solver. Where only the shape is asked, a
+    fake tensor's while nothing is recorded, that is all that is made; otherwise it is ``whole``."""
+
+    def answer(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(x, FakeTensor) and x.is_floating_point() and get_proxy_mode() is None:
+            return x.new_empty((*x.shape[:2], *size_of(*args, **kwargs)))
+        return whole(x, *args, **kwargs)
+
+    return answer
+
+
+def _given_size(size: Sequence[Any], *_: Any, **__: Any) -> Sequence[Any]:
+    return size
+
+
+def _size_of_grid(grid: Tensor, *_: Any, **__: Any) -> Sequence[Any]:
+    return grid.shape[1:3]
+
+
+_RESAMPLED = tuple(
+    (name, _resampled(getattr(torch._decomp.decompositions, name), size))
+    for name, size in (
+        ("_upsample_linear", _given_size),
+        ("upsample_bicubic2d_default", _given_size),
+        ("_grid_sampler_2d", _size_of_grid),
+    )
+)
+
 _materialise = torch._export.utils._materialize_cpp_cia_ops
 _materialised: list[str] = []
 
@@ -61,12 +93,15 @@ def _materialise_once() -> None:
 @contextlib.contextmanager
 def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
-    in is made a second time to be checked), transforms are asked for their sizes alone, resized maps have sizes in
-    whole numbers, and operators are looked up once."""
-    with (
-        replaced(torch._meta_registrations, "_exec_fft", _transformed),
-        replaced(torch._decomp.decompositions, "upsample_compute_output_size", _resized),
-        replaced(torch._dynamo.config, "fake_tensor_cache_enabled", False),
-        replaced(torch._export.utils, "_materialize_cpp_cia_ops", _materialise_once),
-    ):
+    in is made a second time to be checked), transforms and resampled maps are asked for their sizes alone, resized maps
+    have sizes in whole numbers, and operators are looked up once."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (torch._meta_registrations, "_exec_fft", _transformed),
+            (torch._decomp.decompositions, "upsample_compute_output_size", _resized),
+            *((torch._decomp.decompositions, name, value) for name, value in _RESAMPLED),
+            (torch._dynamo.config, "fake_tensor_cache_enabled", False),
+            (torch._export.utils, "_materialize_cpp_cia_ops", _materialise_once),
+        ):
+            stack.enter_context(replaced(owner, name, value))
         yield

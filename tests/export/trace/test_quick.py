@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.passes.simplify import operators
 from clusir.export.trace.program import trace_module
@@ -103,6 +106,56 @@ def test_sizes_of_maps_at_half_the_size_are_whole_numbers() -> None:
     for height, width in ((50, 87), (97, 64)):
         image = torch.rand(1, 3, height, width)
         torch.testing.assert_close(traced.program.module()(image)[0], Pyramid()(image))
+
+
+class Resampled(nn.Module):
+    """Maps of other sizes by weights: linear, cubic, and by a grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear")
+        back = nn.functional.interpolate(small, size=x.shape[2:], mode="bicubic", align_corners=True)
+        grid = x[:, :2].permute(0, 2, 3, 1) * 2 - 1
+        return back + nn.functional.grid_sample(x, grid, mode="bicubic", align_corners=False)
+
+
+def called(program: torch.export.ExportedProgram) -> list[tuple[str, int]]:
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    return [(str(node.target), node.meta["val"].dim() if isinstance(node.meta["val"], Tensor) else 0) for node in nodes]
+
+
+def test_of_a_resampled_map_a_trace_asks_the_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    example = (torch.rand(2, 3, 37, 52),)
+    whole = torch.export.export(Resampled(), example, dynamic_shapes=(free,))
+
+    def written_out(*_: object, **__: object) -> None:
+        raise AssertionError("the weights are written out")
+
+    for name in ("_compute_scale", "_upsample_cubic_interp1d"):
+        monkeypatch.setattr(torch._decomp.decompositions, name, written_out)
+    with quick_tracing():
+        quick = torch.export.export(Resampled(), example, dynamic_shapes=(free,))
+    assert called(quick) == called(whole)
+    image = torch.rand(1, 3, 50, 41)
+    torch.testing.assert_close(quick.module()(image), Resampled()(image))
+
+
+@pytest.mark.parametrize(
+    "resample",
+    [
+        lambda x: torch.ops.aten.upsample_bilinear2d.vec(x, [9, 17], False, None),
+        lambda x: torch.ops.aten.upsample_bicubic2d.vec(x, [9, 17], False, None),
+        lambda x: torch.ops.aten.grid_sampler_2d(x, x[:, :2].permute(0, 2, 3, 1) * 2 - 1, 2, 0, False),
+    ],
+    ids=["linear", "cubic", "grid"],
+)
+def test_what_is_recorded_of_a_resampled_map_is_whole(resample: Callable[[Tensor], Tensor]) -> None:
+    table = dict(torch._decomp.decomposition_table)
+    with quick_tracing():
+        made = make_fx(resample, decomposition_table=table, tracing_mode="symbolic")(torch.rand(2, 3, 6, 7))
+    assert len(made.graph.nodes) > 20
+    x = torch.rand(2, 3, 6, 7)
+    torch.testing.assert_close(made(x), resample(x))
 
 
 def test_rules_that_are_tried_on_their_own_operator_only_rewrite_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
