@@ -25,8 +25,10 @@ _OF_NEW = frozenset(
 # Operators whose name with a line behind it writes, and which have an ONNX form.
 _AS_VALUES = frozenset(
     """add sub mul div relu leaky_relu silu sigmoid tanh elu hardtanh clamp clamp_min clamp_max masked_fill neg abs exp
-    sqrt copy""".split()  # noqa: SIM905
+    sqrt copy scatter scatter_add""".split()  # noqa: SIM905
 )
+_PLACED = frozenset(("masked_fill", "scatter"))  # what they write is a value as it is given, whatever its type
+_PLACES = frozenset(("masked_fill", "scatter", "scatter_add"))  # their second tensor says where
 
 Rewrite = Callable[..., Any]
 """What an operator that writes becomes: of the same arguments, the value that the tensor has afterwards."""
@@ -120,8 +122,8 @@ def _value_of(node: fx.Node) -> Rewrite | None:
     if name == "copy":
         same = len(tensors) == 2 and tensors[1].dtype == into.dtype and _sizes(tensors[1]) == _sizes(into)
         return second if same else None
-    rest = tensors[2:] if name == "masked_fill" else tensors[1:]
-    if any(value.dtype != into.dtype for value in rest) or not into.is_floating_point():
+    rest = tensors[2:] if name in _PLACES else tensors[1:]
+    if any(value.dtype != into.dtype for value in rest) or not (into.is_floating_point() or name in _PLACED):
         return None
     packet = getattr(torch.ops.aten, name)
     return getattr(packet, schema.overload_name or "default", None)

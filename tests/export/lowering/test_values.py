@@ -40,6 +40,23 @@ def _mask(m: nn.Module, x: Tensor) -> Tensor:
     return scores.masked_fill_(x > 0.5, -100.0).softmax(1)
 
 
+def _best_scores(m: nn.Module, x: Tensor) -> Tensor:
+    """A mask of the largest ones, as attention between the strongest channels has it."""
+    scores = m.conv(x).flatten(2)
+    best = scores.topk(7, -1)[1]
+    mask = torch.zeros_like(scores)
+    mask.scatter_(-1, best, 1.0)
+    known = torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, best, True)
+    sums = torch.zeros_like(scores).scatter_add_(-1, best % 5, scores).scatter_(-1, best + 0, scores[..., :7])
+    return torch.where(mask > 0, scores, -9.0).softmax(-1) + known + sums
+
+
+def _scattered_base_read_later(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    made.flatten(2).scatter_(-1, torch.arange(5).expand(1, 3, 5), 2.0)
+    return made
+
+
 def _through_a_view(m: nn.Module, x: Tensor) -> Tensor:
     made = m.conv(x)
     flat = made.reshape(1, 3, -1)
@@ -78,8 +95,15 @@ def _of_another_type(m: nn.Module, x: Tensor) -> Tensor:
     return count.to(torch.float32)
 
 
-VALUES = [_residual, _activation, _mask, _through_a_view]
-MORE = [_base_read_later, _view_read_later, _chunk_read_later, _over_the_picture, _of_another_type]
+VALUES = [_residual, _activation, _mask, _best_scores, _through_a_view]
+MORE = [
+    _base_read_later,
+    _view_read_later,
+    _chunk_read_later,
+    _scattered_base_read_later,
+    _over_the_picture,
+    _of_another_type,
+]
 
 
 def _traced(function: Callable[[nn.Module, Tensor], Tensor]) -> tuple[nn.Module, torch.export.ExportedProgram]:
