@@ -14,7 +14,7 @@ from clusir.export.base import Pipeline
 from clusir.export.experts.coverage import check_program
 from clusir.export.experts.registry import DensifyRegistered, dense_blocks
 from clusir.export.scans.registry import check_scans
-from clusir.export.subjects.checks import check_function
+from clusir.export.subjects.checks import check_function, check_steady
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.outputs import choose_output, scale_of
 from clusir.export.subjects.restorer import AnyOutput, Restorer, Unsullied
@@ -101,6 +101,7 @@ def read_subject(
             "the model draws random numbers of Python or NumPy in eval mode; make that conditional on self.training"
         )
     check_function(user, user if dense is fresh.model else Restorer(run.make(), place), few, watched.drew)
+    check_steady(user, few)
     routes = _routes(Restorer(run.make(), place), probes(24, channels, height, width))
     if routes and len(set(routes)) == 1:
         notes = (*notes, "all probe pictures took one route; the other experts were verified by forcing them")

@@ -11,7 +11,9 @@ from clusir.errors import UnsupportedModelError
 from clusir.export.subjects.outputs import scale_of, tensors_of
 from clusir.export.validate.compare import measure
 
-__all__ = ["check_batch", "check_function", "first_tensor", "reference"]
+__all__ = ["check_batch", "check_function", "check_steady", "first_tensor", "last_bit_moved", "reference"]
+
+_MOST_MOVED = 1e-3  # in the mean of a picture; validation asks for 1e-4
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -69,6 +71,28 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor, drew: str
                 f"the description of the routed blocks does not say what the model does: answers differ by "
                 f"{apart:.2g}; check gate and combine in register_moe"
             )
+
+
+def last_bit_moved(images: Tensor) -> Tensor:
+    """The same pictures, BxCxHxW, with every pixel moved by its last bit at most; zeros stay zeros."""
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(5)) - 0.5
+    return images * (1 + 2.0**-22 * noise)
+
+
+@torch.no_grad()
+def check_steady(model: nn.Module, images: Tensor) -> None:
+    """Raise UnsupportedModelError where rounding decides the whole answer to each of the pictures, BxCxHxW: what sorts
+    and scatters back again and again is another picture on every machine, whatever a file says."""
+    first = reference(model, images)
+    largest = first.abs().flatten(1).amax(1).clamp(min=1.0)
+    change = (reference(model, last_bit_moved(images)) - first).abs().flatten(1).mean(1) / largest
+    least = float(change.min())
+    if least > _MOST_MOVED:
+        raise UnsupportedModelError(
+            f"the model's own answer moves by {least:.2g} in the mean where its picture moves by the last bit: it "
+            "sorts, compares or rounds what it computes, so that no two machines agree, and no file can be held to it; "
+            "try trained weights, or take that step out of the model"
+        )
 
 
 @torch.no_grad()

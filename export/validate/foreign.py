@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
-from clusir.export.subjects.checks import first_tensor, reference
+from clusir.export.subjects.checks import first_tensor, last_bit_moved, reference
 from clusir.export.subjects.copies import copied
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import check, compare
@@ -257,8 +257,7 @@ def _well_conditioned(user: nn.Module, plain: Tensor, answers: Tensor) -> Tensor
     The spectrum of a flat picture is rounding but for one bin, so that its phase means nothing, in PyTorch neither.
     Zeros stay zeros: what a missing epsilon does to a black picture is seen.
     """
-    noise = torch.rand(plain.shape, generator=torch.Generator().manual_seed(5)) - 0.5
-    moved = reference(user, plain * (1 + 2.0**-22 * noise))
+    moved = reference(user, last_bit_moved(plain))
     largest = answers.abs().flatten(1).amax(1).clamp(min=1.0)
     change = (answers - moved).abs().flatten(1).amax(1) / largest
     return change <= (tolerance("brought").max_abs or 0.0) / _ROUNDING_FACTOR
