@@ -32,7 +32,8 @@ NEEDS = {
     "litert": "minutes: a Python with TensorFlow and ai-edge-litert, named in CLUSIR_LITERT",
     "coreml": "minutes: a Python with coremltools, named in CLUSIR_COREML",
     "ncnn": "minutes: a Python with ncnn, named in CLUSIR_NCNN",
-    "libncnn": "minutes: ncnn's library and headers, in the folder CLUSIR_NCNN_ROOT (docs/embedding.md)",
+    "libncnn": "minutes: ncnn's library and headers, in the folder CLUSIR_NCNN_ROOT, and those for Arm in "
+    "CLUSIR_NCNN_ARM_ROOT (docs/embedding.md)",
     "triton": "minutes: tritonclient[grpc] in the environment of the tests",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
     "vite": "minutes: node, npm and its registry, and vite in the folder CLUSIR_VITE (npm install vite)",

@@ -12,22 +12,24 @@ from toolchain import BUILD, CPP, alone, build_cpp, library_of_wheel, run
 from tests import needs
 
 
-def arm_command(program: str) -> list[str | Path]:
+def arm_command(
+    program: str, folder: str = "aarch64", settings: tuple[str, ...] = ("-DCLUSIR_ORT=ON",)
+) -> list[str | Path]:
     """The command that runs an Arm program of the build folder, without its arguments: emulator and library folder."""
     needs.program("aarch64-linux-gnu-g++", "arm")
     needs.program("qemu-aarch64", "arm")
     build_cpp(
-        "aarch64",
+        folder,
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_TOOLCHAIN_FILE={CPP / 'cmake' / 'aarch64-linux-gnu.cmake'}",
         "-DCLUSIR_OPENVINO=OFF",
-        "-DCLUSIR_ORT=ON",
+        *settings,
         "-DCLUSIR_BUILD_TESTS=ON",
         targets=(program,),
     )
-    with alone("aarch64-root") as folder:
-        root = run(CPP / "tools" / "emulated_arm_root.sh", folder).strip()
-    return ["qemu-aarch64", "-L", root, BUILD / "aarch64" / program]
+    with alone("aarch64-root") as place:
+        root = run(CPP / "tools" / "emulated_arm_root.sh", place).strip()
+    return ["qemu-aarch64", "-L", root, BUILD / folder / program]
 
 
 def arm_ort_library() -> Path:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from arm import arm_command
 from onnx import TensorProto, helper, numpy_helper
-from toolchain import build_cpp, photo, run
+from toolchain import CPP, REPOSITORY, build_cpp, photo, run
 
 from clusir.export.formats.hosts.folders import export_targets, open_source
 from clusir.export.formats.hosts.form import host_form
@@ -19,15 +21,28 @@ from clusir.runtimes.restore.restorer import Restorer
 from clusir.spec import ModelSpec, SizeRequirements
 from tests import needs
 
+Command = list[str | Path]
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """The tools, built with ncnn alone."""
-    root = os.environ.get("CLUSIR_NCNN_ROOT")
+
+def settings(variable: str) -> tuple[str, ...]:
+    """ncnn alone, from the folder that ``variable`` names."""
+    root = os.environ.get(variable)
     if not root:
         needs.skip("libncnn")
-    settings = ["-DCLUSIR_NCNN=ON", f"-DCMAKE_PREFIX_PATH={root}", "-DCLUSIR_ORT=OFF", "-DCLUSIR_OPENVINO=OFF"]
-    return build_cpp("ncnn", *settings, "-DCLUSIR_BUILD_TESTS=ON", targets=("clusir-raw",))
+    return "-DCLUSIR_NCNN=ON", f"-DCMAKE_PREFIX_PATH={root}", "-DCLUSIR_ORT=OFF"
+
+
+@pytest.fixture(scope="module")
+def tool() -> Command:
+    """clusir-raw."""
+    given = *settings("CLUSIR_NCNN_ROOT"), "-DCLUSIR_OPENVINO=OFF", "-DCLUSIR_BUILD_TESTS=ON"
+    return [build_cpp("ncnn", *given, targets=("clusir-raw",)) / "clusir-raw"]
+
+
+@pytest.fixture(scope="module")
+def arm_tool() -> Command:
+    """clusir-raw for 64-bit Arm, under emulation."""
+    return arm_command("clusir-raw", "aarch64-ncnn", settings("CLUSIR_NCNN_ARM_ROOT"))
 
 
 def network(path: Path) -> Path:
@@ -67,29 +82,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def restored(library: Path, model: Path, pixels: np.ndarray, backend: str = "ncnn") -> np.ndarray:
+def restored(tool: Command, model: Path, pixels: np.ndarray, backend: str = "ncnn") -> np.ndarray:
     height, width = pixels.shape[:2]
     given, answer = model.parent / "in.rgb", model.parent / "out.rgb"
     given.write_bytes(pixels.tobytes())
-    run(library / "clusir-raw", model, backend, "-", "1", str(width), str(height), given, answer)
+    run(*tool, model, backend, "-", "1", str(width), str(height), given, answer)
     return np.fromfile(answer, np.uint8).reshape(pixels.shape)
 
 
 @pytest.mark.parametrize("backend", ["ncnn", "auto"])
-def test_tiles_are_those_of_python(library: Path, folder: Path, backend: str) -> None:
+def test_tiles_are_those_of_python(tool: Command, folder: Path, backend: str) -> None:
+    agrees(tool, folder, backend)
+
+
+def test_tiles_on_arm_are_those_of_python(arm_tool: Command, folder: Path) -> None:
+    agrees(arm_tool, folder, "ncnn")
+
+
+def agrees(tool: Command, folder: Path, backend: str) -> None:
     pixels = photo(150, 91)  # neither is a multiple of anything; several tiles
-    found = restored(library, folder / "ncnn" / "model.param", pixels, backend)
+    found = restored(tool, folder / "ncnn" / "model.param", pixels, backend)
     with Restorer(folder / "host.onnx", backend="ort", device="cpu") as restorer:
         wanted = restorer.restore(pixels)
     assert np.abs(wanted.astype(int) - pixels.astype(int)).max() > 4
     assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_what_is_wrong_is_said_in_a_line(library: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_script_builds_every_layer_that_is_written() -> None:
+    """Kinds of layers as the writer names them: arguments of its functions, and the two kinds of convolutions."""
+    text = (CPP / "tools" / "build_ncnn.sh").read_text("utf-8")
+    (built,) = re.findall(r'^written="(.*?)"', text, re.M | re.S)
+    source = "".join(path.read_text("utf-8") for path in (REPOSITORY / "export/formats/hosts/ncnn").glob("*.py"))
+    named = set(re.findall(r'\b(?:one|add|same|_line)\(\s*"(\w+)"', source))
+    convolutions = {f"{kind}{more}" for kind in ("Convolution", "Deconvolution") for more in ("", "DepthWise")}
+    assert len(named) > 20
+    assert set(built.split()) == named | convolutions
+
+
+def test_what_is_wrong_is_said_in_a_line(tool: Command, folder: Path, tmp_path: Path) -> None:
     def told(model: Path, backend: str = "ncnn") -> str:
         arguments = ["-", "1", "8", "8", tmp_path / "in.rgb", tmp_path / "out.rgb"]
         (tmp_path / "in.rgb").write_bytes(bytes(192))
-        return run(library / "clusir-raw", model, backend, *arguments, check=False).splitlines()[-1]
+        return run(*tool, model, backend, *arguments, check=False).splitlines()[-1]
 
     assert "the ncnn back end opens the file model.param" in told(folder / "host.onnx")
     assert "backend 'ort' was not built in (there is: ncnn)" in told(folder / "ncnn" / "model.param", "ort")

@@ -6,7 +6,7 @@
 set -euo pipefail
 root=$1
 mkdir -p "$root/proc" "$root/sys/devices/system/cpu"
-ln -sfn /usr/aarch64-linux-gnu/lib "$root/lib"
+ln -sfn "$(realpath "$(dirname "$(aarch64-linux-gnu-g++ -print-file-name=libc.so.6)")")" "$root/lib"
 for name in possible present; do echo 0-1 >"$root/sys/devices/system/cpu/$name"; done
 echo 1 >"$root/sys/devices/system/cpu/kernel_max"
 : >"$root/proc/cpuinfo"
