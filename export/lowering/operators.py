@@ -16,7 +16,8 @@ import torch
 from onnxscript import opset18 as op
 
 import clusir.export.lowering.whole  # noqa: F401 - registers clusir::pad_whole
-from clusir.export.lowering.matrices import Value, constant, integers, length_of
+from clusir.export.lowering.matrices import Value, constant, integers
+from clusir.export.lowering.ordering import ordering_translations
 from clusir.export.lowering.quotient import quotient_translation
 from clusir.export.lowering.recurrent import recurrent_translation
 from clusir.export.lowering.scan import scan_translation
@@ -56,95 +57,6 @@ def floored_divisions(program: torch.export.ExportedProgram) -> None:
         rest.meta["val"] = value % by
         whole.meta["val"] = value - rest.meta["val"]
         node.args = (whole, divisor)
-
-
-def _sorted(self: Value, dim: int, descending: bool) -> tuple[Value, Value]:
-    """All values in order and where they were; equal ones by the lowest index, as a stable sort has them."""
-    axis = dim % max(len(self.shape), 1)
-    count = op.Shape(self, start=axis, end=axis + 1)
-    length = length_of(self, axis)
-    length = integers(length) if isinstance(length, int) else length
-    shape = integers([-1 if a == axis else 1 for a in range(len(self.shape))])
-    # Runtimes break ties as they like: a second order is over whole numbers that are all different.
-    if not self.dtype.is_integer():
-        values, found = op.TopK(self, count, axis=axis, largest=int(descending), sorted=1)
-        before, behind = (
-            op.Slice(values, integers([first]), integers([last]), integers([axis]))
-            for first, last in ((0, -1), (1, 2**31 - 1))
-        )
-        apart = op.Cast(op.Not(op.Equal(before, behind)), to=ir.DataType.INT64)
-        pads = [0] * (2 * len(self.shape))
-        pads[axis] = 1
-        run = op.CumSum(op.Pad(apart, integers(pads)), integers(axis))
-        run = op.ScatterElements(op.Mul(found, integers([0])), found, run, axis=axis)  # where each value stood
-        place = op.Reshape(op.Range(integers(0), length, integers(1)), shape)
-        return values, _stable_order(run, place, length, count, axis)
-    place = op.Reshape(op.Range(integers(0), length, integers(1)), shape)
-    place = op.Neg(place) if descending else place
-    key = op.Add(op.Mul(op.Cast(self, to=ir.DataType.INT64), length), place)
-    _, indices = op.TopK(key, count, axis=axis, largest=int(descending), sorted=1)
-    return op.GatherElements(self, indices, axis=axis), indices
-
-
-def _stable_order(number: Value, place: Value, length: Value, count: Value, axis: int) -> Value:
-    """Where whole numbers below ``length`` are, smallest first, equal ones as they stand.
-
-    By two digits, each made different from others by its place: OpenVINO compares 32 bits of an int64.
-    """
-    base = op.Div(integers([2**30]), op.Reshape(length, integers([1])))
-
-    def order(digit: Value) -> Value:
-        return op.TopK(op.Add(op.Mul(digit, length), place), count, axis=axis, largest=0, sorted=1)[1]
-
-    first = order(op.Mod(number, base))
-    second = order(op.GatherElements(op.Div(number, base), first, axis=axis))
-    return op.GatherElements(first, second, axis=axis)
-
-
-def _sort(self: Value, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
-    """sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor, Tensor)"""
-    return _sorted(self, dim, descending)
-
-
-def _sort_stable(self: Value, stable: bool = False, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
-    """sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor, Tensor)"""
-    return _sorted(self, dim, descending)
-
-
-def _argsort(self: Value, dim: int = -1, descending: bool = False) -> Value:
-    """argsort(Tensor self, int dim=-1, bool descending=False) -> Tensor"""
-    return _sorted(self, dim, descending)[1]
-
-
-def _argsort_stable(self: Value, stable: bool = False, dim: int = -1, descending: bool = False) -> Value:
-    """argsort.stable(Tensor self, *, bool stable, int dim=-1, bool descending=False) -> Tensor"""
-    return _sorted(self, dim, descending)[1]
-
-
-def _kth(self: Value, count: Value, axis: int, keepdim: bool) -> tuple[Value, Value]:
-    """The ``count``-th smallest value along an axis."""
-    values, indices = op.TopK(self, count, axis=axis, largest=0, sorted=1)
-    last = [op.Slice(v, integers([-1]), integers([2**31 - 1]), integers([axis])) for v in (values, indices)]
-    if not keepdim:
-        last = [op.Squeeze(v, integers([axis])) for v in last]
-    return last[0], last[1]
-
-
-def _median_dim(self: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    """median.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor, Tensor): the lower of two middles"""
-    axis = dim % len(self.shape)
-    count = op.Shape(self, start=axis, end=axis + 1)
-    return _kth(self, op.Div(op.Add(count, integers([1])), integers([2])), axis, keepdim)
-
-
-def _median(self: Value) -> Value:
-    """median(Tensor self) -> Tensor"""
-    return _median_dim(op.Reshape(self, integers([-1])), 0, False)[0]
-
-
-def _kthvalue(self: Value, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
-    """kthvalue(Tensor self, int k, int dim=-1, bool keepdim=False) -> (Tensor, Tensor)"""
-    return _kth(self, integers([k]), dim % len(self.shape), keepdim)
 
 
 def _attention(
@@ -220,16 +132,10 @@ def _pad_whole(self: Value, pads: Sequence[int], mode: str, value: float, factor
 def operator_translations() -> dict[Any, Callable[..., Any]]:
     """ATen operator -> its ONNX form, for ``custom_translation_table``."""
     return {
-        _ATEN.sort.default: _sort,
-        _ATEN.sort.stable: _sort_stable,
-        _ATEN.argsort.default: _argsort,
-        _ATEN.argsort.stable: _argsort_stable,
-        _ATEN.median.default: _median,
-        _ATEN.median.dim: _median_dim,
         _ATEN.prod.dim_int: _prod,
-        _ATEN.kthvalue.default: _kthvalue,
         _ATEN.scaled_dot_product_attention.default: _attention,
         torch.ops.clusir.pad_whole.default: _pad_whole,
+        **ordering_translations(),
         **quotient_translation(),
         **recurrent_translation(),
         **scan_translation(),

@@ -4,9 +4,10 @@ eagerly and while tracing.
 A call such as ``.cuda()``, ``.to("cuda")`` or ``torch.zeros(..., device="cuda")`` has no meaning without a GPU, and
 ``.half()`` or autocast only says how exactly to compute. Inside :func:`portable` the first four keep their tensor where
 it is and the others leave float32. A map made for a batch of one (a noise level, coordinates) that is concatenated with
-the channels of several pictures is repeated for each. A sort leaves equal values as they stand: on a CPU PyTorch orders
-them as it likes, and tokens sorted by category would mix. The user's code is not touched. What was changed is told by
-:attr:`Portable.notes`.
+the channels of several pictures is repeated for each. A sort leaves equal values as they stand, and topk
+takes the first of them: on a CPU PyTorch orders them as it likes, tokens sorted by category would mix, and the
+brightest thousandth of a dark channel would be other pixels. The user's code is not touched. What was changed is told
+by :attr:`Portable.notes`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["Portable", "portable"]
 
 HALF = "half precision inside the model is computed in float32"
 SORTS = "sorts leave equal values as they stand, which PyTorch promises for stable=True alone"
+TOPS = "of equal values topk takes the first, which PyTorch does not promise"
 
 _DEVICE = re.compile(r"(cuda|xpu|mps|npu|hip)(:\d+)?")
 _NARROW = (torch.float16, torch.bfloat16)
@@ -32,6 +34,7 @@ _NARROW_CALLS = ("half", "bfloat16")
 _MOVES = ("cuda", "xpu", "ipu", "hpu", "pin_memory")
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
 _SORTS = (torch.sort, Tensor.sort, torch.argsort, Tensor.argsort)
+_TOPS = (torch.topk, Tensor.topk)
 
 
 def _without_gpu(value: Any) -> Any:
@@ -89,7 +92,16 @@ class Portable(TorchFunctionMode):
             self.notes.add(SORTS)
             named |= dict(zip(("dim", "descending"), plain[1:], strict=False)) | {"stable": True}
             plain = plain[:1]
+        if func in _TOPS and not torch.compiler.is_exporting():  # ONNX promises the first; PyTorch takes any
+            return self._first_of_equals(*plain, **named)
         return func(*plain, **named)
+
+    def _first_of_equals(self, input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+        """What topk returns, its order and its choice among equal values as a stable sort has them."""
+        values, indices = torch.sort(input, dim=dim, descending=largest, stable=True)
+        if 0 < k < values.shape[dim] and (values.select(dim, k - 1) == values.select(dim, k)).any():
+            self.notes.add(TOPS)
+        return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
 
 
 def _load_on_cpu(load: Any) -> Any:

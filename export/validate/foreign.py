@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
-from clusir.export.subjects.checks import first_tensor, last_bit_moved, reference
+from clusir.export.subjects.checks import first_tensor, reference
 from clusir.export.subjects.copies import copied
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import check, compare
+from clusir.export.validate.conditioning import ROUNDING_FACTOR, rounding, well_conditioned
 from clusir.export.validate.pictures import PictureCheck
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
@@ -37,8 +38,6 @@ __all__ = [
 ]
 
 
-# Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
-_ROUNDING_FACTOR = 4.0
 # Whatever a model's own rounding is: a file that is further off than this is another model.
 _ROUNDING_CEILING = 1e-2
 _Answers = tuple[Mapping[str, Array], Mapping[str, Array]]  # what is expected, and what came
@@ -151,20 +150,6 @@ def forced_copy(model: onnx.ModelProto, gates: Mapping[str, Array]) -> onnx.Mode
     return forced
 
 
-@torch.no_grad()
-def _rounding(model: nn.Module, pictures: Tensor) -> float:
-    """How far the model's float32 answer is from its float64 answer, relative as in Agreement; 0 without float64.
-
-    The phase of a spectrum that is nearly zero is noise: a network that uses it amplifies the last bit, in PyTorch too.
-    """
-    single = reference(model, pictures)
-    try:
-        double = reference(copied(model).double(), pictures.double())
-    except Exception:  # a model that pins float32 somewhere has no float64 form, hence no allowance
-        return 0.0
-    return float((single - double).abs().max()) / max(1.0, float(single.abs().max()))
-
-
 def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = lambda _: None) -> list[ModuleRow]:
     """Compare every output of an ONNX file with the user's module; raises ValidationError on the first miss, and where
     there is nothing to compare.
@@ -244,23 +229,10 @@ class _Sure:
         if what not in self._known and compare(want, got, tolerance("brought")).ok:
             return pictures, answers
         if what not in self._known:
-            self._known[what] = _well_conditioned(self._user, pictures, torch.from_numpy(want["restored"]))
+            self._known[what] = well_conditioned(self._user, pictures, torch.from_numpy(want["restored"]))
         kept = self._known[what].numpy()
         left = tuple({name: array[kept] for name, array in each.items()} for each in answers)
         return pictures[kept], (left[0], left[1])
-
-
-@torch.no_grad()
-def _well_conditioned(user: nn.Module, plain: Tensor, answers: Tensor) -> Tensor:
-    """Of each plain picture, whether the model's own answer moves little with the picture's last bit.
-
-    The spectrum of a flat picture is rounding but for one bin, so that its phase means nothing, in PyTorch neither.
-    Zeros stay zeros: what a missing epsilon does to a black picture is seen.
-    """
-    moved = reference(user, last_bit_moved(plain))
-    largest = answers.abs().flatten(1).amax(1).clamp(min=1.0)
-    change = (answers - moved).abs().flatten(1).amax(1) / largest
-    return change <= (tolerance("brought").max_abs or 0.0) / _ROUNDING_FACTOR
 
 
 def _expected(
@@ -317,8 +289,8 @@ def _row(
     if found.ok or not math.isfinite(found.max_abs):
         check(found, f"{backend}, {what}")
         return ModuleRow(backend, what, found.max_abs, found.count)
-    own = _rounding(user, pictures)
-    allowed = min(_ROUNDING_FACTOR * own, _ROUNDING_CEILING)
+    own = rounding(user, pictures)
+    allowed = min(ROUNDING_FACTOR * own, _ROUNDING_CEILING)
     if not (allowed > (bound.max_abs or 0.0)):
         check(found, f"{backend}, {what}")
     wider = replace(bound, max_abs=allowed, psnr_db=-20 * math.log10(allowed))

@@ -23,7 +23,8 @@ from clusir.export.subjects.outputs import choose_output
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.restorer import Unsullied
 from clusir.export.subjects.scripted import unscripted
-from clusir.export.validate.foreign import _well_conditioned, plain_pictures
+from clusir.export.validate.conditioning import well_conditioned
+from clusir.export.validate.foreign import plain_pictures
 from clusir.runtimes import open_runner
 
 pytestmark = pytest.mark.usefixtures("small_measures")
@@ -318,5 +319,23 @@ def test_plain_pictures_are_compared_where_the_model_itself_is_sure_of_them() ->
 
     plain = plain_pictures(3, 12, 16)
     for network, sure in ((Divides(1e-8), [True] * 3), (Divides(0.0), [False, True, True])):
-        assert _well_conditioned(network, plain, reference(network, plain)).tolist() == sure
-    assert not _well_conditioned(Phase(), plain, reference(Phase(), plain))[1:].any()
+        assert well_conditioned(network, plain, reference(network, plain)).tolist() == sure
+    assert not well_conditioned(Phase(), plain, reference(Phase(), plain))[1:].any()
+
+    class PhaseOfFeatures(Phase):
+        """Black gives features of one value: torch's spectrum of them is 0 but for one bin, another's is rounding."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.enter(x))
+
+    class Normed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            features = x + 0.3
+            return (features - features.mean((2, 3), keepdim=True)) / (features.std((2, 3), keepdim=True) + 1e-6)
+
+    for network in (PhaseOfFeatures(), Normed()):
+        assert not well_conditioned(network, plain, reference(network, plain))[0]

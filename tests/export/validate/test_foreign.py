@@ -373,4 +373,4 @@ def test_the_bound_of_a_brought_file() -> None:
     bound = tolerance("brought")
     assert (bound.max_abs, bound.relative, bound.gates_equal) == (1e-4, True, True)
     assert foreign._ROUNDING_CEILING <= 1e-2
-    assert foreign._ROUNDING_FACTOR <= 4
+    assert foreign.ROUNDING_FACTOR <= 4
