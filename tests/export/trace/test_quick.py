@@ -59,7 +59,8 @@ def test_an_operator_that_comes_later_is_looked_up_too() -> None:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: 2 * x, "CompositeImplicitAutograd")
         after = {str(operator) for operator in lookup()}
-    assert after - before == {"clusir_later.twice.default"}
+    # torch's own namespaces may join at any lookup, after the one that first names them.
+    assert "clusir_later.twice.default" in after - before
     assert len(before) > 100
 
 
