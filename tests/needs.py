@@ -34,6 +34,7 @@ NEEDS = {
     "ncnn": "minutes: a Python with ncnn, named in CLUSIR_NCNN",
     "libncnn": "minutes: ncnn's library and headers, in the folder CLUSIR_NCNN_ROOT, and those for Arm in "
     "CLUSIR_NCNN_ARM_ROOT (docs/embedding.md)",
+    "darktable's runtime": "minutes: a Python with darktable's onnxruntime 1.23.2, named in CLUSIR_ORT_1_23",
     "triton": "minutes: tritonclient[grpc] in the environment of the tests",
     "mnn": "minutes: a Python with MNN, named in CLUSIR_MNN",
     "vite": "minutes: node, npm and its registry, and vite in the folder CLUSIR_VITE (npm install vite)",

@@ -16,6 +16,7 @@ from clusir.spec import ModelSpec
 __all__ = ["common_faults", "host_form", "reference"]
 
 _INT64 = np.int64
+_ONE = helper.make_tensor("one", TensorProto.INT64, [1], [1])
 _ALONE = ("whole", "pooled")  # graphs that answer alone
 
 
@@ -108,9 +109,10 @@ def _padded(edit: GraphEdit, image: str, inside: str, spec: ModelSpec) -> str:
         multiple = number(size.multiple_of, f"{at}/multiple")
         over = edit.node("Add", [least, number(size.multiple_of - 1, f"{at}/rest")], f"{at}/over")
         times = edit.node("Div", [over, multiple], f"{at}/times")
-        wanted = edit.node("Squeeze", [edit.node("Mul", [times, multiple], f"{at}/wanted")], f"{at}/wanted_scalar")
-        zero, one = number(0, f"{at}/zero", ()), number(1, f"{at}/one", ())
-        steps = edit.node("Range", [zero, wanted, one], f"{at}/steps")
+        wanted = edit.node("Mul", [times, multiple], f"{at}/wanted")
+        # Not Range: where a host fixes the open axes, ONNX Runtime (1.23, 1.32) takes its folded limit for no scalar.
+        ones = edit.node("ConstantOfShape", [wanted], f"{at}/ones", value=_ONE)
+        steps = edit.node("CumSum", [ones, number(0, f"{at}/axis", ())], f"{at}/steps", exclusive=1)
         twice = edit.node("Mul", [length, number(2, f"{at}/two")], f"{at}/twice")
         period = edit.node("Sub", [twice, number(2, f"{at}/ends")], f"{at}/full_period")
         period = edit.node("Max", [period, number(1, f"{at}/least_period")], f"{at}/period")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +24,7 @@ from clusir.export.graph.session import Probe
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.quality.metrics import psnr
 from clusir.runtimes.runners.files import find_model
+from tests.needs import skip
 
 Make = Callable[..., Path]
 Array = np.ndarray
@@ -103,6 +106,35 @@ def test_the_sdk_refuses_what_is_not_complete(network: Make, tmp_path: Path) -> 
     package.write_bytes(b"no zip")
     with pytest.raises(ExportError, match="cannot be read"):
         Darktable().check(folder)
+
+
+OLDER = """
+import sys, numpy, onnxruntime
+assert onnxruntime.__version__.startswith("1.23."), onnxruntime.__version__
+for name in ("noise", "light"):
+    case = numpy.load(f"golden/{name}.npz")
+    options = onnxruntime.SessionOptions()
+    options.add_free_dimension_override_by_name("height", case["image"].shape[2])
+    options.add_free_dimension_override_by_name("width", case["image"].shape[3])
+    session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", options, providers=["CPUExecutionProvider"])
+    answer = session.run(None, {session.get_inputs()[0].name: case["image"]})[0]
+    print(float(numpy.abs(answer - case["expected"]).max()))
+"""
+
+
+@pytest.mark.parametrize("which", ["small", "shipped"])
+def test_the_runtime_that_darktable_brings_opens_it(network: Make, tmp_path: Path, which: str) -> None:
+    python = os.environ.get("CLUSIR_ORT_1_23")
+    if not python:
+        skip("darktable's runtime")
+    source = open_source(network() if which == "small" else find_model(None).whole)
+    export_targets(source, tmp_path, hosts_of([NAME]))
+    command = [python, "-c", OLDER, model_id(source.name)]
+    told = subprocess.run(command, cwd=tmp_path / NAME, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    found = [float(line) for line in told.stdout.split()]
+    assert len(found) == 2
+    assert max(found) <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import helper
@@ -49,6 +50,20 @@ def test_the_host_form_takes_any_size_and_any_value(network: Make, size: tuple[i
     bright = got[image > 3]
     if bright.size:
         assert (bright > 2).all() if highlights else (bright <= 1).all()
+
+
+@pytest.mark.parametrize("side", [64, 70])
+def test_a_host_may_fix_the_open_axes(network: Make, side: int) -> None:
+    """As darktable does with its tiles, and transformers.js with free_dimension_overrides."""
+    source = open_source(network())
+    form = HostForm("a", "b", any_size=True)
+    options = onnxruntime.SessionOptions()
+    for name in (form.height, form.width):
+        options.add_free_dimension_override_by_name(name, side)
+    content = host_form(source, form).SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    image = rng.random((1, 3, side, side), dtype=np.float32)
+    assert np.abs(session.run(None, {"a": image})[0] - reference(source, form)(image)).max() <= 1e-6
 
 
 def test_the_host_form_pads_as_clusir_does(network: Make) -> None:
