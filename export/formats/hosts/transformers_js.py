@@ -48,7 +48,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 const [models, name, dtype, from, height, width, to] = process.argv.slice(-7);
 env.allowRemoteModels = false;
 env.localModelPath = models;
-const restore = await pipeline('image-to-image', name, { device: 'cpu', });
+const restore = await pipeline('image-to-image', name, { device: 'cpu', ...(dtype && { dtype }) });
 const out = await restore(new RawImage(new Uint8ClampedArray(readFileSync(from)), +width, +height, 3));
 writeFileSync(to, out.data);
 console.log(JSON.stringify([out.height, out.width, out.channels]));
