@@ -161,7 +161,7 @@ class LinearGraph:
         )
         model = helper.make_model(graph, opset_imports=self.opsets, ir_version=9)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return lambda given: session.run(None, dict(given))[0]
 

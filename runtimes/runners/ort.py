@@ -120,7 +120,7 @@ class OrtRunner:
         options = ort.SessionOptions()
         for name, length in (lengths or {}).items():
             options.add_free_dimension_override_by_name(name, length)
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and told in one line
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         # The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from clusir.errors import BackendError, ModelFormatError, UsageError
+from clusir.errors import BackendError, ClusirError, ModelFormatError, UsageError
 from clusir.runtimes import Runner, open_runner
 from tests import needs
 
@@ -227,3 +227,20 @@ def test_importing_runtimes_imports_no_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_onnxruntime_says_of_a_failure_is_in_the_error_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = models.save_identity(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["image", "seven"], ["posterior_of_seven"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7], np.int64), "seven"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("posterior_of_seven", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    with (
+        open_runner(path, backend="ort", device="cpu") as runner,
+        pytest.raises(ClusirError, match=r"m\.onnx: .*Reshape"),
+    ):
+        runner.run({"image": np.zeros((1, 3, 64, 64), np.float32)})
+    assert capfd.readouterr().err == ""
