@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
 import onnx
@@ -16,19 +16,26 @@ __all__ = ["GraphIndex", "Names", "captured", "copied", "drop_unused", "inferred
 
 M = TypeVar("M", onnx.NodeProto, onnx.AttributeProto, onnx.TensorProto, onnx.SparseTensorProto, onnx.ValueInfoProto)
 
+_KINDS = onnx.AttributeProto
+_NO_GRAPH = frozenset(
+    (_KINDS.FLOAT, _KINDS.INT, _KINDS.STRING, _KINDS.TENSOR, _KINDS.FLOATS, _KINDS.INTS, _KINDS.STRINGS)
+)  # what nearly all attributes are, told by one look
 _CONSTANT_SIZE = 1 << 12  # a constant read for its integers (axes, indices) is small
 
 
-def captured(node: onnx.NodeProto) -> Iterator[str]:
+def captured(node: onnx.NodeProto) -> list[str]:
     """Every value that a node reads: its inputs, and what its branches take from the graph around them."""
-    yield from (i for i in node.input if i)
+    found = [i for i in node.input if i]
     for attribute in node.attribute:
+        if attribute.type in _NO_GRAPH:
+            continue
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
             own = {t.name for t in graph.initializer} | {i.name for i in graph.input}
             for inner in graph.node:
-                yield from (i for i in captured(inner) if i not in own)
+                found += (i for i in captured(inner) if i not in own)
                 own.update(inner.output)
-            yield from (o.name for o in graph.output if o.name not in own)
+            found += (o.name for o in graph.output if o.name not in own)
+    return found
 
 
 class Names:
