@@ -45,14 +45,14 @@ def main(whole: Path, photos: int = 2) -> None:
     print(
         f" | seam | {TILES[0]} px, each tile decides | seam |\n|---|---:|---:|" + "---:|" * (len(TILES) + 3), flush=True
     )
-    with Restorer(whole, backend="ort", threads=1) as restorer:
+    with Restorer(whole, backend="ort", threads=1, fix="noise") as restorer:
         for sigma in (15, 25, 50):
             rows, seams = [], []
             for seed in range(20, 20 + photos):
                 clean = natural_picture(SIDE_PX, SIDE_PX, 3, seed)
                 noisy = (clean + rng.normal(0, sigma / 255, clean.shape)).clip(0, 1)
                 noisy = (np.rint(noisy * 255) / 255).astype(np.float32)
-                ours = np.asarray(restorer.restore(np.ascontiguousarray(noisy[0].transpose(1, 2, 0)), fix="noise"))
+                ours = np.asarray(restorer.restore(np.ascontiguousarray(noisy[0].transpose(1, 2, 0))))
                 parts = [through(constants, noisy, px) for px in TILES]
                 own = through(deciding, noisy, TILES[0])
                 answers = (noisy, ours.transpose(2, 0, 1)[None], *parts, own)
