@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clusir.network.pooled import PooledStatistics
 from clusir.network.traces import mean_energy
 
-__all__ = ["FARTHEST", "RESIDUALS", "TrustHead", "outside", "residual_statistics"]
+__all__ = ["FARTHEST", "RESIDUALS", "UNLIMITED", "TrustHead", "outside", "residual_statistics"]
 
 RESIDUALS = 11
 """How many numbers :func:`residual_statistics` gives."""
@@ -28,6 +28,8 @@ _GAIN = 32.0  # squares of faint residuals must not vanish in float16
 _SURE = 30.0  # log odds that float32 rounds to 1
 FARTHEST = 1e4
 """No answer is taken for farther from 0 than this, so that what is not kept of it is finite in float16 too."""
+UNLIMITED = torch.finfo(torch.float32).max
+"""A limit that nothing reaches; infinity is refused in a checkpoint."""
 
 
 def residual_statistics(image: Tensor, restored: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
@@ -77,8 +79,7 @@ class TrustHead(nn.Module):
 
     ``limit``, 1: the mean square outside 0..1 beyond which nothing is kept, whoever asked. A network without norms
     answers stripes, checks or dots of one pixel with up to 1e14. Until the head is fitted
-    (:mod:`clusir.training.judge.trust`) the share is 1 and the limit float32's largest number: checkpoints whose
-    weights are not finite are refused.
+    (:mod:`clusir.training.judge.trust`) the share is 1 and the limit ``UNLIMITED``.
     """
 
     limit: Tensor
@@ -92,7 +93,7 @@ class TrustHead(nn.Module):
         self.say = nn.Linear(hidden, 1)
         nn.init.zeros_(self.say.weight)
         nn.init.constant_(self.say.bias, _SURE)
-        self.register_buffer("limit", torch.tensor([torch.finfo(torch.float32).max]))
+        self.register_buffer("limit", torch.tensor([UNLIMITED]))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *how: Any) -> None:
         # Weights without a share, or without a limit, keep all of what they mend.

@@ -131,7 +131,8 @@ def _topk(self: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool
     # The places that were taken, as they stand in the tensor, then by value; equal values stay in that order.
     places, _ = op.TopK(op.Where(taken, place, length), count, axis=axis, largest=0, sorted=1)
     chosen = op.GatherElements(self, places, axis=axis)
-    chosen.shape = ir.Shape([k if a == axis else n for a, n in enumerate(self.shape)])
+    kept = k if isinstance(k, int) else None
+    chosen.shape = ir.Shape([kept if a == axis else n for a, n in enumerate(self.shape)])
     chosen.type = self.type
     order = _sorted(chosen, axis, largest)[1]
     return values, op.GatherElements(places, order, axis=axis)

@@ -178,14 +178,6 @@ def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
     return _split(input, -(-length // chunks), dim) if is_symbolic(length) else NotImplemented
 
 
-def _topk(input: Tensor, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    """The k largest, k counted from the size (the brightest thousandth of a picture): the first of all in order."""
-    if not is_symbolic(k):
-        return NotImplemented
-    values, indices = torch.sort(input, dim=dim, descending=largest, stable=True)
-    return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
-
-
 def _erfinv(x: Tensor) -> Tensor:
     """The inverse error function to float32 (M. Giles, Approximating the erfinv function, 2012)."""
     w = -torch.log((1 - x) * (1 + x))
@@ -295,8 +287,6 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     Tensor.chunk: _chunk,
     torch.split: _split,
     Tensor.split: _split,
-    torch.topk: _topk,
-    Tensor.topk: _topk,
     torch.erfinv: _erfinv,
     torch.special.erfinv: _erfinv,
     Tensor.erfinv: _erfinv,

@@ -18,7 +18,7 @@ from torch import Tensor
 from clusir.degrade.recipe import FAMILY_NAMES
 from clusir.network.model import ClusIR
 from clusir.network.pooled import PooledStatistics
-from clusir.network.trust import RESIDUALS, TrustHead, outside, residual_statistics
+from clusir.network.trust import RESIDUALS, UNLIMITED, TrustHead, outside, residual_statistics
 from clusir.training.judge.pictures import draw_pictures, evidence_statistics
 from clusir.training.photos import PhotoSet
 
@@ -64,7 +64,7 @@ def calibrate_trust(
         raise ValueError("this configuration has no trust to calibrate")
     weights = {kind: weight * _MORE_OFTEN.get(kind, 1.0) for kind, weight in weights.items()}
     rng = np.random.default_rng(seed)
-    model.trust.limit.fill_(torch.inf)
+    model.trust.limit.fill_(UNLIMITED)
     known, error, beyond = _look(model, taught, weights, crop_px, rng)
     if len(known) > 1:
         with torch.random.fork_rng(devices=[]):

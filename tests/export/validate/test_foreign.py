@@ -374,3 +374,21 @@ def test_the_bound_of_a_brought_file() -> None:
     assert (bound.max_abs, bound.relative, bound.gates_equal) == (1e-4, True, True)
     assert foreign._ROUNDING_CEILING <= 1e-2
     assert foreign.ROUNDING_FACTOR <= 4
+
+
+def test_an_answer_that_is_not_finite_is_never_excused_by_rounding() -> None:
+    class Normed(nn.Module):
+        """A flat map divided by its own deviation: what it answers to black is rounding."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = x + 0.3
+            return (features - features.mean((2, 3), keepdim=True)) / (features.std((2, 3), keepdim=True) + 1e-6)
+
+    plain = foreign.plain_pictures(3, 12, 16)
+    model = Normed().eval()
+    right = model(plain).numpy()
+    for wrong, stays in ((0.5, False), (np.nan, True), (np.inf, True)):
+        got = right.copy()
+        got[0, 0, 3, 4] = wrong
+        kept, _ = foreign._Sure(model).of("black", plain, ({"restored": right}, {"restored": got}))
+        assert any(torch.equal(picture, plain[0]) for picture in kept) == stays
