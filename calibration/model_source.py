@@ -9,11 +9,13 @@ import numpy as np
 
 from clusir.calibration.base import Array, CalibrationSource, Sample
 from clusir.calibration.sources import CLEAN, PairSource, SyntheticSource
+from clusir.degrade.optics import disk_kernel, filter_image
 from clusir.errors import CalibrationError
 
-__all__ = ["SHRUNK", "ModelSource", "for_model", "shrink"]
+__all__ = ["SHRUNK", "SMOOTH", "ModelSource", "for_model", "shrink", "soften"]
 
-SHRUNK = "shrunk"
+SHRUNK, SMOOTH = "shrunk", "smooth"
+_DISK = 1.0  # radius in pixels of the picture that is enlarged: bicubic enlarging is then 45 dB from the truth
 
 
 def shrink(image: Array, scale: int) -> Array:
@@ -24,12 +26,20 @@ def shrink(image: Array, scale: int) -> Array:
     return small
 
 
+def soften(image: Array, scale: int) -> Array:
+    """BxCxHxW float32 in 0..1 out of focus, in levels of eight bits as a photo holds it: sky, fog and what lies behind
+    a subject, which enlarging leaves so near the truth that rounding is seen. The free photos hold little of them."""
+    pictures = [filter_image(picture.transpose(1, 2, 0), disk_kernel(_DISK * scale)) for picture in image]
+    levels = np.rint(255 * np.stack(pictures).clip(0, 1).transpose(0, 3, 1, 2)) / 255
+    return np.ascontiguousarray(levels, np.float32)
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """``source``, whose crops are ``scale`` times as large as this one's, for a model that enlarges or is grey.
 
-    With ``scale`` above 1 the truth is the clean crop and the picture that crop, shrunk; one channel is the mean of
-    three, which is what the runners give to a grey model.
+    With ``scale`` above 1 the truth is the clean crop and the picture that crop, shrunk, and every second time it is
+    that crop out of focus; one channel is the mean of three, which is what the runners give to a grey model.
     """
 
     source: CalibrationSource
@@ -46,19 +56,20 @@ class ModelSource:
 
     @property
     def degradations(self) -> tuple[str, ...]:
-        return self.source.degradations if self.scale == 1 else (SHRUNK,)
+        return self.source.degradations if self.scale == 1 else (SHRUNK, SMOOTH)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self.scale == 1 else 2 * len(self.source)
 
     def sample(self, index: int) -> Sample:
-        found = self.source.sample(index)
+        found = self.source.sample(index if self.scale == 1 else index // 2)
         image, clean = self._grey(found.image), None if found.clean is None else self._grey(found.clean)
         if self.scale == 1:
             return replace(found, image=image, clean=clean)
-        large = image if clean is None else clean
-        key = f"{found.key.split('#')[0]}#{SHRUNK}:{self.scale}"
-        return Sample(index, key, SHRUNK, shrink(large, self.scale), large)
+        large, kind = image if clean is None else clean, self.degradations[index % 2]
+        large = soften(large, self.scale) if kind == SMOOTH else large
+        key = f"{found.key.split('#')[0]}#{kind}:{self.scale}"
+        return Sample(index, key, kind, shrink(large, self.scale), large)
 
     def describe(self) -> dict[str, Any]:
         return {**self.source.describe(), "scale": self.scale, "channels": self.channels}

@@ -242,7 +242,8 @@ def run_module(
             from clusir.export.subjects.known import load_known
 
             known = load_known(name)
-            network, notes = known.network, (f"{Path(name).name}: weights of {known.architecture}",)
+            network = known.network
+            notes = (f"{Path(name).name}: weights of {known.architecture}", *known.notes)
             shape = shape if "input_shape" in request.given else "x".join(map(str, known.shape))
         made = export_module(
             network,

@@ -6,8 +6,10 @@ read without running code: safetensors, or torch's own file with ``weights_only`
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
 
-__all__ = ["Known", "load_known"]
+__all__ = ["Known", "called", "load_known"]
 
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _SIDE_PX = 64
@@ -29,23 +31,54 @@ _INSTALL = 'pip install "clusir[zoo]" (docs/checkpoints.md says what fits a CPU 
 @dataclass(frozen=True)
 class Known:
     """``network``: picture BxCxHxW in 0..1 -> the restored one; ``architecture``: its name; ``shape``: BxCxHxW that it
-    takes."""
+    takes; ``notes``: how it is called otherwise than spandrel does."""
 
     network: nn.Module
     architecture: str
     shape: tuple[int, int, int, int]
+    notes: tuple[str, ...] = ()
+
+
+_Call = Callable[[Callable[..., Any], Tensor], Tensor]
+_RANDOMISES = "randomize_noise"  # StyleGAN2's argument: whether noise is drawn anew or read from the weights
+_GREY = (0.299, 0.587, 0.114)
 
 
 class _Called(nn.Module):
-    """A network, called as spandrel calls it."""
+    """A network, called as spandrel calls it, with further arguments."""
 
-    def __init__(self, model: nn.Module, call: Any) -> None:
+    def __init__(self, model: nn.Module, call: _Call, more: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self.call = model, call
+        self.model, self.call, self.more = model, call, more
 
     def forward(self, image: Tensor) -> Tensor:
-        answer: Tensor = self.call(self.model, image)
+        if self.more:
+            return self.call(lambda *args, **kwargs: self.model(*args, **{**kwargs, **self.more}), image)
+        return self.call(self.model, image)
+
+
+class _Coloured(nn.Module):
+    """A network of a grey picture to a colour one, as one from colour to colour: RGB is made grey first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        grey = sum(share * image[:, n : n + 1] for n, share in enumerate(_GREY))
+        answer: Tensor = self.model(grey)
         return answer
+
+
+def called(model: nn.Module, call: _Call) -> tuple[nn.Module, tuple[str, ...]]:
+    """``model`` as ``call(model, picture)`` calls it, and notes: noise that its forward would draw anew for each answer
+    is that of its weights, where it can be asked for."""
+    if _RANDOMISES not in inspect.signature(model.forward).parameters:
+        return _Called(model, call, {}), ()
+    note = (
+        f"called with {_RANDOMISES}=False: its noise is the one stored in the weights, not drawn anew for each picture"
+    )
+    return _Called(model, call, {_RANDOMISES: False}), (note,)
 
 
 def load_known(path: str | Path) -> Known:
@@ -117,18 +150,22 @@ def _described(path: Path, found: Any) -> Known:
     name = found.architecture.name
     if found.purpose == "Inpainting":
         raise UnsupportedModelError(f"checkpoint {path}: {name} takes a mask beside the picture; wrap it for --module")
-    if found.input_channels != found.output_channels or found.input_channels not in (1, 3):
+    channels = (found.input_channels, found.output_channels)
+    if channels not in ((1, 1), (3, 3), (1, 3)):
         raise UnsupportedModelError(
-            f"checkpoint {path}: {name} takes {found.input_channels} channels and returns {found.output_channels}; "
-            "pictures have 1 or 3"
+            f"checkpoint {path}: {name} takes {channels[0]} channels and returns {channels[1]}; pictures have 1 or 3"
         )
     rule = found.size_requirements
     multiple = math.lcm(rule.multiple_of, 1)
     side = -(-max(_SIDE_PX, rule.minimum) // multiple) * multiple
     call = getattr(found, "_call_fn", None)
-    model = found.model.float().eval().requires_grad_(False)
-    network = model if call is None else _Called(model, call)
-    return Known(network.eval(), name, (1, found.input_channels, side, side))
+    network, notes = found.model.float().eval().requires_grad_(False), tuple[str, ...]()
+    if call is not None:
+        network, notes = called(network, call)
+    if channels == (1, 3):
+        network = _Coloured(network)
+        notes = (*notes, "takes a grey picture and returns a colour one: the file takes RGB and makes it grey first")
+    return Known(network.eval(), name, (1, channels[1], side, side), notes)
 
 
 def _first_line(error: Exception) -> str:

@@ -89,7 +89,7 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
 }  # fmt: skip
 NAMES = tuple(SETTINGS)
 EXTRA = NAMES[NAMES.index("SRFormer") :]
-AS_MODULE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+AS_MODULE: dict[str, Callable[[Callable[..., Any], Tensor], Tensor]] = {
     "GFPGAN": lambda model, image: model(image)[0],
     "FeMaSR": lambda model, image: model(image),
     "AdaCode": lambda model, image: model(image),

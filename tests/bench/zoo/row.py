@@ -7,19 +7,18 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clusir.calibration.balance import BalanceConfig
 from clusir.errors import ClusirError, UsageError
 from clusir.export.module import export_module
 from clusir.export.precision.run import PrecisionConfig, make_precisions
-from clusir.export.subjects.known import Known, load_known
+from clusir.export.subjects.known import Known, called, load_known
 from clusir.runtimes import open_runner
 from clusir.spec import SizeRequirements
 from tests.bench.zoo.cpp import agreement
@@ -31,21 +30,13 @@ Picture = np.ndarray[Any, np.dtype[np.float32]]
 Row = dict[str, Any]
 
 
-class _Called(nn.Module):
-    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.call = model, call
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.call(self.model, image)
-
-
 def known(name: str, folder: Path) -> tuple[Known, int]:
     """The network of ``name``, read from a file of its weights, and how many they are."""
     if name in AS_MODULE:
         model = build(name)
         count = sum(parameter.numel() for parameter in model.parameters())
-        return Known(_Called(model, AS_MODULE[name]).eval(), name, (1, 3, side(name), side(name))), count
+        network, notes = called(model, AS_MODULE[name])
+        return Known(network.eval(), name, (1, 3, side(name), side(name)), notes), count
     path = folder / f"{name}.pth"
     count = save(name, path)
     try:
@@ -112,8 +103,8 @@ def fp32(name: str, folder: Path, row: Row, size: int = 0) -> None:
         row["seconds"] = round(time.process_time() - began, 1)
     row |= {"scale": made.spec.scale, "channels": made.spec.channels, "tile": made.spec.tile_px,
             "halo": made.spec.halo_px, "multiple": made.spec.size.multiple_of, "minimum": made.spec.size.minimum,
-            "static": made.spec.size.static_px, "statistics": made.spec.statistics, "notes": list(made.notes),
-            "tiling": made.spec.tolerances.get("tiling")}  # fmt: skip
+            "static": made.spec.size.static_px, "statistics": made.spec.statistics,
+            "notes": [*network.notes, *made.notes], "tiling": made.spec.tolerances.get("tiling")}  # fmt: skip
     sizes = untraced(made.spec.size, set(made.sizes)) if not made.spec.size.static_px else [tuple(made.sizes[0])]
     reference = known(name, folder)[0].network  # one that has not run
     for backend in BACKENDS:

@@ -67,7 +67,7 @@ def test_precisions_of_an_adopted_file(tmp_path: Path, scale: int, channels: int
     assert set(made.placed.files) == graphs | beside
     assert {row[0] for row in made.placed.compared} == graphs - {"ours.onnx"}
     loss = report.losses["ort", "int8"]
-    assert set(loss.drop_db) == ({"shrunk"} if scale > 1 else set(loss.drop_db) - {"shrunk"})
+    assert set(loss.drop_db) == ({"shrunk", "smooth"} if scale > 1 else set(loss.drop_db) - {"shrunk", "smooth"})
     assert 30 < loss.agreement_db < report.losses["ort", "fp16"].agreement_db
     picture = np.full((1, channels, 16, 24), 0.5, np.float32)
     answers = {}

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from clusir.cli.export import main
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
 from clusir.export.module import export_module
-from clusir.export.subjects.known import load_known
+from clusir.export.subjects.known import _described, called, load_known
 from clusir.runtimes import open_runner
 from tests import needs
 
@@ -145,3 +146,44 @@ def test_a_published_routed_network_needs_no_description(tmp_path: Path) -> None
         want = torch.cat([network(picture[None]) for picture in pictures]).numpy()
     with open_runner(tmp_path / "ours.onnx", "ort", "cpu", 1) as runner:
         np.testing.assert_allclose(runner.run({"image": pictures.numpy()})["restored"], want, atol=1e-4)
+
+
+class Noisy(torch.nn.Module):
+    """As StyleGAN2: noise is drawn for each answer, or the one in the weights is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.linspace(0, 1, 16).reshape(1, 1, 4, 4))
+
+    def forward(self, image: torch.Tensor, randomize_noise: bool = True) -> tuple[torch.Tensor, None]:
+        noise = torch.rand(1, 1, 4, 4) if randomize_noise else self.noise
+        return image + noise, None
+
+
+def test_noise_that_the_weights_hold_is_not_drawn() -> None:
+    image = torch.rand(1, 3, 4, 4)
+    network, notes = called(Noisy(), lambda model, picture: model(picture)[0])
+    torch.testing.assert_close(network(image), image + torch.linspace(0, 1, 16).reshape(1, 1, 4, 4))
+    assert "randomize_noise=False" in notes[0]
+    plain, notes = called(torch.nn.Identity(), lambda model, picture: 2 * model(picture))
+    torch.testing.assert_close(plain(image), 2 * image)
+    assert notes == ()
+
+
+def test_a_network_that_colours_grey_pictures_takes_colour(tmp_path: Path) -> None:
+    def found(channels: tuple[int, int]) -> Any:
+        return SimpleNamespace(
+            architecture=SimpleNamespace(name="Colours"), purpose="Restoration", input_channels=channels[0],
+            output_channels=channels[1], size_requirements=SimpleNamespace(multiple_of=1, minimum=0),
+            model=torch.nn.Conv2d(*channels, 1), _call_fn=lambda model, image: model(image),
+        )  # fmt: skip
+
+    given = found((1, 3))
+    known = _described(tmp_path / "theirs.pth", given)
+    assert known.shape == (1, 3, 64, 64)
+    assert "makes it grey" in known.notes[0]
+    grey = torch.rand(1, 1, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(known.network(grey.expand(1, 3, 6, 6)), given.model(grey))
+    with pytest.raises(UnsupportedModelError, match="takes 2 channels and returns 3"):
+        _described(tmp_path / "theirs.pth", found((2, 3)))
