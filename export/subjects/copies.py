@@ -11,8 +11,9 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from clusir.export.quiet import replaced
 
 __all__ = ["copied"]
 
@@ -23,14 +24,10 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     """A deep copy of ``model``; ``memo`` as of ``copy.deepcopy``, by the identity of what is to be shared."""
     memo = {} if memo is None else memo
     functions: list[tuple[types.FunctionType, types.FunctionType]] = []
-    kept: list[Any] = []  # alive, since memo knows them by identity
     for value in _held(model):
         if id(value) in memo:
             continue
-        if isinstance(value, torch.Tensor) and not value.is_leaf:
-            kept.append(value)
-            memo[id(value)] = value.detach().clone()
-        elif isinstance(value, types.FunctionType) and value.__closure__:
+        if isinstance(value, types.FunctionType) and value.__closure__:
             twin = types.FunctionType(
                 value.__code__,
                 value.__globals__,
@@ -42,18 +39,33 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
             twin.__dict__.update(value.__dict__)
             functions.append((value, twin))
             memo[id(value)] = twin
-    made = copy.deepcopy(model, memo)
-    for value, twin in functions:
-        for old, new in zip(value.__closure__ or (), twin.__closure__ or (), strict=True):
-            try:
-                content = old.cell_contents
-            except ValueError:  # a name that is not bound yet
-                continue
-            try:
-                new.cell_contents = copy.deepcopy(content, memo)
-            except Exception:  # a file, a lock: there is one of it
-                new.cell_contents = content
+    with replaced(Tensor, "__deepcopy__", _detached):
+        made = copy.deepcopy(model, memo)
+        for value, twin in functions:
+            for old, new in zip(value.__closure__ or (), twin.__closure__ or (), strict=True):
+                try:
+                    content = old.cell_contents
+                except ValueError:  # a name that is not bound yet
+                    continue
+                try:
+                    new.cell_contents = copy.deepcopy(content, memo)
+                except Exception:  # a file, a lock: there is one of it
+                    new.cell_contents = content
     return made
+
+
+_deepcopy = Tensor.__deepcopy__
+
+
+def _detached(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """``Tensor.__deepcopy__``, also of what autograd made, wherever an object of theirs keeps it."""
+    if tensor.is_leaf:
+        made: Tensor = _deepcopy(tensor, memo)  # type: ignore[no-untyped-call]
+        return made
+    if id(tensor) not in memo:
+        memo[id(tensor)] = tensor.detach().clone()
+    found: Tensor = memo[id(tensor)]
+    return found
 
 
 def _held(model: nn.Module) -> Iterator[Any]:

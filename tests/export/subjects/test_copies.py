@@ -63,3 +63,34 @@ def test_layers_under_weight_norm_are_copied() -> None:
         copy.deepcopy(model)
     image = torch.rand(2, 3, 5, 5)
     torch.testing.assert_close(Fresh(model).make()(image), model(image))
+
+
+class Kept:
+    """An object beside the layers that keeps what a hook gave it, as feature extractors do."""
+
+    features: Tensor
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.features = output
+
+
+class Extracting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.kept = nn.Conv2d(3, 3, 1), Kept()
+        self.mix.register_forward_hook(self.kept)
+        self.mix(torch.rand(1, 3, 4, 4))  # asks its layers for their sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x) + self.kept.features
+
+
+def test_what_an_object_of_theirs_kept_is_copied() -> None:
+    model = Extracting().eval()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    made, image = copied(model), torch.rand(1, 3, 4, 4)
+    before = model.kept.features
+    torch.testing.assert_close(made(image), 2 * made.mix(image))
+    assert model.kept.features is before
+    assert made.kept.features is not before
