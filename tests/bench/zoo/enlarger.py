@@ -1,9 +1,10 @@
 """What FP16 and INT8 of a published enlarger cost on photos: their PSNR against the photo, and float32's.
 
 ``python -m tests.bench.zoo.enlarger WEIGHTS PHOTOS OUT [--size 64] [--count 4] [--side 256]``: WEIGHTS is a file that
-spandrel knows, exported for one size (``--size 0``: for any) into OUT, calibrated on the built-in photos (``--crops``).
-Of each photo the middle, ``--side`` times the scale as large, is shrunk by the scale (Pillow, bicubic) and enlarged
-again. Prints a table in Markdown: PSNR in dB of the whole answer, and what lower precisions lose.
+spandrel knows, exported for one size (``--size 0``: for any) into OUT, calibrated on the built-in photos (``--crops``),
+with a budget in dB where one is given (``--max-drop``; of one that is missed the best is measured). Of each photo the
+middle, ``--side`` times the scale as large, is shrunk by the scale (Pillow, bicubic) and enlarged again. Prints a table
+in Markdown: PSNR in dB of the whole answer, and what lower precisions lose.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from PIL import Image
 
 from clusir.calibration.balance import BalanceConfig
+from clusir.errors import BudgetError
 from clusir.export.module import export_module
+from clusir.export.precision.frontier import BudgetConfig
 from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.known import load_known
 from clusir.quality.metrics import psnr
@@ -37,26 +40,34 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--crops", type=int, default=16)
+    parser.add_argument("--max-drop", type=float)
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = options.out / f"{options.weights.stem}.onnx"
     if not path.is_file():
-        export(options.weights, path, options.size, options.crops)
+        export(options.weights, path, options)
     table(path, chosen(options.photos, options.count), options.side)
 
 
-def export(weights: Path, path: Path, size: int, crops: int) -> None:
+def export(weights: Path, path: Path, options: argparse.Namespace) -> None:
     """The file of ``weights`` and its lower precisions."""
-    network = load_known(weights)
+    network, crops = load_known(weights), options.crops
     config = PrecisionConfig(("fp32", *PRECISIONS), balance=BalanceConfig(size=crops, pool=crops, minimum=1),
-                             evaluation_crops=1, timing_runs=1, backends=("ort",))  # fmt: skip
-    made = export_module(
-        network.network, network.shape, path, size=size, batch=1, precision=config,
-        progress=lambda step: print(f"{time.process_time():6.1f} s  {step}", flush=True),
-    )  # fmt: skip
+                             evaluation_crops=2, timing_runs=1, backends=("ort",),
+                             budget=BudgetConfig(max_drop_db=options.max_drop))  # fmt: skip
+    try:
+        made = export_module(
+            network.network, network.shape, path, size=options.size, batch=1, precision=config, backends=("ort",),
+            progress=lambda step: print(f"{time.process_time():6.1f} s  {step}", flush=True),
+        )  # fmt: skip
+    except BudgetError as error:
+        print(error, flush=True)
+        return
     print(f"{network.architecture}, x{made.spec.scale}: {', '.join(made.placed.files)}", flush=True)
     for note in made.notes:
         print(f"- {note}", flush=True)
+    if made.placed.report is not None:
+        print(made.placed.report.to_markdown(), flush=True)
 
 
 def chosen(folder: Path, count: int) -> list[Path]:
