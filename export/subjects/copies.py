@@ -60,7 +60,7 @@ _deepcopy = Tensor.__deepcopy__
 def _detached(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     """``Tensor.__deepcopy__``, also of what autograd made, wherever an object of theirs keeps it."""
     if tensor.is_leaf:
-        made: Tensor = _deepcopy(tensor, memo)  # type: ignore[no-untyped-call]
+        made: Tensor = _deepcopy(tensor, memo)
         return made
     if id(tensor) not in memo:
         memo[id(tensor)] = tensor.detach().clone()
