@@ -16,7 +16,10 @@ ONNX_BACKENDS = ("ort", "openvino")
 DEVICES = ("auto", "cpu", "cuda", "webgpu")
 PRECISIONS = ("fp32", "fp16", "int8")  # of files
 # Programs that open models: clusir-export --target.
-HOSTS = ("coreml", "darktable", "ffmpeg", "litert", "mnn", "ncnn", "opencv", "transformers.js", "triton", "vs-mlrt")
+HOSTS = (
+    "coreml", "darktable", "executorch", "ffmpeg", "litert", "mnn", "ncnn", "opencv", "transformers.js", "triton",
+    "vs-mlrt",
+)  # fmt: skip
 BFLOAT16 = "bf16"  # how a float32 file may be computed
 AUTO = "auto"  # the fastest precision here that loses little
 

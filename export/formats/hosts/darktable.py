@@ -21,7 +21,8 @@ from onnx import ModelProto
 from clusir import plain_json
 from clusir.errors import ExportError
 from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source, need
-from clusir.export.formats.hosts.frozen import frozen_for_noise
+from clusir.export.formats.hosts.routing.frozen import frozen_for_noise
+from clusir.export.formats.hosts.routing.told import MENDED, told
 from clusir.export.quiet import printing_to
 from clusir.export.validate.tolerances import Tolerance
 from clusir.runtimes.runners.files import find_model
@@ -31,7 +32,8 @@ from clusir.spec import ModelSpec
 __all__ = ["OVERLAP_PX", "Darktable"]
 
 OVERLAP_PX = 64  # each side
-_SIZES = (1024, 768, 512)  # of tiles, largest first; below, more than half of a tile is overlap
+# Of tiles, largest first: darktable takes the first whose memory it has. Below, more than half of a tile is overlap.
+_SIZES = (2048, 1024, 768, 512)
 _OPSET = 23  # the newest that ONNX Runtime 1.23, which darktable brings, reads
 
 
@@ -49,7 +51,9 @@ class Darktable(OnnxHost):
             need(module, self.name)
 
     def prepare(self, source: Source) -> Source:
-        return frozen_for_noise(source) if source.spec.routed else source
+        if not source.spec.routed:
+            return source
+        return told(source) if set(MENDED) <= set(source.spec.families) else frozen_for_noise(source)
 
     def form(self, source: Source) -> HostForm:
         side = source.spec.size.static_px
@@ -152,8 +156,8 @@ def model_card(spec: ModelSpec) -> dict[str, str]:
         "scope": "Noise of photographs. Rain, haze and darkness are part of the scene and are left alone.",
         "paper": "https://arxiv.org/abs/2512.10948" if _is_shipped(spec) else "not stated",
         "source": "not stated",
-        "notes": "Fourier transforms are products with constant matrices; the routing is constant, so that "
-        "neighbouring tiles get the same experts.",
+        "notes": "Fourier transforms are products with constant matrices; how noisy a tile is decides what is done "
+        "in it, and nothing but noise is mended.",
     }
     if not _is_shipped(spec):
         unknown = dict.fromkeys(("author", "license", "training_data", "training_data_license"), "not stated")

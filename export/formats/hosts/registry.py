@@ -6,6 +6,7 @@ from clusir.errors import UsageError
 from clusir.export.formats.hosts.base import Host
 from clusir.export.formats.hosts.coreml.host import CoreMl
 from clusir.export.formats.hosts.darktable import Darktable
+from clusir.export.formats.hosts.executorch.host import ExecuTorch
 from clusir.export.formats.hosts.litert import Litert
 from clusir.export.formats.hosts.mnn import Mnn
 from clusir.export.formats.hosts.ncnn.host import Ncnn
@@ -17,7 +18,20 @@ from clusir.export.formats.hosts.video import Ffmpeg, VsMlrt
 __all__ = ["TARGETS", "target"]
 
 TARGETS: dict[str, type[Host]] = {
-    host.name: host for host in (CoreMl, Darktable, Ffmpeg, Litert, Mnn, Ncnn, OpenCV, TransformersJs, Triton, VsMlrt)
+    host.name: host
+    for host in (
+        CoreMl,
+        Darktable,
+        ExecuTorch,
+        Ffmpeg,
+        Litert,
+        Mnn,
+        Ncnn,
+        OpenCV,
+        TransformersJs,
+        Triton,
+        VsMlrt,
+    )
 }
 
 

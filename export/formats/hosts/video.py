@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source
-from clusir.export.formats.hosts.frozen import frozen_for_noise
+from clusir.export.formats.hosts.routing.frozen import frozen_for_noise
 
 __all__ = ["Ffmpeg", "VsMlrt"]
 

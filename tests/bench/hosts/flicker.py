@@ -1,5 +1,5 @@
-"""How much a clip of thirty frames flickers: its source, the file of --target ffmpeg and vs-mlrt (its routing as
-constants), and the same network deciding anew for each frame.
+"""How much a clip of thirty frames flickers: its source, the network with its routing as constants, told to mend noise
+and deciding how in each frame, and deciding what to mend in each frame.
 
 ``python -m tests.bench.hosts.flicker [MODEL]`` (default: the shipped model): the table of docs/hosts.md.
 """
@@ -7,11 +7,15 @@ constants), and the same network deciding anew for each frame.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
+from clusir.export.formats.hosts.base import Source
 from clusir.export.formats.hosts.folders import open_source
 from clusir.export.formats.hosts.form import host_form
+from clusir.export.formats.hosts.routing.frozen import frozen_for_noise
+from clusir.export.formats.hosts.routing.told import told
 from clusir.export.formats.hosts.video import VsMlrt
 from clusir.export.graph.session import Probe
 from clusir.runtimes.runners.files import find_model
@@ -33,10 +37,16 @@ def main(model: str | None = None) -> None:
 
 def rows(model: str | None, seed: int) -> None:
     host = VsMlrt()
+    makes: dict[str, Callable[[Source], Source]] = {
+        "routing as constants": frozen_for_noise,
+        "told to mend noise": told,
+        "each frame decides what to mend": lambda source: source,
+    }
     given = open_source(find_model(model).whole)
     frames = clip(given.spec.size.static_px or SIDE_PX, seed)
     shown = {"source": frames}
-    for name, source in (("routing as constants", host.prepare(given)), ("routing anew for each frame", given)):
+    for name, make in makes.items():
+        source = make(given)
         probe = Probe(host_form(source, host.form(source)), threads=1)
         answers = [probe.run({"input": frame})["output"].clip(0, 1) for frame in frames]
         shown[name] = [(np.rint(answer * 255) / 255).astype(np.float32) for answer in answers]

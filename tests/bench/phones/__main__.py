@@ -18,7 +18,7 @@ from clusir.export.formats.hosts.base import Array, Source
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.folders import hosts_of, open_source
 from clusir.export.formats.hosts.form import host_form, reference
-from clusir.export.formats.hosts.frozen import with_constants
+from clusir.export.formats.hosts.routing.frozen import with_constants
 from clusir.export.graph.session import Probe
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import compare

@@ -18,7 +18,7 @@ from darktable_tiler import tiled
 from clusir.errors import ExportError, UnsupportedModelError
 from clusir.export.formats.hosts.darktable import OVERLAP_PX, Darktable, model_id
 from clusir.export.formats.hosts.folders import export_targets, hosts_of, open_source
-from clusir.export.formats.hosts.frozen import frozen_for_noise
+from clusir.export.formats.hosts.routing.frozen import frozen_for_noise
 from clusir.export.formats.hosts.selftest import verify_target, write_record
 from clusir.export.graph.session import Probe
 from clusir.export.subjects.onnx_probe import natural_picture
@@ -69,7 +69,7 @@ def test_the_package_is_one_folder_with_a_config_and_one_model(network: Make, tm
         config = json.loads(archive.read("my-net-2/config.json"))
         graph = onnx.load_from_string(archive.read("my-net-2/model.onnx")).graph
     assert (config["id"], config["task"], config["backend"], config["num_inputs"]) == ("my-net-2", "denoise", "onnx", 1)
-    assert config["attributes"]["input_sizes"] == ([side] if side else [1024, 768, 512])
+    assert config["attributes"]["input_sizes"] == ([side] if side else [2048, 1024, 768, 512])
     dims = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
     assert dims == ([1, 3, side, side] if side else [1, 3, *config["spatial_dims"]])
     assert len(graph.output) == 1

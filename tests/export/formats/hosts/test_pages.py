@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.folders import export_targets, hosts_of, open_source
 from clusir.export.formats.hosts.form import reference
 from clusir.export.formats.hosts.registry import TARGETS
@@ -26,6 +28,23 @@ case = numpy.load("out/opencv/golden/noise.npz")
 image = case["image"]
 {code}
 print(float(numpy.abs(better - case["expected"]).max()))
+"""
+
+# What the lines of a page assume, the environment that they run in, and the order of axes there.
+PHONES = {
+    "litert": ("LiteRT", "from ai_edge_litert.interpreter import Interpreter", (0, 2, 3, 1)),
+    "mnn": ("MNN", "from MNN import expr, nn", (0, 1, 2, 3)),
+    "ncnn": ("ncnn", "import ncnn", (0, 1, 2, 3)),
+    "executorch": ("ExecuTorch", "import torch; from executorch.runtime import Runtime", (0, 1, 2, 3)),
+}
+IN_ITS_ENVIRONMENT = """
+import numpy
+{imports}
+case = numpy.load("out/{name}/golden/noise.npz")
+image, expected = (numpy.ascontiguousarray(case[key].transpose({axes})) for key in ("image", "expected"))
+{code}
+better = numpy.asarray(better if isinstance(better, numpy.ndarray) else better.read())
+print(float(numpy.abs(better.reshape(expected.shape) - expected).max()))
 """
 
 
@@ -63,3 +82,18 @@ def test_opencv_of_the_page(network: Callable[..., Path], tmp_path: Path) -> Non
     text = AROUND.format(code=lines("OpenCV", "python"))
     told = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(told.stdout) <= 1e-4
+
+
+@pytest.mark.parametrize("name", PHONES)
+def test_phones_of_the_page(network: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    host = TARGETS[name]
+    assert issubclass(host, Converted)
+    python = os.environ.get(host.variable)
+    if not python:
+        needs.skip(name)
+    title, imports, axes = PHONES[name]
+    export_targets(open_source(network(256)), tmp_path / "out", hosts_of([name]))  # the page's picture is 256 px
+    text = IN_ITS_ENVIRONMENT.format(name=name, imports=imports, axes=axes, code=lines(title, "python"))
+    told = subprocess.run([python, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert float(told.stdout.split()[-1]) <= 1e-4

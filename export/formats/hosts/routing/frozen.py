@@ -6,14 +6,12 @@ The tile graph gets the posterior, the gate and the statistics as constants: wha
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from clusir.errors import UnsupportedModelError
 from clusir.export.formats.hosts.base import Source
+from clusir.export.formats.hosts.routing.told import MENDED, beside, unrouted
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.runtimes.restore.routing import combine, router_outputs
@@ -22,7 +20,6 @@ from clusir.spec import ModelSpec
 __all__ = ["frozen_for_noise", "with_constants"]
 
 _SIGMAS = (10, 15, 20, 25, 30, 35, 40, 50)  # of Gaussian noise, in levels of 8 bits; one photo each
-_TOLD = "noise"
 
 
 def frozen_for_noise(source: Source) -> Source:
@@ -32,14 +29,9 @@ def frozen_for_noise(source: Source) -> Source:
     Raises UnsupportedModelError where the tile or the router graph is not beside the whole one, or its size is open and
     its batch is not.
     """
-    if source.tile is None or source.router is None:
-        raise UnsupportedModelError(
-            f"{source.name} decides its experts anew for each tile; give --from a bundle, which holds the tile and the "
-            "router graph too"
-        )
-    spec = ModelSpec.from_metadata({p.key: p.value for p in source.tile.metadata_props})
-    router_spec = ModelSpec.from_metadata({p.key: p.value for p in source.router.metadata_props})
-    probe = Probe(source.router, threads=1)
+    tile, router = beside(source)
+    spec, router_spec = (ModelSpec.from_metadata({p.key: p.value for p in g.metadata_props}) for g in (tile, router))
+    probe = Probe(router, threads=1)
     side = router_spec.size.static_px or router_spec.size.padded(256)
     rng = np.random.default_rng(11)
     said: dict[str, list[np.ndarray]] = {name: [] for name in router_outputs(router_spec)}
@@ -48,16 +40,13 @@ def frozen_for_noise(source: Source) -> Source:
         noise = rng.normal(0, sigma / 255, photo.shape)
         feeds = {"image": (photo + noise).clip(0, 1).astype(np.float32)}
         if router_spec.families:
-            told = [1.0 if family == _TOLD else 0.0 for family in router_spec.families]
+            told = [float(family in MENDED) for family in router_spec.families]
             feeds["permissions"] = np.asarray([told], np.float32)
         answers = probe.run(feeds)
         for name in said:
             said[name].append(answers[name])
     routing = combine({name: np.concatenate(values) for name, values in said.items()}, router_spec)
-    model = with_constants(source.tile, routing.feeds(1))
-    plain = replace(spec, graph="whole", clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0,
-                    families=(), evidence_thresholds=(), evidence_floors=())  # fmt: skip
-    return Source(model, plain, source.name)
+    return Source(with_constants(tile, routing.feeds(1)), unrouted(spec), source.name)
 
 
 def with_constants(tile: ModelProto, values: Feeds) -> ModelProto:
