@@ -21,8 +21,7 @@ from onnx import ModelProto
 from clusir import plain_json
 from clusir.errors import ExportError
 from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source, need
-from clusir.export.formats.hosts.routing.frozen import frozen_for_noise
-from clusir.export.formats.hosts.routing.told import MENDED, told
+from clusir.export.formats.hosts.routing.frozen import for_noise
 from clusir.export.quiet import printing_to
 from clusir.export.validate.tolerances import Tolerance
 from clusir.runtimes.runners.files import find_model
@@ -51,9 +50,7 @@ class Darktable(OnnxHost):
             need(module, self.name)
 
     def prepare(self, source: Source) -> Source:
-        if not source.spec.routed:
-            return source
-        return told(source) if set(MENDED) <= set(source.spec.families) else frozen_for_noise(source)
+        return for_noise(source)
 
     def form(self, source: Source) -> HostForm:
         side = source.spec.size.static_px

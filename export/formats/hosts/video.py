@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from clusir.export.formats.hosts.base import Array, HostForm, NotRunHere, OnnxHost, Source
-from clusir.export.formats.hosts.routing.frozen import frozen_for_noise
+from clusir.export.formats.hosts.routing.frozen import for_noise
 
 __all__ = ["Ffmpeg", "VsMlrt"]
 
@@ -29,7 +29,7 @@ class _Video(OnnxHost):
     missing: ClassVar[str]
 
     def prepare(self, source: Source) -> Source:
-        return frozen_for_noise(source) if source.spec.routed else source
+        return for_noise(source)
 
     def form(self, source: Source) -> HostForm:
         side = source.spec.size.static_px

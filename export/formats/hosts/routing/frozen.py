@@ -1,5 +1,5 @@
-"""A routed network with its routing decided once and for all, for hosts that cut a picture into tiles and show the
-network one tile at a time: no tile then chooses other experts, or other statistics, than its neighbour.
+"""A routed network for programs that show a picture in parts and want its noise mended. Where it cannot be told to, its
+routing is decided once and for all: no part then gets other experts, or other statistics, than its neighbour.
 
 The tile graph gets the posterior, the gate and the statistics as constants: what its router says of noisy photos.
 """
@@ -11,15 +11,26 @@ import onnx
 from onnx import ModelProto, numpy_helper
 
 from clusir.export.formats.hosts.base import Source
-from clusir.export.formats.hosts.routing.told import MENDED, beside, unrouted
+from clusir.export.formats.hosts.routing.told import MENDED, beside, told, unrouted
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.runtimes.restore.routing import combine, router_outputs
 from clusir.spec import ModelSpec
 
-__all__ = ["frozen_for_noise", "with_constants"]
+__all__ = ["for_noise", "frozen_for_noise", "with_constants"]
 
 _SIGMAS = (10, 15, 20, 25, 30, 35, 40, 50)  # of Gaussian noise, in levels of 8 bits; one photo each
+
+
+def for_noise(source: Source) -> Source:
+    """The source for a program that shows a picture in parts, tiles or frames, and wants its noise mended: told to do
+    so where it can be told, else its routing as constants; as it is where it has none.
+
+    Raises UnsupportedModelError where the tile or the router graph is not beside the whole one.
+    """
+    if not source.spec.routed:
+        return source
+    return told(source) if set(MENDED) <= set(source.spec.families) else frozen_for_noise(source)
 
 
 def frozen_for_noise(source: Source) -> Source:

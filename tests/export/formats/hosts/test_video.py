@@ -40,7 +40,7 @@ def test_grain_is_seen_less_in_larger_blocks() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_restored_clip_flickers_no_more_than_its_source(seed: int) -> None:
-    """The shipped network, with routing as constants as the files of both tools have it."""
+    """The shipped network, told to mend noise as in the files of both tools."""
     host = VsMlrt()
     source = host.prepare(open_source(find_model(None).whole))
     probe = Probe(host_form(source, host.form(source)), threads=1)
