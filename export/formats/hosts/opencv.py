@@ -69,11 +69,14 @@ class OpenCV(OnnxHost):
         onnx.save(self._simple(model), str(folder / "model.onnx"))
 
     def run(self, folder: Path, image: Array) -> Array:
-        path = folder / "model.onnx"
         try:
-            return answers(sys.executable, _CHILD, {"model.onnx": path.read_bytes()}, [image])[0]
+            return self.answers(folder, [image])[0]
         except Refused as reason:
-            raise ExportError(f"OpenCV refuses {path}: {reason}") from reason
+            raise ExportError(f"OpenCV refuses {folder / 'model.onnx'}: {reason}") from reason
+
+    def answers(self, folder: Path, images: list[Array]) -> list[Array]:
+        """What OpenCV makes of each picture with the file in a folder. Raises Refused."""
+        return answers(sys.executable, _CHILD, {"model.onnx": (folder / "model.onnx").read_bytes()}, images)
 
     @staticmethod
     def _simple(model: ModelProto) -> ModelProto:

@@ -1,13 +1,12 @@
 """Runtimes of phones beside ONNX Runtime: the graph in the host form on every degradation, and every expert forced.
 
-``python -m tests.bench.phones NAME [MODEL]`` (NAME: mnn, ...; default: the shipped model): the table of
+``python -m tests.bench.phones NAME [MODEL]`` (NAME: mnn, ...; default: the shipped model): the tables of
 docs/measurements. The runtime is found as clusir-export --target finds it.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,76 +17,86 @@ from clusir.export.formats.hosts.base import Array, Source
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.folders import hosts_of, open_source
 from clusir.export.formats.hosts.form import host_form, reference
-from clusir.export.formats.hosts.routing.frozen import with_constants
-from clusir.export.graph.session import Probe
+from clusir.export.formats.hosts.litert import Litert
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import compare
-from clusir.runtimes.restore.routing import combine, router_outputs
+from clusir.export.validate.conditioning import ROUNDING_FACTOR
 from clusir.runtimes.runners.files import find_model
-from clusir.spec import ModelSpec
+from tests.bench.phones.forcing import alone, everywhere, forced, marked, routed
+from tests.bench.phones.rounding import in_float64
 
 SEVERITY = 0.5
-FORCED_ON = "haze"
+ALONE_ON, EVERYWHERE_ON = "noise", "haze"
 
 
 def main(name: str, model: str | None = None) -> None:
     (host,) = hosts_of([name])
     assert isinstance(host, Converted), f"{name} has no converter of its own"
     source = open_source(find_model(model).whole)
-    side = host.form(source).side_px
+    pictures = degraded(host.form(source).side_px)
+    half = (" dB, float16 file |", "---:|") if host.half else ("", "")
+    print(f"| picture | largest difference | dB |{half[0]}\n|---|---:|---:|{half[1]}")
+    rows(host, source, pictures)
+    if source.tile is None or source.router is None:
+        return
+    routing, spec = routed(source, pictures[ALONE_ON])
+    gates = alone(routing, spec)
+    given = forced(source, routing, list(gates.values()), spec)
+    rows(host, given, {name: marked(pictures[ALONE_ON], index) for index, name in enumerate(gates)})
+    routing, spec = routed(source, pictures[EVERYWHERE_ON])
+    gates = everywhere(spec)
+    given = forced(source, routing, list(gates.values()), spec)
+    beside_float64(host, given, {name: marked(pictures[EVERYWHERE_ON], index) for index, name in enumerate(gates)})
+
+
+def degraded(side: int) -> dict[str, Array]:
+    """One photo, and what every kind of degradation makes of it."""
     rng = np.random.default_rng(7)
     clean = natural_picture(side, side, 3, 20)
     photo = np.ascontiguousarray(clean[0].transpose(1, 2, 0))
     pictures = {"none": clean}
     for kind in KINDS:
         pictures[kind] = np.ascontiguousarray(degrade(photo, kind, SEVERITY, rng).transpose(2, 0, 1)[None], np.float32)
-    half = (" dB, float16 file |", "---:|") if host.half else ("", "")
-    print(f"| picture | largest difference | dB |{half[0]}\n|---|---:|---:|{half[1]}")
-    rows(host, source, pictures)
-    if source.tile is not None and source.router is not None:
-        for expert in range(max(ModelSpec.from_metadata(_metadata(source.tile)).experts)):
-            given = forced(source, expert, pictures[FORCED_ON])
-            rows(host, given, {f"expert {expert + 1} of every level": pictures[FORCED_ON]})
+    return pictures
 
 
-def _metadata(model: object) -> dict[str, str]:
-    return {p.key: p.value for p in model.metadata_props}  # type: ignore[attr-defined]
+def answered(host: Converted, source: Source, pictures: dict[str, Array]) -> tuple[list[Array], list[Array], int]:
+    """What the host makes of them, what its file of float16 makes of them (the same where it has none), and the bytes
+    of its files."""
+    with TemporaryDirectory() as name:
+        host.convert(host_form(source, host.form(source)), Path(name))
+        found = host.answers(Path(name), list(pictures.values()))
+        halves = host.answers(Path(name), list(pictures.values()), half=True) if host.half else found
+        return found, halves, sum((Path(name) / file).stat().st_size for file in host.present(Path(name)))
 
 
 def rows(host: Converted, source: Source, pictures: dict[str, Array]) -> None:
-    form = host.form(source)
-    right = reference(source, form)
-    with TemporaryDirectory() as name:
-        host.convert(host_form(source, form), Path(name))
-        found = host.answers(Path(name), list(pictures.values()))
-        halves = host.answers(Path(name), list(pictures.values()), half=True) if host.half else found
-        size = sum((Path(name) / file).stat().st_size for file in host.present(Path(name)))
+    right = reference(source, host.form(source))
+    found, halves, size = answered(host, source, pictures)
     for (what, picture), answer, half in zip(pictures.items(), found, halves, strict=True):
         agreement = compare({"restored": right(picture)}, {"restored": answer}, host.bound)
         told = f"{agreement.max_abs:.1e} | {min(agreement.psnr_db, 999):.1f}"
         if host.half:
             told += f" | {compare({'restored': right(picture)}, {'restored': half}, host.bound).psnr_db:.1f}"
         print(f"| {what} | {told} |" + ("" if agreement.ok else f" FAULT: {agreement.fault}"), flush=True)
-    if len(pictures) > 1:
+    if "none" in pictures:
         print(f"| bytes | {size} | |" + (" |" if host.half else ""))
 
 
-def forced(source: Source, expert: int, picture: Array) -> Source:
-    """The tile graph with that expert chosen at every level (of fewer experts: the last), and the router's other
-    answers for ``picture``."""
-    assert source.tile is not None
-    assert source.router is not None
-    spec, router_spec = (ModelSpec.from_metadata(_metadata(graph)) for graph in (source.tile, source.router))
-    feeds = {"image": picture}
-    if router_spec.families:
-        feeds["permissions"] = np.ones((1, len(router_spec.families)), np.float32)
-    answers = Probe(source.router, threads=1).run(feeds)
-    routing = combine({name: answers[name] for name in router_outputs(router_spec)}, router_spec)
-    gate = np.concatenate([np.eye(count, dtype=np.float32)[min(expert, count - 1)] for count in spec.experts])
-    model = with_constants(source.tile, replace(routing, gate=gate).feeds(1))
-    plain = replace(spec, graph="whole", clusters=(), experts=(), cluster_labels=(), top_k=1, statistics=0,
-                    families=(), evidence_thresholds=(), evidence_floors=())  # fmt: skip
-    return Source(model, plain, source.name)
+def beside_float64(host: Converted, source: Source, pictures: dict[str, Array]) -> None:
+    """How far the host and ONNX Runtime are from the same graph in float64, of its largest value: where float32 itself
+    has no digits left, an answer can be as near as another of float32, and no nearer."""
+    form = host.form(source)
+    right, exact = reference(source, form), Litert().rewrite(host_form(source, form))
+    found, _, _ = answered(host, source, pictures)
+    print(f"\n| on {EVERYWHERE_ON} | largest value | ONNX Runtime from float64 | {host.name} from float64 | as near |")
+    print("|---|---:|---:|---:|---|")
+    for (what, picture), answer in zip(pictures.items(), found, strict=True):
+        truth = in_float64(exact, picture)[exact.graph.output[0].name].numpy()
+        largest = max(1.0, float(np.abs(truth).max()))
+        theirs, its = (float(np.abs(seen - truth).max()) / largest for seen in (right(picture), answer))
+        near = its <= ROUNDING_FACTOR * theirs + (host.bound.max_abs or 0.0)
+        print(f"| {what} | {largest:.1e} | {theirs:.1e} | {its:.1e} | {'yes' if near else 'FAULT'} |", flush=True)
 
 
 if __name__ == "__main__":

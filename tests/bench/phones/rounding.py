@@ -19,16 +19,14 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from clusir.degrade import KINDS, degrade
 from clusir.export.formats.hosts.base import Array
 from clusir.export.formats.hosts.converted import Converted
 from clusir.export.formats.hosts.folders import hosts_of, open_source
 from clusir.export.formats.hosts.form import host_form, reference
 from clusir.export.graph.index import inferred
 from clusir.export.graph.session import Probe
-from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.runtimes.runners.files import find_model
-from tests.bench.phones.__main__ import FORCED_ON, SEVERITY, forced
+from tests.bench.phones.forcing import everywhere, forced, marked, routed
 
 SHOWN = 1e-3
 
@@ -89,7 +87,8 @@ OPERATORS: dict[str, Callable[[list[Tensor], dict[str, Any]], Any]] = {
     "Reshape": lambda x, _: x[0].reshape([x[0].shape[k] if n == 0 else n for k, n in enumerate(x[1].tolist())]),
     "Transpose": lambda x, a: x[0].permute(a["perm"]), "Sigmoid": lambda x, _: torch.sigmoid(x[0]),
     "Relu": lambda x, _: torch.relu(x[0]), "Tanh": lambda x, _: torch.tanh(x[0]),
-    "Clip": lambda x, _: x[0].clamp(float(x[1]), float(x[2])),
+    "Clip": lambda x, _: x[0].clamp(float(x[1]), float(x[2])), "Abs": lambda x, _: x[0].abs(),
+    "Less": lambda x, _: x[0] < x[1], "Cast": lambda x, a: x[0].double() if a["to"] == 1 else x[0],
 }  # fmt: skip
 
 
@@ -119,11 +118,12 @@ def main(name: str, expert: str, model: str | None = None) -> None:
     (host,) = hosts_of([name])
     assert isinstance(host, Converted), f"{name} has no converter of its own"
     source = open_source(find_model(model).whole)
-    side, rng = host.form(source).side_px, np.random.default_rng(7)
-    photo = np.ascontiguousarray(natural_picture(side, side, 3, 20)[0].transpose(1, 2, 0))
-    pictures = {kind: degrade(photo, kind, SEVERITY, rng) for kind in KINDS}  # all: they share a generator
-    picture = np.ascontiguousarray(pictures[FORCED_ON].transpose(2, 0, 1)[None], np.float32)
-    given = forced(source, int(expert) - 1, picture)
+    from tests.bench.phones.__main__ import EVERYWHERE_ON, degraded  # which imports this file
+
+    picture = degraded(host.form(source).side_px)[EVERYWHERE_ON]
+    routing, spec = routed(source, picture)
+    given = forced(source, routing, list(everywhere(spec).values()), spec)
+    picture = marked(picture, int(expert) - 1)
     form = host.form(given)
     plain = host_form(given, form)
     rewritten = host.rewrite(plain)

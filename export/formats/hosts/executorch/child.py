@@ -57,7 +57,7 @@ def convolution(node: Node, x: Given) -> Tensor:
     around, run = node.pads(rank), F.conv2d if rank == 2 else F.conv1d
     even = around[::2] == around[1::2]
     given = x[0] if even else F.pad(x[0], around)
-    made: Tensor = run(  # type: ignore[operator]
+    made: Tensor = run(
         given, x[1], x[2] if len(x) > 2 else None, node.get("strides", [1] * rank),
         around[::2][::-1] if even else [0] * rank, node.get("dilations", [1] * rank), node.get("group", 1),
     )  # fmt: skip
