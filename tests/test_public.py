@@ -89,7 +89,7 @@ NONE = {
     "clusir.runtimes.images.metadata",
     "clusir.runtimes.images.tiff",
 }
-NONE |= {f"{_HOSTS}.coreml", f"{_HOSTS}.ncnn"}
+NONE |= {f"{_HOSTS}.{room}" for room in ("coreml", "executorch", "ncnn", "routing")}
 
 
 def rooms() -> dict[str, Path]:

@@ -57,7 +57,8 @@ def cells(given: list[Tensor], a: dict[str, Any]) -> Tensor:
 
 def cut(given: list[Tensor], _: dict[str, Any]) -> Tensor:
     x = given[0].numpy()
-    starts, ends, axes = (tensor.tolist() for tensor in given[1:4])
+    starts, ends = (tensor.tolist() for tensor in given[1:3])
+    axes = given[3].tolist() if len(given) > 3 else range(len(starts))
     steps = given[4].tolist() if len(given) > 4 else [1] * len(starts)
     places = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
