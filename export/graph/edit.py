@@ -49,10 +49,12 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 
 
 class GraphEdit:
-    """A copy of a model under change. New values get names of their own; nodes stay in a valid order."""
+    """A copy of a model under change. New values get names of their own; nodes stay in a valid order. ``sides``: see
+    :class:`clusir.export.graph.probe.LinearGraph`."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, sides: tuple[int, int] | None = None) -> None:
         self.model = onnx.ModelProto()
+        self._sides = sides
         self.model.CopyFrom(model)
         self._names = Names(self.model.graph)
         self._linear: LinearGraph | None = None
@@ -60,7 +62,7 @@ class GraphEdit:
     def linear(self) -> LinearGraph:
         """The graph as it is now, indexed for probing; rebuilt after a change."""
         if self._linear is None:
-            self._linear = LinearGraph(self.model)
+            self._linear = LinearGraph(self.model, self._sides)
         return self._linear
 
     def array(self, name: str) -> NDArray[Any]:

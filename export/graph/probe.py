@@ -16,13 +16,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from clusir.errors import ExportError
 from clusir.export.graph.index import captured, copied, inferred
+from clusir.export.graph.sizes import has_open_sides, runtime_shapes
 
 __all__ = ["PROBE_BATCH", "LinearGraph", "Region"]
 
 Run = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 
 PROBE_BATCH = 2
+_BATCHES = (PROBE_BATCH, PROBE_BATCH + 1)
 _MAX_NODES = 48
 # Linear in their data operands, given that the operands named here are constants.
 _ONE_OPERAND = {
@@ -64,12 +67,16 @@ class LinearGraph:
     """A graph with every size fixed: shapes, constants, producers, and linear regions that can be run.
 
     ``open`` are the values whose axis 0 is the batch, if that is left open; their shape says PROBE_BATCH there.
+    ``sides``: the height and width that a graph which leaves them open is looked at with; ``sized`` says whether that
+    was so, and then no shape may enter what is written. Without ``sides``, values of open sizes have no shape here.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
+    def __init__(self, model: onnx.ModelProto, sides: tuple[int, int] | None = None) -> None:
+        self._model, self.graph = model, model.graph
         self.opsets = list(model.opset_import)
-        self.shapes, self.open, self._floats = _fixed_shapes(model)
+        sized = None if sides is None or not has_open_sides(model) else _sized_shapes(model, sides)
+        self.sized = sized is not None
+        self.shapes, self.open, self._floats = _fixed_shapes(model) if sized is None else sized
         given = {i.name for i in self.graph.input}
         # An initializer that is a graph input as well is its default: whoever runs the graph may give another.
         self.constants = _Constants({t.name: t for t in self.graph.initializer if t.name not in given})
@@ -83,6 +90,10 @@ class LinearGraph:
             for name in dict.fromkeys(captured(node)):
                 self.users.setdefault(name, []).append(node)
         self.outputs = {o.name for o in self.graph.output}
+
+    def at(self, sides: tuple[int, int]) -> LinearGraph:
+        """The same graph at another height and width."""
+        return LinearGraph(self._model, sides)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape with the batch set to PROBE_BATCH; None where it is not known."""
@@ -190,7 +201,7 @@ def _fixed_shapes(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, ...]], s
     Sizes that stay unknown, or follow the batch in another axis, leave no entry: a pass may rely on all it finds.
     """
     found = []
-    for batch in (PROBE_BATCH, PROBE_BATCH + 1):
+    for batch in _BATCHES:
         graph = inferred(model, batch, data_prop=True)
         values = [*graph.value_info, *graph.input, *graph.output]
         shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
@@ -200,8 +211,28 @@ def _fixed_shapes(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, ...]], s
                 if all(d.HasField("dim_value") for d in dims):
                     shapes[value.name] = tuple(d.dim_value for d in dims)
         found.append(shapes)
-    one, other = found
-    same = {n: s for n, s in one.items() if n in other and len(s) == len(other[n]) and s[1:] == other[n][1:]}
+    same, batched = _compared(*found)
     floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     floats |= {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    return same, {n for n, s in same.items() if s != other[n]}, floats
+    return same, batched, floats
+
+
+def _sized_shapes(
+    model: onnx.ModelProto, sides: tuple[int, int]
+) -> tuple[dict[str, tuple[int, ...]], set[str], set[str]] | None:
+    """What :func:`_fixed_shapes` tells, of a graph of open height and width at ``sides``; None where it does not run at
+    that size."""
+    try:
+        first, second = (runtime_shapes(model, batch, sides) for batch in _BATCHES)
+    except ExportError:
+        return None
+    same, batched = _compared({n: v.shape for n, v in first.items()}, {n: v.shape for n, v in second.items()})
+    return same, batched, {name for name, value in first.items() if value.floats}
+
+
+def _compared(
+    one: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """The shapes at one batch that differ at another in axis 0 alone, and which of them do."""
+    same = {n: s for n, s in one.items() if n in other and len(s) == len(other[n]) and s[1:] == other[n][1:]}
+    return same, {n for n, s in same.items() if s != other[n]}

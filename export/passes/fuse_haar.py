@@ -31,6 +31,8 @@ _ROUNDING = 1e-5  # between a region and the transform that it is taken for, of 
 # against 0.2 ms for 32 channels of 64x64 cells); OpenVINO takes as long for either. On smaller planes OpenVINO loses
 # more with the latter than ONNX Runtime gains.
 _LARGE_PLANE = 64 * 64
+# Height and width at which a graph that leaves them open is looked at, and those at which what was found has to hold.
+_SIDES, _OTHER_SIDES = (256, 288), (320, 224)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class FuseHaar(GraphPass):
     name = "FuseHaar"
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
-        edit = GraphEdit(model)
+        edit = GraphEdit(model, _SIDES)
         notes: list[str] = []
         # The last values first: a transform is then seen whole, before its own intermediate values.
         for value in [n.output[0] for n in reversed(edit.model.graph.node)]:
@@ -62,7 +64,7 @@ class FuseHaar(GraphPass):
                     edit.drop_unused()
                     break
         if not notes:
-            return PassResult(model, False, ("no 2x2 cell transform of fixed size was found",))
+            return PassResult(model, False, ("no 2x2 cell transform was found",))
         return PassResult(edit.model, True, tuple(notes))
 
 
@@ -109,17 +111,24 @@ def _synthesise(edit: GraphEdit, linear: LinearGraph, value: str) -> str | None:
         return None
     joined = sources[0] if len(sources) == 1 else edit.node("Concat", list(sources), f"{value}/bands", axis=1)
     rows, columns = shape[2] // 2, shape[3] // 2
+
+    def planes(flat: str, hint: str) -> str:
+        """[.., pixels] as the bands' own shape."""
+        if linear.sized:
+            return edit.node("Reshape", [flat, edit.node("Shape", [joined], f"{hint}/shape")], hint)
+        return edit.reshape(flat, [0, bands, rows, columns], hint)
+
     if rows * columns >= _LARGE_PLANE:
-        split = edit.reshape(joined, [0, 4, channels, rows, columns], f"{value}/by_band")
-        turned = edit.node("Transpose", [split], f"{value}/by_channel", perm=[0, 2, 1, 3, 4])
-        grouped = edit.reshape(turned, [0, bands, rows, columns], f"{value}/grouped")
+        split = edit.reshape(joined, [0, 4, channels, -1], f"{value}/by_band")
+        turned = edit.node("Transpose", [split], f"{value}/by_channel", perm=[0, 2, 1, 3])
+        grouped = planes(turned, f"{value}/grouped")
         weight = edit.constant(np.tile(butterfly.reshape(4, 1, 2, 2), (channels, 1, 1, 1)), f"{value}/cell")
         cells = edit.node("ConvTranspose", [grouped, weight], f"{value}/cells", strides=[2, 2], group=channels)
         edit.redirect(value, cells)
         return f"{value} is a transposed convolution channel by channel"
     flat = edit.reshape(joined, [0, 4, -1], f"{value}/flat")
     mixed = edit.node("MatMul", [edit.constant(butterfly.T, f"{value}/butterfly"), flat], f"{value}/mixed")
-    cells = edit.reshape(mixed, [0, bands, rows, columns], f"{value}/phases")
+    cells = planes(mixed, f"{value}/phases")
     edit.redirect(value, edit.node("DepthToSpace", [cells], f"{value}/cells", blocksize=2, mode="DCR"))
     return f"{value} is one 4x4 MatMul and DepthToSpace"
 
@@ -139,7 +148,18 @@ def _find(linear: LinearGraph, value: str, halves: bool) -> _Found | None:
     if best is None or len(best.nodes) < 3:  # a lone SpaceToDepth or strided convolution is as good as it gets
         return None
     kernel = _measure(linear, best, halves)
-    return None if kernel is None else _Found(best, kernel)
+    if kernel is None or (linear.sized and not _holds_elsewhere(linear, best, halves, kernel)):
+        return None
+    return _Found(best, kernel)
+
+
+def _holds_elsewhere(linear: LinearGraph, region: Region, halves: bool, kernel: Kernel) -> bool:
+    """Whether a region of a graph of open size is the same transform at another size."""
+    other = linear.at(_OTHER_SIDES)
+    if not other.sized or any(name not in other.shapes for name in (*region.sources, region.output)):
+        return False
+    again = _measure(other, region, halves)
+    return again is not None and bool(np.allclose(again, kernel, rtol=0, atol=_ROUNDING * np.abs(kernel).max()))
 
 
 def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None:

@@ -1,9 +1,11 @@
 """How many windows the router needs: experts chosen and PSNR against windows that cover the picture, and the time.
 
-    python -m tests.bench.routing_windows PHOTOS [--photos 32]
+    python -m tests.bench.routing_windows PHOTOS [--photos 32] [--small NAME.router.onnx]
 
-Photos are enlarged to a megapixel at most, degraded in turn, and routed from sets of windows as large as a tile. The
-PSNR is that of the tile in the middle, restored with each routing. Processor time on one thread, ONNX Runtime.
+``--small``: a router graph of the same network for smaller windows (``clusir-export --tile 128``), of which 9, 16 and
+25 spread over the picture are tried too. Photos are enlarged to a megapixel at most, degraded in turn, and routed from
+sets of windows as large as a tile. The PSNR is that of the tile in the middle, restored with each routing. Processor
+time on one thread, ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -62,6 +64,12 @@ def crop(picture: Array, y: int, x: int, tile: int) -> Array:
     return np.ascontiguousarray(picture[y : y + tile, x : x + tile].transpose(2, 0, 1), np.float32)
 
 
+def small_sets(height: int, width: int, side: int) -> dict[str, Places]:
+    """By name: grids of windows of ``side`` px."""
+    grids = {n: [(y, x) for y in evenly(height, side, n) for x in evenly(width, side, n)] for n in (3, 4, 5)}
+    return {f"{n * n} of {side} px": places for n, places in grids.items()}
+
+
 def routed(router: Runner, picture: Array, places: Places) -> tuple[Routing, float]:
     """The routing from these windows, and its seconds."""
     spec = router.spec
@@ -77,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--photos", type=int, default=32)
+    parser.add_argument("--small", type=Path)
     asked = parser.parse_args()
     files, rng = find_model(), np.random.default_rng(1)
     assert files.tile is not None
@@ -84,6 +93,7 @@ def main() -> None:
     photos = sorted(asked.folder.glob("*.jpg"))
     rng.shuffle(photos)  # type: ignore[arg-type]  # numpy takes any mutable sequence
     router, tile = (open_runner(path, "ort", "cpu", 1) for path in (files.router, files.tile))
+    small = None if asked.small is None else open_runner(asked.small, "ort", "cpu", 1)
     side, other, gain, spent = router.spec.tile_px, {}, {}, {}
     done = 0
     for photo in photos:
@@ -96,8 +106,11 @@ def main() -> None:
         middle = ((height - side) // 2, (width - side) // 2)
         truth = crop(clean, *middle, side)
         known: dict[str, tuple[tuple[int, ...], float]] = {}
-        for name, places in window_sets(height, width, side, nine).items():
-            routing, seconds = routed(router, damaged, places)
+        sets = [(router, name, places) for name, places in window_sets(height, width, side, nine).items()]
+        if small is not None:
+            sets += [(small, name, places) for name, places in small_sets(height, width, small.spec.tile_px).items()]
+        for runner, name, places in sets:
+            routing, seconds = routed(runner, damaged, places)
             got = tile.run({tile.spec.input_name: crop(damaged, *middle, side)[None]} | routing.feeds(1))
             restored = np.clip(got[tile.spec.output_name][0], 0, 1)
             known[name] = tuple(map(int, np.flatnonzero(routing.gate))), psnr(truth, restored)

@@ -1,9 +1,10 @@
 """Which size of tile pays: the shipped tile graph, and one of open size opened for several, by time for a pixel.
 
-    python -m tests.bench.tile_sizes [--sizes 240,256,368,384,528] [--runs 5]
+    python -m tests.bench.tile_sizes [--sizes 240,256,368,384,528] [--fixed 368] [--runs 5]
 
-Exports the shipped checkpoint's tile graph with open height and width, then times single tiles in turn on one thread,
-processor time, on each backend: the shipped graph, the open one as it is, and the open one opened for each size.
+Exports the shipped checkpoint's tile graph with open height and width, and with each fixed size, then times single
+tiles in turn on one thread, processor time, on each backend: the shipped graph, the open one as it is at 256 px and the
+largest size up to 384, the open one opened for each size, and the fixed ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,36 +44,42 @@ def feeds(spec: ModelSpec, side: int) -> dict[str, Array]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", default="240,256,368,384,528")
+    parser.add_argument("--fixed", default="")
     parser.add_argument("--runs", type=int, default=5)
     asked = parser.parse_args()
-    sizes = [int(size) for size in asked.sizes.split(",")]
+    sizes, fixed_sizes = ([int(size) for size in sides.split(",") if size] for sides in (asked.sizes, asked.fixed))
     shipped = find_model().tile
     assert shipped is not None
     with tempfile.TemporaryDirectory() as folder:
         model, digest = checkpoint.resolve(None, 0)
         config = ExportConfig(dynamic=True, graphs=("tile",), checkpoint_sha256=digest)
         (written,) = write_graphs(model, Path(folder), "open", config)
+        statics = {}
+        for side in fixed_sizes:
+            fixed = replace(config, dynamic=False, tile_px=side)
+            statics[side] = write_graphs(model, Path(folder), f"fixed{side}", fixed)[0].path
         for backend in ONNX_BACKENDS:
             steps: dict[str, Callable[[], object]] = {}
             sides: dict[str, int] = {}
             runners = []
             for name, path, side, fixed in [
                 ("shipped", shipped, 0, False),
+                ("open", written.path, 256, False),
                 ("open", written.path, max(s for s in sizes if s <= 384), False),
-                *((f"open, opened for {size}", written.path, size, True) for size in sizes),
+                *(("open, opened for the size", written.path, size, True) for size in sizes),
+                *(("fixed", path, size, False) for size, path in statics.items()),
             ]:
                 runner = open_runner(path, backend, "cpu", 1)
                 side = side or runner.spec.tile_px
                 runner.expect((side, side) if fixed else None)
                 runners.append(runner)
+                name = f"{name}, {side} px"
                 sides[name] = side
                 steps[name] = partial(runner.run, feeds(runner.spec, side))
             taken = measure_alternating(steps, asked.runs, clock=time.process_time)
             for name, seconds in taken.items():
                 pixels = sides[name] ** 2 / 1e6
-                print(
-                    f"{backend} {name}, {sides[name]} px: {1e3 * min(seconds):.0f} ms, {min(seconds) / pixels:.3f} s/MP"
-                )
+                print(f"{backend} {name}: {1e3 * min(seconds):.0f} ms, {min(seconds) / pixels:.3f} s/MP")
             for runner in runners:
                 runner.close()
 

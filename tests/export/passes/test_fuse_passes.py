@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from graphs_under_test import accept, agree, exported, kinds, refuse, run_ort
 from torch import Tensor, fft, nn
 
+from clusir.export.graph.edit import GraphEdit
+from clusir.export.passes import fuse_haar
 from clusir.export.passes.fuse_haar import FuseHaar
 from clusir.export.passes.fuse_spectral import FuseSpectralFilter
 from clusir.export.passes.fuse_upsample import FuseUpsample
@@ -170,3 +172,26 @@ def test_passes_leave_a_graph_of_dynamic_size_right() -> None:
         fused = step.apply(fused).model
     x = np.random.default_rng(0).standard_normal((2, 3, 24, 40), dtype=np.float32)
     agree(run_ort(fused, x), run_ort(model, x), 5e-6)
+
+
+@pytest.mark.parametrize(("network", "left"), [(Stem, {"Conv", "Relu", "DepthToSpace", "Add"}), (Attention, None)])
+def test_haar_of_open_size_is_found_as_of_a_fixed_one(network: type[nn.Module], left: set[str] | None) -> None:
+    model = exported(network(), (2, 3, 16, 32), dynamic=(0, 2, 3), simple=True)
+    result = FuseHaar().apply(model)
+    assert result.modified, result.notes
+    assert not {"Slice", "Split", "Sub"} & set(kinds(result.model))
+    assert left is None or set(kinds(result.model)) == left
+    for shape in ((1, 3, 24, 40), (2, 3, 272, 16), (3, 3, 2, 2)):
+        x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        agree(run_ort(result.model, x), run_ort(model, x), 5e-6)
+
+
+def test_a_cell_transform_of_one_size_alone_stays() -> None:
+    """What is found at the size that a graph is looked at with has to hold at another one."""
+    model = exported(Attention(), (2, 3, 16, 32), dynamic=(0, 2, 3), simple=True)
+    linear = GraphEdit(model, (256, 288)).linear()
+    assert linear.sized
+    found = [f for v in linear.producer if (f := fuse_haar._find(linear, v, halves=True)) is not None]
+    assert found
+    assert fuse_haar._holds_elsewhere(linear, found[0].region, True, found[0].kernel)
+    assert not fuse_haar._holds_elsewhere(linear, found[0].region, True, 2 * found[0].kernel)
