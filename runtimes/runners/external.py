@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from clusir.errors import ModelFormatError
 from clusir.runtimes.runners.protobuf import LENGTH, spans
 
-__all__ = ["DATA_SUFFIX", "check_weights", "external_files"]
+__all__ = ["DATA_SUFFIX", "check_weights", "external_files", "weights_are_summed"]
 
 DATA_SUFFIX = ".data"  # behind the name of a graph: what it and the graphs beside it keep their weights in
 
@@ -30,7 +31,9 @@ _FIELDS = {
 }
 # Where the weights of an export are; walking all nodes takes longer than opening a small graph may.
 _INITIALIZERS = {"model": {7: "graph"}, "graph": {5: "tensor"}}
+_MESSAGES = {"all": _FIELDS, "initializers": _INITIALIZERS}
 _ENTRY = 13
+_LOCATION = b"\x0a\x08location"  # the key of such an entry, as it stands in the file
 _DEPTH = 64
 
 
@@ -39,7 +42,7 @@ def external_files(model: Path) -> list[Path]:
     if model.suffix == ".xml":  # OpenVINO
         weights = model.with_suffix(".bin")
         return [weights] if weights.is_file() else []
-    found = (_inside(model, name) for name, _ in _named(model, _FIELDS))
+    found = (_inside(model, name) for name, _ in _named(model, "all"))
     return sorted(path for path in found if path is not None and path.is_file())
 
 
@@ -47,7 +50,7 @@ def check_weights(model: Path) -> None:
     """Raise ModelFormatError where a file of weights is not beside ``model``, or is not the one that it was written
     with: where the graph gives the file's SHA-1 (``checksum``), as ``clusir-export`` does."""
     try:
-        for name, checksum in sorted(_named(model, _INITIALIZERS)):
+        for name, checksum in sorted(_named(model, "initializers")):
             path = _inside(model, name)
             if path is None:
                 continue  # outside: the runtime refuses it
@@ -64,6 +67,14 @@ def check_weights(model: Path) -> None:
         raise ModelFormatError(f"model {model}: its weights cannot be read ({error.strerror or error})") from error
 
 
+def weights_are_summed(model: Path) -> bool:
+    """Whether ``model`` says the checksum of every file that it keeps weights in, so that its own bytes tell its
+    weights. Raises OSError."""
+    return model.read_bytes().count(_LOCATION) == len(_tensors_of(model, "initializers")) and all(
+        checksum for _, checksum in _named(model, "initializers")
+    )
+
+
 def _inside(model: Path, name: str) -> Path | None:
     """The file ``name`` in the folder of ``model``; None where it would lie elsewhere."""
     folder = model.parent.resolve()
@@ -74,17 +85,28 @@ def _inside(model: Path, name: str) -> Path | None:
     return path if path.is_relative_to(folder) else None
 
 
-def _named(model: Path, messages: Mapping[str, Mapping[int, str]]) -> set[tuple[str, str]]:
-    """(location, checksum or "") of the tensors of an ONNX file that lie in another file, each file once. Raises
-    OSError."""
-    if model.suffix != ".onnx" or not model.stat().st_size:
-        return set()
+def _tensors_of(model: Path, which: str) -> tuple[tuple[str, str], ...]:
+    """(location, checksum or "") of the tensors of an ONNX file that lie in another file. Raises OSError."""
+    state = model.stat()
+    if model.suffix != ".onnx" or not state.st_size:
+        return ()
+    return _read(model, which, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _read(model: Path, which: str, state: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
+    """What :func:`_tensors_of` says of a file as it is."""
     with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            tensors = _tensors(data, messages, (0, len(data)), "model", 0)
-            found = {(name.decode(), checksum.decode()) for name, checksum in tensors}
+            tensors = _tensors(data, _MESSAGES[which], (0, len(data)), "model", 0)
+            return tuple((name.decode(), checksum.decode()) for name, checksum in tensors)
         except ValueError:
-            return set()  # opening it says what is wrong
+            return ()  # opening it says what is wrong
+
+
+def _named(model: Path, which: str) -> set[tuple[str, str]]:
+    """The files of :func:`_tensors_of`, each once. Raises OSError."""
+    found = set(_tensors_of(model, which))
     summed = {name for name, checksum in found if checksum}
     return {(name, checksum) for name, checksum in found if checksum or name not in summed}
 

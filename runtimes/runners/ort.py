@@ -22,6 +22,7 @@ from clusir.runtimes.machine.allowed import thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
+from clusir.runtimes.runners.kept import open_kept
 from clusir.runtimes.runners.webgpu import refuse_fallen, refuse_wrong, webgpu_device
 from clusir.spec import ModelSpec
 
@@ -71,7 +72,8 @@ class OrtRunner:
         elif wanted not in ("cpu", "webgpu"):
             raise BackendError(f"device {device}: backend ort knows auto, cpu, cuda and webgpu")
 
-        session = self._open(ort, wanted, threads, allow_tf32, static=spec is not None and spec.size.static_px > 0)
+        static = spec is not None and spec.size.static_px > 0
+        session, self._nodes = self._open(ort, wanted, threads, allow_tf32, static=static)
         if wanted == "cuda" and _CUDA not in session.get_providers():
             if device == "cuda":
                 raise BackendError(
@@ -87,9 +89,12 @@ class OrtRunner:
         session.disable_fallback()
         self.spec = spec or ModelSpec.from_metadata(dict(session.get_modelmeta().custom_metadata_map))
         self._session: Any = session
-        self._reopen: Any = lambda lengths: self._open(ort, wanted, threads, allow_tf32, static=True, lengths=lengths)
+        self._reopen: Any = lambda lengths: self._open(ort, wanted, threads, allow_tf32, static=True, lengths=lengths)[
+            0
+        ]
         # A GPU's first answer is held against the processor's.
-        self._judge: Any = (lambda: self._open(ort, "cpu", threads, False, static=True)) if wanted == "webgpu" else None
+        judge = None if wanted != "webgpu" else lambda: self._open(ort, "cpu", threads, False, static=True)[0]
+        self._judge: Any = judge
         self._fixed: dict[tuple[int, ...], Any] = {}
         self._expected: tuple[int, ...] | None = None
         self.name = f"ort:{wanted}"
@@ -114,8 +119,9 @@ class OrtRunner:
         *,
         static: bool,
         lengths: Mapping[str, int] | None = None,
-    ) -> Any:
-        """A session; ``lengths`` of axes by their names in the file, which fixes them."""
+    ) -> tuple[Any, dict[str, int] | None]:
+        """A session, and its nodes by where they run where the session does not tell (it was kept optimised);
+        ``lengths`` of axes by their names in the file, which fixes them."""
         threads = threads or thread_limit()
         options = ort.SessionOptions()
         for name, length in (lengths or {}).items():
@@ -135,7 +141,9 @@ class OrtRunner:
             options.add_provider_for_devices([webgpu_device(ort)], {})
             providers = []  # a plug-in stands in the options, and the CPU behind it
         try:
-            return ort.InferenceSession(str(self._path), options, providers=providers or None)
+            if device == "cpu" and static and lengths is None:
+                return open_kept(ort, self._path, options, _assigned)
+            return ort.InferenceSession(str(self._path), options, providers=providers or None), None
         except Exception as error:  # onnxruntime's exceptions share no base class
             if device == "webgpu":
                 raise BackendError(
@@ -196,14 +204,8 @@ class OrtRunner:
         }
 
     def placement(self) -> dict[str, int]:
-        """Nodes per execution provider, as ONNX Runtime assigned them when it opened the session."""
-        counts: Counter[str] = Counter()
-        if hasattr(self._session, "get_provider_graph_assignment_info"):
-            for part in self._session.get_provider_graph_assignment_info():
-                counts[part.ep_name] += len(part.get_nodes())
-        if not counts:  # an onnxruntime that does not record the assignment: name the providers, claim no numbers
-            counts.update(dict.fromkeys(self._session.get_providers(), 0))
-        return dict(counts)
+        """Nodes per execution provider, as ONNX Runtime assigned them when it opened the file."""
+        return _assigned(self._session) if self._nodes is None else dict(self._nodes)
 
     def takes_batches(self) -> bool:
         shape = [*self._inputs.get(self.spec.input_name, ()), None]
@@ -220,6 +222,16 @@ class OrtRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _assigned(session: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    if hasattr(session, "get_provider_graph_assignment_info"):
+        for part in session.get_provider_graph_assignment_info():
+            counts[part.ep_name] += len(part.get_nodes())
+    if not counts:  # an onnxruntime that does not record the assignment: name the providers, claim no numbers
+        counts.update(dict.fromkeys(session.get_providers(), 0))
+    return dict(counts)
 
 
 def _first_line(error: BaseException) -> str:

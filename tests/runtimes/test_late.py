@@ -1,4 +1,4 @@
-"""A whole graph is opened by the first picture of one tile, and not before."""
+"""When a graph is opened, and from what: late, and as ONNX Runtime has optimised it for a process before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import onnx
 import pytest
 
 from clusir.errors import ModelFormatError, UsageError
+from clusir.export.formats.weights import share_weights
 from clusir.runtimes.restore.restorer import Restorer
+from clusir.runtimes.runners import kept
+from clusir.runtimes.runners.opening import open_runner
+
+told = pytest.mark.skipif(not kept.cpu_features(), reason="this system does not tell what its processor has")
 
 
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
@@ -49,3 +54,100 @@ def test_a_whole_graph_that_no_runtime_takes_is_named_when_it_is_needed(tmp_path
         restorer.restore(np.zeros((100, 100, 3), np.uint8))
         with pytest.raises(ModelFormatError, match=r"model\.onnx: onnxruntime refuses"):
             restorer.restore(np.zeros((40, 50, 3), np.uint8))
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLUSIR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ort"
+
+
+def answer(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    with open_runner(path, "ort", "cpu", 1) as runner:
+        side = runner.spec.size.static_px
+        image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
+        return runner.run({"image": image}), runner.placement()
+
+
+def places(room: Path) -> list[Path]:
+    return sorted(room.iterdir()) if room.is_dir() else []
+
+
+def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@told
+def test_a_graph_is_kept_and_answers_the_same(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = models.save_bundle(tmp_path)
+    first, nodes = answer(path)
+    assert len(places(room)) == 1
+    monkeypatch.setattr(kept, "_keep", lambda *_: pytest.fail("it was optimised again"))
+    second, again = answer(path)
+    assert same(first, second)
+    assert nodes == again
+
+
+@told
+def test_another_graph_or_version_has_its_own(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = models.save_bundle(tmp_path)
+    answer(path)
+    model = onnx.load(path)
+    model.doc_string = "another"
+    onnx.save(model, path)
+    answer(path)
+    assert len(places(room)) == 2
+    monkeypatch.setattr(kept, "cpu_model", lambda: "another")
+    answer(path)
+    assert len(places(room)) == 3
+
+
+@told
+def test_what_is_damaged_is_made_again(tmp_path: Path, room: Path) -> None:
+    path = models.save_bundle(tmp_path)
+    first, _ = answer(path)
+    (place,) = places(room)
+    for name in ("graph.onnx", "nodes.json"):
+        (place / name).write_bytes(b"\x00")
+        assert same(first, answer(path)[0])
+        assert (place / name).stat().st_size > 1
+
+
+@told
+def test_only_the_newest_are_kept(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_MOST_KEPT", 1)
+    path = models.save_bundle(tmp_path)
+    answer(path)
+    old = places(room)
+    monkeypatch.setattr(kept, "cpu_model", lambda: "another")
+    answer(path)
+    assert len(places(room)) == 1
+    assert places(room) != old
+
+
+@told
+def test_weights_elsewhere_are_kept_where_their_checksum_is_known(tmp_path: Path, room: Path) -> None:
+    path = models.save_bundle(tmp_path)
+    share_weights([path])
+    first, _ = answer(path)
+    assert len(places(room)) == 1
+    assert same(first, answer(path)[0])
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        kept_entries = [entry for entry in tensor.external_data if entry.key != "checksum"]
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept_entries)
+    path.write_bytes(model.SerializeToString())
+    answer(path)
+    assert len(places(room)) == 1
+
+
+@told
+def test_what_the_runtime_refuses_is_said_and_not_kept(tmp_path: Path, room: Path) -> None:
+    path = models.save_bundle(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    with pytest.raises(ModelFormatError, match="onnxruntime refuses"):
+        answer(path)
+    assert not places(room)
