@@ -22,7 +22,9 @@ def listed(folder: Path, stem: str) -> set[str]:
         data = _read(folder / name)
         if _is_manifest(data) or _is_report(data):
             names |= {name, *(str(file) for file in data.get("files") or ())}
-    return names
+    # A package may hold the losses without the report.
+    losses = f"{stem}.losses.json"
+    return names | {losses} if _is_losses(_read(folder / losses)) else names
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], stem: str) -> None:
@@ -75,6 +77,10 @@ def _is_manifest(data: Any) -> bool:
 
 def _is_report(data: Any) -> bool:
     return isinstance(data, dict) and {"graphs", "parity", "precisions"} <= set(data)
+
+
+def _is_losses(data: Any) -> bool:
+    return isinstance(data, dict) and {"format", "losses", "sha256"} <= set(data)
 
 
 def _has_spec(path: Path) -> bool:

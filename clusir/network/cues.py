@@ -12,7 +12,7 @@ from clusir.network.layers import scale_init
 from clusir.network.pooled import PooledStatistics, pooled_value
 from clusir.network.traces import BANDS, TRACES, OrientedEnergies
 
-__all__ = ["ClusterGain", "DegradationCue", "ToneMap"]
+__all__ = ["TONAL", "ClusterGain", "DegradationCue", "ToneMap"]
 
 # Ten times the other weights' pace under Adam. Deblocking smooths where deblurring sharpens: trained on both, the first
 # weights got neither (JPEG +0.07 dB) where JPEG alone reached +0.6 dB within 250 steps. With gains at the common pace
@@ -20,7 +20,8 @@ __all__ = ["ClusterGain", "DegradationCue", "ToneMap"]
 _GAIN_PACE = 10.0
 
 
-_TONAL = slice(4, 6)  # haze and low light among the families
+TONAL = slice(4, 6)
+"""Haze and low light among the families."""
 
 
 def _silent(inputs: int, outputs: int) -> nn.Linear:
@@ -128,7 +129,7 @@ class ToneMap(nn.Module):
         def steer() -> Tensor:
             assert permissions is not None
             gains = 1 + _GAIN_PACE * self.allow(permissions - 1)  # type: ignore[misc]
-            return torch.cat((gains, permissions[:, _TONAL].amax(dim=1, keepdim=True)), dim=1)
+            return torch.cat((gains, permissions[:, TONAL].amax(dim=1, keepdim=True)), dim=1)
 
         steered = pooled_value(pooled, (self.width + 1,), steer)[:, :, None, None]
         return self._map(self.coefficients(features * steered[:, :-1]) * steered[:, -1:], image)

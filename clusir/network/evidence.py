@@ -108,6 +108,3 @@ class EvidenceHead(nn.Module):
         sure = (evidence >= torch.where(anything, self.floors, self.thresholds)).to(evidence.dtype)
         share = torch.where(anything, -permissions - 1, -permissions)
         return torch.where(permissions < 0, share * sure, permissions)
-
-    def forward(self, image: Tensor, seen: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
-        return torch.sigmoid(self.judge(self.statistics(image, seen, pooled)))

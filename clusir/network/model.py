@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from clusir.network.config import CONFIGS, ModelConfig
-from clusir.network.cues import ClusterGain, DegradationCue, ToneMap
+from clusir.network.cues import TONAL, ClusterGain, DegradationCue, ToneMap
 from clusir.network.deblur import SteeredDeblur
 from clusir.network.evidence import FAMILY_COUNT, EvidenceHead
-from clusir.network.experts import MoEBlock
-from clusir.network.frequency import DegradationPrompt, FrequencyModulation
-from clusir.network.layers import Down, FeedForwardBlock, Up, WaveletTransformerBlock
+from clusir.network.exposure import CORRECTIONS, ExposureHead, correct
+from clusir.network.layers import Down, Up
+from clusir.network.levels import EncoderLevel, SkipModulation, make_decoder
 from clusir.network.pooled import PooledStatistics, pooled_value
-from clusir.network.router import ClusterRouter, Routing
-from clusir.network.traces import TRACES, DegradationTraces
+from clusir.network.router import Routing
+from clusir.network.traces import DegradationTraces
 from clusir.network.trust import FARTHEST, TrustHead
 from clusir.network.wavelet import haar_forward, haar_inverse
 
@@ -47,99 +47,14 @@ class Restoration(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What was found before any feature: the cue, what deblurring adds to the grey picture, evidence, permissions."""
+    """What was found before any feature: the cue, what deblurring adds to the grey picture, evidence, permissions, and
+    the statistics that evidence was read from."""
 
     cue: Tensor | None = None
     added: Tensor | None = None
     evidence: Tensor | None = None
     permissions: Tensor | None = None
-
-
-class EncoderLevel(nn.Module):
-    """Wavelet transformer blocks, the router that reads their features, and the experts it opens."""
-
-    def __init__(self, config: ModelConfig, level: int) -> None:
-        super().__init__()
-        width = config.widths[level]
-        self.blocks = nn.Sequential(*(make_block(config, level) for _ in range(config.blocks[level])))
-        self.router = ClusterRouter(
-            width,
-            config.clusters[level],
-            config.prototype_dim,
-            config.experts,
-            config.top_k,
-            TRACES if config.traces else 0,
-            FAMILY_COUNT if config.permissions else 0,
-        )
-        self.moe = MoEBlock(
-            width,
-            config.heads[level],
-            [
-                (max(8, int(width * fraction)), kernel)
-                for fraction, kernel in zip(config.expert_rank_fractions, config.expert_kernels, strict=True)
-            ],
-            norm=config.norm,
-            attention=config.moe_attention,
-            feed_forward=config.feed_forward,
-            ratio=config.ffn_ratio,
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        traces: Tensor | None,
-        given: tuple[Tensor, Tensor] | None,
-        pooled: PooledStatistics | None = None,
-        permissions: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
-        for block in self.blocks:
-            x = block(x, pooled)
-        routing = (
-            self.router(x, traces, pooled, permissions)
-            if given is None
-            else self.router.complete(given[0], given[1], given[1])
-        )
-        together = pooled is not None and pooled.together
-        gate = routing.gate.expand(x.shape[0], -1) if together else routing.gate
-        return self.moe(x, gate, pooled), routing
-
-
-class SkipModulation(nn.Module):
-    """Prompt and DAFMM of one level."""
-
-    def __init__(self, config: ModelConfig, level: int) -> None:
-        super().__init__()
-        width = config.widths[level]
-        block = make_block(config, level) if config.prompt_block else None
-        self.prompt = DegradationPrompt(width, config.clusters[level], config.prompt_size, config.prompt_width, block)
-        self.modulate = FrequencyModulation(
-            width, config.prototype_dim, config.frequency_groups, config.heads[level], cross=config.frequency_cross
-        )
-
-    def forward(self, x: Tensor, routing: Routing, pooled: PooledStatistics | None = None) -> Tensor:
-        prompt = self.prompt(x, routing.posterior, pooled)
-        out: Tensor = self.modulate(x, prompt, routing.cue, pooled)
-        return out
-
-
-def make_block(config: ModelConfig, level: int) -> WaveletTransformerBlock:
-    """One wavelet transformer block of a level."""
-    return WaveletTransformerBlock(
-        config.widths[level],
-        config.heads[level],
-        config.attention_depthwise,
-        config.norm,
-        config.feed_forward,
-        config.ffn_ratio,
-    )
-
-
-def make_decoder(config: ModelConfig, level: int, count: int) -> nn.Sequential:
-    """``count`` blocks of the decoder or the refinement at a level."""
-    if config.decoder_attention:
-        return nn.Sequential(*(make_block(config, level) for _ in range(count)))
-    width, ratio = config.widths[level], config.ffn_ratio
-    return nn.Sequential(*(FeedForwardBlock(width, config.norm, config.feed_forward, ratio) for _ in range(count)))
+    known: Tensor | None = None
 
 
 class ClusIR(nn.Module):
@@ -181,6 +96,7 @@ class ClusIR(nn.Module):
         self.deblur = SteeredDeblur() if config.deblur else None
         self.evidence = EvidenceHead() if config.permissions else None
         self.trust = TrustHead(families) if config.permissions else None
+        self.exposure = ExposureHead() if config.permissions else None
 
     def forward(
         self,
@@ -224,10 +140,10 @@ class ClusIR(nn.Module):
             routings.append(found)
         x = skips.pop()
         base = image if self.tone is None else self.tone(x, image, pooled, seen.permissions)
-        finish = partial(self.finish, torch.cat([r.posterior for r in routings], dim=1), cue, pooled)
+        posterior = torch.cat([r.posterior for r in routings], dim=1)
+        finish = partial(self.finish, (posterior, cue), self.correction(seen, base, pooled), pooled)
         restored = finish(x, skips, base)
         if self.trust is not None and not self.training:  # what is learnt is the whole of it
-            restored = restored.clamp(-FARTHEST, FARTHEST)
             judge = partial(self.judge, finish, (x, skips, base), source, restored, (asked, seen.permissions), pooled)
             share = pooled_value(pooled, (1,), judge)[..., None, None]
             restored = restored * share + source * (1 - share)
@@ -241,20 +157,35 @@ class ClusIR(nn.Module):
 
     def finish(
         self,
-        posterior: Tensor,
-        cue: Tensor | None,
+        steer: tuple[Tensor, Tensor | None],
+        correction: Tensor | None,
         pooled: PooledStatistics | None,
         x: Tensor,
         skips: Sequence[Tensor],
         base: Tensor,
     ) -> Tensor:
         """From the deepest features ``x`` and the finer ones, ``skips``, to the restored picture, Bx3xHxW: ``base`` and
-        what is added to it."""
+        what is added to it, with a picture's ``correction``. ``steer``: posteriors and cue."""
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
-            x = self.decode(self.decoder[level], x, (posterior, cue), level, pooled)
-        x = self.decode(self.refine, x, (posterior, cue), -1, pooled)
-        return base + self.picture(self.head(x))
+            x = self.decode(self.decoder[level], x, steer, level, pooled)
+        x = self.decode(self.refine, x, steer, -1, pooled)
+        restored = base + self.picture(self.head(x))
+        return restored if correction is None else correct(restored.clamp(-FARTHEST, FARTHEST), correction)
+
+    def correction(self, seen: _Seen, base: Tensor, pooled: PooledStatistics | None) -> Tensor | None:
+        """A gain and a shift of each colour, BxCORRECTIONS; None in training, where what is learnt does without."""
+        if self.exposure is None or self.training:
+            return None
+
+        def read() -> Tensor:
+            assert self.exposure is not None
+            assert seen.known is not None
+            assert seen.permissions is not None
+            out: Tensor = self.exposure(seen.known, base, seen.permissions[:, TONAL].amax(dim=1, keepdim=True), pooled)
+            return out
+
+        return pooled_value(pooled, (CORRECTIONS,), read)
 
     def judge(
         self,
@@ -277,7 +208,7 @@ class ClusIR(nn.Module):
             steps = [(2 if self.config.stem == "haar" else 1) << level for level in range(self.config.levels)]
             middle = partial(self.middle, source)
             inner = [middle(skip, step) for skip, step in zip(skips, steps, strict=False)]
-            restored = finish(middle(x, steps[-1]), inner, middle(base, 1)).clamp(-FARTHEST, FARTHEST)
+            restored = finish(middle(x, steps[-1]), inner, middle(base, 1))
             source = middle(source, 1)
         share: Tensor = self.trust(asked, permitted, source, restored, pooled)
         return share
@@ -314,18 +245,19 @@ class ClusIR(nn.Module):
 
         @lru_cache(maxsize=1)
         def statistics() -> Tensor:
-            known = measure(image, pooled) if traces is None else traces
-            return cue.statistics(image, known, pooled)
+            measured = measure(image, pooled) if traces is None else traces
+            return cue.statistics(image, measured, pooled)
 
-        evidence = permissions = None
+        evidence = permissions = known = None
         if self.evidence is not None and asked is not None:
-            evidence = self.evidence(image, statistics(), pooled)
+            known = self.evidence.statistics(image, statistics(), pooled)
+            evidence = torch.sigmoid(self.evidence.judge(known))
             permissions = self.evidence.permit(asked, evidence)
         found = cue(statistics, pooled, permissions)
         if self.deblur is None:
-            return _Seen(found, None, evidence, permissions)
+            return _Seen(found, None, evidence, permissions, known)
         may = None if permissions is None else permissions[:, _BLUR]
-        return _Seen(found, self.deblur(image, statistics, pooled, may), evidence, permissions)
+        return _Seen(found, self.deblur(image, statistics, pooled, may), evidence, permissions, known)
 
     def embed(self, image: Tensor) -> Tensor:
         """Shallow features: Bx3xHxW to BxC_1xHxW, or half that size behind a Haar stem.

@@ -80,7 +80,7 @@ def test_an_answer_far_outside_is_not_kept_whoever_asked(image: torch.Tensor, as
     assert model.trust is not None
     permissions = torch.full((2, FAMILY_COUNT), asked)
     with torch.no_grad():
-        assert model(image, permissions=permissions).restored.abs().max() > 2
+        assert model(image, permissions=permissions).restored.abs().max() > 1.5
         model.trust.limit.fill_(1e-3)
         for gain in (1.0, 1e30):
             model.head.weight.mul_(gain)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from standin_bundle import GOLDEN, GRAPHS, NAMES, seal
 
 from clusir.cli.verify import main as verify
-from clusir.errors import ModelFormatError
+from clusir.errors import ModelFormatError, UsageError
 from clusir.export.formats.ort_mobile import write_ort_mobile
 from clusir.export.formats.weights import share_weights
 from clusir.export.ownership import refuse_foreign, retire
@@ -23,6 +23,7 @@ from clusir.runtimes import Restorer, open_runner
 from clusir.runtimes.page.server import page_files
 from clusir.runtimes.runners.external import external_files
 from clusir.runtimes.runners.files import find_model
+from clusir.runtimes.runners.losses import losses_text
 
 
 @pytest.fixture
@@ -154,6 +155,14 @@ def test_a_file_of_weights_is_ours_where_a_graph_of_ours_names_it(shared: Path) 
     (shared / "other.onnx.data").write_bytes(b"somebody's")
     with pytest.raises(Exception, match=re.escape("other.onnx.data is there and was not written by clusir-export")):
         refuse_foreign(shared, ["other.onnx.data"], "other")
+
+
+def test_losses_beside_a_model_are_its_own_without_a_report(tmp_path: Path) -> None:
+    (tmp_path / "model.losses.json").write_text(losses_text({}, {}), encoding="utf-8")
+    refuse_foreign(tmp_path, ["model.losses.json"], "model")
+    (tmp_path / "model.losses.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"model.losses.json is there and was not written"):
+        refuse_foreign(tmp_path, ["model.losses.json"], "model")
 
 
 def test_what_a_later_export_leaves_behind_is_retired(inside: Path, shared: Path) -> None:
