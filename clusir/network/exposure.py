@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from clusir.network.evidence import TONES, TonalStatistics
 from clusir.network.pooled import PooledStatistics
-from clusir.network.traces import BANDS, TRACES
+from clusir.network.traces import BANDS, TRACES, mean_energy
 
-__all__ = ["CORRECTIONS", "SEEN", "ExposureHead", "correct"]
+__all__ = ["CORRECTIONS", "SEEN", "ExposureHead", "correct", "moved"]
 
 CORRECTIONS = 6
 """How many numbers there are for a picture: a gain of each colour, less one, and a shift of each."""
@@ -25,6 +25,10 @@ CORRECTIONS = 6
 SEEN = TRACES + BANDS + 2 * TONES
 """How many numbers :meth:`ExposureHead.judge` reads."""
 
+# By how much means and deviations change: of held-out pictures 95 % of the dark ones change by 0.08 and more, of the
+# hazy ones by 0.06; what passes for one of them and is none hardly changes.
+_LEAST_MOVED, _ALL_MOVED = 0.02, 0.06
+_FLAT = 1e-4  # without it the root of a flat picture's variance is that of rounding
 _LEAST_GAIN, _MOST_GAIN, _MOST_SHIFT = -0.8, 2.0, 1.0
 
 
@@ -35,10 +39,26 @@ def correct(image: Tensor, correction: Tensor) -> Tensor:
     return image * (1 + gain) + shift
 
 
+def moved(image: Tensor, base: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
+    """0..1, Bx1: how far the tone map changed a picture, Bx3xHxW in 0..1 before and after it. Where it found nothing to
+    do nothing is corrected: evidence is wrong at times, and it has seen every pixel."""
+    before, after = (_levels(x, pooled) for x in (image, base))
+    change = (after - before).abs().sum(dim=1, keepdim=True) / 3
+    return ((change - _LEAST_MOVED) / (_ALL_MOVED - _LEAST_MOVED)).clamp(0, 1)
+
+
+def _levels(x: Tensor, pooled: PooledStatistics | None) -> Tensor:
+    """Mean and deviation of each colour, Bx6."""
+    mean = mean_energy(x, pooled)
+    variance = mean_energy(x.square(), pooled) - mean.square()
+    return torch.cat((mean, torch.sqrt(variance.clamp_min(0) + _FLAT)), dim=1)
+
+
 class ExposureHead(nn.Module):
     """The correction of a picture, BxCORRECTIONS, from what evidence reads and the tones after the tone map.
 
-    It is nothing where neither haze nor darkness may be mended, and until the head is fitted.
+    It is nothing where neither haze nor darkness may be mended, where the tone map did nothing, and until the head is
+    fitted.
     """
 
     def __init__(self, hidden: int = 64) -> None:
@@ -65,6 +85,10 @@ class ExposureHead(nn.Module):
         gain, shift = self.say(self.read(statistics)).chunk(2, dim=1)
         return torch.cat((gain.clamp(_LEAST_GAIN, _MOST_GAIN), shift.clamp(-_MOST_SHIFT, _MOST_SHIFT)), dim=1)
 
-    def forward(self, known: Tensor, base: Tensor, tonal: Tensor, pooled: PooledStatistics | None = None) -> Tensor:
-        """``tonal``: Bx1, how far haze or darkness may be mended."""
-        return self.judge(self.statistics(known, base, pooled)) * tonal
+    def forward(
+        self, known: Tensor, image: Tensor, base: Tensor, tonal: Tensor, pooled: PooledStatistics | None = None
+    ) -> Tensor:
+        """``image``, ``base``: Bx3xHxW before and after the tone map; ``tonal``: Bx1 in 0..1, how far haze or darkness
+        may be mended."""
+        said = self.judge(self.statistics(known, base, pooled))
+        return said * (tonal * moved(image, base.clamp(0, 1), pooled))

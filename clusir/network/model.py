@@ -141,7 +141,7 @@ class ClusIR(nn.Module):
         x = skips.pop()
         base = image if self.tone is None else self.tone(x, image, pooled, seen.permissions)
         posterior = torch.cat([r.posterior for r in routings], dim=1)
-        finish = partial(self.finish, (posterior, cue), self.correction(seen, base, pooled), pooled)
+        finish = partial(self.finish, (posterior, cue), self.correction(seen, source, base, pooled), pooled)
         restored = finish(x, skips, base)
         if self.trust is not None and not self.training:  # what is learnt is the whole of it
             judge = partial(self.judge, finish, (x, skips, base), source, restored, (asked, seen.permissions), pooled)
@@ -173,7 +173,7 @@ class ClusIR(nn.Module):
         restored = base + self.picture(self.head(x))
         return restored if correction is None else correct(restored.clamp(-FARTHEST, FARTHEST), correction)
 
-    def correction(self, seen: _Seen, base: Tensor, pooled: PooledStatistics | None) -> Tensor | None:
+    def correction(self, seen: _Seen, image: Tensor, base: Tensor, pooled: PooledStatistics | None) -> Tensor | None:
         """A gain and a shift of each colour, BxCORRECTIONS; None in training, where what is learnt does without."""
         if self.exposure is None or self.training:
             return None
@@ -182,7 +182,8 @@ class ClusIR(nn.Module):
             assert self.exposure is not None
             assert seen.known is not None
             assert seen.permissions is not None
-            out: Tensor = self.exposure(seen.known, base, seen.permissions[:, TONAL].amax(dim=1, keepdim=True), pooled)
+            tonal = seen.permissions[:, TONAL].amax(dim=1, keepdim=True)
+            out: Tensor = self.exposure(seen.known, image, base, tonal, pooled)
             return out
 
         return pooled_value(pooled, (CORRECTIONS,), read)

@@ -9,7 +9,7 @@ import torch
 
 from clusir.network import checkpoint
 from clusir.network.evidence import FAMILY_COUNT
-from clusir.network.exposure import CORRECTIONS, SEEN, ExposureHead, correct
+from clusir.network.exposure import CORRECTIONS, SEEN, ExposureHead, correct, moved
 from clusir.network.model import CONFIGS, ClusIR
 from clusir.network.pooled import PooledStatistics
 
@@ -18,9 +18,19 @@ DARK = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 NOISY = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
 
 
+def moving() -> ClusIR:
+    """A network whose tone map doubles what is there."""
+    model = checkpoint.random_model(TINY)
+    assert model.tone is not None
+    assert model.tone.coefficients.bias is not None
+    with torch.no_grad():
+        model.tone.coefficients.bias[:3] = 1.0
+    return model
+
+
 def fitted(bias: float = 0.25) -> ClusIR:
     """A network that corrects whatever may be corrected, by numbers that depend on the picture."""
-    model = checkpoint.random_model(TINY)
+    model = moving()
     assert model.exposure is not None
     with torch.no_grad():
         model.exposure.say.bias.fill_(bias)
@@ -39,7 +49,7 @@ def restored(model: ClusIR, image: torch.Tensor, permissions: torch.Tensor) -> t
 
 
 def test_a_picture_is_corrected_where_haze_or_darkness_may_be_mended_and_only_there(image: torch.Tensor) -> None:
-    plain, corrected = checkpoint.random_model(TINY), fitted()
+    plain, corrected = moving(), fitted()
     assert torch.equal(restored(corrected, image, NOISY), restored(plain, image, NOISY))
     for asked in (DARK, DARK.roll(-1)):
         before, after = (restored(model, image, asked) for model in (plain, corrected))
@@ -64,7 +74,7 @@ def test_half_a_permission_corrects_by_half(image: torch.Tensor) -> None:
 
 
 def test_in_training_nothing_is_corrected(image: torch.Tensor) -> None:
-    plain, corrected = (model.train() for model in (checkpoint.random_model(TINY), fitted()))
+    plain, corrected = (model.train() for model in (moving(), fitted()))
     for module in (*plain.modules(), *corrected.modules()):
         if hasattr(module, "noise"):
             module.noise = 0.0
@@ -86,13 +96,32 @@ def test_tiles_share_one_correction(image: torch.Tensor) -> None:
 
 
 def test_weights_without_such_a_head_correct_nothing(image: torch.Tensor) -> None:
-    plain = checkpoint.random_model(TINY)
+    plain = moving()
     state = {name: value for name, value in plain.state_dict().items() if not name.startswith("exposure.")}
     found = fitted()
     found.load_state_dict(state)
     for parameter in plain.exposure.say.parameters():  # type: ignore[union-attr]
         torch.nn.init.zeros_(parameter)
     assert torch.equal(restored(found, image, DARK), restored(plain, image, DARK))
+
+
+def test_where_the_tone_map_did_nothing_nothing_is_corrected(image: torch.Tensor) -> None:
+    model = fitted()
+    assert model.tone is not None
+    with torch.no_grad():
+        for parameter in model.tone.coefficients.parameters():
+            parameter.zero_()
+    still = restored(model, image, DARK)
+    for parameter in model.exposure.say.parameters():  # type: ignore[union-attr]
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(restored(model, image, DARK), still)
+    flat = torch.full((1, 3, 32, 32), 0.4)
+    for change, much in ((0.0, 0.0), (0.02, 0.0), (0.04, 0.5), (0.3, 1.0)):
+        assert float(moved(flat, flat + change)) == pytest.approx(much, abs=1e-3)
+    windows = torch.cat((flat, flat + 0.2))  # two windows of one picture
+    together = moved(windows, windows + 0.04, PooledStatistics(together=True))
+    assert together.shape == (1, 1)
+    assert float(together) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_correction_is_bounded_and_none_gives_back_the_same_bits(image: torch.Tensor) -> None:

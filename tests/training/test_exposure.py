@@ -43,7 +43,7 @@ def pictures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_correction_follows_what_the_statistics_say() -> None:
     head = ExposureHead()
     torch.manual_seed(0)
-    fit_exposure(head, *pictures(600, 0))
+    fit_exposure(head, *pictures(600, 0), torch.ones(600, 1))
     known, found = pictures(200, 1)
     with torch.no_grad():
         before = correction_error(found, torch.zeros(200, CORRECTIONS)).mean()
@@ -63,7 +63,8 @@ def test_calibration_measures_the_correction_and_leaves_the_random_state(tmp_pat
     assert torch.equal(before, torch.random.get_rng_state())
     assert 0 < report.pictures <= 6
     assert max(report.plain, report.corrected) < report.best
-    assert calibrate_exposure(model, chosen[:2], chosen[:2], {"noise": 1.0}, crop_px=64).pictures == 0
+    model.evidence.floors.fill_(1.1)  # type: ignore[union-attr]
+    assert calibrate_exposure(model, chosen[:2], chosen[:2], weights, crop_px=64).pictures == 0
     model.exposure = None
     with pytest.raises(ValueError, match="no exposure"):
         calibrate_exposure(model, chosen, chosen, weights)

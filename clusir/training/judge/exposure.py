@@ -18,7 +18,7 @@ from torch import Tensor
 from clusir.degrade.kinds import REGISTRY
 from clusir.degrade.recipe import FAMILY_NAMES
 from clusir.network.cues import TONAL as TONAL_FAMILIES
-from clusir.network.exposure import CORRECTIONS, SEEN, ExposureHead
+from clusir.network.exposure import CORRECTIONS, SEEN, ExposureHead, moved
 from clusir.network.model import ClusIR
 from clusir.network.pooled import PooledStatistics
 from clusir.training.data import TONAL
@@ -27,8 +27,8 @@ from clusir.training.photos import PhotoSet
 
 __all__ = ["ExposureReport", "calibrate_exposure", "correction_error", "fit_exposure", "moments"]
 
-# What else is in a hazy or dark picture is there, and seldom.
-_OTHERS = 0.15
+# Beside haze and darkness, in their pictures and in others that only might have them.
+_OTHERS = 0.3
 _CROP_PX = 320
 _FLOOR = 1e-4  # 40 dB
 _STEPS, _BATCH, _RATE, _DECAY, _JITTER, _DROPPED = 4000, 256, 2e-3, 1e-2, 0.1, 0.2
@@ -77,16 +77,16 @@ def calibrate_exposure(
     with torch.no_grad():
         model.exposure.say.weight.zero_()
         model.exposure.say.bias.zero_()
-    known, found = _look(model, taught, weights, crop_px, rng)
+    known, found, much = _look(model, taught, weights, crop_px, rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if len(known) > 1:
-            fit_exposure(model.exposure, known, found)
-    known, found = _look(model, held, weights, crop_px, rng)
+            fit_exposure(model.exposure, known, found, much)
+    known, found, much = _look(model, held, weights, crop_px, rng)
     if not len(known):
         return ExposureReport(0, *(float("nan"),) * 3)
     with torch.no_grad():
-        tried = [torch.zeros(len(known), CORRECTIONS), model.exposure.judge(known), _best(found)]
+        tried = [torch.zeros(len(known), CORRECTIONS), model.exposure.judge(known) * much, _best(found)]
     return ExposureReport(len(known), *(_psnr(correction_error(found, correction)) for correction in tried))
 
 
@@ -97,33 +97,37 @@ def _look(
     weights: dict[str, float],
     crop_px: int,
     rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
-    """What the head reads, NxSEEN, and the moments, Nx5x3, of the pictures in which haze or darkness is mended."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the head reads, NxSEEN, the moments, Nx5x3, and how much of a correction there may be, Nx1, of the pictures
+    in which haze or darkness is mended on the least evidence: those without, too, which need no correction."""
     assert model.evidence is not None
     assert model.exposure is not None
     read: list[tuple[Tensor, ...]] = []
     hook = model.exposure.register_forward_pre_hook(lambda _head, given: read.append(given))
-    tonal = {kind: w * (1.0 if REGISTRY[kind].family in TONAL else _OTHERS) for kind, w in weights.items()}
-    rows, found = [], []
+    likely = {kind: w * (1.0 if REGISTRY[kind].family in TONAL else _OTHERS) for kind, w in weights.items()}
+    rows, found, much = [], [], []
     everything = torch.full((1, len(FAMILY_NAMES)), -2.0)
     try:
-        for drawn in draw_pictures(chosen, tonal, crop_px, rng, (1,)):
+        for drawn in draw_pictures(chosen, likely, crop_px, rng, (1,)):
             known = evidence_statistics(model, drawn.degraded)[None]
             permitted = model.evidence.permit(everything, torch.sigmoid(model.evidence.judge(known)))
-            if not (drawn.recipe.families & set(TONAL)) or not permitted[:, TONAL_FAMILIES].any():
+            if not permitted[:, TONAL_FAMILIES].any():
                 continue
             restored = model(drawn.degraded, None, PooledStatistics(together=True), permitted).restored
-            seen, base, *_ = read.pop()
+            seen, image, base, tonal, *_ = read.pop()
             rows.append(model.exposure.statistics(seen, base, PooledStatistics(together=True))[0])
             found.append(moments(restored, drawn.mended()))
+            much.append(tonal * moved(image, base.clamp(0, 1), PooledStatistics(together=True)))
     finally:
         hook.remove()
-    return (torch.stack(rows), torch.stack(found)) if rows else (torch.empty(0, SEEN), torch.empty(0, 5, 3))
+    if not rows:
+        return torch.empty(0, SEEN), torch.empty(0, 5, 3), torch.empty(0, 1)
+    return torch.stack(rows), torch.stack(found), torch.cat(much)
 
 
-def fit_exposure(head: ExposureHead, known: Tensor, found: Tensor) -> None:
-    """Fit the head on N pictures: what it reads, NxSEEN, and their moments, Nx5x3. The mean over pictures of the
-    logarithm of the error is minimised."""
+def fit_exposure(head: ExposureHead, known: Tensor, found: Tensor, much: Tensor) -> None:
+    """Fit the head on N pictures: what it reads, NxSEEN, their moments, Nx5x3, and how much of a correction there may
+    be, Nx1. The mean over pictures of the logarithm of the error is minimised."""
     enter = head.read[0]
     assert isinstance(enter, torch.nn.Linear)
     mean, spread = known.mean(0), known.std(0).clamp_min(1e-3)
@@ -143,7 +147,7 @@ def fit_exposure(head: ExposureHead, known: Tensor, found: Tensor) -> None:
         hidden = seen[rows] + _JITTER * torch.randn(len(rows), seen.shape[1])
         for layer in head.read:
             hidden = F.dropout(layer(hidden), _DROPPED) if isinstance(layer, torch.nn.ReLU) else layer(hidden)
-        loss = torch.log(correction_error(found[rows], head.say(hidden)) + _FLOOR).mean()
+        loss = torch.log(correction_error(found[rows], head.say(hidden) * much[rows]) + _FLOOR).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
