@@ -18,6 +18,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from clusir.errors import BudgetError, CalibrationError
+from clusir.export.graph.magnitudes import Magnitude, Magnitudes
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.quantize.fit import Fitted, fit_float16
 from clusir.export.quantize.layers import FIRST, Graph, load_graph
@@ -164,20 +165,21 @@ def _fit(graph: Graph, feeds: Sequence[Feeds], config: Fp16Config) -> Fitted | N
 def peaks_of(model: ModelProto, feeds: Sequence[Feeds]) -> tuple[dict[str, float], dict[str, int]]:
     """The largest magnitude of every float tensor that a graph reads or computes, and how many elements it has."""
     graph = load_graph(model)
-    tensors = _float_tensors(graph)
-    probe = Probe(graph.model, tensors)
+    sizing = Magnitudes(graph.model, _float_tensors(graph))
     peaks: dict[str, float] = {}
     sizes: dict[str, int] = {}
     for crop in feeds:
-        values = {**probe.run(crop), **crop}
-        for name in (*tensors, *crop):
-            value = np.asarray(values[name])
-            sizes[name] = value.size
-            peaks[name] = max(peaks.get(name, 0.0), float(np.abs(value).max(initial=0)))
-    for name, peak in peaks.items():
-        if not np.isfinite(peak):
-            raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
+        for name, found in (*sizing.run(crop).items(), *_given(crop)):
+            if not (np.isfinite(found.largest) and np.isfinite(found.mean)):
+                raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
+            sizes[name] = found.size
+            peaks[name] = max(peaks.get(name, 0.0), found.largest)
     return peaks, sizes
+
+
+def _given(feeds: Feeds) -> list[tuple[str, Magnitude]]:
+    sizes = {name: np.abs(np.asarray(value)) for name, value in feeds.items()}
+    return [(name, Magnitude(float(v.max(initial=0)), float(v.mean()), v.size)) for name, v in sizes.items()]
 
 
 def structural_float32(graph: Graph) -> dict[str, str]:
@@ -216,17 +218,13 @@ def _by_range(graph: Graph, feeds: Sequence[Feeds], config: Fp16Config) -> dict[
     if not feeds or not tensors:
         return {}
     largest, magnitude = dict.fromkeys(tensors, 0.0), dict.fromkeys(tensors, 0.0)
-    probe = Probe(graph.model, tensors)
+    sizing = Magnitudes(graph.model, tensors)
     for crop in feeds:
-        values = probe.run(crop)
-        for name in tensors:
-            if values[name].size == 0:
-                continue
-            size = np.abs(values[name])
-            if not np.isfinite(size).all():
+        for name, found in sizing.run(crop).items():
+            if not (np.isfinite(found.largest) and np.isfinite(found.mean)):
                 raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
-            largest[name] = max(largest[name], float(size.max()))
-            magnitude[name] = max(magnitude[name], float(size.mean()))
+            largest[name] = max(largest[name], found.largest)
+            magnitude[name] = max(magnitude[name], found.mean)
     reasons: dict[str, str] = {}
     for name in tensors:
         too_large = largest[name] * config.headroom > _LIMIT

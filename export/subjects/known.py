@@ -70,15 +70,18 @@ class _Coloured(nn.Module):
         return answer
 
 
-def called(model: nn.Module, call: _Call) -> tuple[nn.Module, tuple[str, ...]]:
-    """``model`` as ``call(model, picture)`` calls it, and notes: noise that its forward would draw anew for each answer
-    is that of its weights, where it can be asked for."""
-    if _RANDOMISES not in inspect.signature(model.forward).parameters:
-        return _Called(model, call, {}), ()
-    note = (
-        f"called with {_RANDOMISES}=False: its noise is the one stored in the weights, not drawn anew for each picture"
-    )
-    return _Called(model, call, {_RANDOMISES: False}), (note,)
+def called(model: nn.Module, call: _Call, channels: tuple[int, int] = (3, 3)) -> tuple[nn.Module, tuple[str, ...]]:
+    """``model`` as ``call(model, picture)`` calls it, and notes. Noise that its forward would draw anew for each answer
+    is that of its weights, where it can be asked for; of ``channels`` (in, out) 1 and 3 the network takes RGB."""
+    more, notes = dict[str, Any](), list[str]()
+    if _RANDOMISES in inspect.signature(model.forward).parameters:
+        more[_RANDOMISES] = False
+        notes.append(f"called with {_RANDOMISES}=False: noise is the one stored in the weights, not drawn anew")
+    network: nn.Module = _Called(model, call, more)
+    if channels == (1, 3):
+        network = _Coloured(network)
+        notes.append("takes a grey picture and returns a colour one: the file takes RGB and makes it grey first")
+    return network.eval(), tuple(notes)
 
 
 def load_known(path: str | Path) -> Known:
@@ -158,14 +161,8 @@ def _described(path: Path, found: Any) -> Known:
     rule = found.size_requirements
     multiple = math.lcm(rule.multiple_of, 1)
     side = -(-max(_SIDE_PX, rule.minimum) // multiple) * multiple
-    call = getattr(found, "_call_fn", None)
-    network, notes = found.model.float().eval().requires_grad_(False), tuple[str, ...]()
-    if call is not None:
-        network, notes = called(network, call)
-    if channels == (1, 3):
-        network = _Coloured(network)
-        notes = (*notes, "takes a grey picture and returns a colour one: the file takes RGB and makes it grey first")
-    return Known(network.eval(), name, (1, channels[1], side, side), notes)
+    network, notes = called(found.model.float().eval().requires_grad_(False), found._call_fn, channels)
+    return Known(network, name, (1, channels[1], side, side), notes)
 
 
 def _first_line(error: Exception) -> str:

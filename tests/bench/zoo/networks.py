@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AS_MODULE", "NAMES", "SETTINGS", "STAND_INS", "build", "disturb", "save", "side"]
+__all__ = ["AS_MODULE", "COLOURS", "NAMES", "SETTINGS", "STAND_INS", "build", "disturb", "save", "side"]
 
 Arguments = dict[str, Any]
 _WINDOWS: Arguments = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2,
@@ -80,7 +80,7 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
     "CodeFormer": ("CodeFormer", {"dim_embd": 32, "n_head": 2, "n_layers": 1, "codebook_size": 64, "connect_list": []}),
     "MAT": ("MAT", {}),
     "DDColor": ("DDColor", {"encoder_name": "convnext-t", "nf": 64, "num_queries": 16, "dec_layers": 3,
-                            "num_output_channels": 2}),
+                            "input_size": (64, 64), "num_output_channels": 2}),
     "AdaCode": ("AdaCode", {**_CODES, "codebook_params": [[128, 64, 32], [128, 32, 32]]}),
     "FeMaSR": ("FeMaSR", _CODES),
     "M3SNet": ("M3SNet", {"width": 8, "enc_blk_nums": [1, 1, 1, 1], "dec_blk_nums": [1, 1, 1, 1]}),
@@ -90,12 +90,15 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
 }  # fmt: skip
 NAMES = tuple(SETTINGS)
 EXTRA = NAMES[NAMES.index("SRFormer") :]
+_DDCOLOR = "spandrel_extra_arches.architectures.DDColor"
 AS_MODULE: dict[str, Callable[[Callable[..., Any], Tensor], Tensor]] = {
     "GFPGAN": lambda model, image: model(image)[0],
     "FeMaSR": lambda model, image: model(image),
     "AdaCode": lambda model, image: model(image),
     "CodeFormer": lambda model, image: model(image)[0],
+    "DDColor": lambda model, image: importlib.import_module(_DDCOLOR)._call(model, image),
 }
+COLOURS = frozenset(("DDColor",))  # those of AS_MODULE that take a grey picture and return a colour one
 _SIDES = {"CodeFormer": 512}  # of those in AS_MODULE, where not 64
 
 
@@ -110,6 +113,11 @@ def _few_windows(layers: type[nn.Module]) -> Callable[..., nn.Module]:
     return made
 
 
+def _narrow_scales(decoder: type[nn.Module]) -> Callable[..., nn.Module]:
+    """DDColor's colours read maps of 64 channels and not of 512."""
+    return lambda in_channels, **more: decoder(in_channels=[64, 64, 32], color_embed_dim=32, **more)
+
+
 def _half_as_wide(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, size, width, *more: init(self, size, width // 2, *more)
 
@@ -121,6 +129,7 @@ STAND_INS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
         ("FeMaSR.__arch.femasr", "SwinLayers", _few_windows),
         ("AdaCode.__arch.adacode_contrast_arch", "SwinLayers", _few_windows),
     ),
+    "DDColor": (("DDColor.__arch.ddcolor", "MultiScaleColorDecoder", _narrow_scales),),
     "CodeFormer": (("CodeFormer.__arch.codeformer", "VQAutoEncoder.__init__", _half_as_wide),),
 }
 

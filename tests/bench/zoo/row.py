@@ -22,7 +22,7 @@ from clusir.export.subjects.known import Known, called, load_known
 from clusir.runtimes import open_runner
 from clusir.spec import SizeRequirements
 from tests.bench.zoo.cpp import agreement
-from tests.bench.zoo.networks import AS_MODULE, build, save, side
+from tests.bench.zoo.networks import AS_MODULE, COLOURS, build, save, side
 
 BACKENDS = ("ort", "openvino")
 BATCH = 2
@@ -35,8 +35,8 @@ def known(name: str, folder: Path) -> tuple[Known, int]:
     if name in AS_MODULE:
         model = build(name)
         count = sum(parameter.numel() for parameter in model.parameters())
-        network, notes = called(model, AS_MODULE[name])
-        return Known(network.eval(), name, (1, 3, side(name), side(name)), notes), count
+        network, notes = called(model, AS_MODULE[name], (1, 3) if name in COLOURS else (3, 3))
+        return Known(network, name, (1, 3, side(name), side(name)), notes), count
     path = folder / f"{name}.pth"
     count = save(name, path)
     try:
