@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -41,7 +42,7 @@ class Magnitudes:
         del asked.graph.output[:]
         self._asked: dict[str, tuple[str, str, str]] = {}
 
-        def node(op: str, inputs: list[str], **more: int) -> str:
+        def node(op: str, inputs: list[str], **more: Any) -> str:
             made = names.fresh(f"{op.lower()}_of")
             asked.graph.node.append(helper.make_node(op, inputs, [made], name=made, **more))
             return made
