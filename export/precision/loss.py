@@ -1,9 +1,4 @@
-"""What a precision costs: PSNR against the truth per degradation, beside the float32 model, and gates that flipped.
-
-Decibels of what is nearly the truth say little: a picture 70 dB from it is no better than one of 60. Those of smooth
-pictures, and of photos that need nothing, therefore count up to 48 dB, where the error is one level of eight bits; a
-precision that leaves them above that loses nothing there.
-"""
+"""What a precision costs: PSNR against the truth per degradation, beside the float32 model, and gates that flipped."""
 
 from __future__ import annotations
 
@@ -15,13 +10,10 @@ from typing import Any
 import numpy as np
 
 from clusir.calibration.base import Sample
-from clusir.calibration.model_source import SMOOTH
 from clusir.export.graph.session import Array
 from clusir.export.validate.compare import measure
 
-__all__ = ["CEILING_DB", "Quality", "QualityLoss", "Run", "compare_quality", "measure_quality"]
-
-CEILING_DB = 48.0
+__all__ = ["Quality", "QualityLoss", "Run", "compare_quality", "measure_quality"]
 
 Run = Callable[[int], tuple[Array, Array | None]]
 """Sample number to (restored 1x3xHxW, gate 1 x sum of experts or None)."""
@@ -111,16 +103,14 @@ def _drop(before: float, after: float) -> float:
 def compare_quality(reference: Quality, other: Quality) -> QualityLoss:
     """The loss of ``other`` against ``reference``, both measured on the same samples.
 
-    Smooth ones count up to CEILING_DB. A sample that both restore perfectly loses nothing. A restored picture that is
-    not finite loses infinitely much.
+    A sample that both restore perfectly loses nothing. A restored picture that is not finite loses infinitely much.
     """
     drops: dict[str, list[float]] = {}
     agreement = []
     for kind, before, after, a, b in zip(
         reference.degradations, reference.psnr_db, other.psnr_db, reference.restored, other.restored, strict=True
     ):
-        held = [min(value, CEILING_DB) for value in (before, after)] if kind == SMOOTH else [before, after]
-        drops.setdefault(kind, []).append(_drop(*held))
+        drops.setdefault(kind, []).append(_drop(before, after))
         agreement.append(min(measure(a, b).psnr_db, 200.0))
     flips = None
     if reference.active and other.active:

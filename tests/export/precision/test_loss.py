@@ -182,16 +182,6 @@ def test_undamaged_photos_count_up_to_one_level_of_eight_bits() -> None:
     assert loss(-INF, 70.0) == INF
 
 
-@pytest.mark.parametrize(("kind", "lost"), [("smooth", 0.5), ("shrunk", 6.5)])
-def test_smooth_pictures_count_up_to_one_level_of_eight_bits(kind: str, lost: float) -> None:
-    picture = np.full((8, 8, 3), 0.5, np.float32)
-
-    def quality(*psnr_db: float) -> Quality:
-        return Quality((kind,) * len(psnr_db), psnr_db, (picture,) * len(psnr_db))
-
-    assert compare_quality(quality(60.0, 46.0), quality(48.0, 45.0)).worst_db == pytest.approx(lost)
-
-
 def test_undamaged_photos_are_the_truths_of_the_others() -> None:
     def sample(number: int, size: int = 8) -> Sample:
         image = np.full((1, 3, 8, 8), number / 100, np.float32)
