@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,9 +16,12 @@ import torch._decomp.decompositions
 import torch._dynamo.config
 import torch._export.utils
 import torch._meta_registrations
+import torch.fx.experimental.proxy_tensor
+import torch.fx.proxy
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from clusir.export.quiet import replaced
 
@@ -90,11 +97,37 @@ def _materialise_once() -> None:
         _materialised[:] = names
 
 
+class _Calls:
+    """The calls that lead to a node. torch's own reads the source line of each, of which a tracer keeps the few in
+    ``forward``."""
+
+    def __init__(self, innermost: FrameType) -> None:
+        self._innermost = innermost
+
+    @classmethod
+    def extract(cls) -> _Calls:
+        return cls(sys._getframe(1))
+
+    def summary(self) -> traceback.StackSummary:
+        """Outermost first; a line is read when it is asked for."""
+        calls = [
+            traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, lookup_line=False)
+            for frame, line in traceback.walk_stack(self._innermost)
+        ]
+        return traceback.StackSummary(reversed(calls))
+
+
+# Whether a map lies in memory in plain order or channels last is asked for each node, with questions to the solver; an
+# export reads a node's value alone.
+_without_memory_format = functools.partial(_extract_tensor_metadata, include_contiguity=False)
+
+
 @contextlib.contextmanager
 def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
     in is made a second time to be checked), transforms and resampled maps are asked for their sizes alone, resized maps
-    have sizes in whole numbers, and operators are looked up once."""
+    have sizes in whole numbers, operators are looked up once, no node is asked how it lies in memory, and of the calls
+    that lead to it the kept ones alone are read."""
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (torch._meta_registrations, "_exec_fft", _transformed),
@@ -102,6 +135,8 @@ def quick_tracing() -> Iterator[None]:
             *((torch._decomp.decompositions, name, value) for name, value in _RESAMPLED),
             (torch._dynamo.config, "fake_tensor_cache_enabled", False),
             (torch._export.utils, "_materialize_cpp_cia_ops", _materialise_once),
+            (torch.fx.experimental.proxy_tensor, "_extract_tensor_metadata", _without_memory_format),
+            (torch.fx.proxy, "CapturedTraceback", _Calls),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield

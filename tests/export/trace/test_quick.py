@@ -32,8 +32,9 @@ class Padded(nn.Module):
         return x.permute(0, 1, 2, 4, 3, 5).reshape(b, c, rows * 4, columns * 4)[:, :, :h, :w]
 
 
-def settings() -> tuple[object, bool]:
-    return torch._meta_registrations._exec_fft, torch._dynamo.config.fake_tensor_cache_enabled
+def settings() -> tuple[object, bool, object]:
+    cached = torch._dynamo.config.fake_tensor_cache_enabled
+    return torch._meta_registrations._exec_fft, cached, torch.fx.proxy.CapturedTraceback
 
 
 def test_torch_is_as_it_was_after_an_error() -> None:
@@ -49,6 +50,7 @@ def test_torch_is_as_it_was_after_an_error() -> None:
     assert settings() == before
     assert inside[0][0] is not before[0]
     assert inside[0][1] is False
+    assert inside[0][2] is not before[2]
 
 
 def test_an_operator_that_comes_later_is_looked_up_too() -> None:
@@ -109,11 +111,20 @@ def test_sizes_of_maps_at_half_the_size_are_whole_numbers() -> None:
         torch.testing.assert_close(traced.program.module()(image)[0], Pyramid()(image))
 
 
+class Halved(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear")
+
+
 class Resampled(nn.Module):
     """Maps of other sizes by weights: linear, cubic, and by a grid."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.halve = Halved()
+
     def forward(self, x: Tensor) -> Tensor:
-        small = nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear")
+        small = self.halve(x)
         back = nn.functional.interpolate(small, size=x.shape[2:], mode="bicubic", align_corners=True)
         grid = x[:, :2].permute(0, 2, 3, 1) * 2 - 1
         return back + nn.functional.grid_sample(x, grid, mode="bicubic", align_corners=False)
@@ -137,6 +148,9 @@ def test_of_a_resampled_map_a_trace_asks_the_shape_alone(monkeypatch: pytest.Mon
     with quick_tracing():
         quick = torch.export.export(Resampled(), example, dynamic_shapes=(free,))
     assert called(quick) == called(whole)
+    lines, wanted = ([node.stack_trace for node in program.graph.nodes] for program in (quick, whole))
+    assert lines == wanted
+    assert any("small = self.halve(x)" in line and "scale_factor=0.5" in line for line in lines if line)
     image = torch.rand(1, 3, 50, 41)
     torch.testing.assert_close(quick.module()(image), Resampled()(image))
 
