@@ -151,6 +151,8 @@ MANY_PARAMETERS = {
     "runtimes/restore/restorer.py Restorer.__init__": "the public constructor: each is an option with a default",
     "export/lowering/operators.py _attention": "the signature of the ATen operator",
     "export/trace/substitutes.py _conv_transpose2d": "the signature of the ATen operator",
+    "export/trace/short_time.py _stft": "the signature of torch's function",
+    "export/trace/short_time.py _istft": "the signature of torch's function",
     "export/scans/mamba.py selective_scan_fn": "the signature of the published function",
     "clusir/training/loop.py train": "the public entry point: each is an option with a default",
 }

@@ -111,9 +111,13 @@ def _topk(self: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool
     """topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)
 
     ONNX takes the first of equal values, OpenVINO any of them; along an axis of pixels, where equal ones are common,
-    the places are chosen here. Values alone need no choice, and what nobody reads is left out.
+    the places are chosen here. Values alone need no choice, and what nobody reads is left out. None at all, which
+    OpenVINO takes for every axis of length 0, is a slice of them.
     """
     axis = dim % max(len(self.shape), 1)
+    if isinstance(k, int) and k == 0:
+        none = op.Slice(self, integers([0]), integers([0]), integers([axis]))
+        return none, op.Cast(none, to=ir.DataType.INT64)
     count = integers([k]) if isinstance(k, int) else op.Reshape(k, integers([1]))
     values, indices = op.TopK(self, count, axis=axis, largest=int(largest), sorted=1)
     length = length_of(self, axis)

@@ -31,11 +31,11 @@ from clusir.export.scans.registry import as_described, described_scans
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
-from clusir.export.trace.constants import Constants
 from clusir.export.trace.loops import LoopNotCapturedError, Loops
-from clusir.export.trace.numbers import symbolic_numbers
 from clusir.export.trace.quick import quick_tracing
 from clusir.export.trace.substitutes import Traceable
+from clusir.export.trace.symbolic.constants import Constants
+from clusir.export.trace.symbolic.numbers import symbolic_numbers
 
 __all__ = ["FixedSizeError", "TracedModel", "UntraceableError", "random_draw", "trace_module"]
 

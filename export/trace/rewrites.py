@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clusir.export.lowering.scan import linear_scan
 from clusir.export.trace.resample import is_symbolic
 
 __all__ = ["REWRITES", "between", "with_float_tensor"]
@@ -178,6 +179,14 @@ def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
     return _split(input, -(-length // chunks), dim) if is_symbolic(length) else NotImplemented
 
 
+def _cumprod(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Any:
+    """Products so far as a recurrence: torch's own form of them is a square of the axis, and ONNX has none."""
+    if dtype is not None or not input.is_floating_point() or input.dim() == 0:
+        return NotImplemented
+    steps = input.movedim(dim, 0)
+    return linear_scan(steps, torch.zeros_like(steps), torch.ones_like(steps[0])).movedim(0, dim)
+
+
 def _erfinv(x: Tensor) -> Tensor:
     """The inverse error function to float32 (M. Giles, Approximating the erfinv function, 2012)."""
     w = -torch.log((1 - x) * (1 + x))
@@ -287,6 +296,8 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     Tensor.chunk: _chunk,
     torch.split: _split,
     Tensor.split: _split,
+    torch.cumprod: _cumprod,
+    Tensor.cumprod: _cumprod,
     torch.erfinv: _erfinv,
     torch.special.erfinv: _erfinv,
     Tensor.erfinv: _erfinv,

@@ -15,12 +15,9 @@ from clusir.errors import UnsupportedModelError
 from clusir.export.lowering.recurrent import gru, lstm
 from clusir.export.lowering.whole import padded_whole
 from clusir.export.subjects.user_code import calling_user_line
-from clusir.export.trace.arrays import as_tensor, is_array, without_arrays
 from clusir.export.trace.captured import evaluate, holds_carried, read_at, write_at
-from clusir.export.trace.constants import READS, Constants
 from clusir.export.trace.deformable import torchvision_kernel
 from clusir.export.trace.loops import Loops, Parts
-from clusir.export.trace.numbers import exact
 from clusir.export.trace.resample import (
     adaptive_avg,
     adaptive_max,
@@ -31,6 +28,11 @@ from clusir.export.trace.resample import (
     nearest,
 )
 from clusir.export.trace.rewrites import REWRITES, with_float_tensor
+from clusir.export.trace.short_time import SHORT_TIME
+from clusir.export.trace.symbolic.arrays import as_tensor, is_array, without_arrays
+from clusir.export.trace.symbolic.constants import READS, Constants
+from clusir.export.trace.symbolic.tensors import read_sizes
+from clusir.export.trace.symbolic.whole import exact
 from clusir.export.trace.windows import Masked, assign_window, holds_tensor_bound, is_mask, window_of_symbols
 
 __all__ = ["Traceable"]
@@ -52,6 +54,7 @@ class Traceable(TorchFunctionMode):
             return func(*args, **kwargs) if made is NotImplemented else made
         if func in READS and self._constants is not None:
             made = self._constants.read(func, *args, **kwargs)
+            made = read_sizes(func, args[0]) if made is NotImplemented else made
             return func(*args, **kwargs) if made is NotImplemented else made
         if any(is_array(a) for a in (*args, *kwargs.values())):
             args, kwargs = without_arrays((args, kwargs))
@@ -316,6 +319,7 @@ def _set_data(target: Tensor, value: Tensor) -> Any:
 
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **REWRITES,
+    **SHORT_TIME,
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.fft.fftfreq: _frequencies(False),

@@ -351,6 +351,22 @@ def offsets_of_groups(f: Tensor) -> Tensor:
     return out.transpose(1, 2).reshape(n, rows, columns, c).permute(0, 3, 1, 2)
 
 
+def short_time(f: Tensor) -> Tensor:
+    b, c, h, w = f.shape
+    spectra = torch.stft(f.reshape(b * c * h, w), 8, 4, window=torch.hann_window(8), return_complex=True)
+    return torch.istft(spectra * spectra.abs(), 8, 4, window=torch.hann_window(8), length=w).view(f.shape)
+
+
+def products_so_far(f: Tensor) -> Tensor:
+    g = torch.sigmoid(f + 2)
+    return f * torch.cumprod(g, -1) + g.flip(2).cumprod(dim=2).flip(2)
+
+
+def none_of_the_largest(f: Tensor) -> Tensor:
+    values, places = f.flatten(2).topk(int(0.1 * f.shape[1]))
+    return f + values.sum(-1)[..., None, None] + places.sum()
+
+
 OPERATORS = (
     low_and_high,
     mixed_kernels,
@@ -370,6 +386,9 @@ OPERATORS = (
     unfolded,
     folded,
     tensor_unfold,
+    short_time,
+    products_so_far,
+    none_of_the_largest,
     norms,
     sums_of_products,
     cosines_by_matrix,

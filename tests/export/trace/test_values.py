@@ -98,6 +98,14 @@ def parts_of_half_the_height(x: Tensor) -> Tensor:
     return torch.cat([bottom, top, *rest], 2) + wide + torch.cat([right, left], 3) * torch.cat([second, first], -1)
 
 
+def sizes_read_back_from_tensors(x: Tensor) -> Tensor:
+    rows, columns = torch.tensor(x.shape[-2:]).div(8).ceil().int().tolist()
+    high = int(torch.ceil(torch.tensor(x.shape[2]) / 4)) * 4
+    longest = torch.tensor([x.shape[3] / 2, 10.0]).max().item()
+    small = F.interpolate(F.interpolate(x, (rows, columns), mode="bilinear"), x.shape[-2:])
+    return small * (longest / 10) + F.pad(x, (0, 0, 0, high - x.shape[2]))[:, :, -x.shape[2] :]
+
+
 HABITS = (
     bell,
     disc,
@@ -107,6 +115,7 @@ HABITS = (
     brightest,
     grids_as_older_code_writes_them,
     parts_of_half_the_height,
+    sizes_read_back_from_tensors,
 )
 
 
@@ -159,3 +168,13 @@ def test_what_depends_on_the_picture_is_not() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r"test_values\.py:\d+.*control flow depends on input values"):
         trace_module(Branches().eval(), torch.rand(2, 3, 75, 143))
+
+
+def test_a_number_that_was_written_over_is_not_read_as_it_was() -> None:
+    def scales(x: Tensor) -> Tensor:
+        sizes = torch.tensor([x.shape[2], x.shape[3]])
+        sizes[0] = x.mean() * 40
+        return x * sizes.sum().item()
+
+    with pytest.raises(UnsupportedModelError, match=r"test_values\.py:\d+"):
+        trace_module(Runs(scales).eval(), torch.rand(2, 3, 75, 143))

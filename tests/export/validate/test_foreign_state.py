@@ -23,7 +23,7 @@ from clusir.export.quiet import printing_to
 from clusir.export.subjects import user_code
 from clusir.export.subjects.checks import check_batch, check_function
 from clusir.export.subjects.factory import unused_of
-from clusir.export.trace.numbers import symbolic_numbers
+from clusir.export.trace.symbolic.numbers import symbolic_numbers
 from clusir.export.validate.foreign import ModuleCheck
 
 pytestmark = pytest.mark.usefixtures("small_measures")

@@ -7,7 +7,7 @@ the values that they have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["READS", "Constants"]
+__all__ = ["READS", "Constants", "node_of", "written_elsewhere"]
 
 READS = frozenset(
     {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, torch.is_nonzero}
@@ -35,14 +35,14 @@ class Constants:
     def read(self, func: Callable[..., Any], traced: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What a function of :data:`READS` gives; NotImplemented where it depends on the picture or its size."""
         mode = get_proxy_mode()
-        node = _node(traced, mode.tracer) if mode is not None else None
+        node = node_of(traced, mode.tracer) if mode is not None else None
         if mode is None or node is None:
             return NotImplemented
         if self._known is None:
-            pairs = ((_node(fake, mode.tracer), real) for fake, real in self._weights())
+            pairs = ((node_of(fake, mode.tracer), real) for fake, real in self._weights())
             self._known = {n: real for n, real in pairs if n is not None}
         order = self._made_of(node)
-        if order is None:
+        if order is None or written_elsewhere(order):
             return NotImplemented
         values = dict(self._known)
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
@@ -85,7 +85,24 @@ def _attribute(root: Any, path: str) -> Tensor:
     return real
 
 
-def _node(tensor: Tensor, tracer: Any) -> fx.Node | None:
+def written_elsewhere(nodes: Collection[fx.Node]) -> bool:
+    """Whether something that is not among ``nodes`` writes into the tensor of one of them, or into a view of it."""
+    queue, seen = list(nodes), set(nodes)
+    while queue:
+        for user in queue.pop().users:
+            schema = getattr(user.target, "_schema", None)
+            if schema is None or user in seen:
+                continue
+            seen.add(user)
+            if schema.is_mutable:
+                return True
+            if any(returned.alias_info is not None for returned in schema.returns):
+                queue.append(user)
+    return False
+
+
+def node_of(tensor: Tensor, tracer: Any) -> fx.Node | None:
+    """The node of a tensor in the graph that is being traced; None where it is not in it."""
     slot = get_proxy_slot(tensor, tracer, None)
     proxy = getattr(slot, "proxy", slot)
     node = getattr(proxy, "node", None)

@@ -20,16 +20,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import sympy
 import torch
 from torch import nn
-from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
 from clusir.export.subjects.user_code import is_users
-from clusir.export.trace.arrays import call_numpy, grids, holds_symbols, numpy_names, within_torch
 from clusir.export.trace.loops import Loops, Parts, Steps, Zipped
+from clusir.export.trace.symbolic.arrays import call_numpy, grids, holds_symbols, numpy_names, within_torch
+from clusir.export.trace.symbolic.tensors import numbers_in
+from clusir.export.trace.symbolic.whole import to_whole
 
-__all__ = ["SymbolicFloat", "SymbolicInt", "exact", "symbolic_numbers"]
+__all__ = ["SymbolicFloat", "SymbolicInt", "symbolic_numbers"]
 
 _SYMBOLS = (torch.SymInt, torch.SymFloat)
 
@@ -41,8 +41,12 @@ class _Meta(type):
     symbolic: Callable[[Any], Any]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], _SYMBOLS):
-            return cls.symbolic(args[0])
+        given = args[0] if len(args) == 1 else None
+        if isinstance(given, torch.Tensor) and given.numel() == 1:
+            held = numbers_in(given)
+            given = None if held is None else held.reshape(-1)[0]
+        if isinstance(given, _SYMBOLS):
+            return cls.symbolic(given)
         return cls.stands_for(*args, **kwargs)
 
     def __instancecheck__(cls, instance: Any) -> bool:
@@ -58,48 +62,12 @@ class _Meta(type):
         return hash(cls.stands_for)
 
 
-def _without_floats(expr: Any) -> Any:
-    """An expression over sizes with its divisions exact, and whole floats as the integers that they are."""
-    expr = expr.replace(lambda e: isinstance(e, (IntTrueDiv, FloatTrueDiv)), lambda e: e.args[0] / e.args[1])
-    expr = expr.replace(lambda e: isinstance(e, ToFloat), lambda e: e.args[0])
-    return expr.replace(
-        lambda e: isinstance(e, sympy.Float) and float(e).is_integer(), lambda e: sympy.Integer(builtins.int(e))
-    )
-
-
-def exact(x: Any) -> Any:
-    """A symbolic number that is whole whatever the sizes are, as such; None where it may be broken. Quotients of sizes
-    that divide exactly are written as what they are: ``int(windows / (h * w / 8 / 8))`` is the batch, and not a chain
-    of floats that every later shape drags along."""
-    if isinstance(x, (builtins.int, torch.SymInt)):
-        return x
-    if isinstance(x, torch.SymFloat):
-        env = x.node.shape_env
-        plain = sympy.cancel(_without_floats(env.replace(x.node.expr)))
-        if plain.is_Integer:
-            return builtins.int(plain)
-        symbols = sorted(plain.free_symbols, key=str)
-        if (
-            symbols
-            and plain.is_polynomial(*symbols)
-            and all(c.is_Integer for c in sympy.Poly(plain, *symbols).coeffs())
-        ):
-            return env.create_symintnode(plain, hint=builtins.int(x.node.hint))
-    return None
-
-
-def _to_int(x: Any) -> Any:
-    """``int`` of a symbolic number, towards zero."""
-    whole = exact(x)
-    return torch.sym_int(x) if whole is None else whole
-
-
 class SymbolicInt(builtins.int, metaclass=_Meta):
     """``int`` that rounds symbolic numbers to symbolic ones, towards zero."""
 
     dtype = np.dtype(builtins.int)
     stands_for = builtins.int
-    symbolic = staticmethod(_to_int)
+    symbolic = staticmethod(to_whole)
 
 
 class SymbolicFloat(builtins.float, metaclass=_Meta):
@@ -205,8 +173,8 @@ _MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
         "trunc": _as_float(torch.sym_int),
         "maximum": torch.sym_max,
         "minimum": torch.sym_min,
-        "int32": _to_int,
-        "int64": _to_int,
+        "int32": to_whole,
+        "int64": to_whole,
         "float32": torch.sym_float,
         "float64": torch.sym_float,
     },
