@@ -81,6 +81,11 @@ def gather(given: list[Tensor], a: dict[str, Any]) -> Tensor:
     return torch.from_numpy(np.take(given[0].numpy(), given[1].numpy(), axis=a.get("axis", 0)))
 
 
+def total(given: list[Tensor], a: dict[str, Any]) -> Tensor:
+    axes = given[1].tolist() if len(given) > 1 else list(range(given[0].dim()))
+    return given[0].sum(axes, bool(a.get("keepdims", 1)))
+
+
 OPERATORS: dict[str, Callable[[list[Tensor], dict[str, Any]], Any]] = {
     "Conv": convolution, "ConvTranspose": transposed, "DepthToSpace": cells, "Slice": cut, "Pad": padded,
     "Split": split, "Gather": gather, "Add": lambda x, _: x[0] + x[1], "Sub": lambda x, _: x[0] - x[1],
@@ -88,7 +93,7 @@ OPERATORS: dict[str, Callable[[list[Tensor], dict[str, Any]], Any]] = {
     "Reshape": lambda x, _: x[0].reshape([x[0].shape[k] if n == 0 else n for k, n in enumerate(x[1].tolist())]),
     "Transpose": lambda x, a: x[0].permute(a["perm"]), "Sigmoid": lambda x, _: torch.sigmoid(x[0]),
     "Relu": lambda x, _: torch.relu(x[0]), "Tanh": lambda x, _: torch.tanh(x[0]),
-    "Clip": lambda x, _: x[0].clamp(float(x[1]), float(x[2])), "Abs": lambda x, _: x[0].abs(),
+    "Clip": lambda x, _: x[0].clamp(float(x[1]), float(x[2])), "Abs": lambda x, _: x[0].abs(), "ReduceSum": total,
     "Less": lambda x, _: x[0] < x[1], "Cast": lambda x, a: x[0].double() if a["to"] == 1 else x[0],
 }  # fmt: skip
 
