@@ -8,6 +8,7 @@ as high and wide where none has it; where several could be it, it is the one tha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,12 +40,13 @@ def tensors_of(output: Any) -> dict[str, Tensor]:
 
 
 def _opened(output: Any) -> Any:
-    """Records as dictionaries of their fields, also inside lists, tuples and dictionaries."""
+    """Records as dictionaries of their fields, also inside lists, tuples and dictionaries of any class: torch takes a
+    class of its own, as records of models often are, for one value."""
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         return {f.name: _opened(getattr(output, f.name, None)) for f in dataclasses.fields(output)}
     if isinstance(output, SimpleNamespace):
         return {name: _opened(value) for name, value in vars(output).items()}
-    if type(output) is dict:
+    if isinstance(output, Mapping):
         return {key: _opened(value) for key, value in output.items()}
     return type(output)(map(_opened, output)) if type(output) in (list, tuple) else output
 

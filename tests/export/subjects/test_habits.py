@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,14 @@ def test_the_picture_is_found_in_a_record() -> None:
         def forward(self, x: Tensor) -> list[SimpleNamespace]:
             return [SimpleNamespace(restored=2 * x, name="a")]
 
+    class Entries(OrderedDict[str, object]):
+        """A dictionary whose entries are attributes, too."""
+
+    class Mapped(nn.Module):
+        def forward(self, x: Tensor) -> Entries:
+            return Entries(hidden=(x.mean(),), picture=2 * x)
+
+    assert choose_output(Mapped(), pictures(1, 8, 8))[0] == "['picture']"
     assert choose_output(Records(), pictures(1, 8, 8))[0] == "['image']"
     assert choose_output(Named(), pictures(1, 8, 8))[0] == "[0]['restored']"
 
