@@ -161,7 +161,8 @@ def _described(path: Path, found: Any) -> Known:
     rule = found.size_requirements
     multiple = math.lcm(rule.multiple_of, 1)
     side = -(-max(_SIDE_PX, rule.minimum) // multiple) * multiple
-    network, notes = called(found.model.float().eval().requires_grad_(False), found._call_fn, channels)
+    call = getattr(found, "_call_fn", None) or (lambda model, image: model(image))
+    network, notes = called(found.model.float().eval().requires_grad_(False), call, channels)
     return Known(network, name, (1, channels[1], side, side), notes)
 
 

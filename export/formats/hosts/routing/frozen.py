@@ -51,8 +51,8 @@ def frozen_for_noise(source: Source) -> Source:
         noise = rng.normal(0, sigma / 255, photo.shape)
         feeds = {"image": (photo + noise).clip(0, 1).astype(np.float32)}
         if router_spec.families:
-            told = [float(family in MENDED) for family in router_spec.families]
-            feeds["permissions"] = np.asarray([told], np.float32)
+            asked = [float(family in MENDED) for family in router_spec.families]
+            feeds["permissions"] = np.asarray([asked], np.float32)
         answers = probe.run(feeds)
         for name in said:
             said[name].append(answers[name])
