@@ -86,6 +86,7 @@ NONE = {
     "clusir.cli",
     "clusir.weights",
     "clusir.training.judge",
+    "clusir.export.trace.symbolic",
     "clusir.runtimes.images.metadata",
     "clusir.runtimes.images.tiff",
 }

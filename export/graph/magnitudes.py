@@ -57,10 +57,12 @@ class Magnitudes:
             for output, kind in zip(found, (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64), strict=True):
                 asked.graph.output.append(helper.make_tensor_value_info(output, kind, []))
             self._asked[tensor] = found
-        self._probe = Probe(asked)
+        self._probe = Probe(asked) if self._asked else None
 
     def run(self, feeds: Feeds) -> dict[str, Magnitude]:
         """Of every value, for one set of inputs (as :meth:`Probe.run` takes them)."""
+        if self._probe is None:
+            return {}
         made = self._probe.run(feeds)
         found = {}
         for tensor, (largest, total, size) in self._asked.items():

@@ -17,8 +17,9 @@ from tests.bench.hosts.__main__ import PAGES, placed
 from tests.needs import skip
 from tests.test_house import ROOT
 
-TITLES = {"coreml": "Core ML", "litert": "LiteRT", "mnn": "MNN", "ncnn": "ncnn"}
+TITLES = {"coreml": "Core ML", "executorch": "ExecuTorch", "litert": "LiteRT", "mnn": "MNN", "ncnn": "ncnn"}
 IMPORTS = {
+    "executorch": "import torch; from executorch.runtime import Runtime",
     "litert": "from ai_edge_litert.interpreter import Interpreter",
     "mnn": "from MNN import expr, nn",
     "ncnn": "import ncnn",

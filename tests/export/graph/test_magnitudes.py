@@ -30,6 +30,7 @@ def test_largest_mean_and_size() -> None:
     assert found["image"] == found["negative"] == Magnitude(2.0, pytest.approx((47 * 0.5 + 2) / 48), 48)
     assert found["part"].size == 24
     assert sizing.run({"image": image[..., :2]})["part"] == Magnitude(0.0, 0.0, 0)
+    assert Magnitudes(model(), []).run({"image": image}) == {}  # a graph of plain copies has no value of its own
 
 
 def test_what_is_no_number_is_told() -> None:

@@ -100,6 +100,6 @@ def test_a_graph_is_not_indexed_anew_for_each_part(monkeypatch: pytest.MonkeyPat
 
     model, built = exported(Many(), (1, 4, 8, 8), simple=True), []
     made = LinearGraph.__init__
-    monkeypatch.setattr(LinearGraph, "__init__", lambda self, model: (built.append(1), made(self, model))[1])
+    monkeypatch.setattr(LinearGraph, "__init__", lambda self, *given: (built.append(1), made(self, *given))[1])
     assert SplitConvolution().apply(model).modified
     assert len(built) <= 2
