@@ -1,4 +1,5 @@
-"""What Python, NumPy and tensors hold of a symbolic size while a model is traced: numbers, arrays, sizes in tensors.
+"""Symbolic sizes outside of tensors while a model is traced.
 
-Not here: functions of torch (``trace.substitutes``), and sizes as a rule for a file (``trace.sizes``).
+Belongs here: numbers of Python, arrays of NumPy and tensors of sizes that stay symbolic. Not here: functions of torch
+(``trace.substitutes``), and sizes as a rule for a file (``trace.sizes``).
 """
