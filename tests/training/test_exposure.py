@@ -63,6 +63,11 @@ def test_calibration_measures_the_correction_and_leaves_the_random_state(tmp_pat
     assert torch.equal(before, torch.random.get_rng_state())
     assert 0 < report.pictures <= 6
     assert max(report.plain, report.corrected) < report.best
+    with pytest.MonkeyPatch.context() as patched:  # the figure without a correction knows of no fit
+        patched.setattr("clusir.training.judge.exposure.fit_exposure", lambda *_: None)
+        unfitted = calibrate_exposure(model, chosen, chosen[:6], weights, crop_px=64)
+    assert (unfitted.plain, unfitted.best) == (report.plain, report.best)
+    assert unfitted.corrected == unfitted.plain != report.corrected
     model.evidence.floors.fill_(1.1)  # type: ignore[union-attr]
     assert calibrate_exposure(model, chosen[:2], chosen[:2], weights, crop_px=64).pictures == 0
     model.exposure = None

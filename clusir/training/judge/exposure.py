@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clusir.degrade.kinds import REGISTRY
@@ -22,6 +21,7 @@ from clusir.network.exposure import CORRECTIONS, SEEN, ExposureHead, moved
 from clusir.network.model import ClusIR
 from clusir.network.pooled import PooledStatistics
 from clusir.training.data import TONAL
+from clusir.training.judge.fitting import Fit, fit_head
 from clusir.training.judge.pictures import draw_pictures, evidence_statistics
 from clusir.training.photos import PhotoSet
 
@@ -31,7 +31,7 @@ __all__ = ["ExposureReport", "calibrate_exposure", "correction_error", "fit_expo
 _OTHERS = 0.3
 _CROP_PX = 320
 _FLOOR = 1e-4  # 40 dB
-_STEPS, _BATCH, _RATE, _DECAY, _JITTER, _DROPPED = 4000, 256, 2e-3, 1e-2, 0.1, 0.2
+_STEPS = 4000
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,17 @@ def calibrate_exposure(
     with torch.no_grad():
         model.exposure.say.weight.zero_()
         model.exposure.say.bias.zero_()
-    known, found, much = _look(model, taught, weights, crop_px, rng)
+    # Both before the fit: what was restored is measured without a correction.
+    seen, apart = (_look(model, chosen, weights, crop_px, rng) for chosen in (taught, held))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if len(known) > 1:
-            fit_exposure(model.exposure, known, found, much)
-    known, found, much = _look(model, held, weights, crop_px, rng)
+        if len(seen[0]) > 1:
+            fit_exposure(model.exposure, *seen)
+    known, found, allowed = apart
     if not len(known):
         return ExposureReport(0, *(float("nan"),) * 3)
     with torch.no_grad():
-        tried = [torch.zeros(len(known), CORRECTIONS), model.exposure.judge(known) * much, _best(found)]
+        tried = [torch.zeros(len(known), CORRECTIONS), model.exposure.judge(known) * allowed, _best(found)]
     return ExposureReport(len(known), *(_psnr(correction_error(found, correction)) for correction in tried))
 
 
@@ -105,7 +106,7 @@ def _look(
     read: list[tuple[Tensor, ...]] = []
     hook = model.exposure.register_forward_pre_hook(lambda _head, given: read.append(given))
     likely = {kind: w * (1.0 if REGISTRY[kind].family in TONAL else _OTHERS) for kind, w in weights.items()}
-    rows, found, much = [], [], []
+    rows, found, allowed = [], [], []
     everything = torch.full((1, len(FAMILY_NAMES)), -2.0)
     try:
         for drawn in draw_pictures(chosen, likely, crop_px, rng, (1,)):
@@ -117,43 +118,22 @@ def _look(
             seen, image, base, tonal, *_ = read.pop()
             rows.append(model.exposure.statistics(seen, base, PooledStatistics(together=True))[0])
             found.append(moments(restored, drawn.mended()))
-            much.append(tonal * moved(image, base.clamp(0, 1), PooledStatistics(together=True)))
+            allowed.append(tonal * moved(image, base.clamp(0, 1), PooledStatistics(together=True)))
     finally:
         hook.remove()
     if not rows:
         return torch.empty(0, SEEN), torch.empty(0, 5, 3), torch.empty(0, 1)
-    return torch.stack(rows), torch.stack(found), torch.cat(much)
+    return torch.stack(rows), torch.stack(found), torch.cat(allowed)
 
 
-def fit_exposure(head: ExposureHead, known: Tensor, found: Tensor, much: Tensor) -> None:
+def fit_exposure(head: ExposureHead, known: Tensor, found: Tensor, allowed: Tensor) -> None:
     """Fit the head on N pictures: what it reads, NxSEEN, their moments, Nx5x3, and how much of a correction there may
     be, Nx1. The mean over pictures of the logarithm of the error is minimised."""
-    enter = head.read[0]
-    assert isinstance(enter, torch.nn.Linear)
-    mean, spread = known.mean(0), known.std(0).clamp_min(1e-3)
-    for layer in head.read:
-        if isinstance(layer, torch.nn.Linear):
-            layer.reset_parameters()
-    seen = (known - mean) / spread
-    with torch.no_grad():
-        head.say.weight.zero_()
-        head.say.bias.zero_()
-    parameters = [*head.read.parameters(), *head.say.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=_DECAY)
-    for step in range(_STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * (1 - step / _STEPS)
-        rows = torch.randint(0, len(known), (min(_BATCH, len(known)),))
-        hidden = seen[rows] + _JITTER * torch.randn(len(rows), seen.shape[1])
-        for layer in head.read:
-            hidden = F.dropout(layer(hidden), _DROPPED) if isinstance(layer, torch.nn.ReLU) else layer(hidden)
-        loss = torch.log(correction_error(found[rows], head.say(hidden) * much[rows]) + _FLOOR).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-    with torch.no_grad():  # learnt in units of their spread, read as they are
-        enter.weight.div_(spread)
-        enter.bias.sub_(enter.weight @ mean)
+
+    def loss(rows: Tensor, said: Tensor) -> Tensor:
+        return torch.log(correction_error(found[rows], said * allowed[rows]) + _FLOOR).mean()
+
+    fit_head(head, known, loss, Fit(_STEPS, jitter=0.1, dropped=0.2))
 
 
 def _best(found: Tensor) -> Tensor:

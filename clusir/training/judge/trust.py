@@ -19,6 +19,7 @@ from clusir.degrade.recipe import FAMILY_NAMES
 from clusir.network.model import ClusIR
 from clusir.network.pooled import PooledStatistics
 from clusir.network.trust import RESIDUALS, UNLIMITED, TrustHead, outside, residual_statistics
+from clusir.training.judge.fitting import Fit, fit_head
 from clusir.training.judge.pictures import draw_pictures, evidence_statistics
 from clusir.training.photos import PhotoSet
 
@@ -30,7 +31,7 @@ _FLOOR = 2e-5  # 47 dB, as of the loss in training
 # A neper lost counts so much more than one gained. On 2,651 held-out pictures 0, 0.3, 0.6 and 1 leave 10, 6, 5 and 5 %
 # of all worse, and keep 92, 90, 86 and 79 % of what is gained on a camera's plain noise (31 to 35 dB).
 _HARM = 0.3
-_STEPS, _BATCH, _RATE, _DECAY, _JITTER, _DROPPED = 3000, 256, 2e-3, 1e-2, 0.05, 0.1
+_STEPS = 3000
 _WORSE_DB = 0.1
 # What lies outside 0..1 may be so many times as much as in the worst of all pictures. Of the shipped network's, 600
 # damaged and undamaged ones, the worst had 3e-4; stripes, checks and dots of one pixel have 0.02 and far more.
@@ -114,34 +115,12 @@ def _look(
 def fit_trust(head: TrustHead, known: Tensor, error: Tensor) -> None:
     """Fit the head on N pictures: what it reads, NxK, and their parabolas, Nx3. The mean over pictures of the logarithm
     of the error is minimised, where it is more than the input's once more."""
-    enter = head.read[0]
-    assert isinstance(enter, torch.nn.Linear)
-    mean, spread = known.mean(0), known.std(0).clamp_min(1e-3)
-    for layer in head.read:
-        if isinstance(layer, torch.nn.Linear):
-            layer.reset_parameters()
-    seen = (known - mean) / spread
-    with torch.no_grad():
-        head.say.weight.zero_()
-        head.say.bias.fill_(1.0)
-    parameters = [*head.read.parameters(), *head.say.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=_DECAY)
-    for step in range(_STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * (1 - step / _STEPS)
-        rows = torch.randint(0, len(known), (min(_BATCH, len(known)),))
-        hidden = seen[rows] + _JITTER * torch.randn(len(rows), seen.shape[1])
-        for layer in head.read:
-            hidden = F.dropout(layer(hidden), _DROPPED) if isinstance(layer, torch.nn.ReLU) else layer(hidden)
-        share = torch.sigmoid(head.say(hidden))[:, 0]
-        left = torch.log(_error(error[rows], share) + _FLOOR)
-        loss = (left + _HARM * F.relu(left - torch.log(error[rows, 0] + _FLOOR))).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-    with torch.no_grad():  # learnt in units of their spread, read as they are
-        enter.weight.div_(spread)
-        enter.bias.sub_(enter.weight @ mean)
+
+    def loss(rows: Tensor, said: Tensor) -> Tensor:
+        left = torch.log(_error(error[rows], torch.sigmoid(said)[:, 0]) + _FLOOR)
+        return (left + _HARM * F.relu(left - torch.log(error[rows, 0] + _FLOOR))).mean()
+
+    fit_head(head, known, loss, Fit(_STEPS, jitter=0.05, dropped=0.1, bias=1.0))
 
 
 def _error(parabola: Tensor, share: Tensor) -> Tensor:
