@@ -3,7 +3,8 @@ time.
 
 A kept graph follows from the file, from ONNX Runtime's version and from the processor, in whose blocked layout its
 weights lie; its folder is named by their digest. The weights of a file that keeps them elsewhere are told by their
-checksum, which was compared before. Only the CPU's graphs of one size are kept, and the newest few of them.
+checksum, which was compared before. What is kept has checksums, too: a disk that spoils it costs the time of opening
+the file. Only the CPU's graphs of one size are kept, and the newest few of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from clusir.runtimes.runners.external import weights_are_summed
 __all__ = ["open_kept"]
 
 _ROOM, _CPU = "ort", "CPUExecutionProvider"
-_GRAPH, _WEIGHTS, _NODES = "graph.onnx", "graph.onnx.data", "nodes.json"
+_GRAPH, _WEIGHTS, _ABOUT = "graph.onnx", "graph.onnx.data", "about.json"
 _MOST_KEPT = 12
 _MOST_BYTES = 64 << 20  # of a kept graph with its weights
 _LEAST_BYTES = 1024  # of a tensor that leaves the graph
@@ -39,14 +40,16 @@ def open_kept(
     place = _place(path, ort.__version__)
     if place is None:
         return ort.InferenceSession(str(path), options, providers=[_CPU]), None
-    if (place / _NODES).is_file():
+    if (place / _ABOUT).is_file():
         level = options.graph_optimization_level
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
         try:
-            nodes = json.loads((place / _NODES).read_text(encoding="utf-8"))
+            about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
+            if about["sha256"] != _digests(place):
+                raise ValueError("it is not what was kept")
             session = ort.InferenceSession(str(place / _GRAPH), options, providers=[_CPU])
             os.utime(place)
-            return session, {str(name): int(number) for name, number in nodes.items()}
+            return session, {str(name): int(number) for name, number in about["nodes"].items()}
         except Exception:  # it is damaged, or another process has just removed it
             shutil.rmtree(place, ignore_errors=True)
             options.graph_optimization_level = level
@@ -71,7 +74,8 @@ def _keep(ort: Any, path: Path, options: Any, count: Callable[[Any], dict[str, i
             return ort.InferenceSession(str(path), options, providers=[_CPU])
         try:
             if sum(part.stat().st_size for part in draft.iterdir()) <= _MOST_BYTES:
-                (draft / _NODES).write_text(json.dumps(count(session)), encoding="utf-8")
+                about = {"nodes": count(session), "sha256": _digests(draft)}
+                (draft / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
                 draft.rename(place)
                 _forget_old(place.parent)
         except OSError:  # another process was faster
@@ -95,6 +99,16 @@ def _place(path: Path, version: str) -> Path | None:
     except OSError:
         return None
     return room / digest.hexdigest()[:32]
+
+
+def _digests(place: Path) -> dict[str, str]:
+    """Of the graph and its weights, by name. Raises OSError."""
+    found = {}
+    for path in (place / _GRAPH, place / _WEIGHTS):
+        if path.exists():
+            with path.open("rb") as stream:
+                found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def _forget_old(room: Path) -> None:
