@@ -1,5 +1,5 @@
-"""Graphs as ONNX Runtime has optimised them, kept in the user's cache: the next process opens one in a third of the
-time.
+"""Graphs as ONNX Runtime has optimised them, kept in the user's cache: the next process opens one in less than half
+of the time.
 
 A kept graph follows from the file, from ONNX Runtime's version and from the processor, in whose blocked layout its
 weights lie; its folder is named by their digest. The weights of a file that keeps them elsewhere are told by their
