@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import linecache
 import os
 import re
@@ -20,7 +21,12 @@ _LIBRARIES = tuple(Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "pu
 # An environment may see libraries of another one (--system-site-packages, a .pth file). Taken for the user's, torch
 # would be put back to what it was before each run of the model: its traces then take minutes.
 _FOLDERS = {"site-packages", "dist-packages"}
-_OWN = Path(__file__).resolve().parents[1]
+# The rooms of this package lie beside each other in a checkout, and in one folder where it is installed.
+_OWN = tuple(
+    Path(place).resolve()
+    for room in ("clusir", "clusir.calibration", "clusir.export", "clusir.runtimes")
+    for place in getattr(importlib.util.find_spec(room), "submodule_search_locations", None) or ()
+)
 # Files of installed packages that a network which is exported is made of.
 _NETWORKS: set[str] = set()
 _NEVER = {"clusir", "numpy", "torch", "torchvision", *sys.stdlib_module_names}
@@ -38,7 +44,7 @@ def is_users(filename: str) -> bool:
 @functools.lru_cache(maxsize=1 << 15)  # asked for each loaded module and each frame of a trace, thousands of times
 def _is_elsewhere(absolute: str) -> bool:
     path = Path(absolute).resolve()
-    return _FOLDERS.isdisjoint(path.parts) and not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, _OWN))
+    return _FOLDERS.isdisjoint(path.parts) and not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, *_OWN))
 
 
 def count_in(model: nn.Module) -> None:

@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch.export.exported_program import (
-    _override_composite_implicit_decomp,
-    _split_decomp_table_to_cia_and_python_decomp,
-)
 from torch.fx import traceback as fx_traceback
 
 from clusir.export.lowering.splice import NotSplicedError, Splice, writes
 from clusir.export.quiet import replaced
+from clusir.export.trace.tables import Tables, decomposed_by, tables
 
 __all__ = ["quick_decompositions"]
-
-Table = dict[Any, Callable[..., Any]]
 
 # Second names of operators: torch's pass that casts operands of several types to one knows the first names alone.
 _OTHER_NAMES = frozenset(
@@ -60,13 +55,13 @@ def _decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.e
         for o in _decomp.get_onnx_implemented_overloads(registry)
         if getattr(o, "overloadpacket", None) not in _OTHER_NAMES
     }
-    table = _decomp.create_onnx_friendly_decomposition_table(written)
+    table = tables(frozenset(written))
     if all(_plain(node) for node in program.graph.nodes):
         with contextlib.suppress(NotSplicedError):
             made = _spliced(program, table)
             if all(_is_written(node, registry) for node in made.graph.nodes):
                 return made
-    return program.run_decompositions(table)
+    return program.run_decompositions(dict(table.whole))
 
 
 def _is_written(node: fx.Node, registry: Any) -> bool:
@@ -85,9 +80,9 @@ def _plain(node: fx.Node) -> bool:
     )
 
 
-def _spliced(program: torch.export.ExportedProgram, table: Table) -> torch.export.ExportedProgram:
-    composite, plain = _split_decomp_table_to_cia_and_python_decomp(dict(table))
-    kept = set(composite) - set(table)
+def _spliced(program: torch.export.ExportedProgram, table: Tables) -> torch.export.ExportedProgram:
+    composite, plain = table.composite, table.plain
+    kept = set(composite) - set(table.whole)
 
     def stays(target: Any) -> bool:
         if not isinstance(target, torch._ops.OpOverload) or target in kept:
@@ -95,7 +90,7 @@ def _spliced(program: torch.export.ExportedProgram, table: Table) -> torch.expor
         return target not in composite and target not in plain and not _is_composite(target)
 
     splice = Splice(program.graph, plain)
-    with _override_composite_implicit_decomp(composite), enable_python_dispatcher():
+    with decomposed_by(composite), enable_python_dispatcher():
         for node in program.graph.nodes:
             args, kwargs = splice.arguments(node)
             if node.target is operator.getitem and not isinstance(args[0], fx.Node):
