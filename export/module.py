@@ -45,7 +45,7 @@ from clusir.export.trace.program import TracedModel, UntraceableError, random_dr
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
 from clusir.export.validate.each_pass import ParityAfterEach, parity_at
-from clusir.export.validate.foreign import ModuleCheck, ModuleRow, on_photos, probes, validate, warnings_of
+from clusir.export.validate.foreign import ModuleCheck, ModuleRow, as_sure_as, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.export.validate.tolerances import tolerance
@@ -344,7 +344,7 @@ def _export(
             made = steady
             made.save(path.parent, path.stem)
             rows = validate(path, given, progress)
-        photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"))
+        photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"), allowance=as_sure_as(subject.user))
         data = path.read_bytes()
     for backend, what, found in compare_sidecars(made, photos, progress):
         rows.append(ModuleRow(backend, what, found.max_abs, found.count))

@@ -169,7 +169,7 @@ def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found
     except ExportError as error:
         return none(str(error))
     if not found.statistics:
-        return none("; ".join(found.blocked) or "no reduction over the picture was found")
+        return none("; ".join(map(str, found.blocked)) or "no reduction over the picture was found")
     split = split_statistics(found)
     if split.count > MAX_STATISTICS:
         return none(f"they are {split.count} numbers, of at most {MAX_STATISTICS}")
@@ -179,7 +179,9 @@ def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found
     statistics = shared.pool(natural_picture(side, side, spec.channels))
     near = _reach(shared.given(statistics), replace(spec, size=size))
     if near.whole:
-        return none("; ".join(found.blocked) or "under given statistics, too, an answer depends on the whole picture")
+        return none(
+            "; ".join(map(str, found.blocked)) or "under given statistics, too, an answer depends on the whole picture"
+        )
     fault = shared.fault(run, near.pixels, replace(spec, size=size))
     if fault:
         return none(fault)

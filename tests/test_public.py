@@ -41,7 +41,7 @@ PUBLIC = {
     "clusir.export.passes.plain":
         "PlainOperators",
     "clusir.export.pooling":
-        "Found Split Statistic find_statistics split_statistics",
+        "Blocked Found Split Statistic find_statistics split_statistics",
     "clusir.export.precision":
         "Advice BudgetConfig PrecisionConfig PrecisionReport QualityLoss Sensitivity advise compare_quality "
         "make_precisions measure_quality measure_sensitivity search_budget",

@@ -7,7 +7,9 @@ import onnx
 
 from clusir.export.graph.edit import GraphEdit
 
-__all__ = ["sum_over_map", "write_norm"]
+__all__ = ["sum_over_map", "sum_over_rows", "write_norm"]
+
+_ROW = 256  # numbers that one product adds up
 
 
 def write_norm(edit: GraphEdit, node: onnx.NodeProto, middle: str, variance: str, rank: int) -> None:
@@ -39,3 +41,22 @@ def sum_over_map(edit: GraphEdit, source: str, name: str) -> str:
 
     rows = edit.node("MatMul", [source, ones(3, False)], f"{name}/rows")
     return edit.node("MatMul", [ones(2, True), rows], name)
+
+
+def sum_over_rows(edit: GraphEdit, source: str, rank: int, name: str) -> str:
+    """The sum over the last of ``rank`` axes of ``source``, which stays with length 1: rows of any length are folded to
+    256 columns, filled up with zeros, and added up as maps are."""
+    count = edit.node("Shape", [source], f"{name}/count", start=rank - 1, end=rank)
+    row = edit.constant([_ROW], f"{name}/row", np.int64)
+    short = edit.node("Mod", [edit.node("Neg", [count], f"{name}/less"), row], f"{name}/short")
+    none = edit.constant([0] * (2 * rank - 1), f"{name}/none", np.int64)
+    pads = edit.node("Concat", [none, short], f"{name}/pads", axis=0)
+    folded = edit.reshape(
+        edit.node("Pad", [source, pads], f"{name}/filled"), [*[0] * (rank - 1), -1, _ROW], f"{name}/map"
+    )
+    rows = edit.node("MatMul", [folded, edit.constant(np.ones((_ROW, 1)), f"{name}/ones")], f"{name}/rows")
+    one = edit.constant([1], f"{name}/one", np.int64)
+    lines = edit.node("Shape", [rows], f"{name}/lines", start=rank - 1, end=rank)
+    shape = edit.node("Concat", [one, lines], f"{name}/shape", axis=0)
+    ones = edit.node("Expand", [edit.constant(1.0, f"{name}/number"), shape], f"{name}/all")
+    return edit.reshape(edit.node("MatMul", [ones, rows], f"{name}/total"), [*[0] * (rank - 1), 1], name)

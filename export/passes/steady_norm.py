@@ -1,8 +1,9 @@
-"""InstanceNormalization as plain operators that stay exact where a map is nearly of one colour.
+"""Norms and sums over pixels as plain operators that stay exact where a map is nearly of one colour.
 
-Runtimes add up a map in order, in float32: of 65,536 equal numbers the sum is off by a thousandth, and the norm divides
-what is left by a deviation near 0. Here the mean is taken away twice, each time by a product with a row of ones: a
-product adds in blocks, and no runtime turns it back into the operator, as OpenVINO does with means.
+Runtimes add up a map in order, in float32: of 65,536 equal numbers the sum is off by a thousandth. An instance norm
+divides what is left by a deviation near 0; attention between channels compares queries and keys, each divided by the
+root of such a sum. Here sums are products with rows of ones: a product adds in blocks, and no runtime turns it back
+into the operator, as OpenVINO does with means. InstanceNormalization takes the mean away twice.
 """
 
 from __future__ import annotations
@@ -16,34 +17,79 @@ from onnx import NodeProto, TensorProto
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import GraphIndex, inferred
-from clusir.export.graph.norm import write_norm
+from clusir.export.graph.norm import sum_over_map, sum_over_rows, write_norm
 
 __all__ = ["SteadyNorm"]
 
+_SUMS = ("ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "GlobalAveragePool")
+_LEAST = 1024  # numbers of a fixed row; fewer are added up well enough
+
 
 class SteadyNorm(GraphPass):
-    """Write out every InstanceNormalization of float32 maps [B, C, H, W] or rows [B, C, N]. It takes three to four
-    times the operator's own time."""
+    """Write out every InstanceNormalization of float32 maps [B, C, H, W] or rows [B, C, N], and every sum, mean, norm
+    and sum of squares over height and width of maps or over a last axis that is open or long. A norm takes three to
+    four times the operator's own time."""
 
     name = "SteadyNorm"
 
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
-        ranks = {
-            value.name: len(value.type.tensor_type.shape.dim)
-            for value in (*inferred(edit.model).value_info, *edit.model.graph.input)
+        shapes = {
+            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in (*inferred(edit.model, data_prop=True).value_info, *edit.model.graph.input)
             if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
+        ranks = {name: len(shape) for name, shape in shapes.items()}
         norms = [node for node in edit.model.graph.node if node.op_type == "InstanceNormalization"]
         chosen = [node for node in norms if ranks.get(node.input[0]) in (3, 4)]
         index = GraphIndex(edit.model.graph)
+        sums = {node.output[0]: axis for node in edit.model.graph.node if (axis := _summed(index, node, shapes))}
         for node in chosen:
             rank = ranks[node.input[0]]
             _write_out(edit, node, rank, _grouped(index, node, ranks) if rank == 3 else None)
-        if not chosen:
-            return PassResult(model, False, ("no InstanceNormalization was found",))
+        for name, over in sums.items():
+            _add_up(edit, index, index.producer[name], over)
+        if not chosen and not sums:
+            return PassResult(model, False, ("no InstanceNormalization and no sum over pixels was found",))
         edit.drop_unused()
-        return PassResult(edit.model, True, (f"{len(chosen)} of {len(norms)} instance norms written out",))
+        told = [f"{len(chosen)} of {len(norms)} instance norms"] if norms else []
+        told += [f"{len(sums)} sums over pixels"] if sums else []
+        return PassResult(edit.model, True, (f"{' and '.join(told)} written out",))
+
+
+def _summed(index: GraphIndex, node: NodeProto, shapes: Mapping[str, list[int]]) -> list[int] | None:
+    """The shape of what a node adds up over pixels (0: any length); None where it is something else."""
+    if node.op_type not in _SUMS or not (shape := shapes.get(node.input[0])):
+        return None
+    rank = len(shape)
+    if node.op_type == "GlobalAveragePool":
+        return shape if rank == 4 else None
+    if len(node.input) < 2 or (axes := index.integers(node.input[1])) is None:
+        return None
+    over = sorted(axis % rank for axis in axes)
+    rows = over == [rank - 1] and rank >= 3 and not 0 < shape[-1] < _LEAST
+    return shape if rows or (rank == 4 and over == [2, 3]) else None
+
+
+def _add_up(edit: GraphEdit, index: GraphIndex, node: NodeProto, shape: list[int]) -> None:
+    """Let the users of a sum over pixels read one that is made of products."""
+    source, name, kind, rank = node.input[0], node.output[0], node.op_type, len(shape)
+    maps = kind == "GlobalAveragePool" or len(index.integers(node.input[1]) or []) == 2
+    squared = kind in ("ReduceL2", "ReduceSumSquare")
+    added = edit.node("Mul", [source, source], f"{name}/square") if squared else source
+    hint = f"{name}/sum"
+    made = sum_over_map(edit, added, hint) if maps else sum_over_rows(edit, added, rank, hint)
+    if kind == "ReduceL2":
+        made = edit.node("Sqrt", [made], f"{name}/root")
+    if kind in ("ReduceMean", "GlobalAveragePool"):
+        size = edit.node("Shape", [source], f"{name}/size", start=2 if maps else rank - 1, end=rank)
+        number = edit.node("Cast", [edit.node("ReduceProd", [size], f"{name}/pixels")], f"{name}/number",
+                           to=TensorProto.FLOAT)  # fmt: skip
+        made = edit.node("Div", [made, number], f"{name}/share")
+    if kind != "GlobalAveragePool" and not index.attribute(node, "keepdims", 1):
+        axes = edit.constant([2, 3] if maps else [rank - 1], f"{name}/axes", np.int64)
+        made = edit.node("Squeeze", [made, axes], f"{name}/squeezed")
+    edit.redirect(name, made)
 
 
 def _grouped(index: GraphIndex, node: NodeProto, ranks: Mapping[str, int]) -> str | None:

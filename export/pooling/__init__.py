@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from clusir.lazy import lazy
 
 if TYPE_CHECKING:
-    from clusir.export.pooling.find import Found, Statistic, find_statistics
+    from clusir.export.pooling.find import Blocked, Found, Statistic, find_statistics
     from clusir.export.pooling.split import Split, split_statistics
 
-__all__ = ["Found", "Split", "Statistic", "find_statistics", "split_statistics"]
+__all__ = ["Blocked", "Found", "Split", "Statistic", "find_statistics", "split_statistics"]
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "find": "Found Statistic find_statistics",
+        "find": "Blocked Found Statistic find_statistics",
         "split": "Split split_statistics",
     },
 )

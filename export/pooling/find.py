@@ -18,9 +18,11 @@ from clusir.export.pooling.axes import Axes, Grid, read_axes
 from clusir.export.pooling.explicit import REDUCTIONS, masked_operand, reduced_axes, written_out
 from clusir.spec import ModelSpec
 
-__all__ = ["Found", "Statistic", "find_statistics"]
+__all__ = ["Blocked", "Found", "Statistic", "find_statistics"]
 
-_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+_MOST_MULTIPLE = 64  # of a picture's size, in pixels
+_SEARCHES = 3  # at most: one that sees what multiple is wanted, one with it, one more where that was a part of it
+_LEAST_STEP = Fraction(1, 8)  # of a map that is larger than the picture; below it, it is no side but a count of pixels
 # Operators that keep the order of pixels within a flattened axis, through which its map is looked for.
 _TRACED = frozenset(
     (
@@ -29,7 +31,18 @@ _TRACED = frozenset(
     )
 )
 _TRACE_DEPTH = 40
-_ROUNDED = "at some sizes "
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """``why`` a node makes a pixel depend on the whole picture in a way that no statistic holds; ``multiple``: of what
+    the picture's size has to be so that it may be one, 0 where no size is known to mend it."""
+
+    why: str
+    multiple: int = 0
+
+    def __str__(self) -> str:
+        return self.why
 
 
 @dataclass(frozen=True)
@@ -78,33 +91,38 @@ class Found:
     model: ModelProto
     axes: Axes
     statistics: tuple[Statistic, ...]
-    blocked: tuple[str, ...]
+    blocked: tuple[Blocked, ...]
     multiple: int
 
 
 def find_statistics(model: ModelProto, spec: ModelSpec, *, batches: bool) -> Found:
-    """What a graph pools over the picture. Raises ExportError where it does not run at several sizes."""
-    found = None
-    for factor in _FACTORS:
-        multiple = factor * spec.size.multiple_of
-        axes = read_axes(model, spec, batches=batches, multiple=multiple)
-        plain = written_out(model, axes)
-        found = _search(plain, read_axes(plain, spec, batches=batches, multiple=multiple), multiple)
-        if not any(reason.startswith(_ROUNDED) for reason in found.blocked):
+    """What a graph pools over the picture, for the smallest multiple of its size rule at which each map is a part of
+    the picture, where there is one. Raises ExportError where it does not run at several sizes."""
+
+    def search(multiple: int) -> Found:
+        plain = written_out(model, read_axes(model, spec, batches=batches, multiple=multiple))
+        return _search(plain, read_axes(plain, spec, batches=batches, multiple=multiple), multiple)
+
+    found = first = search(spec.size.multiple_of)
+    for _ in range(_SEARCHES - 1):
+        wanted = math.lcm(found.multiple, *(reason.multiple for reason in found.blocked if reason.multiple))
+        if wanted == found.multiple:
+            return found
+        if wanted > _MOST_MULTIPLE:
             break
-    assert found is not None
-    return found
+        found = search(wanted)
+    return first if any(reason.multiple for reason in found.blocked) else found
 
 
 def _search(model: ModelProto, axes: Axes, multiple: int) -> Found:
     index = GraphIndex(model.graph)
     statistics: list[Statistic] = []
-    blocked: list[str] = []
+    blocked: list[Blocked] = []
     level: dict[str, int] = {}
     for node in model.graph.node:
         before = max((level.get(name, 0) for name in node.input if name), default=0)
         made = _statistic(index, axes, node)
-        if isinstance(made, str):
+        if isinstance(made, Blocked):
             blocked.append(made)
         elif made is not None:
             before += 1
@@ -114,7 +132,7 @@ def _search(model: ModelProto, axes: Axes, multiple: int) -> Found:
     return Found(model, axes, tuple(statistics), tuple(dict.fromkeys(blocked)), multiple)
 
 
-def _statistic(index: GraphIndex, axes: Axes, node: NodeProto) -> Statistic | str | None:
+def _statistic(index: GraphIndex, axes: Axes, node: NodeProto) -> Statistic | Blocked | None:
     """The statistic that a node makes; why it cannot be one; None where it pools no picture."""
     if not node.input or node.input[0] not in axes.shapes or node.output[0] not in axes.shapes:
         return None
@@ -125,23 +143,22 @@ def _statistic(index: GraphIndex, axes: Axes, node: NodeProto) -> Statistic | st
     if pooled is None or not set(pooled) & set(varying):
         return None
     left = axes.varying(node.output[0])
-    kind = _kind(node)
+    kind, called = _kind(node), f"{node.op_type} {node.name or node.output[0]}"
     if left or not set(varying) <= set(pooled):
         what = "compares every pixel with every other" if kind in ("product", "softmax") else "pools rows or columns"
-        return f"{node.op_type} {node.name or node.output[0]} {what}"
+        return Blocked(f"{called} {what}")
     if kind == "softmax":
-        return f"{node.op_type} {node.name or node.output[0]} is not written out here"
+        return Blocked(f"{called} is not written out here")
     layout = _layout(index, axes, node.input[0], varying)
     if layout is None:
-        return (
-            f"rounded: {node.op_type} {node.name or node.output[0]} pools a map that is no part of the picture's size"
-        )
+        multiple = _padded_to(index, axes, node.input[0])
+        return Blocked(f"{called} pools a map that is no part of the picture's size", multiple)
     grid, copies = layout
     shape = axes.shape(node.output[0])
     rest = [length for axis, length in enumerate(axes.shape(node.input[0])) if axis in pooled and axis not in varying]
     pictures = axes.pictures_axis(node.output[0])
     if not axes.pictures_axis(node.input[0]):
-        return f"{node.op_type} {node.name or node.output[0]} pools a value that does not count pictures first"
+        return Blocked(f"{called} pools a value that does not count pictures first")
     return Statistic(node, kind, varying, grid, copies, shape, pictures, math.prod(rest))
 
 
@@ -169,6 +186,33 @@ def _pooled_axes(index: GraphIndex, axes: Axes, node: NodeProto) -> tuple[int, .
     return None
 
 
+def _padded_to(index: GraphIndex, axes: Axes, name: str) -> int:
+    """The multiple to which the sides of the map behind a value are rounded, up or down; 0 where they are not."""
+    at: str | None = name
+    for _ in range(_TRACE_DEPTH):
+        if at is None:
+            return 0
+        varying = axes.varying(at)
+        sides = [(0, 1)] if len(varying) == 2 else [(0,), (1,)]  # two widths may be rounded to one
+        for which in sides if len(varying) <= 2 else []:
+            pairs = {(size[n], shape[axis]) for n, axis in zip(which, varying, strict=True)
+                     for size, shape in zip(axes.sizes, axes.shapes[at], strict=True)}  # fmt: skip
+            if multiple := next((m for m in range(2, _MOST_MULTIPLE + 1) if _rounds(pairs, m)), 0):
+                return multiple
+        at = _source(index, axes, at)
+    return 0
+
+
+def _rounds(pairs: set[tuple[int, int]], multiple: int) -> bool:
+    """Whether the second of each pair is a part of the first after that was rounded to a multiple."""
+    for up in (True, False):
+        steps = {Fraction((-(-side // multiple) if up else side // multiple) * multiple, made) for side, made in pairs}
+        step = steps.pop()
+        if not steps and step >= _LEAST_STEP and multiple % step == 0:
+            return True
+    return False
+
+
 def _layout(index: GraphIndex, axes: Axes, name: str, varying: tuple[int, ...]) -> tuple[Grid, int] | None:
     """(the grid of the pooled pixels, how often each is there); None where the pixels cannot be told."""
     if len(varying) == 2:
@@ -185,11 +229,16 @@ def _layout(index: GraphIndex, axes: Axes, name: str, varying: tuple[int, ...]) 
             copies = {Fraction(n) / grid.count(*size) for n, size in zip(lengths, axes.sizes, strict=True)}
             factor = copies.pop()
             return (grid, int(factor)) if not copies and factor.denominator == 1 and factor >= 1 else None
-        node = index.producer.get(at)
-        if node is None or node.op_type not in _TRACED:
+        before = _source(index, axes, at)
+        if before is None:
             return None
-        sources = [i for i in node.input if i in axes.shapes and axes.varying(i)]
-        if not sources:
-            return None
-        at = sources[0]
+        at = before
     return None
+
+
+def _source(index: GraphIndex, axes: Axes, name: str) -> str | None:
+    """The value from which another follows pixel by pixel, in their order; None where it is not known to."""
+    node = index.producer.get(name)
+    if node is None or node.op_type not in _TRACED:
+        return None
+    return next((i for i in node.input if i in axes.shapes and axes.varying(i)), None)

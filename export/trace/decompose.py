@@ -29,6 +29,8 @@ _OTHER_NAMES = frozenset(
     for name in """subtract multiply divide true_divide less less_equal greater greater_equal not_equal arctan2 absolute
     negative""".split()  # noqa: SIM905
 )
+# torch's exporter writes those of several tensors (hstack, dstack) with sequences, which OpenVINO has no form for.
+_SEQUENCES = frozenset((torch.ops.aten.atleast_1d, torch.ops.aten.atleast_2d, torch.ops.aten.atleast_3d))
 
 
 @contextlib.contextmanager
@@ -53,7 +55,7 @@ def _decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.e
     written = {
         o
         for o in _decomp.get_onnx_implemented_overloads(registry)
-        if getattr(o, "overloadpacket", None) not in _OTHER_NAMES
+        if getattr(o, "overloadpacket", None) not in _OTHER_NAMES | _SEQUENCES
     }
     table = tables(frozenset(written))
     if all(_plain(node) for node in program.graph.nodes):

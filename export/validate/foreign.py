@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,14 @@ from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import check, compare
 from clusir.export.validate.conditioning import ROUNDING_FACTOR, rounding, well_conditioned
 from clusir.export.validate.pictures import PictureCheck
-from clusir.export.validate.tolerances import tolerance
+from clusir.export.validate.tolerances import tolerance, widened
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
 
 __all__ = [
     "ModuleCheck",
     "ModuleRow",
+    "as_sure_as",
     "compare_answers",
     "forced_copy",
     "on_photos",
@@ -257,6 +258,19 @@ def on_photos(path: Path, given: ModuleCheck, precision: str) -> PictureCheck:
     return PictureCheck(run, given.sizes, given.channels, given.batch is None, given.backends, tolerance(precision))
 
 
+def as_sure_as(user: nn.Module) -> Callable[[Array, Array], float]:
+    """Pictures and what ``user`` makes of them to how far another answer may be off: as in :func:`validate` by what
+    rounding does to its own, and infinity for a picture of one colour of which it is not sure."""
+
+    def allowance(image: Array, restored: Array) -> float:
+        pictures = torch.from_numpy(image)
+        if image.min() == image.max() and not well_conditioned(user, pictures, torch.from_numpy(restored)).all():
+            return math.inf
+        return min(ROUNDING_FACTOR * rounding(user, pictures), _ROUNDING_CEILING)
+
+    return allowance
+
+
 def _whole_batches(pictures: Tensor, batch: int | None) -> Tensor:
     """The pictures, again from the first until the batch is full, where the graph takes one batch only."""
     if batch is None or not len(pictures):
@@ -291,10 +305,10 @@ def _row(
         check(found, f"{backend}, {what}")
         return ModuleRow(backend, what, found.max_abs, found.count)
     own = rounding(user, pictures)
-    allowed = min(ROUNDING_FACTOR * own, _ROUNDING_CEILING)
-    if not (allowed > (bound.max_abs or 0.0)):
+    wider = widened(bound, min(ROUNDING_FACTOR * own, _ROUNDING_CEILING))
+    if wider is None:
         check(found, f"{backend}, {what}")
-    wider = replace(bound, max_abs=allowed, psnr_db=-20 * math.log10(allowed))
+        wider = bound
     found = check(compare(want, got, wider), f"{backend}, {what} (rounding moves PyTorch's own answer by {own:.2g})")
     return ModuleRow(backend, what, found.max_abs, found.count, own)
 

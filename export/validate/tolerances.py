@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from clusir.errors import UsageError
 
-__all__ = ["GATE_MARGIN", "TOLERANCES", "Tolerance", "tolerance"]
+__all__ = ["GATE_MARGIN", "TOLERANCES", "Tolerance", "tolerance", "widened"]
 
 # Two runtimes may order experts differently only where the k-th and the next probability are closer than this.
 GATE_MARGIN = 1e-4
@@ -49,3 +50,10 @@ def tolerance(precision: str, device: str = "cpu") -> Tolerance:
     if row is None:
         raise UsageError(f"no tolerance for precision {precision!r}; there are {', '.join(TOLERANCES)}")
     return row
+
+
+def widened(bound: Tolerance, allowed: float) -> Tolerance | None:
+    """A bound within which answers may differ by ``allowed`` in all; None where it allows as much already."""
+    if not allowed > (bound.max_abs or 0.0):
+        return None
+    return replace(bound, max_abs=allowed, psnr_db=-20 * math.log10(allowed))

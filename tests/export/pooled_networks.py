@@ -132,3 +132,33 @@ class Everywhere(nn.Module):
         seen = (flat @ flat.transpose(1, 2)).softmax(-1) @ flat
         made: Tensor = x + 0.5 * self.tail(seen.transpose(1, 2).reshape(y.shape))
         return made
+
+
+class Padded(nn.Module):
+    """Channel attention from the mean of a map that is made a multiple of 8 px, as window attention makes it."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
+        self.gate = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        y = torch.relu(self.head(nn.functional.pad(x, (0, -width % 8, 0, -height % 8))))
+        y = y * torch.sigmoid(3 * self.gate(y.mean((2, 3), keepdim=True)))
+        made: Tensor = x + 0.3 * self.tail(y)[:, :, :height, :width]
+        return made
+
+
+class Bordered(nn.Module):
+    """Channel attention from the mean of a map that is larger than the picture: by 2 px, at every size."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, width, 3, padding=2), nn.Conv2d(width, 3, 3)
+        self.gate = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        made: Tensor = x + 0.3 * self.tail(y * torch.sigmoid(3 * self.gate(y.mean((2, 3), keepdim=True))))
+        return made

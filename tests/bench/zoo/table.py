@@ -13,6 +13,7 @@ __all__ = ["markdown", "right"]
 _RIGHT_DB = 80.0
 _COLUMNS = ("architecture", "scale", "weights", "size", "seconds", "ONNX Runtime", "OpenVINO", "tiles share", "FP16",
             "INT8", "C++")  # fmt: skip
+_BORDER = " pools a map that is no part of the picture's size"
 Row = dict[str, Any]
 
 
@@ -56,8 +57,12 @@ def markdown(folder: Path, names: Iterable[str]) -> str:
 def _shortened(why: str, folder: Path) -> str:
     """Without folders of this machine; of several norms of one kind the first stands for all."""
     why = re.sub(r"\S*/site-packages/", "", why.replace(f"{folder}/", ""))
-    first, *others = why.split("; rounded: ")
-    return f"{first} (and {len(others)} more)" if others else why
+    reasons = why.split("; ")
+    border = [reason for reason in reasons if reason.endswith(_BORDER)]
+    if len(border) > 1:
+        reasons = [r for r in reasons if r not in border[1:]]
+        reasons[reasons.index(border[0])] += f" (and {len(border) - 1} more)"
+    return "; ".join(reasons)
 
 
 def _cells(row: Row) -> list[str]:

@@ -80,3 +80,33 @@ def test_a_graph_without_norms_stays() -> None:
     net = Net()
     net.output(net.op("Relu", net.input("x", "b", 2, "h", "w")))
     assert not same(SteadyNorm(), net).modified
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("ReduceL2", [-1]), ("ReduceMean", [-1]), ("ReduceL2", [2, 3]),
+                                            ("ReduceSum", [2, 3]), ("ReduceSumSquare", [3])])  # fmt: skip
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_sums_over_pixels_are_exact_on_both_runtimes(kind: str, axes: list[int], keepdims: int) -> None:
+    net = Net()
+    source = net.input("x", "b", 2, "h", "w")
+    rows = net.op("Reshape", source, net.const([0, 1, 2, -1], dtype=np.int64)) if len(axes) == 1 else source
+    net.output(net.op(kind, rows, net.const(axes, dtype=np.int64), keepdims=keepdims))
+    made = same(SteadyNorm(), net, batch=5)
+    assert made.modified
+    assert kind not in {node.op_type for node in made.model.graph.node}
+    x = flat_maps()["framed"]
+    flat = x.astype(np.float64).reshape(1, 2, -1)
+    pooled = {"ReduceL2": np.sqrt((flat**2).sum(-1)), "ReduceMean": flat.mean(-1), "ReduceSum": flat.sum(-1),
+              "ReduceSumSquare": (flat**2).sum(-1)}[kind]  # fmt: skip
+    (got,) = run(made.model, {"x": x}).values()
+    for found in (got, run_openvino(made.model, x)):
+        np.testing.assert_allclose(found.reshape(1, 2), pooled, rtol=1e-5)
+    if kind == "ReduceL2":
+        (plain,) = run(net.model(), {"x": x}).values()
+        assert np.abs(plain.reshape(1, 2) / pooled - 1).max() > 1e-4, "else the operator could stay"
+
+
+def test_sums_over_channels_stay() -> None:
+    net = Net()
+    tokens = net.op("Reshape", net.input("x", "b", 8, "h", "w"), net.const([0, -1, 8], dtype=np.int64))
+    net.output(net.op("ReduceL2", tokens, net.const([-1], dtype=np.int64), keepdims=1))
+    assert not same(SteadyNorm(), net).modified

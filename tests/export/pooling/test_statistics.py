@@ -129,7 +129,22 @@ def test_what_lies_outside_the_mask_does_not_count() -> None:
 def test_attention_between_pixels_is_no_statistic() -> None:
     found = found_in("Everywhere")
     assert found.statistics == ()
-    assert any("compares every pixel with every other" in reason for reason in found.blocked)
+    assert any("compares every pixel with every other" in reason.why for reason in found.blocked)
+
+
+def test_sizes_are_as_coarse_as_what_is_pooled_needs() -> None:
+    padded = found_in("Padded")
+    assert ([statistic.kind for statistic in padded.statistics], padded.blocked, padded.multiple) == (["mean"], (), 8)
+    image = natural(96, 80).transpose(2, 0, 1)[None]
+    shared = SplitRun(split_statistics(padded))
+    expected = Probe(graph_of("Padded"), threads=1).run({"image": image})["restored"]
+    part = shared.given(shared.pool(image))(np.ascontiguousarray(image[..., :40]))[..., :32]
+    np.testing.assert_allclose(part, expected[..., :32], atol=1e-5)
+
+
+def test_a_map_with_a_border_is_a_part_of_no_picture() -> None:
+    found = found_in("Bordered")
+    assert (found.statistics, found.multiple, [reason.multiple for reason in found.blocked]) == ((), 1, [0])
 
 
 class Counted(nn.Module):
