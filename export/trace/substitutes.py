@@ -29,7 +29,7 @@ from clusir.export.trace.resample import (
 )
 from clusir.export.trace.rewrites import REWRITES, with_float_tensor
 from clusir.export.trace.short_time import SHORT_TIME
-from clusir.export.trace.symbolic.arrays import as_tensor, is_array, without_arrays
+from clusir.export.trace.symbolic.arrays import as_tensor, holds_symbols, is_array, without_arrays
 from clusir.export.trace.symbolic.constants import READS, Constants
 from clusir.export.trace.symbolic.tensors import read_sizes
 from clusir.export.trace.symbolic.whole import exact
@@ -317,9 +317,14 @@ def _set_data(target: Tensor, value: Tensor) -> Any:
     return None if isinstance(target, nn.Parameter) else NotImplemented
 
 
+def _new_tensor(like: Tensor, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+    return torch.tensor(data, dtype=dtype or like.dtype) if holds_symbols((data,), {}) else NotImplemented
+
+
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **REWRITES,
     **SHORT_TIME,
+    Tensor.new_tensor: _new_tensor,
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.fft.fftfreq: _frequencies(False),

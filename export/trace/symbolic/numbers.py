@@ -26,12 +26,21 @@ from torch import nn
 from clusir.export.subjects.user_code import is_users
 from clusir.export.trace.loops import Loops, Parts, Steps, Zipped
 from clusir.export.trace.symbolic.arrays import call_numpy, grids, holds_symbols, numpy_names, within_torch
+from clusir.export.trace.symbolic.constructors import constructors_in
+from clusir.export.trace.symbolic.keys import sizes_as_keys
+from clusir.export.trace.symbolic.logarithms import log, log2, log10, whole_log2
 from clusir.export.trace.symbolic.tensors import numbers_in
 from clusir.export.trace.symbolic.whole import to_whole
 
 __all__ = ["SymbolicFloat", "SymbolicInt", "symbolic_numbers"]
 
 _SYMBOLS = (torch.SymInt, torch.SymFloat)
+
+
+def _number(given: Any) -> Any:
+    """The number in a traced tensor of one size, or of what is made of sizes; anything else as it is."""
+    held = numbers_in(given) if isinstance(given, torch.Tensor) and given.numel() == 1 else None
+    return given if held is None else held.reshape(-1)[0]
 
 
 class _Meta(type):
@@ -41,10 +50,7 @@ class _Meta(type):
     symbolic: Callable[[Any], Any]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        given = args[0] if len(args) == 1 else None
-        if isinstance(given, torch.Tensor) and given.numel() == 1:
-            held = numbers_in(given)
-            given = None if held is None else held.reshape(-1)[0]
+        given = _number(args[0]) if len(args) == 1 else None
         if isinstance(given, _SYMBOLS):
             return cls.symbolic(given)
         return cls.stands_for(*args, **kwargs)
@@ -79,11 +85,13 @@ class SymbolicFloat(builtins.float, metaclass=_Meta):
 
 
 def _floor(x: Any) -> Any:
-    return x if isinstance(x, torch.SymInt) else math.floor(x)
+    whole = x if isinstance(x, torch.SymInt) else whole_log2(x)
+    return math.floor(x) if whole is None else whole
 
 
 def _ceil(x: Any) -> Any:
-    return x if isinstance(x, torch.SymInt) else -math.floor(-x)
+    whole = x if isinstance(x, torch.SymInt) else whole_log2(x, up=True)
+    return -math.floor(-x) if whole is None else whole
 
 
 def _round(x: Any, digits: Any = None) -> Any:
@@ -109,7 +117,8 @@ def _aware(real: Callable[..., Any], symbolic: Callable[..., Any]) -> Callable[.
     """``real`` for numbers and ``symbolic`` where the first argument is a symbol."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return symbolic(*args, **kwargs) if args and isinstance(args[0], _SYMBOLS) else real(*args, **kwargs)
+        first = _number(args[0]) if args else None
+        return symbolic(first, *args[1:], **kwargs) if isinstance(first, _SYMBOLS) else real(*args, **kwargs)
 
     return call
 
@@ -163,14 +172,26 @@ def _zip(*things: Any, strict: bool = False) -> Any:
 
 
 _MATH: dict[ModuleType, dict[str, Callable[..., Any]]] = {
-    math: {"sqrt": _sqrt, "floor": _floor, "ceil": _ceil, "trunc": torch.sym_int, "pow": lambda x, y: x**y},
+    math: {
+        "sqrt": _sqrt,
+        "floor": _floor,
+        "ceil": _ceil,
+        "trunc": to_whole,
+        "pow": lambda x, y: x**y,
+        "log2": log2,
+        "log": log,
+        "log10": log10,
+    },
     np: {
         "sqrt": _sqrt,
         "floor": _as_float(_floor),
         "ceil": _as_float(_ceil),
         "round": _as_float(_round),
         "rint": _as_float(_round),
-        "trunc": _as_float(torch.sym_int),
+        "trunc": _as_float(to_whole),
+        "log2": log2,
+        "log": log,
+        "log10": log10,
         "maximum": torch.sym_max,
         "minimum": torch.sym_min,
         "int32": to_whole,
@@ -326,17 +347,18 @@ def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[N
     builtin |= {"max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
     undo: list[tuple[dict[str, Any], str, Any]] = []
     for space in spaces.values():
+        own = replaced | constructors_in(space)
         for name, value in list(space.items()):
-            if id(value) in replaced:
+            if id(value) in own:
                 undo.append((space, name, value))
-                space[name] = replaced[id(value)]
+                space[name] = own[id(value)]
         types = _types_that_are_only_called(space)
         for name, value in builtin.items():
             if name not in space and (name in types or name not in ("int", "float", "type")):
                 undo.append((space, name, None))
                 space[name] = value
     try:
-        with within_torch():
+        with within_torch(), sizes_as_keys():
             yield
     finally:
         for space, name, value in undo:

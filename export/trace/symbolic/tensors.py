@@ -176,6 +176,7 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "round": np.rint,
     "trunc": np.trunc,
     "sqrt": np.sqrt,
+    "log2": np.frompyfunc(lambda x: torch._sym_log2(torch.sym_float(x)), 1, 1),  # type: ignore[attr-defined]
     "maximum": np.maximum,
     "minimum": np.minimum,
     "max": _extreme(np.maximum),

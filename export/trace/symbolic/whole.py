@@ -8,6 +8,8 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
+from clusir.export.trace.symbolic.logarithms import whole_log2
+
 __all__ = ["exact", "to_whole"]
 
 
@@ -42,4 +44,5 @@ def exact(x: Any) -> Any:
 def to_whole(x: Any) -> Any:
     """``int`` of a symbolic number, towards zero."""
     whole = exact(x)
+    whole = whole_log2(x) if whole is None else whole
     return torch.sym_int(x) if whole is None else whole

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +109,37 @@ def sizes_read_back_from_tensors(x: Tensor) -> Tensor:
     return small * (longest / 10) + F.pad(x, (0, 0, 0, high - x.shape[2]))[:, :, -x.shape[2] :]
 
 
+def sizes_in_tensors_of_a_type(x: Tensor) -> Tensor:
+    high, wide = torch.LongTensor([x.shape[2] // 2, x.shape[3]]).tolist()
+    half = torch.FloatTensor(x.shape[2], 1).fill_(0.5)
+    area = torch.Tensor([x.shape[2], x.shape[3]]).prod().item()
+    same = x if isinstance(x, torch.Tensor) else None
+    assert same is not None
+    return same[:, :, -high:].mean() * half + x / area * wide + x / (x.new_tensor([x.shape[3]]) - 1)
+
+
+def levels_of_a_pyramid(x: Tensor) -> Tensor:
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (0, 2 ** math.ceil(math.log2(w)) - w, 0, 2 ** math.ceil(math.log2(h)) - h))
+    levels = int(math.log2(min(h, w))) + math.ceil(math.log(max(h, w), 2))
+    return padded[..., ::2, ::2].mean() * levels + x * (math.log(h * w) / math.log(4096)) + x / np.log2(w)
+
+
+@functools.lru_cache(maxsize=4)
+def ramp(h: int, w: int) -> Tensor:
+    return torch.linspace(-1, 1, h)[:, None] * torch.linspace(0, 1, w)
+
+
+WAVES: dict[tuple[int, ...], Tensor] = {}
+
+
+def kept_by_size(x: Tensor) -> Tensor:
+    size = tuple(x.shape[-2:])
+    if size not in WAVES:
+        WAVES[size] = torch.sin(ramp(*size) * 9)
+    return x * WAVES[size] + ramp(x.shape[2], x.shape[3]) + ramp(x.shape[3], x.shape[2]).T
+
+
 HABITS = (
     bell,
     disc,
@@ -116,12 +150,39 @@ HABITS = (
     grids_as_older_code_writes_them,
     parts_of_half_the_height,
     sizes_read_back_from_tensors,
+    sizes_in_tensors_of_a_type,
+    levels_of_a_pyramid,
+    kept_by_size,
 )
 
 
 @pytest.mark.parametrize("habit", HABITS, ids=lambda h: h.__name__)
 def test_numbers_of_a_size_stay_sizes(habit: Callable[[Tensor], Tensor]) -> None:
-    assert_any_size(Runs(habit))
+    try:
+        assert_any_size(Runs(habit))
+    finally:  # an export puts both back before each run
+        WAVES.clear()
+        ramp.cache_clear()
+
+
+def test_a_power_of_two_has_its_whole_logarithm() -> None:
+    def levels(x: Tensor) -> Tensor:
+        return x[:, :, :1, :1] * 0 + math.ceil(math.log2(x.shape[2])) + 100 * int(math.log2(x.shape[3]))
+
+    program = trace_module(Runs(levels).eval(), torch.rand(2, 3, 75, 143)).original.module()
+    for n in (3, 8, 31, 32, 33, 1024, 16384):
+        assert program(torch.zeros(2, 3, n, 9))[0].unique().tolist() == [math.ceil(math.log2(n)) + 300]
+        assert program(torch.zeros(2, 3, 9, n))[0].unique().tolist() == [4 + 100 * int(math.log2(n))]
+
+
+@pytest.mark.parametrize("known", [{64, 128}, {64: 2.0}, {(64, 64): 2.0}], ids=["set", "number", "pair"])
+def test_a_size_is_not_looked_up_among_numbers(known: Any) -> None:
+    def chooses(x: Tensor) -> Tensor:
+        key = (x.shape[2], x.shape[3]) if (64, 64) in known else x.shape[2]
+        return x * 2 if key in known else x
+
+    with pytest.raises(UnsupportedModelError, match=r"test_values\.py:\d+.*unhashable"):
+        trace_module(Runs(chooses).eval(), torch.rand(2, 3, 75, 143))
 
 
 def test_a_function_that_is_not_known_is_named_with_its_line() -> None:
