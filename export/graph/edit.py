@@ -58,11 +58,12 @@ class GraphEdit:
         self.model.CopyFrom(model)
         self._names = Names(self.model.graph)
         self._linear: LinearGraph | None = None
+        self._last: LinearGraph | None = None  # before the change
 
     def linear(self) -> LinearGraph:
         """The graph as it is now, indexed for probing; rebuilt after a change."""
         if self._linear is None:
-            self._linear = LinearGraph(self.model, self._sides)
+            self._linear = self._last = LinearGraph(self.model, self._sides, self._last)
         return self._linear
 
     def array(self, name: str) -> NDArray[Any]:

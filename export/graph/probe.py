@@ -8,8 +8,10 @@ that is a proof up to rounding and a chance of measure zero.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from onnx import helper, numpy_helper
 from clusir.errors import ExportError
 from clusir.export.graph.index import captured, copied, inferred
 from clusir.export.graph.sizes import has_open_sides, runtime_shapes
+from clusir.export.graph.values import Looked, Values
 
 __all__ = ["PROBE_BATCH", "LinearGraph", "Region"]
 
@@ -69,14 +72,18 @@ class LinearGraph:
     ``open`` are the values whose axis 0 is the batch, if that is left open; their shape says PROBE_BATCH there.
     ``sides``: the height and width that a graph which leaves them open is looked at with; ``sized`` says whether that
     was so, and then no shape may enter what is written. Without ``sides``, values of open sizes have no shape here.
+    ``before``: the same graph before an edit, after which a value that keeps its name has the shape that it had.
     """
 
-    def __init__(self, model: onnx.ModelProto, sides: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, sides: tuple[int, int] | None = None, before: LinearGraph | None = None
+    ) -> None:
         self._model, self.graph = model, model.graph
         self.opsets = list(model.opset_import)
-        sized = None if sides is None or not has_open_sides(model) else _sized_shapes(model, sides)
-        self.sized = sized is not None
-        self.shapes, self.open, self._floats = _fixed_shapes(model) if sized is None else sized
+        earlier = None if before is None else before._values
+        self._values: Values = Values(model, partial(_look, sides=sides), earlier)
+        self.sized, self.shapes, self.open = self._values.sized, self._values.shapes, self._values.open
+        self._elsewhere: dict[tuple[int, int], Values] = {} if before is None else dict(before._elsewhere)
         given = {i.name for i in self.graph.input}
         # An initializer that is a graph input as well is its default: whoever runs the graph may give another.
         self.constants = _Constants({t.name: t for t in self.graph.initializer if t.name not in given})
@@ -93,7 +100,11 @@ class LinearGraph:
 
     def at(self, sides: tuple[int, int]) -> LinearGraph:
         """The same graph at another height and width."""
-        return LinearGraph(self._model, sides)
+        other = copy.copy(self)
+        other._values = Values(self._model, partial(_look, sides=sides), self._elsewhere.get(sides))
+        other.sized, other.shapes, other.open = other._values.sized, other._values.shapes, other._values.open
+        self._elsewhere[sides] = other._values
+        return other
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape with the batch set to PROBE_BATCH; None where it is not known."""
@@ -101,7 +112,7 @@ class LinearGraph:
 
     def is_float(self, name: str) -> bool:
         """Whether a value is float32, what passes write their constants in."""
-        return name in self._floats
+        return name in self._values.floats
 
     def linear_operands(self, node: onnx.NodeProto) -> list[str] | None:
         """The operands in which a node is linear, its other operands being constants; None for any other node."""
@@ -192,6 +203,11 @@ class LinearGraph:
         """Standard normal arrays of the fixed shapes."""
         rng = np.random.default_rng(seed)
         return {n: rng.standard_normal(self.shapes[n], dtype=np.float32) for n in names}
+
+
+def _look(model: onnx.ModelProto, sides: tuple[int, int] | None) -> Looked:
+    sized = None if sides is None or not has_open_sides(model) else _sized_shapes(model, sides)
+    return Looked(*_fixed_shapes(model), False) if sized is None else Looked(*sized, True)
 
 
 def _fixed_shapes(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, ...]], set[str], set[str]]:

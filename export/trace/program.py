@@ -32,7 +32,7 @@ from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
 from clusir.export.subjects.user_code import innermost_user_line, line_of_node
 from clusir.export.trace.loops import LoopNotCapturedError, Loops
-from clusir.export.trace.quick import quick_tracing
+from clusir.export.trace.quick import quick_tracing, quick_views
 from clusir.export.trace.substitutes import Traceable
 from clusir.export.trace.symbolic.constants import Constants
 from clusir.export.trace.symbolic.numbers import symbolic_numbers
@@ -118,7 +118,7 @@ def trace_module(
             break
         notes.append(f"the model's code fixes the batch: exported with batch {image.shape[0]}")
         batches = False
-    with _quiet(), quick_tracing(), torch.no_grad():
+    with _quiet(), quick_tracing(), quick_views(), torch.no_grad():
         program = without_writes(program)  # once, for all that read it
         lowered = lower_complex(program)
     return TracedModel(lowered, program, batches, sizes, (image.shape[2], image.shape[3]), tuple(notes))

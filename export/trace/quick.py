@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,14 @@ import torch._meta_registrations
 import torch.fx.experimental.proxy_tensor
 import torch.fx.proxy
 from torch import Tensor
+from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from clusir.export.quiet import replaced
 
-__all__ = ["quick_tracing"]
+__all__ = ["quick_tracing", "quick_views"]
 
 _MOST_PARTS = 64  # of a length that a scale factor divides exactly
 
@@ -140,3 +142,32 @@ def quick_tracing() -> Iterator[None]:
         ):
             stack.enter_context(replaced(owner, name, value))
         yield
+
+
+def _viewed(whole: Callable[..., Any]) -> Callable[..., Any]:
+    """A view of other sizes, in plain order; ``whole`` where all sizes are numbers. torch's own form looks for a way
+    from the old sizes to the new ones axis by axis, each step with questions to the solver."""
+
+    def answer(mode: Any, function: Any, x: FakeTensor, *shape: Any, **options: Any) -> Any:
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (list, tuple)) else shape
+        if all(isinstance(size, int) for size in (*x.shape, *sizes)):
+            return whole(mode, function, x, *shape, **options)
+        known = [size for size in sizes if not (isinstance(size, int) and size == -1)]
+        rest = x.numel() // math.prod(known) if len(known) < len(sizes) else 0
+        return x.new_empty([rest if isinstance(size, int) and size == -1 else size for size in sizes])
+
+    return answer
+
+
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+@contextlib.contextmanager
+def quick_views() -> Iterator[None]:
+    """Inside, views are not proved: for a program that is run again, whose first run said for which sizes it is."""
+    kept = {view: op_implementations_dict[view] for view in _VIEWS}
+    op_implementations_dict.update({view: _viewed(whole) for view, whole in kept.items()})
+    try:
+        yield
+    finally:
+        op_implementations_dict.update(kept)

@@ -25,7 +25,7 @@ from clusir.export.subjects.user_code import line_of_node
 from clusir.export.trace.anchors import anchor_sizes, entry_sizes
 from clusir.export.trace.decompose import quick_decompositions
 from clusir.export.trace.program import TracedModel, UntraceableError
-from clusir.export.trace.quick import quick_tracing
+from clusir.export.trace.quick import quick_tracing, quick_views
 from clusir.export.trace.rules import rewriting_rules
 
 __all__ = ["OPSET", "name_axes", "optimised", "quiet_exporter", "write_onnx", "write_program"]
@@ -67,7 +67,7 @@ def write_program(traced: TracedModel, dft: Form = "matmul") -> tuple[onnx.Model
     entry = entry_sizes(traced.program)
     table = {**operator_translations(), **pair_translations(translation_table(dft))}
     try:
-        with _unguarded(traced.program), quick_decompositions():
+        with _unguarded(traced.program), quick_decompositions(), quick_views():
             model = _written(traced.program, (), ["image"], ["restored", *gates], table)
     except _RefusedError as error:
         raise UntraceableError(str(error)) from error.__cause__

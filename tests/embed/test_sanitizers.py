@@ -22,6 +22,7 @@ def test_sanitizers_find_nothing(hostile_folder: Path, backend: str) -> None:
         *settings,
         f"-DCLUSIR_OPENVINO={'ON' if backend == 'openvino' else 'OFF'}",
         "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCLUSIR_UNITY=ON",
         "-DCMAKE_CXX_FLAGS_DEBUG=-O0",  # reports need lines alone, which the library asks for: -g is 7 % more time
         "-DCLUSIR_SANITIZE=address,undefined",
         "-DCLUSIR_BUILD_TESTS=ON",

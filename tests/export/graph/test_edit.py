@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clusir.errors import ExportError
+from clusir.export.graph import probe
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import inferred, sort_nodes
 
@@ -165,3 +168,29 @@ def test_sizes_that_follow_the_batch_are_not_fixed() -> None:
     assert linear.shape("y") is None
     assert linear.shape("z") == (2, 3, 4, 6)
     assert {"x", "z"} <= linear.open
+
+
+def test_after_an_edit_the_graph_is_looked_at_again_for_new_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, look = [], probe._look
+
+    def counted(*args: Any, **more: Any) -> Any:
+        looks.append(args)
+        return look(*args, **more)
+
+    monkeypatch.setattr(probe, "_look", counted)
+    nodes = [helper.make_node("Relu", [a], [b]) for a, b in ("xy", "yz", "zo")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4, 6]) for name in "xo"]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    edit = GraphEdit(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+    assert edit.linear().shape("z") == (2, 3, 4, 6)
+    flat = edit.reshape("y", [0, -1], "flat")
+    edit.redirect("z", edit.reshape(flat, [0, 3, 4, 6], "back"))
+    assert len(looks) == 1
+    linear = edit.linear()
+    assert (linear.shape("y"), linear.shape("nobody"), "y" in linear.open) == ((2, 3, 4, 6), None, True)
+    assert len(looks) == 1
+    assert (linear.shape(flat), flat in linear.open, linear.is_float(flat)) == ((2, 72), True, True)
+    assert linear.shape("back") == (2, 3, 4, 6)
+    assert len(looks) == 2
+    edit.drop_unused()
+    assert {"x", "y", "o", flat} <= set(edit.linear().shapes) - {"z"} == set(edit.linear().shapes)

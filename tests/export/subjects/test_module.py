@@ -72,11 +72,12 @@ def _seeded() -> None:
     ids=lambda p: p.__name__,
 )
 def test_pattern_exports_for_any_size_and_batch(pattern: Callable[[], nn.Module], tmp_path: Path) -> None:
-    model = pattern().eval()
+    names, model = set(vars(patterns)), pattern().eval()
     result = export(model, tmp_path)
     assert (result.spec.size.multiple_of, result.spec.size.static_px) == (1, 0)
     # Where the first trace's file is wrong at a size, the next is compared at all of the first one's and at its own.
     assert len(result.sizes) == (5 if pattern is patterns.ShiftedMask else 4)
+    assert set(vars(patterns)) == names, "the names int and float are Python's own again"
     assert_right(result, model, (3, 37, 52), (1, 50, 41))
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
     assert not operators & {"DFT", "If", "Loop"}
@@ -148,12 +149,6 @@ def test_what_a_picture_depends_on_is_found_in_one_run() -> None:
     assert "test_module.py" in seen.drew
     assert not seen.read
     assert not seen.outside
-
-
-def test_the_name_int_is_pythons_own_again_after_the_trace(tmp_path: Path) -> None:
-    before = set(vars(patterns))
-    export(patterns.IntegerHalves(), tmp_path)
-    assert set(vars(patterns)) == before
 
 
 def test_window_with_computed_bounds_keeps_the_batch_it_loops_over(tmp_path: Path) -> None:

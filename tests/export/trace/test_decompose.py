@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clusir.export.experts.coverage import missing_from_program
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.sizes import Guards
+from clusir.export.trace.tables import decomposed_by, tables
 from clusir.export.trace.writer import write_onnx, write_program
 
 
@@ -203,3 +204,24 @@ class RoundsUp(nn.Module):
 
 def test_quotients_of_negative_numbers_round_down() -> None:
     assert written(RoundsUp())[1] <= 1e-6
+
+
+def test_what_composite_operators_run_is_kept_and_put_back() -> None:
+    kept = torch.ops.aten.linear.default
+    own = dict(kept.py_kernels)
+
+    def kernels(table: Any) -> dict[Any, Any]:
+        with decomposed_by(table):
+            return {op: dict(op.py_kernels) for op in table}
+
+    found = tables(frozenset({kept}))
+    assert tables(frozenset({kept})) is found
+    assert kept in found.composite
+    assert kept not in found.whole
+    first, again = kernels(found.composite), kernels(found.composite)
+    assert first == again
+    assert first[kept] != own
+    assert kept.py_kernels == own
+    other = tables(frozenset({kept, torch.ops.aten.matmul.default}))
+    assert kernels(other.composite)[torch.ops.aten.matmul.default] != first[torch.ops.aten.matmul.default]
+    assert kept.py_kernels == own

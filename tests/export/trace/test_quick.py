@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_impls import op_implementations_dict
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.passes.simplify import operators
@@ -188,3 +190,42 @@ def test_rules_that_are_tried_on_their_own_operator_only_rewrite_the_same(monkey
     slow, _ = write_program(traced)
     assert quick == slow
     assert operators(quick.graph)["Pad"] == 0, "the convolution takes it"
+
+
+class Windows(nn.Module):
+    """Writes into a part of a map, for which the program is run again, and cuts windows and puts them together."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        b, c, h, w = image.shape
+        x = nn.functional.pad(image, (0, -w % 4, 0, -h % 4))
+        x[:, :, 1:] += 1
+        high, wide = x.shape[2:]
+        x = x.view(b, c, high // 4, 4, -1, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        x = (x @ x.transpose(-2, -1)).softmax(-1) @ x
+        x = x.view(b, high // 4, wide // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(b, c, high, wide)[..., :h, :w]
+
+
+def test_a_program_that_is_run_again_proves_no_view_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, proved, files = torch.ops.aten.view.default, list[str](), []
+    rule, prove = op_implementations_dict[view], torch._refs._reshape_view_helper
+
+    def counted(x: Tensor, *shape: object, **options: object) -> Tensor:
+        symbolic = any(isinstance(size, torch.SymInt) for size in x.shape)
+        proved.extend(["view"] * symbolic)
+        return prove(x, *shape, **options)
+
+    monkeypatch.setattr(torch._refs, "_reshape_view_helper", counted)
+    for quick in (True, False):
+        if not quick:
+            monkeypatch.setattr("clusir.export.trace.program.quick_views", contextlib.nullcontext)
+            monkeypatch.setattr("clusir.export.trace.writer.quick_views", contextlib.nullcontext)
+        proved.clear()
+        traced = trace_module(Windows().eval(), torch.rand(2, 3, 21, 26))
+        model, _ = write_program(traced)
+        files.append((operators(model.graph), traced.original._guards_code, len(proved)))
+    assert files[0][:2] == files[1][:2]
+    assert 0 < files[0][2] < files[1][2] / 2
+    assert op_implementations_dict[view] is rule
+    image = torch.rand(1, 3, 40, 50)
+    torch.testing.assert_close(traced.program.module()(image)[0], Windows()(image))

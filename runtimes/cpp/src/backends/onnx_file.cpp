@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::uint64_t kMostMetadata = 4U << 20U;
 // ModelProto: 7 = graph, 14 = metadata_props; StringStringEntryProto: 1 = key, 2 = value.
-constexpr std::uint64_t kGraph = 7, kMetadata = 14;
+constexpr std::uint64_t kModelGraph = 7, kMetadata = 14;
 enum Wire : std::uint64_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
 
 // Reads from memory that belongs to somebody else.
@@ -117,7 +117,7 @@ std::optional<Metadata> read(std::istream& stream) {
             model.read_elsewhere(length);
             continue;
         }
-        graph = graph || (wire == kBytes && field == kGraph);
+        graph = graph || (wire == kBytes && field == kModelGraph);
         if (!model.skip(length)) return std::nullopt;
     }
     if (!graph) return std::nullopt;
