@@ -7,13 +7,13 @@ it (no runtime opens them either).
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from clusir.errors import ModelFormatError
+from clusir.runtimes.runners.digests import digest_of
 from clusir.runtimes.runners.protobuf import LENGTH, spans
 
 __all__ = ["DATA_SUFFIX", "check_weights", "external_files", "weights_are_summed"]
@@ -56,13 +56,12 @@ def check_weights(model: Path) -> None:
                 continue  # outside: the runtime refuses it
             if not path.is_file():
                 raise ModelFormatError(f"model {model}: its weights are in {name}, which is not beside it; copy both")
-            with path.open("rb") as stream:
-                # Not a matter of security: a file of another export has the same length.
-                if checksum and hashlib.file_digest(stream, "sha1").hexdigest() != checksum:
-                    raise ModelFormatError(
-                        f"model {model}: {name} holds the weights of another export (its SHA-1 differs); copy both "
-                        "files together, or export again"
-                    )
+            # A file of another export has the same length.
+            if checksum and digest_of(path, "sha1").hex() != checksum:
+                raise ModelFormatError(
+                    f"model {model}: {name} holds the weights of another export (its SHA-1 differs); copy both "
+                    "files together, or export again"
+                )
     except OSError as error:
         raise ModelFormatError(f"model {model}: its weights cannot be read ({error.strerror or error})") from error
 

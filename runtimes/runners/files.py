@@ -12,6 +12,7 @@ from pathlib import Path
 import clusir.weights
 from clusir.errors import ModelFormatError, UsageError
 from clusir.names import BFLOAT16, PRECISIONS
+from clusir.runtimes.runners.digests import digest_of, state_of
 from clusir.runtimes.runners.external import external_files
 
 __all__ = ["PRECISIONS", "ModelFiles", "find_model", "variants"]
@@ -42,8 +43,7 @@ class ModelFiles:
         """Hex digest over the bytes of all files: what a journal remembers of the artefact. Raises OSError."""
         digest = hashlib.sha256()
         for path in self.all():
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(digest_of(path, "sha256"))
         return digest.hexdigest()
 
     def unchanged(self) -> Callable[[], bool]:
@@ -60,10 +60,9 @@ class ModelFiles:
 
 def _state(path: Path) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
+        return state_of(path.stat())
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def find_model(model: str | Path | None = None, precision: str | None = None, backend: str = "auto") -> ModelFiles:

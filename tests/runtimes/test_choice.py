@@ -16,6 +16,7 @@ from clusir.errors import UsageError
 from clusir.names import installed_backends
 from clusir.runtimes import Restorer
 from clusir.runtimes.machine.choice import Request, Speeds, choose, fastest, known_speeds, measure_apart, time_all
+from clusir.runtimes.runners import digests
 from clusir.runtimes.runners.files import find_model, variants
 from clusir.runtimes.runners.losses import Loss, losses_path, losses_text, read_losses
 
@@ -234,6 +235,26 @@ def test_the_restorer_takes_it_and_says_so(bundle: Path, cache: Path, monkeypatc
         np.testing.assert_array_equal(chosen.restore(picture), named.restore(picture))
 
 
+@pytest.mark.parametrize(("backend", "router"), [("auto", "ort:cpu"), ("openvino", "openvino:cpu")])
+def test_bfloat16_by_choice_leaves_the_router_to_onnx_runtime(
+    bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, backend: str, router: str
+) -> None:
+    core = pytest.importorskip("openvino").Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    record(bundle, openvino_bf16=SMALL)
+    _, measure = times(ort_fp32=10, openvino_fp32=9, openvino_bf16=4)
+    monkeypatch.setattr("clusir.runtimes.machine.choice.measure_apart", measure)
+    picture = np.random.default_rng(0).random((70, 90, 3), dtype=np.float32)
+    with Restorer(bundle, backend, precision="auto", threads=1) as low, Restorer(bundle, threads=1) as full:
+        found, expected = (restorer.restore_and_tell(picture)[1].routing for restorer in (low, full))
+        assert low.precision == "bf16"
+        assert [runner.name for runner in low._open_sidecars()] == ["openvino:cpu", router]
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_allclose(found.posterior, expected.posterior, atol=1e-6)
+
+
 def test_a_zip_is_open_as_long_as_what_was_chosen_from_it(bundle: Path, tmp_path: Path, cache: Path) -> None:
     import zipfile
 
@@ -247,6 +268,30 @@ def test_a_zip_is_open_as_long_as_what_was_chosen_from_it(bundle: Path, tmp_path
     assert choice.files.whole.is_file()
     choice.files.close()
     assert not choice.files.whole.exists()
+
+
+def test_a_choice_reads_each_file_once_and_again_when_it_changes(
+    bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(bundle, ort_int8=SMALL)
+    read: list[str] = []
+    computed = digests._computed
+
+    def counted(path: Path, algorithm: str) -> bytes:
+        read.append(path.name)
+        return computed(path, algorithm)
+
+    monkeypatch.setattr(digests, "_computed", counted)
+    _, measure = times(ort_fp32=10, openvino_fp32=20, ort_int8=5)
+    choose(bundle, measure=measure)  # type: ignore[arg-type]
+    assert read.count("model.onnx") > 1, "a file that is this new may change without a trace"
+    monkeypatch.setattr(digests, "_SETTLED_NS", 0)
+    read.clear()
+    before = choose(bundle, measure=measure)  # type: ignore[arg-type]
+    assert sorted(read) == sorted(path.name for path in bundle.glob("*.onnx"))
+    models.save_tile(bundle / "model.int8.tile.onnx", models.spec("tile", halo=4))
+    assert choose(bundle, measure=measure).precision != before.precision  # type: ignore[arg-type]
+    assert read.count("model.int8.tile.onnx") == 2
 
 
 def test_losses_without_a_float32_file_say_nothing(bundle: Path) -> None:
