@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +29,8 @@ _LEVEL = 1 / 255
 @dataclass(frozen=True)
 class Reach:
     """How far from a pixel its answer is decided: ``pixels``, beyond which replacing the picture by its negative moves
-    the answer by ``error`` (of 0..1). ``whole``: no distance within the picture that was tried is enough."""
+    the answer by ``error`` (of 0..1). ``whole``: no distance within the picture that was tried is enough, as one
+    picture shows."""
 
     pixels: int
     error: float
@@ -145,33 +145,38 @@ def probe_answers(run: Run, side: int, channels: int) -> list[str]:
 
 def measure_reach(run: Run, side: int, channels: int) -> Reach:
     """How far the answer at the centre of a picture of ``side`` px depends on what surrounds it: on a photo, on noise
-    and on a dark one, the surroundings are replaced by their negative beyond a growing distance."""
+    and on a dark one, the surroundings are replaced by their negative beyond a growing distance. The first of them that
+    shows that the whole picture decides is enough."""
     middle, block = side // 2, 4
     rng = np.random.default_rng(0)
     noise = rng.random((1, channels, side, side), dtype=np.float32)
     pictures = [natural_picture(side, side, channels), noise, 0.1 * natural_picture(side, side, channels, seed=1)]
-    wholes = [run(picture) for picture in pictures]
-    scale = wholes[0].shape[2] // side
-    centre = (..., slice(scale * (middle - block), scale * (middle + block)),
-              slice(scale * (middle - block), scale * (middle + block)))  # fmt: skip
-    answers = [whole[centre] for whole in wholes]
+    answers: list[Array] = []  # of the pictures that were asked about, at the centre
     steps = [d for d in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if block + d < middle]
     if not steps:
         raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")
 
-    def moved(distance: int, most: float = math.inf) -> float:
+    def centre(picture: Array) -> Array:
+        whole = run(picture)
+        scale = whole.shape[2] // side
+        part = slice(scale * (middle - block), scale * (middle + block))
+        return whole[..., part, part]
+
+    def moved(distance: int, most: float) -> float:
         """The largest change over the pictures, or the first that is over ``most``."""
         error = 0.0
-        for picture, answer in zip(pictures, answers, strict=True):
+        for number, picture in enumerate(pictures):
             if not (error <= most):
                 break
+            if number == len(answers):
+                answers.append(centre(picture))
             changed = 1 - picture
             keep = slice(middle - block - distance, middle + block + distance)
             changed[..., keep, keep] = picture[..., keep, keep]
-            error = max(error, float(np.abs(run(changed)[centre] - answer).max()))
+            error = max(error, float(np.abs(centre(changed) - answers[number]).max()))
         return error
 
-    error = moved(steps[-1])
+    error = moved(steps[-1], _QUARTER_LEVEL)
     if not (error <= _QUARTER_LEVEL):
         return Reach(steps[-1], error, True)
     low, high = 0, len(steps) - 1  # what lies farther away matters less: the least step is found by halving

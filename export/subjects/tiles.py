@@ -102,7 +102,8 @@ def told_of(reach: Reach, tiles: Tiles, size: SizeRequirements) -> list[str]:
     notes = [f"{sizes}; tiles of {tiles.tile} px with a halo of {tiles.halo} px{cost}"]
     if reach.whole:
         notes.append(
-            f"the whole picture decides a pixel: {reach.error:.2g} of the range comes from beyond {reach.pixels} px"
+            f"the whole picture decides a pixel: {reach.error:.2g} of the range or more comes from beyond "
+            f"{reach.pixels} px"
         )
     elif tiles.halo < reach.pixels:
         notes.append(f"a pixel looks {reach.pixels} px far, the halo is {tiles.halo} px: seams are possible")

@@ -53,6 +53,7 @@ def compare_pictures(
     Raises ValidationError where one is not or there is none, ExportError where a runtime refuses the file.
     """
     found: list[Row] = []
+    known: dict[str, tuple[Mapping[str, Array], dict[str, Array]]] = {}  # by case: what is wanted, and what is fed
     for backend in given.backends:
         progress(f"comparing on {backend}")
         try:
@@ -63,10 +64,11 @@ def compare_pictures(
             raise ExportError(f"{backend} refuses {path.name} ({error}); leave it out with --backends") from error
         with opened as run:
             for what, image in _cases(given, precision):
-                feeds = {"image": image}
-                if run.spec.graph == "tile" and given.pool is not None:
-                    feeds["statistics"] = given.pool(image)
-                agreement = _agreement(given, image, run.run(feeds))
+                if what not in known:
+                    pool = given.pool if run.spec.graph == "tile" else None
+                    known[what] = given.reference(image), {} if pool is None else {"statistics": pool(image)}
+                want, more = known[what]
+                agreement = _agreement(given, image, want, run.run({"image": image, **more}))
                 if agreement is not None:
                     found.append((backend, what, check(agreement, f"{backend}, {what}")))
     if not found:
@@ -74,9 +76,10 @@ def compare_pictures(
     return found
 
 
-def _agreement(given: PictureCheck, image: Array, got: Mapping[str, Array]) -> Agreement | None:
+def _agreement(
+    given: PictureCheck, image: Array, want: Mapping[str, Array], got: Mapping[str, Array]
+) -> Agreement | None:
     """None where the reference is sure of nothing."""
-    want = given.reference(image)
     found = compare(want, got, given.bound)
     if found.ok or given.allowance is None or not math.isfinite(found.max_abs):
         return found

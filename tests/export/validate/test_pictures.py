@@ -63,6 +63,18 @@ def test_a_file_is_as_far_off_as_its_reference_may_be(same: Path) -> None:
         compare_pictures(same, check(2 * OFF, black=2 * OFF).of("brought"))
 
 
+def test_the_reference_is_asked_once_for_all_runtimes(same: Path) -> None:
+    asked: list[bytes] = []
+
+    def reference(image: Picture) -> dict[str, Picture]:
+        asked.append(image.tobytes())
+        return {"restored": image}
+
+    given = replace(check(None), reference=reference, backends=("ort", "openvino"), sizes=[(16, 24), (8, 8)])
+    rows = compare_pictures(same, given)
+    assert len(rows) == 2 * len(asked) == 2 * len(set(asked)) == 16
+
+
 class Amplified(nn.Module):
     """Layers over channels that hardly differ: what they differ by is divided by a deviation near 0, twice."""
 
