@@ -162,7 +162,7 @@ def test_of_a_resampled_map_a_trace_asks_the_shape_alone(monkeypatch: pytest.Mon
     [
         lambda x: torch.ops.aten.upsample_bilinear2d.vec(x, [9, 17], False, None),
         lambda x: torch.ops.aten.upsample_bicubic2d.vec(x, [9, 17], False, None),
-        lambda x: torch.ops.aten.grid_sampler_2d(x, x[:, :2].permute(0, 2, 3, 1) * 2 - 1, 2, 0, False),
+        lambda x: torch.ops.aten.grid_sampler_2d(x, x[:, :2].permute(0, 2, 3, 1) * 2 - 1, 0, 0, False),
     ],
     ids=["linear", "cubic", "grid"],
 )

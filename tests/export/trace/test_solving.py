@@ -25,19 +25,17 @@ def right_sides(f: Tensor, rows: int) -> Tensor:
 
 
 class Solves(nn.Module):
-    """Every way in which a system may be written, beside each other: Bx(all rows)."""
+    """Systems of every size, and every way in which one may be written, beside each other: Bx(all rows)."""
 
     def forward(self, f: Tensor) -> Tensor:
-        found = []
-        for rows in ROWS:
-            a, b = matrices(f, rows), right_sides(f, rows)
-            found += [
-                torch.linalg.solve(a, b),
-                torch.linalg.solve(a, b.mT, left=False).mT,
-                torch.linalg.solve(a, b[..., 0])[..., None].expand_as(b),
-                torch.linalg.solve(a[:, None], b)[:, 0] if f.shape[0] == 1 else torch.linalg.solve(a, b),
-                torch.linalg.inv(a) @ b,
-            ]
+        found = [torch.linalg.solve(matrices(f, rows), right_sides(f, rows)) for rows in ROWS]
+        a, b = matrices(f, 3), right_sides(f, 3)
+        found += [
+            torch.linalg.solve(a, b.mT, left=False).mT,
+            torch.linalg.solve(a, b[..., 0])[..., None].expand_as(b),
+            torch.linalg.solve(a[:, None], b)[:, 0] if f.shape[0] == 1 else torch.linalg.solve(a, b),
+            torch.linalg.inv(a) @ b,
+        ]
         return torch.cat([x.flatten(1) for x in found], 1)
 
 
