@@ -19,6 +19,7 @@ from clusir.export.base import Pass
 from clusir.export.lowering.fft import Form, translation_table
 from clusir.export.lowering.registry import taught_registry
 from clusir.export.passes.simplify import operators
+from clusir.export.trace.decompose import quick_decompositions
 from clusir.export.trace.quick import quick_tracing
 from clusir.export.trace.writer import quiet_exporter
 from clusir.network.model import ModelConfig
@@ -42,7 +43,7 @@ def exported(
     if not isinstance(module, nn.Module):
         module = Wrapped(module)
     spec = (dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),) if dynamic else None
-    with quiet_exporter(), taught_registry(), quick_tracing():
+    with quiet_exporter(), taught_registry(), quick_tracing(), quick_decompositions():
         program = torch.onnx.export(
             module.eval(), (torch.randn(shape),), dynamo=True, opset_version=18, input_names=["x"], verbose=False,
             output_names=["y"], dynamic_shapes=spec, custom_translation_table=translation_table(form),
