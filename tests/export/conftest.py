@@ -30,17 +30,22 @@ def tiny() -> ClusIR:
 
 
 @pytest.fixture(scope="session")
-def static_export(tiny: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The three graphs of an untrained ``tiny`` on static tiles of 64 px."""
-    folder = tmp_path_factory.mktemp("static")
-    return tiny, write(folder, tiny, ExportConfig(tile_px=64, halo_px=8))
+def few_levels() -> ClusIR:
+    """Two levels of an untrained ``tiny``, all with CLUSIR_FULL."""
+    return random_model(CONFIGS["tiny"] if "CLUSIR_FULL" in os.environ else shallow(CONFIGS["tiny"]))
 
 
 @pytest.fixture(scope="session")
-def dynamic_export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The whole and the tile graph at dynamic size; of two levels of ``tiny``, of all with CLUSIR_FULL."""
-    config = CONFIGS["tiny"] if "CLUSIR_FULL" in os.environ else shallow(CONFIGS["tiny"])
-    model, folder = random_model(config), tmp_path_factory.mktemp("dynamic")
+def static_export(few_levels: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The three graphs on static tiles of 64 px."""
+    folder = tmp_path_factory.mktemp("static")
+    return few_levels, write(folder, few_levels, ExportConfig(tile_px=64, halo_px=8))
+
+
+@pytest.fixture(scope="session")
+def dynamic_export(few_levels: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The whole and the tile graph at dynamic size."""
+    model, folder = few_levels, tmp_path_factory.mktemp("dynamic")
     return model, write(folder, model, ExportConfig(dynamic=True, graphs=("whole", "tile")))
 
 

@@ -20,6 +20,7 @@ from clusir.export.lowering.complex_pair import (
     roll,
     safe_atan2,
 )
+from clusir.export.trace.quick import quick_tracing, quick_views
 
 fft = torch.fft
 
@@ -36,8 +37,10 @@ class Function(nn.Module):
 def lowered(function: Callable[[Tensor], object]) -> torch.export.ExportedProgram:
     auto = torch.export.Dim.AUTO
     sample, dynamic = torch.rand(2, 3, 12, 20), {0: auto, 2: auto, 3: auto}
-    program = torch.export.export(Function(function), (sample,), dynamic_shapes=(dynamic,), strict=False)
-    return lower_complex(program)
+    with quick_tracing():
+        program = torch.export.export(Function(function), (sample,), dynamic_shapes=(dynamic,), strict=False)
+        with quick_views():
+            return lower_complex(program)
 
 
 def assert_same(function: Callable[[Tensor], object], tolerance: float = 2e-5) -> None:

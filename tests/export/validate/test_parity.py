@@ -23,7 +23,7 @@ from clusir.export.quantize.layers import load_graph
 from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import check_rows, parity_cases, reference_outputs
 from clusir.network import checkpoint
-from clusir.network.model import ClusIR
+from clusir.network.model import CONFIGS, ClusIR
 from clusir.runtimes import open_runner
 from clusir.training.quantised import integer_convolutions
 
@@ -107,7 +107,7 @@ def test_training_rounds_the_convolutions_that_become_integers_in_the_tile_graph
     mine = set(integer_convolutions(network))
     upward = {name for name in mine if name.startswith("up.")}
     assert exported == mine - upward
-    assert len(layers) - len(exported) == len(upward) == 2, "each upsampling is one transposed convolution"
+    assert len(layers) - len(exported) == len(upward) == network.config.levels - 1, "one transposed convolution each"
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -142,12 +142,15 @@ def seal(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_of_our_own_passes_and_a_spoilt_one_does_not(static_export: Export, tmp_path: Path) -> None:
+def test_a_bundle_of_our_own_passes_and_a_spoilt_one_does_not(
+    static_export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, records = static_export
     for record in records.values():
         shutil.copy(record.path, tmp_path / record.path.name)
     write_golden_cases(network, tmp_path, spec_of(tmp_path / "model.onnx"))
     seal(tmp_path)
+    monkeypatch.setitem(CONFIGS, "tiny", network.config)
     arguments = ["--checkpoint", "random:tiny", "--backend", "ort", "--batches", "1"]
     done = CliRunner().invoke(verify_main, [str(tmp_path), *arguments])
     assert done.exit_code == 0, done.output + done.stderr
