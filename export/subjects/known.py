@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
 
-__all__ = ["Known", "called", "load_known"]
+__all__ = ["Known", "called", "for_any_number", "load_known"]
 
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _SIDE_PX = 64
@@ -41,6 +42,8 @@ class Known:
 
 _Call = Callable[[Callable[..., Any], Tensor], Tensor]
 _RANDOMISES = "randomize_noise"  # StyleGAN2's argument: whether noise is drawn anew or read from the weights
+_Colours = Callable[[Tensor], Tensor]
+_COLOURS = ("rgb_to_linear_rgb", "linear_rgb_to_lab", "lab_to_rgb")  # of spandrel's DDColor
 _GREY = (0.299, 0.587, 0.114)
 
 
@@ -82,6 +85,31 @@ def called(model: nn.Module, call: _Call, channels: tuple[int, int] = (3, 3)) ->
         network = _Coloured(network)
         notes.append("takes a grey picture and returns a colour one: the file takes RGB and makes it grey first")
     return network.eval(), tuple(notes)
+
+
+def for_any_number(name: str, call: _Call) -> _Call:
+    """``call`` of the architecture ``name`` for any number of pictures, where spandrel's own takes one alone."""
+    known: dict[str, Any] = getattr(call, "__globals__", {})
+    if name == "DDColor" and all(helper in known for helper in _COLOURS):
+        return _coloured_by(*(known[helper] for helper in _COLOURS))
+    return call
+
+
+def _coloured_by(linear: _Colours, to_lab: _Colours, from_lab: _Colours) -> _Call:
+    """DDColor: the light of the picture as it is, its colour from the network's answer to a small one, both in Lab."""
+
+    def light_of(rgb: Tensor) -> Tensor:
+        return to_lab(rgb)[:, :1]
+
+    def coloured(model: Any, grey: Tensor) -> Tensor:
+        rgb = torch.cat([linear(grey)] * 3, 1)
+        small = light_of(F.interpolate(rgb, size=model.input_size, mode="bilinear"))
+        none = torch.zeros_like(small)
+        colour = model(from_lab(torch.cat([small, none, none], 1)))
+        colour = F.interpolate(colour, size=grey.shape[2:], mode="bilinear")
+        return from_lab(torch.cat([light_of(rgb), colour], 1))
+
+    return coloured
 
 
 def load_known(path: str | Path) -> Known:
@@ -162,7 +190,8 @@ def _described(path: Path, found: Any) -> Known:
     multiple = math.lcm(rule.multiple_of, 1)
     side = -(-max(_SIDE_PX, rule.minimum) // multiple) * multiple
     call = getattr(found, "_call_fn", None) or (lambda model, image: model(image))
-    network, notes = called(found.model.float().eval().requires_grad_(False), call, channels)
+    model = found.model.float().eval().requires_grad_(False)
+    network, notes = called(model, for_any_number(name, call), channels)
     return Known(network, name, (1, channels[1], side, side), notes)
 
 

@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AS_MODULE", "COLOURS", "NAMES", "SETTINGS", "STAND_INS", "build", "disturb", "save", "side"]
+__all__ = ["AS_MODULE", "COLOURS", "NAMES", "SETTINGS", "STAND_INS", "build", "call_of", "disturb", "save", "side"]
 
 Arguments = dict[str, Any]
 _WINDOWS: Arguments = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2,
@@ -96,7 +96,7 @@ AS_MODULE: dict[str, Callable[[Callable[..., Any], Tensor], Tensor]] = {
     "FeMaSR": lambda model, image: model(image),
     "AdaCode": lambda model, image: model(image),
     "CodeFormer": lambda model, image: model(image)[0],
-    "DDColor": lambda model, image: importlib.import_module(_DDCOLOR)._call(model, image),
+    "DDColor": lambda model, image: call_of("DDColor")(model, image),
 }
 COLOURS = frozenset(("DDColor",))  # those of AS_MODULE that take a grey picture and return a colour one
 _SIDES = {"CodeFormer": 512}  # of those in AS_MODULE, where not 64
@@ -144,6 +144,14 @@ def _smaller(package: str, name: str) -> Iterator[None]:
                 owner = getattr(owner, part)
             stack.enter_context(mock.patch.object(owner, last, replaced(getattr(owner, last))))
         yield
+
+
+def call_of(name: str) -> Callable[[Callable[..., Any], Tensor], Tensor]:
+    """How spandrel calls a network of AS_MODULE."""
+    if name == "DDColor":
+        call: Callable[[Callable[..., Any], Tensor], Tensor] = importlib.import_module(_DDCOLOR)._call
+        return call
+    return AS_MODULE[name]
 
 
 def side(name: str) -> int:

@@ -18,11 +18,11 @@ from clusir.calibration.balance import BalanceConfig
 from clusir.errors import ClusirError, UsageError
 from clusir.export.module import export_module
 from clusir.export.precision.run import PrecisionConfig, make_precisions
-from clusir.export.subjects.known import Known, called, load_known
+from clusir.export.subjects.known import Known, called, for_any_number, load_known
 from clusir.runtimes import open_runner
 from clusir.spec import SizeRequirements
 from tests.bench.zoo.cpp import agreement
-from tests.bench.zoo.networks import AS_MODULE, COLOURS, build, save, side
+from tests.bench.zoo.networks import AS_MODULE, COLOURS, build, call_of, save, side
 
 BACKENDS = ("ort", "openvino")
 BATCH = 2
@@ -35,7 +35,8 @@ def known(name: str, folder: Path) -> tuple[Known, int]:
     if name in AS_MODULE:
         model = build(name)
         count = sum(parameter.numel() for parameter in model.parameters())
-        network, notes = called(model, AS_MODULE[name], (1, 3) if name in COLOURS else (3, 3))
+        call = for_any_number(name, call_of(name))
+        network, notes = called(model, call, (1, 3) if name in COLOURS else (3, 3))
         return Known(network, name, (1, 3, side(name), side(name)), notes), count
     path = folder / f"{name}.pth"
     count = save(name, path)

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from clusir.cli.export import main
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
 from clusir.export.module import export_module
-from clusir.export.subjects.known import _described, called, load_known
+from clusir.export.subjects.known import _described, called, for_any_number, load_known
 from clusir.runtimes import open_runner
 from tests import needs
 
@@ -187,3 +187,26 @@ def test_a_network_that_colours_grey_pictures_takes_colour(tmp_path: Path) -> No
         torch.testing.assert_close(known.network(grey.expand(1, 3, 6, 6)), given.model(grey))
     with pytest.raises(UnsupportedModelError, match="takes 2 channels and returns 3"):
         _described(tmp_path / "theirs.pth", found((2, 3)))
+
+
+def test_spandrels_call_of_ddcolor_takes_any_number_of_pictures() -> None:
+    def one(model: Any, grey: torch.Tensor) -> torch.Tensor:
+        raise ValueError("expected one picture")
+
+    class Small(torch.nn.Module):
+        input_size = (8, 8)
+
+        def forward(self, rgb: torch.Tensor) -> torch.Tensor:
+            assert rgb.shape[1:] == (3, 8, 8)
+            return torch.cat([rgb.mean((2, 3), keepdim=True).sum(1, keepdim=True) - rgb[:, :1], rgb[:, 1:2]], 1)
+
+    colours = {"rgb_to_linear_rgb": lambda x: x**2, "linear_rgb_to_lab": lambda x: 10 * x - 1,
+               "lab_to_rgb": lambda x: (x + 1) / 10}  # fmt: skip
+    call = for_any_number("DDColor", FunctionType(one.__code__, colours))
+    pictures = torch.rand(3, 1, 12, 20)
+    made = call(Small(), pictures)
+    torch.testing.assert_close(made, torch.cat([call(Small(), picture[None]) for picture in pictures]))
+    torch.testing.assert_close(made[:, :1], pictures**2)
+    assert made.shape == (3, 3, 12, 20)
+    assert for_any_number("DDColor", one) is one, "a call without these helpers is left as it is"
+    assert for_any_number("Compact", call) is call
