@@ -208,7 +208,8 @@ def _rounds(pairs: set[tuple[int, int]], multiple: int) -> bool:
     for up in (True, False):
         steps = {Fraction((-(-side // multiple) if up else side // multiple) * multiple, made) for side, made in pairs}
         step = steps.pop()
-        if not steps and step >= _LEAST_STEP and multiple % step == 0:
+        whole = step.denominator == 1 or (step.numerator == 1 and step >= _LEAST_STEP)
+        if not steps and whole and multiple % step == 0:
             return True
     return False
 

@@ -135,7 +135,7 @@ class Everywhere(nn.Module):
 
 
 class Padded(nn.Module):
-    """Channel attention from the mean of a map that is made a multiple of 8 px, as window attention makes it."""
+    """Channel attention from the mean of a map that is made a multiple of 16 px, as window attention makes it."""
 
     def __init__(self, width: int = 12) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Padded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        y = torch.relu(self.head(nn.functional.pad(x, (0, -width % 8, 0, -height % 8))))
+        y = torch.relu(self.head(nn.functional.pad(x, (0, -width % 16, 0, -height % 16))))
         y = y * torch.sigmoid(3 * self.gate(y.mean((2, 3), keepdim=True)))
         made: Tensor = x + 0.3 * self.tail(y)[:, :, :height, :width]
         return made

@@ -167,7 +167,10 @@ def build(name: str) -> nn.Module:
     made = getattr(importlib.import_module(f"{package}.architectures.{name}"), class_name)
     with _smaller(package, name):
         model: nn.Module = made(**arguments)
-    return disturb(model.eval().requires_grad_(False))
+    model = disturb(model.eval().requires_grad_(False))
+    if name == "DDColor":  # colours of Lab are tens
+        model.refine_net[0][0].weight_u /= 50  # type: ignore[index, union-attr]
+    return model
 
 
 @torch.no_grad()
@@ -183,6 +186,10 @@ def disturb(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module).__name__ == "VectorQuantizer":  # codes begin within 1/n of 0, so near that rounding picks one
             module.embedding.weight *= module.embedding.num_embeddings  # type: ignore[union-attr, operator]
+        if hasattr(module, "weight_u"):  # a spectral norm that divides by what is none leaves huge weights
+            left, _, right = torch.linalg.svd(module.weight_orig.flatten(1), full_matrices=False)  # type: ignore[operator]
+            module.weight_u.copy_(left[:, 0])  # type: ignore[operator]
+            module.weight_v.copy_(right[0])  # type: ignore[operator]
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             module.running_mean += 0.05 * torch.randn(module.running_mean.shape, generator=draw)
             module.running_var *= 1 + 0.2 * torch.rand(module.running_mean.shape, generator=draw)

@@ -91,4 +91,4 @@ def test_an_enlarger_from_its_weights_to_int8(tmp_path: Path) -> None:
         np.testing.assert_allclose(runner.run({"image": picture})["restored"], want, atol=1e-4)
     lost = enlarger.table(path, [photo.path for photo in built_in_photos(2).photos], side=48)
     assert max(lost["fp16"]) <= 0.01
-    assert np.isfinite(lost["int8"]).all()  # how much it is: docs/measurements/2026-11-29-zoo.md
+    assert np.isfinite(lost["int8"]).all()  # how much it is: docs/measurements/2026-11-30-zoo.md
