@@ -184,7 +184,7 @@ def _check_report(report: Path, model: str | None) -> None:
 def _restore(request: Request, suffix: str | None, options: dict[str, Any], signals: Signals) -> int:
     from clusir.cli._run_output import RunOutput, passed_over
     from clusir.errors import UsageError
-    from clusir.runtimes.batch.jobs import plan_jobs
+    from clusir.runtimes.batch.jobs import pixels_of, plan_jobs
     from clusir.runtimes.images.formats import READ_SUFFIXES
 
     inputs, output = request.inputs, Path(request.output)
@@ -205,7 +205,8 @@ def _restore(request: Request, suffix: str | None, options: dict[str, Any], sign
         path.resolve() for job in jobs for path in (job.source, job.target)
     }:
         raise UsageError(f"--report {options['report']}: that is a picture's name; name a file like report.html")
-    with _open_restorer(options) as restorer:
+    counted = options["precision"] == AUTO and not options["watch"] and not options["ray"]
+    with _open_restorer(options, pixels_of(jobs) if counted else None) as restorer:
         shown = RunOutput(restorer, options, len(jobs), request.names, request.to_stdout)
         if restorer.chosen:
             shown.note(restorer.chosen)
@@ -233,14 +234,14 @@ def _leave(error: BaseException) -> NoReturn:
     os._exit(getattr(error, "exit_code", 130))
 
 
-def _open_restorer(options: dict[str, Any]) -> Restorer:
+def _open_restorer(options: dict[str, Any], pixels: int | None) -> Restorer:
     import warnings
 
     from clusir.runtimes.restore.restorer import Restorer
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        restorer = Restorer(**{name: options[name] for name in _RESTORER_OPTIONS})
+        restorer = Restorer(**{name: options[name] for name in _RESTORER_OPTIONS}, pixels=pixels)
     for warning in caught:
         if issubclass(warning.category, RuntimeWarning):
             Printer(err=True).line(f"warning: {warning.message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -9,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clusir.errors import UsageError
+from clusir.errors import ImageError, UsageError
 from clusir.runtimes.batch.find import Finder, is_glob
 from clusir.runtimes.images.formats import READ_SUFFIXES, WRITE_SUFFIXES
 from clusir.runtimes.images.names import COMPARISON_SUFFIX, is_comparison
 
-__all__ = ["Job", "is_file_output", "is_glob", "plan_jobs"]
+__all__ = ["Job", "is_file_output", "is_glob", "pixels_of", "plan_jobs"]
 
+_FEW_JOBS = 16  # whose headers are read before anything is opened
 _NAME_BYTES = 255  # of the common file systems
 _OWN = "is an input; choose another output with -o"
 
@@ -30,6 +32,21 @@ class Job:
     name: str
     refusal: str | None = None
     comparison: Path | None = None
+
+
+def pixels_of(jobs: Sequence[Job]) -> int | None:
+    """How many pixels the pictures of ``jobs`` have, by their headers; None where they are many. What cannot be read
+    counts for nothing: restoring it says why."""
+    from clusir.runtimes.images.files import probe_picture
+
+    if len(jobs) > _FEW_JOBS:
+        return None
+    total = 0
+    for job in jobs:
+        with contextlib.suppress(ImageError, OSError):
+            info = probe_picture(job.source).info
+            total += info.width * info.height
+    return total
 
 
 def is_file_output(inputs: Sequence[str], output: Path) -> bool:

@@ -4,6 +4,7 @@ What may be chosen: float32 on every backend that is installed and reads the fil
 measured when the model was exported and is small (:mod:`clusir.runtimes.runners.losses`). How fast they are is measured
 once for each machine, model and set of versions, in a process of its own, so that a runtime that crashes or takes much
 memory harms nobody; the times are kept in the user's cache folder. Where nothing can be measured, float32 is taken.
+Where it is known how much there is to restore, what opening takes counts, too: it may be more than some tiles do.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import numpy as np
 
 from clusir.atomic import whole_file
 from clusir.errors import ClusirError
-from clusir.names import BFLOAT16, installed_backends
+from clusir.names import BFLOAT16, MODULES, installed_backends
 from clusir.runtimes.machine.allowed import cores
 from clusir.runtimes.machine.alternating import measure_alternating
 from clusir.runtimes.machine.fingerprint import cpu_features, cpu_model, gpus, package_versions
@@ -34,12 +37,14 @@ from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cache import cache_dir
 from clusir.runtimes.runners.files import ModelFiles, find_model, variants
 from clusir.runtimes.runners.losses import Loss, losses_path, read_losses
+from clusir.runtimes.runners.metadata import read_metadata
 from clusir.runtimes.runners.opening import open_runner, readers_of
+from clusir.runtimes.runners.quiet import import_openvino
 from clusir.spec import ModelSpec
 
 __all__ = ["Candidate", "Choice", "Request", "Speeds", "choose", "fastest", "known_speeds", "measure_apart", "time_all"]
 
-_FORMAT = 1
+_FORMAT = 2
 # What comes first loses least; something else must be faster by this much to be worth it.
 _WORTH = 0.95
 _SPENT_S, _MOST_ROUNDS = 3.0, 7
@@ -72,10 +77,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Milliseconds of one tile by candidate, and in one line why others have none."""
+    """Milliseconds of one tile by candidate, and in one line why others have none; ``opening``: milliseconds in which a
+    candidate's runtime is imported and its graph opened."""
 
     milliseconds: Mapping[str, float]
     failed: Mapping[str, str]
+    opening: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,11 @@ def choose(
     device: str = "auto",
     threads: int | None = None,
     measure: Measure | None = None,
+    *,
+    pixels: int | None = None,
 ) -> Choice:
     """The fastest way to run ``model`` here; the arguments are those of :class:`clusir.runtimes.Restorer`.
+    ``pixels``: how many there are to restore; None: so many that opening does not count.
 
     Raises UsageError where the model is not there. What does not run is left out; where that is all, the choice is
     float32, and opening it says what is wrong.
@@ -111,7 +121,8 @@ def choose(
         return Choice(first.backend, first.precision, first.files, taken)
     speeds = _speeds(files, candidates, Request(tuple(map(_line, candidates)), device, threads), measure)
     times = speeds.milliseconds
-    label = fastest([c.label for c in candidates], times)
+    tiles = None if pixels is None else _tiles(first.files, pixels)
+    label = fastest([c.label for c in candidates], times, speeds.opening, tiles)
     if label is None:
         why = next(iter(speeds.failed.values()), "no reason given")
         text = f"precision auto: {first.precision}; nothing could be measured here ({why})"
@@ -119,6 +130,8 @@ def choose(
     best = next(c for c in candidates if c.label == label)
     others = ", ".join(f"{c.label} {times[c.label]:.1f}" for c in candidates if c.label in times and c != best)
     text = f"precision auto: {label}, {times[label]:.1f} ms a tile" + (f" ({others})" if others else "")
+    if tiles is not None and label != fastest([c.label for c in candidates], times):
+        text += f"; chosen for about {tiles:.0f} tiles, with what opening takes"
     if best.loss is not None:
         text += f"; loses {best.loss.mean_db:.3f} dB in the mean, {best.loss.worst_db:.2f} dB on {best.loss.worst}"
     elif without:
@@ -126,13 +139,31 @@ def choose(
     return Choice(best.backend, best.precision, best.files, text)
 
 
-def fastest(labels: Sequence[str], milliseconds: Mapping[str, float]) -> str | None:
-    """The one to take of ``labels``, the least loss first; None where none has a time."""
+def fastest(
+    labels: Sequence[str],
+    milliseconds: Mapping[str, float],
+    opening: Mapping[str, float] | None = None,
+    tiles: float | None = None,
+) -> str | None:
+    """The one to take of ``labels``, the least loss first; None where none has a time. With ``tiles`` by the time that
+    opening and so many tiles take, else by that of one tile."""
+    took = dict(milliseconds)
+    if tiles is not None:
+        took = {label: tiles * ms + (opening or {}).get(label, 0.0) for label, ms in milliseconds.items()}
     best: str | None = None
     for label in labels:
-        if label in milliseconds and (best is None or milliseconds[label] < _WORTH * milliseconds[best]):
+        if label in took and (best is None or took[label] < _WORTH * took[best]):
             best = label
     return best
+
+
+def _tiles(files: ModelFiles, pixels: int) -> float | None:
+    """About how many tiles ``pixels`` take; None where the graph does not say."""
+    graph = files.tile or files.whole
+    if graph.suffix != ".onnx":
+        return None
+    spec = ModelSpec.from_metadata(read_metadata(graph))
+    return max(1.0, pixels / (spec.tile_px - 2 * spec.halo_px) ** 2)
 
 
 def _candidates(files: ModelFiles, backend: str) -> tuple[list[Candidate], str]:
@@ -175,7 +206,7 @@ def _speeds(files: ModelFiles, candidates: Sequence[Candidate], request: Request
     folder = cache_dir("speed")
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32] + ".json"
     if folder is not None and (known := _read(folder / name)) is not None and known["key"] == key:
-        return Speeds(known["milliseconds"], known["failed"])
+        return Speeds(known["milliseconds"], known["failed"], known["opening"])
     speeds = (measure or measure_apart)(request)
     if folder is not None and speeds.milliseconds:
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
@@ -197,9 +228,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A file of the cache; None where it is none, or says what cannot be."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        times, failed = data["milliseconds"], data["failed"]
+        times, failed, opening = data["milliseconds"], data["failed"], data["opening"]
         good = data["format"] == _FORMAT and isinstance(data["key"], dict) and isinstance(failed, dict) and len(times)
-        good = good and all(math.isfinite(ms) and ms > 0 for ms in times.values())
+        good = good and all(math.isfinite(ms) and ms > 0 for ms in (*times.values(), *opening.values()))
         return {**data, "model": str(data["model"]), "date": str(data["date"])} if good else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -228,7 +259,7 @@ def measure_apart(request: Request, timeout_s: float = _TIMEOUT_S) -> Speeds:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s)
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         times = {str(label): float(ms) for label, ms in answer["milliseconds"].items()}
-        return Speeds(times, dict(answer["failed"]))
+        return Speeds(times, dict(answer["failed"]), {str(k): float(ms) for k, ms in answer["opening"].items()})
     except subprocess.TimeoutExpired:
         return Speeds({}, {"": f"it took more than {timeout_s:.0f} s"})
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -239,13 +270,19 @@ def time_all(request: Request, timer: Callable[..., dict[str, list[float]]] = me
     """The fastest of some runs of each candidate on one tile, taking turns, in about three seconds. ``timer`` does what
     :func:`clusir.runtimes.machine.alternating.measure_alternating` does."""
     failed: dict[str, str] = {}
+    opening: dict[str, float] = {}
+    imports: dict[str, float] = {}
     with ExitStack() as stack:
         steps: dict[str, Callable[[], Any]] = {}
         for label, path, backend, bf16 in request.candidates:
             try:
+                imports.setdefault(backend, _import_s(backend))
                 runner = stack.enter_context(open_runner(path, backend, request.device, request.threads, bf16=bf16))
                 step = partial(runner.run, _feeds(runner.spec))
                 step()
+                begin = time.perf_counter()  # what a runtime keeps of a graph is there from the first time
+                open_runner(path, backend, request.device, request.threads, bf16=bf16).close()
+                opening[label] = 1000 * (imports[backend] + time.perf_counter() - begin)
             except ClusirError as error:
                 failed[label] = str(error)
                 continue
@@ -256,7 +293,17 @@ def time_all(request: Request, timer: Callable[..., dict[str, list[float]]] = me
         a_round = sum(map(min, once.values()))
         rounds = max(1, min(_MOST_ROUNDS, int(_SPENT_S / max(a_round, 1e-3))))
         more = timer(steps, rounds, 0)
-        return Speeds({label: 1000 * min(once[label] + more[label]) for label in steps}, failed)
+        return Speeds({label: 1000 * min(once[label] + more[label]) for label in steps}, failed, opening)
+
+
+def _import_s(backend: str) -> float:
+    """Seconds in which a backend's module is imported; 0 where it is not there, which opening a graph says."""
+    begin = time.perf_counter()
+    try:
+        import_openvino() if backend == "openvino" else import_module(MODULES[backend])
+    except (ImportError, KeyError):
+        return 0.0
+    return time.perf_counter() - begin
 
 
 def _feeds(spec: ModelSpec) -> dict[str, Array]:

@@ -68,7 +68,8 @@ class Restorer:
     (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and darkness only on strong
     evidence. Strength 0 gives back what went in. ``statistics``: of a network that pools over the whole picture,
     ``sampled`` pools windows of it, ``exact`` all of it, level by level. ``settings``: numbers by
-    name, for inputs that an adopted network takes beside the picture.
+    name, for inputs that an adopted network takes beside the picture. ``pixels``: how many are to be restored, where
+    that is known; ``auto`` then counts what opening takes.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Restorer:
         strength: float | str | Mapping[str, float] = 1.0,
         statistics: str = "sampled",
         settings: Mapping[str, float] | None = None,
+        pixels: int | None = None,
     ) -> None:
         if routing is not None and routing not in ROUTINGS:
             raise UsageError(f"routing {routing!r} is not one of {', '.join(ROUTINGS)}")
@@ -101,7 +103,7 @@ class Restorer:
         if precision == AUTO:
             from clusir.runtimes.machine.choice import choose
 
-            choice = choose(model, backend, device, threads)
+            choice = choose(model, backend, device, threads, pixels=pixels)
             backend, precision, self.files, self.chosen = choice.backend, choice.precision, choice.files, choice.why
         else:
             self.files = find_model(model, precision, backend)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clusir.errors import BackendError, ClusirError, ModelFormatError, UsageError
 from clusir.names import INSTALL_GPU, install_line
-from clusir.runtimes.machine.allowed import thread_limit
+from clusir.runtimes.machine.allowed import cores, thread_limit
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
@@ -34,6 +34,7 @@ _TYPES: dict[str, Any] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+_SLEEPING_THREADS = 2  # so many sleep while they wait; more were not measured
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -132,8 +133,10 @@ class OrtRunner:
         # The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
         options.enable_cpu_mem_arena = static
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # Sleeping beats spinning here: decode and encode threads share the cores with inference.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        # Decode and encode share the cores with inference, and so may other programs: two threads that wait spinning
+        # are no faster on an idle machine, and on a busy one they take half as much processor time again.
+        spins = (threads or cores()) > _SLEEPING_THREADS
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
         providers: list[Any] = [_CPU]
         if device == "cuda":
             providers.insert(0, (_CUDA, cuda_options(static, allow_tf32)))

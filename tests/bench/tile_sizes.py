@@ -1,10 +1,10 @@
 """Which size of tile pays: the shipped tile graph, and one of open size opened for several, by time for a pixel.
 
-    python -m tests.bench.tile_sizes [--sizes 240,256,368,384,528] [--fixed 368] [--runs 5]
+    python -m tests.bench.tile_sizes [--sizes 240,256,368,384,528] [--fixed 368] [--whole 1024] [--runs 5]
 
 Exports the shipped checkpoint's tile graph with open height and width, and with each fixed size, then times single
 tiles in turn on one thread, processor time, on each backend: the shipped graph, the open one as it is at 256 px and the
-largest size up to 384, the open one opened for each size, and the fixed ones.
+largest size up to 384, the open one opened for each size, the fixed ones, and whole graphs, which route by themselves.
 """
 
 from __future__ import annotations
@@ -45,15 +45,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", default="240,256,368,384,528")
     parser.add_argument("--fixed", default="")
+    parser.add_argument("--whole", default="")
     parser.add_argument("--runs", type=int, default=5)
     asked = parser.parse_args()
-    sizes, fixed_sizes = ([int(size) for size in sides.split(",") if size] for sides in (asked.sizes, asked.fixed))
+    sizes, fixed_sizes, pieces = (
+        [int(size) for size in sides.split(",") if size] for sides in (asked.sizes, asked.fixed, asked.whole)
+    )
     shipped = find_model().tile
     assert shipped is not None
     with tempfile.TemporaryDirectory() as folder:
         model, digest = checkpoint.resolve(None, 0)
         config = ExportConfig(dynamic=True, graphs=("tile",), checkpoint_sha256=digest)
         (written,) = write_graphs(model, Path(folder), "open", config)
+        whole = (
+            write_graphs(model, Path(folder), "open", replace(config, graphs=("whole",)))[0].path if pieces else None
+        )
         statics = {}
         for side in fixed_sizes:
             fixed = replace(config, dynamic=False, tile_px=side)
@@ -68,6 +74,7 @@ def main() -> None:
                 ("open", written.path, max(s for s in sizes if s <= 384), False),
                 *(("open, opened for the size", written.path, size, True) for size in sizes),
                 *(("fixed", path, size, False) for size, path in statics.items()),
+                *(("whole, opened for the size", whole, size, True) for size in pieces if whole),
             ]:
                 runner = open_runner(path, backend, "cpu", 1)
                 side = side or runner.spec.tile_px
@@ -75,7 +82,8 @@ def main() -> None:
                 runners.append(runner)
                 name = f"{name}, {side} px"
                 sides[name] = side
-                steps[name] = partial(runner.run, feeds(runner.spec, side))
+                given = feeds(runner.spec, side)
+                steps[name] = partial(runner.run, given if runner.spec.graph == "tile" else {"image": given["image"]})
             taken = measure_alternating(steps, asked.runs, clock=time.process_time)
             for name, seconds in taken.items():
                 pixels = sides[name] ** 2 / 1e6

@@ -147,6 +147,26 @@ def test_a_little_faster_is_not_worth_a_loss() -> None:
     assert fastest(["a"], {}) is None
 
 
+def test_what_opening_takes_counts_for_few_tiles() -> None:
+    for tiles, taken in ((1.0, "a"), (15.0, "a"), (30.0, "b"), (None, "b")):
+        assert fastest(["a", "b"], {"a": 10.0, "b": 5.0}, {"a": 20.0, "b": 100.0}, tiles) == taken
+
+
+def test_few_pixels_are_not_worth_a_runtime_that_opens_slowly(bundle: Path, cache: Path) -> None:
+    record(bundle, openvino_bf16=SMALL)
+    labels = {"fp32 on ort": (10.0, 20.0), "bf16 on openvino": (4.0, 500.0)}
+
+    def measure(request: Request) -> Speeds:
+        return Speeds({x: labels[x][0] for x in labels}, {}, {x: labels[x][1] for x in labels})
+
+    tile = 64 - 2 * 8
+    for pixels, precision in ((1, "fp32"), (40 * tile**2, "fp32"), (400 * tile**2, "bf16"), (None, "bf16")):
+        choice = choose(bundle, measure=measure, pixels=pixels)
+        assert choice.precision == precision, pixels
+        assert ("with what opening takes" in choice.why) is (precision == "fp32")
+    assert len(list(cache.glob("*.json"))) == 1, "how much there is to restore is no reason to measure again"
+
+
 def test_speeds_are_kept_for_this_machine_and_these_files(
     bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +191,7 @@ def test_speeds_are_kept_for_this_machine_and_these_files(
     assert len(known_speeds()) == 1, "those of the other machine are not shown"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 1}', "null", "times"])
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 2}', "null", "times", "opening"])
 def test_a_damaged_cache_is_measured_again(bundle: Path, cache: Path, content: str) -> None:
     asked, measure = times(ort_fp32=10, openvino_fp32=20)
     choose(bundle, measure=measure)  # type: ignore[arg-type]
@@ -179,6 +199,8 @@ def test_a_damaged_cache_is_measured_again(bundle: Path, cache: Path, content: s
     if content == "times":
         data = json.loads(kept.read_text())
         content = json.dumps(data | {"milliseconds": {"fp32 on ort": 0}})
+    elif content == "opening":
+        content = json.dumps(json.loads(kept.read_text()) | {"opening": {"fp32 on ort": "soon"}})
     kept.write_text(content)
     assert known_speeds() == []
     choose(bundle, measure=measure)  # type: ignore[arg-type]
@@ -202,6 +224,8 @@ def test_all_candidates_take_turns_on_one_tile(bundle: Path) -> None:
     speeds = time_all(Request((*lines, broken), "auto", 1), timer)
     assert speeds.milliseconds == {"fp32 on ort": 250, "fp32 on openvino": 500}
     assert rounds == [1, 4], "three seconds of rounds of 0.75"
+    assert set(speeds.opening) == set(speeds.milliseconds)
+    assert min(speeds.opening.values()) > 0
     assert "no such file" in speeds.failed["broken"]
 
 
@@ -210,6 +234,7 @@ def test_a_process_of_its_own_measures(bundle: Path, monkeypatch: pytest.MonkeyP
     speeds = measure_apart(request)
     assert speeds.failed == {}
     assert speeds.milliseconds["fp32 on ort"] > 0
+    assert speeds.opening["fp32 on ort"] > 0
     dying = tmp_path / "python"
     dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
     dying.chmod(0o755)

@@ -178,6 +178,19 @@ def test_onnx_runtime_keeps_an_arena_for_one_size_only(tmp_path: Path, static: b
         assert runner._session.get_session_options().enable_cpu_mem_arena is static
 
 
+@pytest.mark.parametrize(
+    ("threads", "machine", "spins"), [(1, 8, "0"), (2, 8, "0"), (3, 1, "1"), (None, 2, "0"), (None, 8, "1")]
+)
+def test_few_threads_of_onnx_runtime_sleep_while_they_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, machine: int, spins: str
+) -> None:
+    monkeypatch.setattr("clusir.runtimes.runners.ort.cores", lambda: machine)
+    monkeypatch.setattr("clusir.runtimes.runners.ort.thread_limit", lambda: None)
+    runner = open_runner(models.save_identity(tmp_path / "m.onnx", model_spec=models.spec()), "ort", "cpu", threads)
+    options = runner._session.get_session_options()  # type: ignore[attr-defined]
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
+
+
 def test_openvino_keeps_compiled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSIR_CACHE", str(tmp_path / "cache"))
     path = models.save_whole(tmp_path / "m.onnx")

@@ -9,9 +9,10 @@ from typing import Any
 
 import hostile_files
 import pytest
+from PIL import Image
 
 from clusir.errors import UsageError
-from clusir.runtimes.batch.jobs import plan_jobs
+from clusir.runtimes.batch.jobs import pixels_of, plan_jobs
 from clusir.runtimes.batch.journal import Journal
 from clusir.runtimes.batch.watch import watch
 from clusir.runtimes.images.names import is_comparison
@@ -215,3 +216,12 @@ def test_a_watched_glob_may_be_empty(tmp_path: Path) -> None:
         for batch in watch(lambda: plan_jobs([pattern], tmp_path / "out", waiting=True), sleep=sleep):
             seen.append([job.source.name for job in batch])  # noqa: PERF401
     assert seen == [["a.png"], ["a.png"]]
+
+
+def test_pixels_are_counted_by_the_headers_of_few_pictures(tmp_path: Path) -> None:
+    for index in range(17):
+        Image.new("RGB", (20 + index, 10)).save(tmp_path / f"{index:02}.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    jobs = plan_jobs([str(tmp_path)], tmp_path / "out")
+    assert pixels_of(jobs) is None
+    assert pixels_of([*jobs[:2], jobs[-1]]) == 20 * 10 + 21 * 10

@@ -1,6 +1,7 @@
 // The ONNX Runtime back end, over its C API only.
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "../error.hpp"
 #include "backend.hpp"
@@ -45,6 +46,11 @@ public:
         Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
         check(api_->CreateSessionOptions(&settings), CLUSIR_FAILED);
         if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings.get(), options.threads), CLUSIR_FAILED);
+        // Two threads that sleep while they wait are as fast as two that spin, and leave the processor to others.
+        const unsigned threads =
+            options.threads > 0 ? static_cast<unsigned>(options.threads) : std::thread::hardware_concurrency();
+        if (threads <= 2)
+            check(api_->AddSessionConfigEntry(settings.get(), "session.intra_op.allow_spinning", "0"), CLUSIR_FAILED);
         // The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
         if (!is_static(source)) check(api_->DisableCpuMemArena(settings.get()), CLUSIR_FAILED);
         check(api_->SetSessionLogSeverityLevel(settings.get(), ORT_LOGGING_LEVEL_FATAL), CLUSIR_FAILED);
