@@ -12,7 +12,8 @@ Picture = NDArray[np.float32]
 
 
 class Asked:
-    """A picture to itself and a part of one that lies ``far`` px to the left (None: of how far its mean is below a limit); counts its calls."""
+    """A picture to itself and a part of one that lies ``far`` px to the left (None: of how far its mean is below a
+    limit); counts its calls."""
 
     def __init__(self, far: int | None, part: float = 0.2, below: float = 1.0) -> None:
         self.far, self.part, self.below, self.calls = far, part, below, 0
