@@ -40,10 +40,10 @@ _FALSE_ALARMS = {"noise": 0.15, "jpeg": 0.03, "blur": 0.03, "rain": 0.03, "haze"
 _LEAST_THRESHOLD = {family: 0.9 if family in TONAL else 0.1 for family in FAMILY_NAMES}
 # The floor of haze and darkness: what all but this share of the degraded crops reach, within these bounds. On 14 free
 # photos kept from the training, low light under `--fix all` was mended to 22.2 dB without floors, 23.7 with 0.02, 24.6
-# with 0.05; haze to 16.9, 17.4 and 17.6. The floor of a fault is its threshold, from which on `auto` mends it: mended on
-# less, faults that are not there cost those that are. With such floors `--fix all` brings 28 other photos of noise 15 and
-# 25 to 31.42 and 28.81 dB instead of 31.35 and 28.72, darkness to 28.99 instead of 28.94, haze to 20.72 instead of 20.68;
-# JPEG, rain, blur and mixtures stay within 0.01 dB.
+# with 0.05; haze to 16.9, 17.4 and 17.6. The floor of a fault is its threshold, from which `auto` mends it: mended on
+# less, faults that are not there cost those that are. With such floors `--fix all` brings 28 other photos of noise 15
+# and 25 to 31.42 and 28.81 dB instead of 31.35 and 28.72, darkness to 28.99 instead of 28.94, haze to 20.72 instead of
+# 20.68; JPEG, rain, blur and mixtures stay within 0.01 dB.
 _MISSED, _LEAST_FLOOR = 0.01, 0.05
 # With 3,000 steps and nothing dropped the cross entropy of 9,000 held-out crops was 0.116 instead of 0.103.
 _STEPS, _BATCH, _RATE, _DECAY, _JITTER, _DROPPED = 8000, 256, 2e-3, 1e-2, 0.05, 0.1
