@@ -21,6 +21,8 @@ from clusir.spec import ModelSpec
 __all__ = ["Blocked", "Found", "Statistic", "find_statistics"]
 
 _MOST_MULTIPLE = 64  # of a picture's size, in pixels
+# Powers of two first: of a coarse map a few sizes are explained by others as well.
+_MULTIPLES = sorted(range(2, _MOST_MULTIPLE + 1), key=lambda n: (n & (n - 1) != 0, n))
 _SEARCHES = 3  # at most: one that sees what multiple is wanted, one with it, one more where that was a part of it
 _LEAST_STEP = Fraction(1, 8)  # of a map that is larger than the picture; below it, it is no side but a count of pixels
 # Operators that keep the order of pixels within a flattened axis, through which its map is looked for.
@@ -197,7 +199,7 @@ def _padded_to(index: GraphIndex, axes: Axes, name: str) -> int:
         for which in sides if len(varying) <= 2 else []:
             pairs = {(size[n], shape[axis]) for n, axis in zip(which, varying, strict=True)
                      for size, shape in zip(axes.sizes, axes.shapes[at], strict=True)}  # fmt: skip
-            if multiple := next((m for m in range(2, _MOST_MULTIPLE + 1) if _rounds(pairs, m)), 0):
+            if multiple := next((m for m in _MULTIPLES if _rounds(pairs, m)), 0):
                 return multiple
         at = _source(index, axes, at)
     return 0

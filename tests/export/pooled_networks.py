@@ -135,17 +135,18 @@ class Everywhere(nn.Module):
 
 
 class Padded(nn.Module):
-    """Channel attention from the mean of a map that is made a multiple of 16 px, as window attention makes it."""
+    """Channel attention from the mean of a map that is made a multiple of 16 px, and of a sixteenth of it."""
 
     def __init__(self, width: int = 12) -> None:
         super().__init__()
         self.head, self.tail = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
-        self.gate = nn.Conv2d(width, width, 1)
+        self.gate, self.down = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 16, stride=16)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         y = torch.relu(self.head(nn.functional.pad(x, (0, -width % 16, 0, -height % 16))))
         y = y * torch.sigmoid(3 * self.gate(y.mean((2, 3), keepdim=True)))
+        y = y * torch.sigmoid(self.down(y).mean((2, 3), keepdim=True))
         made: Tensor = x + 0.3 * self.tail(y)[:, :, :height, :width]
         return made
 

@@ -134,7 +134,11 @@ def test_attention_between_pixels_is_no_statistic() -> None:
 
 def test_sizes_are_as_coarse_as_what_is_pooled_needs() -> None:
     padded = found_in("Padded")
-    assert ([statistic.kind for statistic in padded.statistics], padded.blocked, padded.multiple) == (["mean"], (), 16)
+    assert ([statistic.kind for statistic in padded.statistics], padded.blocked, padded.multiple) == (
+        ["mean"] * 2,
+        (),
+        16,
+    )
     image = natural(96, 80).transpose(2, 0, 1)[None]
     shared = SplitRun(split_statistics(padded))
     expected = Probe(graph_of("Padded"), threads=1).run({"image": image})["restored"]
