@@ -228,6 +228,10 @@ def test_what_is_hardly_faster_does_not_replace_the_portable_form(monkeypatch: p
     assert forms.order[0] == "dense"
 
 
+def test_where_the_clock_has_not_moved_the_portable_form_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranked(monkeypatch, {("ort", "dense"): 0.0, ("ort", "conditional"): 0.0}).order[0] == "dense"
+
+
 def test_a_form_that_answers_otherwise_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     forms = ranked(monkeypatch, {("ort", "dense"): 1.0, ("ort", "conditional"): 0.1}, conditional=1.01)
     assert forms.order == ("dense",)
