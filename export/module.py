@@ -44,6 +44,7 @@ from clusir.export.trace.deformable import mmcv_importable
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
+from clusir.export.validate.conditioning import ROUNDING_FACTOR
 from clusir.export.validate.each_pass import ParityAfterEach, parity_at
 from clusir.export.validate.foreign import ModuleCheck, ModuleRow, as_sure_as, on_photos, probes, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
@@ -347,7 +348,7 @@ def _export(
         photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"), allowance=as_sure_as(subject.user))
         data = path.read_bytes()
     for backend, what, found in compare_sidecars(made, photos, progress):
-        rows.append(ModuleRow(backend, what, found.max_abs, found.count))
+        rows.append(ModuleRow(backend, what, found.max_abs, found.count, found.allowed / ROUNDING_FACTOR))
     notes += made.notes
     return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
 

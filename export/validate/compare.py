@@ -65,7 +65,8 @@ class Agreement:
     ``max_abs`` and ``psnr_db`` are the worst of the outputs that are held to them (inf and -inf where something cannot
     be compared); ``routing_db`` is the worst of those held to ``Tolerance.routing_db``, inf where there is none.
     ``flips``: samples-and-levels, of ``decisions``, whose chosen experts differ although the margin allowed no doubt.
-    ``fault`` says in one sentence what is wrong; empty means right.
+    ``fault`` says in one sentence what is wrong; empty means right. ``allowed``: how far off it might be because its
+    reference is no surer; 0 where the table's bound held.
     """
 
     outputs: tuple[str, ...]
@@ -76,6 +77,7 @@ class Agreement:
     flips: int = 0
     decisions: int = 0
     fault: str = ""
+    allowed: float = 0.0
 
     @property
     def ok(self) -> bool:

@@ -87,7 +87,7 @@ def _agreement(
     if math.isinf(allowed):
         return None
     wider = widened(given.bound, allowed)
-    return found if wider is None else compare(want, got, wider)
+    return found if wider is None else replace(compare(want, got, wider), allowed=allowed)
 
 
 def _cases(given: PictureCheck, precision: str) -> Iterator[tuple[str, Array]]:
