@@ -186,7 +186,7 @@ def test_a_model_that_writes_to_standard_output_is_exported(tmp_path: Path) -> N
 
 
 def test_a_neighbour_of_this_package_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Path(user_code.__file__).parents[1]
+    own = Path(user_code.__file__).resolve().parents[1]
     assert not user_code.is_users(str(own / "subjects" / "user_code.py"))
     assert user_code.is_users(str(own) + "_mine/net.py")
     assert not user_code.is_users(torch.__file__)
