@@ -188,7 +188,7 @@ def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None
         else:
             kernel[c] = response[b, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
     x: NDArray[np.float32] = np.random.default_rng(1).standard_normal(whole.shape, dtype=np.float32)
-    for loudness in _loudnesses(kernel, batch, in_channels):
+    for loudness in _loudnesses(kernel, batch, in_channels, halves):
         given = x * loudness
         expected = _transformed(given, kernel, halves)
         error = np.abs(run(_parted(given, region, shapes)) - expected).max(axis=(2, 3))
@@ -197,14 +197,15 @@ def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None
     return kernel
 
 
-def _loudnesses(kernel: Kernel, batch: int, inputs: int) -> Iterator[NDArray[np.float32]]:
+def _loudnesses(kernel: Kernel, batch: int, inputs: int, halves: bool) -> Iterator[NDArray[np.float32]]:
     """Factors [batch, inputs, 1, 1] for the channels of the pictures that a kernel is tried on.
 
     A faint channel may be the loudest behind a later gain, so each output is held to its own size, and the inputs are
-    equally loud, then loud and faint, then faint and loud. Where outputs are sums over channels, each comes alone.
+    equally loud, then loud and faint, then faint and loud. Where outputs are sums over channels, each comes alone: as
+    many runs as there are channels, which a shuffle of pixels, whose outputs are sums of nothing, does without.
     """
     yield np.ones((batch, inputs, 1, 1), np.float32)
-    if len(kernel) % kernel.shape[1] == 0 and _is_depthwise(kernel):
+    if _moves(kernel, halves) or (len(kernel) % kernel.shape[1] == 0 and _is_depthwise(kernel)):
         exponents = np.random.default_rng(2).permutation(np.linspace(-6.0, 6.0, inputs))
         for sign in (1, -1):
             yield (10.0 ** (sign * exponents)).astype(np.float32).reshape(1, -1, 1, 1)
@@ -214,6 +215,12 @@ def _loudnesses(kernel: Kernel, batch: int, inputs: int) -> Iterator[NDArray[np.
         for picture, channel in enumerate(range(first, min(first + batch, inputs))):
             alone[picture, channel] = 1.0
         yield alone
+
+
+def _moves(kernel: Kernel, halves: bool) -> bool:
+    """Whether each number that a kernel makes is one of those given, times a factor."""
+    read = np.count_nonzero(kernel, axis=(1, 2, 3) if halves else 0)
+    return bool(read.max() <= 1)
 
 
 def _transformed(x: NDArray[np.float32], kernel: Kernel, halves: bool) -> NDArray[np.float64]:
