@@ -34,7 +34,7 @@ from clusir.export.subjects.onnx_probe import (
     probe_sizes,
     runner,
 )
-from clusir.export.tiled import compare_sidecars, steadied, tiled
+from clusir.export.tiled import agreeing, steadied, tiled
 from clusir.export.validate.compare import Agreement, compare
 from clusir.export.validate.compare import check as checked
 from clusir.export.validate.pictures import PictureCheck, compare_pictures
@@ -129,9 +129,10 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
             made, check = steady, _steady_check(check, wide, ports, told)
             onnx.save_model(made.graphs[""], str(staged))
             agreements = compare_pictures(staged, check, progress=progress)
-        agreements += compare_sidecars(made, check, progress)
+        made, beside = agreeing(made, check, (config.tile_px, config.halo_px), progress)
+        agreements += beside
         agreements += _compare_settings(staged, theirs, theirs_ports, config, check)
-        data = staged.read_bytes()
+    data, spec = made.graphs[""].SerializeToString(), made.spec
     placed = place(
         out,
         {out.name: data, **made.sidecars(out.stem)},

@@ -38,7 +38,7 @@ from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes, why_no_other
 from clusir.export.subjects.user_code import count_in
-from clusir.export.tiled import Tiled, compare_sidecars, steadied, tiled
+from clusir.export.tiled import Tiled, agreeing, steadied, tiled
 from clusir.export.trace.deformable import NOTE as MMCV
 from clusir.export.trace.deformable import mmcv_importable
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
@@ -346,10 +346,11 @@ def _export(
             made.save(path.parent, path.stem)
             rows = validate(path, given, progress)
         photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"), allowance=as_sure_as(subject.user))
-        data = path.read_bytes()
-    for backend, what, found in compare_sidecars(made, photos, progress):
+    made, beside = agreeing(made, photos, (tile, options.halo), progress)
+    for backend, what, found in beside:
         rows.append(ModuleRow(backend, what, found.max_abs, found.count, found.allowed / ROUNDING_FACTOR))
     notes += made.notes
+    data, spec = made.graphs[""].SerializeToString(), made.spec
     return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
 
 

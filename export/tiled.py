@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from clusir.errors import ExportError
+from clusir.errors import ExportError, ValidationError
 from clusir.export.graph.index import drop_unused
 from clusir.export.graph.session import Probe
 from clusir.export.passes.simplify import AttachMetadata
@@ -34,7 +34,7 @@ from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 from clusir.spec import MAX_STATISTICS, ModelSpec, SizeRequirements
 
-__all__ = ["Tiled", "compare_sidecars", "steadied", "tiled"]
+__all__ = ["Tiled", "agreeing", "compare_sidecars", "steadied", "tiled"]
 
 _REACH_PX = 320
 _NEAR_PX = 160  # tried first: a quarter of the pixels, and enough for most networks
@@ -102,7 +102,20 @@ def tiled(
     found = _Found(None, reach, spec.size, "")
     if reach.whole:
         progress("looking for what is pooled over the picture")
-        found = _split(model, run, spec, reach)
+        found = replace(_split(model, run, spec, reach), whole=reach)
+    return _made(model, run, spec, found, wanted, progress)
+
+
+def _made(
+    model: ModelProto,
+    run: Run,
+    spec: ModelSpec,
+    found: _Found,
+    wanted: tuple[int | None, int | None],
+    progress: Progress,
+) -> Tiled:
+    """The graphs of what was found, with tiles and what they cost."""
+    reach = found.whole or found.reach
     tiles = choose_tiles(found.reach, found.size, *wanted)
     progress("measuring what tiles cost")
     spec = replace(spec, size=found.size, tile_px=tiles.tile, halo_px=tiles.halo)
@@ -125,6 +138,22 @@ def steadied(made: Tiled) -> Tiled | None:
     return replace(made, graphs={**made.graphs, "": found.model}, notes=(*made.notes, note))
 
 
+def agreeing(
+    made: Tiled, check: PictureCheck, wanted: tuple[int | None, int | None], progress: Progress = lambda _: None
+) -> tuple[Tiled, list[Row]]:
+    """What tiles share, compared (:func:`compare_sidecars`); where that is further off than it may be, the whole graph
+    alone, whose tiles share nothing: it is right, and a file for any size. ``wanted``: as in :func:`tiled`."""
+    try:
+        return made, compare_sidecars(made, check, progress)
+    except ValidationError as error:
+        model = made.graphs[""]
+        spec = replace(made.spec, graph="whole", statistics=0, checkpoint_sha256="")
+        found = _Found(None, made.reach, spec.size, f"tiles share no statistics: {error}")
+        kept = [note for note in made.notes if note.startswith("SteadyNorm")]
+        apart = _made(model, _single(model), spec, found, wanted, progress)
+        return replace(apart, notes=(*apart.notes, *kept)), []
+
+
 def _reach(run: Run, spec: ModelSpec) -> Reach:
     """How far a pixel looks, on a small picture where that is enough to see it."""
     side, near = (spec.size.static_px or spec.size.padded(px) for px in (_REACH_PX, _NEAR_PX))
@@ -143,12 +172,14 @@ def _single(model: ModelProto) -> Run:
 
 @dataclass(frozen=True)
 class _Found:
-    """The two graphs (None: none), how far a pixel of a tile looks, the sizes at which that holds, a sentence."""
+    """The two graphs (None: none), how far a pixel of a tile looks, the sizes at which that holds, a sentence;
+    ``whole``: how far a pixel of the picture looks, where that is farther."""
 
     split: Split | None
     reach: Reach
     size: SizeRequirements
     told: str
+    whole: Reach | None = None
 
 
 def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from clusir.calibration.balance import BalanceConfig
 from clusir.cli.run import main as run
-from clusir.errors import ModelFormatError, UsageError
+from clusir.errors import ModelFormatError, UsageError, ValidationError
+from clusir.export import tiled
 from clusir.export.adopt import Adoption, AdoptionConfig, adopt
 from clusir.export.graph.session import Probe
 from clusir.export.module import ModuleExport, export_module
@@ -27,7 +28,7 @@ from clusir.export.pooling import Found, find_statistics, split_statistics
 from clusir.export.pooling.check import SplitRun, whole_window
 from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.tiles import TILING
-from clusir.runtimes import Restorer
+from clusir.runtimes import Restorer, open_runner
 from clusir.runtimes.restore.statistics import windows_along
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -293,6 +294,26 @@ def test_where_they_cannot_be_shared_it_says_so(tmp_path: Path) -> None:
     assert any("tiles share no statistics: Softmax" in note for note in made.notes)
     assert any("the whole picture decides" in note for note in made.notes)
     assert made.spec.tolerances[TILING] > 1e-3
+
+
+def test_a_tile_graph_that_is_off_leaves_the_whole_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole graph is right for any size: it is not given up for another size, or for one size only."""
+
+    def off(*_: Any) -> Any:
+        raise ValidationError("tile graph, 72x152, noise: differs by 0.00011")
+
+    monkeypatch.setattr(tiled, "compare_sidecars", off)
+    network = networks.seeded(networks.Squeeze())
+    made = export_module(network, "1x3x64x64", tmp_path / "m.onnx", backends=("ort",))
+    again = adopt(written(network, tmp_path / "theirs.onnx"), tmp_path / "a.onnx", AdoptionConfig(backends=("ort",)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "m.onnx", "theirs.onnx"]
+    for each in (made, again):
+        spec = open_runner(each.path, "ort", "cpu").spec
+        assert (spec.graph, spec.shares_statistics, spec.size.static_px) == ("whole", False, 0)
+        assert spec == each.spec
+        assert spec.tolerances[TILING] > 1e-4, "what tiles cost that share nothing"
+        assert any("differs by 0.00011" in note for note in each.notes)
+        assert not any("its tiles share them" in note for note in each.notes)
 
 
 def test_what_is_missing_or_does_nothing_is_named(exported: dict[str, ModuleExport | Adoption], tmp_path: Path) -> None:
