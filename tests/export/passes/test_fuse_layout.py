@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -11,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from graphs_under_test import accept, kinds, refuse
 from onnx import numpy_helper
+from small_graphs import Net
+from small_graphs import same as unchanged
 from torch import Tensor, nn
 
+from clusir.export.graph.probe import LinearGraph, Region, Run
 from clusir.export.passes.fuse_haar import FuseHaar
 from clusir.export.passes.fuse_resize import FuseResize
 from clusir.export.passes.order_gelu import OrderGelu
@@ -114,3 +118,22 @@ def test_inverse_haar_of_a_large_plane_is_a_transposed_convolution() -> None:
     kernel = next(n.input[1] for n in model.graph.node if n.op_type == "ConvTranspose")
     weight = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == kernel)
     assert weight.shape == (8, 1, 2, 2)
+
+
+def test_a_shuffle_of_pixels_is_not_tried_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    plain = LinearGraph.runner
+
+    def counted(self: LinearGraph, region: Region) -> Run:
+        run = plain(self, region)
+        return lambda given: runs.append(region) or run(given)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(LinearGraph, "runner", counted)
+    net = Net()
+    cells = net.op("Reshape", net.input("x", "n", 24, 16, 32), net.const([0, 24, 8, 2, 16, 2], dtype=np.int64))
+    turned = net.op("Transpose", cells, perm=[0, 1, 3, 5, 2, 4])
+    small = net.op("Reshape", turned, net.const([0, 96, 8, 16], dtype=np.int64))
+    net.output(net.op("Conv", small, net.random(5, 96, 3, 3), pads=[1, 1, 1, 1]))
+    result = unchanged(FuseHaar(), net)
+    assert any("are one strided convolution" in note for note in result.notes), result.notes
+    assert len(runs) == 4, "what cells come to, and equal, loud and faint channels"

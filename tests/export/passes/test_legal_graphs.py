@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from small_graphs import Net, changed, refused, same
 
-from clusir.export.graph.probe import LinearGraph, Region, Run
 from clusir.export.passes.fuse_haar import FuseHaar
 from clusir.export.passes.fuse_resize import FuseResize
 from clusir.export.passes.fuse_upsample import FuseUpsample
@@ -157,25 +156,6 @@ def test_a_faint_channel_behind_a_loud_weight_is_held_to_its_own_size() -> None:
     weight = net.rng.standard_normal((3, 8, 1, 1)) * np.tile([1.0, 1e6], 4).reshape(1, 8, 1, 1)
     net.output(net.op("Conv", joined, net.const(weight)))
     refused(FuseHaar(), net, "no 2x2 cell transform")
-
-
-def test_a_shuffle_of_pixels_is_not_tried_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = []
-    plain = LinearGraph.runner
-
-    def counted(self: LinearGraph, region: Region) -> Run:
-        run = plain(self, region)
-        return lambda given: runs.append(region) or run(given)  # type: ignore[func-returns-value]
-
-    monkeypatch.setattr(LinearGraph, "runner", counted)
-    net = Net()
-    cells = net.op("Reshape", net.input("x", "n", 24, 16, 32), net.const([0, 24, 8, 2, 16, 2], dtype=np.int64))
-    turned = net.op("Transpose", cells, perm=[0, 1, 3, 5, 2, 4])
-    small = net.op("Reshape", turned, net.const([0, 96, 8, 16], dtype=np.int64))
-    net.output(net.op("Conv", small, net.random(5, 96, 3, 3), pads=[1, 1, 1, 1]))
-    result = same(FuseHaar(), net)
-    assert any("are one strided convolution" in note for note in result.notes), result.notes
-    assert len(runs) == 4, "what cells come to, and equal, loud and faint channels"
 
 
 def test_a_convolution_behind_a_cell_transform_keeps_its_padding_and_bias() -> None:
