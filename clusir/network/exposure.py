@@ -81,7 +81,7 @@ class ExposureHead(nn.Module):
         return torch.cat((known, self.tones(base.clamp(0, 1), pooled)), dim=1)
 
     def judge(self, statistics: Tensor) -> Tensor:
-        """BxSEEN to BxLEVELS."""
+        """BxSEEN to BxCORRECTIONS: gains less one in -0.8..2, shifts in -1..1 of the 0..1 range."""
         gain, shift = self.say(self.read(statistics)).chunk(2, dim=1)
         return torch.cat((gain.clamp(_LEAST_GAIN, _MOST_GAIN), shift.clamp(-_MOST_SHIFT, _MOST_SHIFT)), dim=1)
 

@@ -131,7 +131,8 @@ def choose(
     others = ", ".join(f"{c.label} {times[c.label]:.1f}" for c in candidates if c.label in times and c != best)
     text = f"precision auto: {label}, {times[label]:.1f} ms a tile" + (f" ({others})" if others else "")
     if tiles is not None and label != fastest([c.label for c in candidates], times):
-        text += f"; chosen for about {tiles:.0f} tiles, with what opening takes"
+        some = "one tile" if round(tiles) == 1 else f"{tiles:.0f} tiles"
+        text += f"; chosen for about {some}, with what opening takes"
     if best.loss is not None:
         text += f"; loses {best.loss.mean_db:.3f} dB in the mean, {best.loss.worst_db:.2f} dB on {best.loss.worst}"
     elif without:

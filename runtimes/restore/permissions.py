@@ -53,9 +53,9 @@ def steer(spec: ModelSpec, fix: str | Iterable[str] | None, strength: float | st
     is the overall one.
 
     ``auto`` is for each family -w, as far as its strength w where the evidence is strong; ``all`` is -1 - w, as far as
-    w where there is a trace of evidence (w of a model without ``evidence_floors``); a list is w for its families and 0
-    for the others, and one of all families is ``all``. Raises UsageError for unknown words, numbers outside 0..1, and
-    where the model has no families to tell apart, or enlarges pictures and strength is not 1.
+    w where the evidence reaches the family's floor (w of a model without ``evidence_floors``); a list is w for its
+    families and 0 for the others, and one of all families is ``all``. Raises UsageError for unknown words, numbers
+    outside 0..1, and where the model has no families to tell apart, or enlarges pictures and strength is not 1.
     """
     asked = asked_families(fix)
     overall, own = asked_strength(strength)
