@@ -8,7 +8,6 @@ factory with ``clusir.export.experts.registry.register_moe``; nothing of the use
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 
 from clusir.errors import UnsupportedModelError, UsageError, ValidationError
 from clusir.export.base import Pipeline
+from clusir.export.compared import asked, compared
 from clusir.export.experts.conditional import BranchExperts
 from clusir.export.experts.join import JoinGates, joined_gates
 from clusir.export.experts.registry import as_form, dense_blocks
@@ -38,18 +38,17 @@ from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes, why_no_other
 from clusir.export.subjects.user_code import count_in
-from clusir.export.tiled import Tiled, agreeing, steadied, tiled
+from clusir.export.tiled import Tiled, tiled
 from clusir.export.trace.deformable import NOTE as MMCV
 from clusir.export.trace.deformable import mmcv_importable
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
 from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
-from clusir.export.validate.conditioning import ROUNDING_FACTOR
+from clusir.export.validate.cases import ModuleCheck, probes
 from clusir.export.validate.each_pass import ParityAfterEach, parity_at
-from clusir.export.validate.foreign import ModuleCheck, ModuleRow, as_sure_as, on_photos, probes, validate, warnings_of
+from clusir.export.validate.foreign import ModuleRow, on_photos, validate, warnings_of
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
-from clusir.export.validate.tolerances import tolerance
 from clusir.names import ONNX_BACKENDS
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -319,39 +318,24 @@ def _export(
     spec = made.spec
     near, far = ((spec.size.padded(h), spec.size.padded(w)) for h, w in (small, size))
     sizes = [size] if multiple is None else list(dict.fromkeys([*validation_sizes(spec.size, *near), far]))
-    if tried is not None:
-        sizes += [s for s in dict.fromkeys(tried) if s not in sizes and tuple(map(spec.size.padded, s)) == s]
-        tried += sizes
+    again = [s for s in dict.fromkeys(tried or ()) if tuple(map(spec.size.padded, s)) == s]
     given = ModuleCheck(
         subject.user,
         subject.fresh_dense(),
-        sizes,
+        list(dict.fromkeys([*sizes, *again])),
         gates,
         channels,
         None if traced.dynamic_batch else batch,
         tuple(backends),
-        made.compared_px(),
+        least=again,
     )
-    with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save_model(made.graphs[""], str(path))
-        try:
-            rows = validate(path, given, progress)
-        except ValidationError:
-            steady = steadied(made)
-            if steady is None:
-                raise
-            progress("validating again, with norms that add up in blocks")
-            made = steady
-            made.save(path.parent, path.stem)
-            rows = validate(path, given, progress)
-        photos = replace(on_photos(path, given, "fp32"), bound=tolerance("brought"), allowance=as_sure_as(subject.user))
-    made, beside = agreeing(made, photos, (tile, options.halo), progress)
-    for backend, what, found in beside:
-        rows.append(ModuleRow(backend, what, found.max_abs, found.count, found.allowed / ROUNDING_FACTOR))
-    notes += made.notes
-    data, spec = made.graphs[""].SerializeToString(), made.spec
-    return _Written(data, made, spec, tuple(sizes), tuple(rows), tuple(notes), given)
+    given, cases = asked(made, given, progress)
+    if tried is not None:
+        tried += given.sizes
+    done = compared(made, given, cases, (tile, options.halo), progress)
+    notes += [*done.made.notes, *done.notes]
+    data = done.made.graphs[""].SerializeToString()
+    return _Written(data, done.made, done.made.spec, tuple(done.given.sizes), done.rows, tuple(notes), done.given)
 
 
 def _rule(

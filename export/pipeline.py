@@ -22,9 +22,9 @@ from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
 from clusir.export.trace.forms import GRAPHS, GraphForm
 from clusir.export.trace.writer import write_onnx
+from clusir.export.validate.cases import probes
 from clusir.export.validate.each_pass import ParityAfterEach
 from clusir.export.validate.feeds import random_feeds
-from clusir.export.validate.foreign import probes
 from clusir.network.model import ClusIR
 from clusir.spec import ModelSpec, SizeRequirements
 

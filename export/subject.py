@@ -19,7 +19,7 @@ from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.outputs import choose_output, scale_of
 from clusir.export.subjects.restorer import AnyOutput, Restorer, Unsullied
 from clusir.export.subjects.unused import Watched, watch
-from clusir.export.validate.foreign import probes
+from clusir.export.validate.cases import probes
 
 __all__ = ["Subject", "read_subject"]
 

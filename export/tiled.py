@@ -41,6 +41,7 @@ _NEAR_PX = 160  # tried first: a quarter of the pixels, and enough for most netw
 _LEAST_PX = 18  # of a fixed size
 _SEAM_PX, _SEAM_HALOS = 128, 4  # the side of a tile whose seam is measured: at least so many pixels, and halos
 _MOST_COMPARED_PX = 512  # the side of a photo that is compared, where no pixel looks that far
+_LEAST_COMPARED_PX = 192  # below it a photo is no larger than the other pictures
 
 Progress = Callable[[str], None]
 Run = Callable[[Array], Array]
@@ -61,11 +62,14 @@ class Tiled:
         for end, made in self.graphs.items():
             onnx.save_model(made, str(folder / f"{stem}{end}.onnx"))
 
-    def compared_px(self) -> int:
-        """The side of the photo that is compared: a tile's, where sums over it may lose digits; no pixel sums over more
-        than it looks at."""
-        most = self.spec.tile_px if self.reach.whole else self.spec.size.padded(_MOST_COMPARED_PX)
-        return min(self.spec.tile_px, most)
+    def compared_px(self) -> tuple[int, ...]:
+        """Sides of the photo that is compared: a tile's, where sums over it may lose digits; no pixel sums over more
+        than it looks at. Then smaller ones, for a model that takes too long for it."""
+        size = self.spec.size
+        most = self.spec.tile_px if self.reach.whole else size.padded(_MOST_COMPARED_PX)
+        side = min(self.spec.tile_px, most)
+        smaller = () if size.static_px else (size.padded(side * eighths // 8) for eighths in (6, 4, 3))
+        return tuple(dict.fromkeys((side, *(px for px in smaller if _LEAST_COMPARED_PX <= px < side))))
 
     def pool(self) -> Callable[[Array], Array] | None:
         """BxCxHxW to the statistics [B, S] of each picture alone; None where tiles share none."""

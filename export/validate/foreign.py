@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
-from clusir.export.subjects.checks import first_tensor, reference
+from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
-from clusir.export.subjects.onnx_probe import natural_picture
+from clusir.export.validate.cases import Case, ModuleCheck, cases_of, expected_of, probes
 from clusir.export.validate.compare import check, compare
 from clusir.export.validate.conditioning import ROUNDING_FACTOR, rounding, well_conditioned
 from clusir.export.validate.pictures import PictureCheck
@@ -26,14 +26,11 @@ from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
 
 __all__ = [
-    "ModuleCheck",
     "ModuleRow",
     "as_sure_as",
     "compare_answers",
     "forced_copy",
     "on_photos",
-    "plain_pictures",
-    "probes",
     "validate",
     "warnings_of",
 ]
@@ -42,7 +39,6 @@ __all__ = [
 # Whatever a model's own rounding is: a file that is further off than this is another model.
 _ROUNDING_CEILING = 1e-2
 _Answers = tuple[Mapping[str, Array], Mapping[str, Array]]  # what is expected, and what came
-_PICTURES, _FEW = 8, 2  # different pictures at the first size, and at the others
 
 
 @dataclass(frozen=True)
@@ -60,62 +56,6 @@ class ModuleRow:
     def __str__(self) -> str:
         own = f" (ill-conditioned: rounding moves PyTorch's own answer by {self.rounding:.2g})" if self.rounding else ""
         return f"{self.backend}: {self.what}{own}: {self.error:.1e}"
-
-
-@dataclass(frozen=True)
-class ModuleCheck:
-    """What a file is compared with, and on what.
-
-    ``dense``: the user's module with its described blocks made dense (the module itself where there is none);
-    ``sizes``: heights and widths in pixels, the first of them with eight different pictures; ``gates``: the tensors of
-    the graph that hold the gates of ``dense``'s blocks, one for each call, through which each expert is forced;
-    ``batch``: what the graph is fixed to, None where it is free; ``backends``: the runtimes to ask; ``photo_px``: the
-    side of a photo, as large as tiles will be, since what is summed over so many pixels is less exact (0: none).
-    """
-
-    user: nn.Module
-    dense: nn.Module
-    sizes: Sequence[tuple[int, int]]
-    gates: Sequence[str] = ()
-    channels: int = 3
-    batch: int | None = None
-    backends: Sequence[str] = ("ort",)
-    photo_px: int = 0
-
-
-_FORMS: tuple[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], ...] = (
-    lambda noise, tint, y, x: noise,
-    lambda noise, tint, y, x: 0.08 * noise,
-    lambda noise, tint, y, x: 1 - 0.08 * noise,
-    lambda noise, tint, y, x: x * tint + y * (1 - tint),
-    lambda noise, tint, y, x: tint + 0.02 * noise,
-    lambda noise, tint, y, x: ((torch.floor(x * 9) + torch.floor(y * 7)) % 2) * tint + 0.1 * noise,
-    lambda noise, tint, y, x: 0.5 + 0.5 * torch.sin(20 * x * tint + 14 * y) * tint,
-    lambda noise, tint, y, x: tint * torch.exp(-((x - 0.5) ** 2 + (y - tint) ** 2) * 12),
-)
-
-
-def probes(count: int, channels: int, height: int, width: int) -> Tensor:
-    """``count`` different pictures (float32, BxCxHxW in 0..1): noise, ramps, dark, bright, blobs, edges, flat colours.
-
-    They differ in brightness, contrast, colour and frequency, which is what routers look at. Always the same ones.
-    """
-    generator = torch.Generator().manual_seed(11)
-    y = torch.linspace(0, 1, height).view(1, height, 1)
-    x = torch.linspace(0, 1, width).view(1, 1, width)
-    pictures = []
-    for index in range(count):
-        noise = torch.rand(channels, height, width, generator=generator)
-        tint = torch.rand(channels, 1, 1, generator=generator)
-        made = _FORMS[index % len(_FORMS)](noise, tint, y, x)
-        pictures.append(made.expand(channels, height, width).clamp(0, 1).float())
-    return torch.stack(pictures)
-
-
-def plain_pictures(channels: int, height: int, width: int) -> Tensor:
-    """A black, a white and a one-coloured picture (3xCxHxW): where a network divides by a maximum or a variance."""
-    colour = torch.linspace(0.2, 0.6, channels).view(1, channels, 1, 1).expand(1, channels, height, width)
-    return torch.cat([torch.zeros_like(colour), torch.ones_like(colour), colour])
 
 
 def compare_answers(what: str, want: Tensor, got: np.ndarray) -> None:
@@ -151,15 +91,22 @@ def forced_copy(model: onnx.ModelProto, gates: Mapping[str, Array]) -> onnx.Mode
     return forced
 
 
-def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = lambda _: None) -> list[ModuleRow]:
+def validate(
+    path: Path,
+    given: ModuleCheck,
+    progress: Callable[[str], None] = lambda _: None,
+    cases: Sequence[Case] | None = None,
+) -> list[ModuleRow]:
     """Compare every output of an ONNX file with the user's module; raises ValidationError on the first miss, and where
-    there is nothing to compare.
+    there is nothing to compare. ``cases``: those of the module, where they are known (:func:`cases_of`).
 
     At every size also black, white and one-coloured pictures, except where the model's own answer to one is not finite,
     or jumps with the last bit of the picture, of a spectrum or of a sum.
     """
     rows: list[ModuleRow] = []
-    cases, sure = _cases(given, [o.name for o in onnx.load(path).graph.output], progress), _Sure(given.user)
+    if cases is None:
+        cases = cases_of(given, [o.name for o in onnx.load(path).graph.output], progress)
+    sure = _Sure(given.user)
     for backend in given.backends:
         with open_runner(path, backend, "cpu") as runner:
             for case in cases:
@@ -178,42 +125,6 @@ def validate(path: Path, given: ModuleCheck, progress: Callable[[str], None] = l
     if not rows:
         raise ValidationError(f"{path.name}: nothing was compared with the module")
     return rows
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Pictures of one size, which of them are given together, and what is expected of each; ``plain``: black, white
-    and of one colour."""
-
-    label: str
-    pictures: Tensor
-    groups: Sequence[tuple[int, int]]
-    expected: Mapping[str, Array]
-    plain: bool = False
-
-
-def _cases(given: ModuleCheck, names: Sequence[str], progress: Callable[[str], None]) -> list[_Case]:
-    cases = []
-    for number, (height, width) in enumerate(given.sizes):
-        progress(f"asking the model itself at {height}x{width}")
-        large = height * width > 2 * given.sizes[0][0] * given.sizes[0][1]
-        pictures = probes(_count(number, given.batch, large), given.channels, height, width)
-        groups = _groups(len(pictures), given.batch)
-        cases.append(_Case(f"{height}x{width} pictures", pictures, groups, _expected(given, pictures, names)))
-        plain = plain_pictures(given.channels, height, width)
-        answers = reference(given.user, plain)
-        finite = torch.isfinite(answers).flatten(1).all(1)
-        if finite.any():
-            plain, answers = (_whole_batches(t[finite], given.batch) for t in (plain, answers))
-            groups = [(0, len(plain))] if given.batch is None else _groups(len(plain), given.batch)
-            label, expected = f"{height}x{width} black, white and one-coloured", _expected(given, plain, names, answers)
-            cases.append(_Case(label, plain, groups, expected, plain=True))
-    side = given.photo_px
-    if side and (given.batch or 1) == 1 and (side, side) not in map(tuple, given.sizes):
-        progress(f"asking the model itself for a photo of {side}x{side}")
-        photo = torch.from_numpy(natural_picture(side, side, given.channels))
-        cases.append(_Case(f"{side}x{side}, photo", photo, [(0, 1)], _expected(given, photo, names)))
-    return cases
 
 
 class _Sure:
@@ -237,23 +148,12 @@ class _Sure:
         return pictures[kept], (left[0], left[1])
 
 
-def _expected(
-    given: ModuleCheck, pictures: Tensor, names: Sequence[str], answers: Tensor | None = None
-) -> dict[str, Array]:
-    """Every output by name; ``answers``: what the model is known to make of the pictures."""
-    restored = reference(given.user, pictures) if answers is None else answers
-    expected: dict[str, Array] = {"restored": restored.numpy()}
-    if "gate" in names:
-        expected["gate"] = _joined(_gates_of(given.dense, pictures))
-    return expected
-
-
 def on_photos(path: Path, given: ModuleCheck, precision: str) -> PictureCheck:
     """How a file of a lower ``precision`` is compared with the module; an output ``gate`` is held to its own bound."""
     names = [o.name for o in onnx.load(path).graph.output]
 
     def run(image: Array) -> dict[str, Array]:
-        return _expected(given, torch.from_numpy(image), names)
+        return expected_of(given, torch.from_numpy(image), names)
 
     return PictureCheck(run, given.sizes, given.channels, given.batch is None, given.backends, tolerance(precision))
 
@@ -269,26 +169,6 @@ def as_sure_as(user: nn.Module) -> Callable[[Array, Array], float]:
         return min(ROUNDING_FACTOR * rounding(user, pictures), _ROUNDING_CEILING)
 
     return allowance
-
-
-def _whole_batches(pictures: Tensor, batch: int | None) -> Tensor:
-    """The pictures, again from the first until the batch is full, where the graph takes one batch only."""
-    if batch is None or not len(pictures):
-        return pictures
-    return pictures[torch.arange(-(-len(pictures) // batch) * batch) % len(pictures)]
-
-
-def _count(number: int, batch: int | None, large: bool = False) -> int:
-    """How many pictures to compare at a size: whole batches, at least one of them; one less where it is large."""
-    wanted = _PICTURES if number == 0 else _FEW - large
-    return wanted if batch is None else -(-wanted // batch) * batch
-
-
-def _groups(count: int, batch: int | None) -> list[tuple[int, int]]:
-    """Each picture alone, then several together; in groups of the fixed batch where there is one."""
-    if batch is not None:
-        return [(i, i + batch) for i in range(0, count, batch)]
-    return list(dict.fromkeys([*((i, i + 1) for i in range(count)), (0, min(count, 4))]))
 
 
 def _row(
@@ -311,25 +191,6 @@ def _row(
         wider = bound
     found = check(compare(want, got, wider), f"{backend}, {what} (rounding moves PyTorch's own answer by {own:.2g})")
     return ModuleRow(backend, what, found.max_abs, found.count, own)
-
-
-@torch.no_grad()
-def _gates_of(dense: nn.Module, pictures: Tensor) -> list[Array]:
-    """The gate of each call of each described block, for pictures that are given one at a time."""
-    found: list[list[Array]] = []
-    for picture in pictures:
-        blocks = dense_blocks(dense)
-        for block in blocks:
-            block.gates.clear()
-        dense(picture[None])
-        found.append([gate.numpy() for block in blocks for gate in block.gates])
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
-
-
-def _joined(gates: Sequence[Array]) -> Array:
-    """One output of them all, BxsumE; gates per pixel are left out."""
-    joined: Array = np.concatenate([gate for gate in gates if gate.ndim == 2], axis=1)
-    return joined
 
 
 @torch.no_grad()

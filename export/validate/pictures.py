@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from clusir.errors import BackendError, ExportError, ValidationError
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import Agreement, check, compare
+from clusir.export.validate.effort import Effort
 from clusir.export.validate.tolerances import Tolerance, tolerance, widened
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
@@ -27,7 +28,8 @@ class PictureCheck:
     file takes several pictures at once; ``backends``: the runtimes to ask; ``bound``: of the float32 file; ``pool``:
     BxCxHxW to the statistics [B, S] that a tile graph is given; ``photo``: whether one photo at each size is enough;
     ``allowance``: pictures and their restored ones to how far off a file may be where it misses the bound, since the
-    reference is not surer itself (infinity: of nothing), asked for float32 alone."""
+    reference is not surer itself (infinity: of nothing), asked for float32 alone; ``effort``: the time for other sizes
+    than the first and the smallest."""
 
     reference: Callable[[Array], Mapping[str, Array]]
     sizes: Sequence[tuple[int, int]]
@@ -38,6 +40,7 @@ class PictureCheck:
     pool: Callable[[Array], Array] | None = None
     photo: bool = False
     allowance: Callable[[Array, Array], float] | None = None
+    effort: Effort = field(default_factory=Effort)
 
     def of(self, precision: str) -> PictureCheck:
         """The same with the bound of a lower precision."""
@@ -53,6 +56,7 @@ def compare_pictures(
     Raises ValidationError where one is not or there is none, ExportError where a runtime refuses the file.
     """
     found: list[Row] = []
+    given = replace(given, sizes=_afforded(given))
     known: dict[str, tuple[Mapping[str, Array], dict[str, Array]]] = {}  # by case: what is wanted, and what is fed
     for backend in given.backends:
         progress(f"comparing on {backend}")
@@ -88,6 +92,20 @@ def _agreement(
         return None
     wider = widened(given.bound, allowed)
     return found if wider is None else replace(compare(want, got, wider), allowed=allowed)
+
+
+def _afforded(given: PictureCheck) -> list[tuple[int, int]]:
+    """The first size, the smallest one, and of the others, from small to large, those that there is time for."""
+    sizes = [(height, width) for height, width in given.sizes]
+    least = [*sizes[:1], min(sizes, key=math.prod)] if sizes else []
+    pictures = 6 if given.batches else 4
+    runs = pictures * (1 + len(given.backends) + (2 if given.pool is not None else 0))  # it pools over all, masked
+    afforded = [
+        size
+        for size in sorted(sizes, key=math.prod)
+        if size in least or given.effort.affords(f"{size[0]}x{size[1]}, tile graph", math.prod(size), runs)
+    ]
+    return [size for size in sizes if size in afforded]
 
 
 def _cases(given: PictureCheck, precision: str) -> Iterator[tuple[str, Array]]:

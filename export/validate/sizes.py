@@ -13,7 +13,8 @@ from torch import nn
 
 from clusir.errors import ClusirError
 from clusir.export.subjects.checks import reference
-from clusir.export.validate.foreign import compare_answers, probes
+from clusir.export.validate.cases import probes
+from clusir.export.validate.foreign import compare_answers
 from clusir.runtimes import open_runner
 
 __all__ = ["agreement_by_size"]

@@ -24,7 +24,7 @@ from clusir.export.subjects.user_code import count_in
 from clusir.export.trace.deformable import mmcv_importable
 from clusir.export.trace.program import UntraceableError, trace_module
 from clusir.export.trace.writer import write_program
-from clusir.export.validate.foreign import probes
+from clusir.export.validate.cases import probes
 from tests.bench.scans.__main__ import on
 
 

@@ -24,8 +24,8 @@ from clusir.export.subjects.outputs import choose_output
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.restorer import Unsullied
 from clusir.export.subjects.scripted import unscripted
+from clusir.export.validate.cases import plain_pictures
 from clusir.export.validate.conditioning import well_conditioned
-from clusir.export.validate.foreign import plain_pictures
 from clusir.runtimes import open_runner
 
 pytestmark = pytest.mark.usefixtures("small_measures")

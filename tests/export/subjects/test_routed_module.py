@@ -29,7 +29,8 @@ from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.subjects.checks import reference
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.writer import write_program
-from clusir.export.validate.foreign import ModuleCheck, probes, validate
+from clusir.export.validate.cases import ModuleCheck, probes
+from clusir.export.validate.foreign import validate
 from clusir.runtimes import open_runner
 from clusir.spec import ModelSpec, SizeRequirements
 

@@ -24,9 +24,10 @@ from clusir.export.experts.join import JoinGates
 from clusir.export.experts.registry import DensifyRegistered, clear_registry, register_moe, top_k_gate
 from clusir.export.module import ModuleExport, export_module
 from clusir.export.passes.simplify import AttachMetadata
-from clusir.export.validate import foreign
+from clusir.export.validate import cases, foreign
+from clusir.export.validate.cases import ModuleCheck
 from clusir.export.validate.each_pass import ParityAfterEach
-from clusir.export.validate.foreign import ModuleCheck, validate
+from clusir.export.validate.foreign import validate
 from clusir.export.validate.tolerances import tolerance
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -83,16 +84,16 @@ def test_every_size_that_is_said_to_be_verified_was(plain: tuple[Plain, ModuleEx
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 20])
 def test_a_fixed_batch_is_compared_whole_at_every_size(batch: int) -> None:
     """However many pictures the graph takes at a time, groups of that many are made, none is empty, none is partial."""
-    for number, large in ((0, False), (1, False), (2, True)):
-        count = foreign._count(number, batch, large)
-        groups = foreign._groups(count, batch)
+    for wanted in (1, 2, 8):
+        count = cases._whole(wanted, batch)
+        groups = cases._groups(count, batch)
         assert groups
         assert all(stop - start == batch for start, stop in groups)
         assert groups[-1][1] == count
-    free = foreign._groups(foreign._count(0, None), None)
+    free = cases._groups(cases._whole(8, None), None)
     assert {stop - start for start, stop in free} == {1, 4}
     assert {start for start, _ in free} == set(range(8))
-    assert foreign._groups(foreign._count(3, None, large=True), None) == [(0, 1)]
+    assert cases._groups(cases._whole(1, None), None) == [(0, 1)]
 
 
 def test_a_batch_above_eight_is_compared(plain: tuple[Plain, ModuleExport], tmp_path: Path) -> None:
@@ -384,7 +385,7 @@ def test_an_answer_that_is_not_finite_is_never_excused_by_rounding() -> None:
             features = x + 0.3
             return (features - features.mean((2, 3), keepdim=True)) / (features.std((2, 3), keepdim=True) + 1e-6)
 
-    plain = foreign.plain_pictures(3, 12, 16)
+    plain = cases.plain_pictures(3, 12, 16)
     model = Normed().eval()
     right = model(plain).numpy()
     for wrong, stays in ((0.5, False), (np.nan, True), (np.inf, True)):
