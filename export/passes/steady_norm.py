@@ -3,7 +3,8 @@
 Runtimes add up a map in order, in float32: of 65,536 equal numbers the sum is off by a thousandth. An instance norm
 divides what is left by a deviation near 0; attention between channels compares queries and keys, each divided by the
 root of such a sum. Here sums are products with rows of ones: a product adds in blocks, and no runtime turns it back
-into the operator, as OpenVINO does with means. InstanceNormalization takes the mean away twice.
+into the operator, as OpenVINO does with means. Products over the pixels are added up in blocks of their own: what
+takes the largest of them takes others where they are off. InstanceNormalization takes the mean away twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from onnx import NodeProto, TensorProto
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import GraphIndex, inferred
-from clusir.export.graph.norm import sum_over_map, sum_over_rows, write_norm
+from clusir.export.graph.norm import product_over_rows, sum_over_map, sum_over_rows, write_norm
 
 __all__ = ["SteadyNorm"]
 
@@ -27,8 +28,8 @@ _LEAST = 1024  # numbers of a fixed row; fewer are added up well enough
 
 class SteadyNorm(GraphPass):
     """Write out every InstanceNormalization of float32 maps [B, C, H, W] or rows [B, C, N], and every sum, mean, norm
-    and sum of squares over height and width of maps or over a last axis that is open or long. A norm takes three to
-    four times the operator's own time."""
+    and sum of squares over height and width of maps or over a last axis that is open or long, and every product of
+    channels over such an axis. A norm takes three to four times the operator's own time."""
 
     name = "SteadyNorm"
 
@@ -49,11 +50,15 @@ class SteadyNorm(GraphPass):
             _write_out(edit, node, rank, _grouped(index, node, ranks) if rank == 3 else None)
         for name, over in sums.items():
             _add_up(edit, index, index.producer[name], over)
-        if not chosen and not sums:
+        products = {name: both for name in index.producer if (both := _multiplied(index, name, shapes))}
+        for name, (left, right) in products.items():
+            edit.redirect(name, product_over_rows(edit, left, right, ranks[left], f"{name}/steady"))
+        if not chosen and not sums and not products:
             return PassResult(model, False, ("no InstanceNormalization and no sum over pixels was found",))
         edit.drop_unused()
         told = [f"{len(chosen)} of {len(norms)} instance norms"] if norms else []
         told += [f"{len(sums)} sums over pixels"] if sums else []
+        told += [f"{len(products)} products over pixels"] if products else []
         return PassResult(edit.model, True, (f"{' and '.join(told)} written out",))
 
 
@@ -69,6 +74,23 @@ def _summed(index: GraphIndex, node: NodeProto, shapes: Mapping[str, list[int]])
     over = sorted(axis % rank for axis in axes)
     rows = over == [rank - 1] and rank >= 3 and not 0 < shape[-1] < _LEAST
     return shape if rows or (rank == 4 and over == [2, 3]) else None
+
+
+def _multiplied(index: GraphIndex, name: str, shapes: Mapping[str, list[int]]) -> tuple[str, str] | None:
+    """The two factors [..., m, N] and [..., n, N] of a product over N pixels; None where a value is none."""
+    node = index.producer[name]
+    turned = index.producer.get(node.input[1]) if node.op_type == "MatMul" else None
+    if turned is None or turned.op_type != "Transpose":
+        return None
+    left, right = node.input[0], turned.input[0]
+    shape, other = shapes.get(left, []), shapes.get(right, [])
+    rank = len(shape)
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    perm = next((list(a.ints) for a in turned.attribute if a.name == "perm"), [])
+    if rank < 3 or len(other) != rank or perm != swapped or shape[:-2] != other[:-2]:
+        return None
+    long = shape[-1] == other[-1] and not 0 < shape[-1] < _LEAST
+    return (left, right) if long and shape[-2] and other[-2] else None
 
 
 def _add_up(edit: GraphEdit, index: GraphIndex, node: NodeProto, shape: list[int]) -> None:

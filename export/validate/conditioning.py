@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from clusir.export.subjects.checks import last_bit_moved, reference
@@ -20,6 +22,8 @@ ROUNDING_FACTOR = 4.0
 _LAST_BITS = 2.0**-22
 # Of a sum over the 2^14 pixels of the smallest picture, by the order of summing: 2^-24 times the root of their number.
 _BITS_OF_SUMS = 2.0**-17
+_BIT = 2.0**-24
+_DRAWS = 3
 
 
 @torch.no_grad()
@@ -39,42 +43,58 @@ def rounding(model: nn.Module, pictures: Tensor) -> float:
 @torch.no_grad()
 def well_conditioned(user: nn.Module, plain: Tensor, answers: Tensor) -> Tensor:
     """Of each plain picture BxCxHxW, whether the model's own answer moves little with the last bit: of the picture, or
-    of the spectra and sums that the model takes.
+    of the spectra, sums and products that the model takes.
 
     The spectrum of a flat picture is rounding but for one bin, so that its phase means nothing, in PyTorch neither: it
     has exact zeros there, or not, as the size of the picture happens to be factored. What a flat map differs from its
-    mean by is rounding too, and means nothing where it is divided by its deviation. Zeros stay zeros: what a missing
-    epsilon does to a black picture is seen.
+    mean by is rounding too, and means nothing where it is divided by its deviation. Where the largest of many values
+    are taken, the last of them and the next one may be nearer than the sums of so many equal numbers are known: one
+    draw may keep their order that another one turns. Zeros stay zeros: what a missing epsilon does to a black picture
+    is seen.
     """
-    with _OtherwiseRounded():
-        moved = reference(user, last_bit_moved(plain))
     largest = answers.abs().flatten(1).amax(1).clamp(min=1.0)
-    change = (answers - moved).abs().flatten(1).amax(1) / largest
-    return change <= (tolerance("brought").max_abs or 0.0) / ROUNDING_FACTOR
+    sure = torch.ones(len(plain), dtype=torch.bool)
+    for draw in range(_DRAWS):
+        with _OtherwiseRounded(draw):
+            moved = reference(user, last_bit_moved(plain))
+        change = (answers - moved).abs().flatten(1).amax(1) / largest
+        sure &= change <= (tolerance("brought").max_abs or 0.0) / ROUNDING_FACTOR
+    return sure
 
 
 class _OtherwiseRounded(TorchFunctionMode):
-    """Within it, spectra are off by some last bits of their largest value, and means, sums and deviations by their own
-    last bits, as those of another transform or another order of summing would be."""
+    """Within it, spectra are off by some last bits of their largest value, and means, sums, deviations, norms and
+    products by their own last bits, as those of another transform or another order of summing would be; ``draw``: of
+    which bits, a number of its own for each."""
+
+    def __init__(self, draw: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(7 + draw)
+
+    def _off(self, like: Tensor, bits: float = _LAST_BITS) -> Tensor:
+        return bits * (torch.rand(like.shape, generator=self._generator, dtype=like.dtype) - 0.5)
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found = function(*args, **(kwargs or {}))
+        named = kwargs or {}
+        found = function(*args, **named)
         if function in _TRANSFORMS and found.is_complex():
             parts = torch.view_as_real(found)
-            return torch.view_as_complex(parts + parts.abs().amax() * _off(parts))
+            return torch.view_as_complex(parts + parts.abs().amax() * self._off(parts))
         if function in _TRANSFORMS:
-            return found + found.abs().amax() * _off(found)
+            return found + found.abs().amax() * self._off(found)
         if function in _SUMS and isinstance(found, Tensor) and found.is_floating_point():
-            return found * (1 + _off(found, _BITS_OF_SUMS))
+            return found * (1 + self._off(found, _BITS_OF_SUMS))
+        if function is functional.normalize:  # what it divides by is one number for all of them
+            shared = found.narrow(args[2] if len(args) > 2 else named.get("dim", 1), 0, 1)
+            return found * (1 + self._off(shared, _BITS_OF_SUMS))
+        if function in _PRODUCTS and isinstance(found, Tensor) and found.is_floating_point():
+            return found * (1 + self._off(found, _BIT * math.sqrt(args[0].shape[-1])))
         return found
 
 
-def _off(like: Tensor, bits: float = _LAST_BITS) -> Tensor:
-    generator = torch.Generator().manual_seed(7)
-    return bits * (torch.rand(like.shape, generator=generator, dtype=like.dtype) - 0.5)
-
-
 _TRANSFORMS = {getattr(torch.fft, name) for name in torch.fft.__all__ if name.endswith(("fft", "fft2", "fftn"))}
-_SUMS = {getattr(owner, name) for owner in (torch, Tensor) for name in ("mean", "sum", "std", "var")}
+_SUMS = {getattr(owner, name) for owner in (torch, Tensor) for name in ("mean", "sum", "std", "var", "norm")}
+_SUMS |= {torch.linalg.vector_norm, torch.linalg.norm}
+_PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}

@@ -110,3 +110,28 @@ def test_sums_over_channels_stay() -> None:
     tokens = net.op("Reshape", net.input("x", "b", 8, "h", "w"), net.const([0, -1, 8], dtype=np.int64))
     net.output(net.op("ReduceL2", tokens, net.const([-1], dtype=np.int64), keepdims=1))
     assert not same(SteadyNorm(), net).modified
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_products_over_pixels_are_exact_on_both_runtimes(rank: int) -> None:
+    net = Net()
+    source = net.input("x", "b", 2, "h", "w")
+    rows = net.op("Reshape", source, net.const([0, 1, 2, -1] if rank == 4 else [0, 2, -1], dtype=np.int64))
+    last = [*range(rank - 2), rank - 1, rank - 2]
+    net.output(net.op("MatMul", rows, net.op("Transpose", net.op("Relu", rows), perm=last)))
+    made = same(SteadyNorm(), net, batch=5)
+    assert made.modified
+    x = flat_maps()["framed"]
+    flat = x.astype(np.float64).reshape(1, 2, -1)
+    want = flat @ flat.transpose(0, 2, 1)
+    (plain,), (got,) = (run(model, {"x": x}).values() for model in (net.model(), made.model))
+    assert np.abs(plain.reshape(1, 2, 2) / want - 1).max() > 6e-6, "else the operator could stay"
+    for found in (got, run_openvino(made.model, x)):
+        np.testing.assert_allclose(found.reshape(1, 2, 2), want, rtol=3e-6)
+
+
+def test_products_of_few_numbers_stay() -> None:
+    net = Net()
+    tokens = net.op("Reshape", net.input("x", "b", 8, "h", "w"), net.const([0, -1, 8], dtype=np.int64))
+    net.output(net.op("MatMul", tokens, net.op("Transpose", tokens, perm=[0, 2, 1])))
+    assert not same(SteadyNorm(), net).modified

@@ -346,5 +346,22 @@ def test_plain_pictures_are_compared_where_the_model_itself_is_sure_of_them() ->
             features = x + 0.3
             return (features - features.mean((2, 3), keepdim=True)) / (features.std((2, 3), keepdim=True) + 1e-6)
 
+    class Half(nn.Module):
+        """Keeps the larger half of the products of its channels, of which two are nearer than a sum is known."""
+
+        def __init__(self, apart: float) -> None:
+            super().__init__()
+            self.weights = torch.tensor([0.5, 0.5 + apart, 1.0, 0.25]).view(1, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = (x.flatten(2)[:, :1].round() + 1) * self.weights
+            gram = rows @ rows.transpose(1, 2)
+            kept = torch.zeros_like(gram).scatter(-1, gram.topk(2)[1], 1.0)
+            return x + 0.1 * kept[:, :3, 1, None, None]
+
+    for apart, sure in ((2e-7, False), (1e-3, True)):
+        network = Half(apart)
+        assert well_conditioned(network, plain[:2], reference(network, plain[:2])).tolist() == [sure] * 2
+
     for network in (PhaseOfFeatures(), Normed()):
         assert not well_conditioned(network, plain, reference(network, plain))[0]
