@@ -93,21 +93,22 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     config = tmp_path / "config.json"
     values = {"stages": [[0.0, 4, 32, 1]], "calibrate_at": [0], "calibration_batches": 1, "deblur_batches": 0}
+    values |= {"validation_photos": 1, "validation_crop_px": 32}
     config.write_text(json.dumps(values))
-    command = [
-        sys.executable, "-m", "clusir.cli.train", "--data", str(folder), "--out", str(tmp_path / "run"),
-        "--threads", "1", "--config", str(config), "--steps", "2",
-    ]  # fmt: skip
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+    options = ["--data", str(folder), "--out", str(tmp_path / "run"), "--threads", "1"]
+    options += ["--config", str(config), "--steps", "2"]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    other = {**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"}
+    command = [sys.executable, "-m", "clusir.cli.train", *options]
+    with subprocess.Popen(command, env=other, stderr=subprocess.PIPE, text=True) as process:
+        first = CliRunner().invoke(main, options, env={**shared, "RANK": "0", "LOCAL_RANK": "0"})
+        try:
+            _, errors = process.communicate(timeout=200)
+        finally:
+            process.kill()  # it waits for a first process that has ended
+    assert first.exit_code == 0, first.output
+    assert process.returncode == 0, errors
+    assert not torch.distributed.is_initialized()
     assert json.loads(checkpoint.read_metadata(tmp_path / "run" / "ema.safetensors")["training"])["step"] == 2
 
 

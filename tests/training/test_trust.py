@@ -17,6 +17,11 @@ from clusir.training.judge.trust import calibrate_trust, fit_trust
 from clusir.training.photos import PhotoSet
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clusir.training.judge.trust._STEPS", 500)
+
+
 def drawn(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What a head reads, and parabolas (a, b, c): where the last number is over 0 everything done is right, else
     nothing is."""
