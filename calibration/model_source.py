@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clusir.calibration.base import Array, CalibrationSource, Sample
+from clusir.calibration.planes import colours_of, maps_for
 from clusir.calibration.sources import CLEAN, PairSource, SyntheticSource
 from clusir.degrade.optics import disk_kernel, filter_image
 from clusir.errors import CalibrationError
@@ -42,7 +43,8 @@ class ModelSource:
     """``source``, whose crops are ``scale`` times as large as this one's, for a model that enlarges or is grey.
 
     With ``scale`` above 1 the truth is the clean crop and the picture that crop, shrunk, and every second time it is
-    that crop out of focus; one channel is the mean of three, which is what the runners give to a grey model.
+    that crop out of focus; one channel is the mean of three, which is what the runners give to a grey model. Of more
+    ``channels`` than a picture has the last are maps, different ones for each crop.
     """
 
     source: CalibrationSource
@@ -68,19 +70,23 @@ class ModelSource:
         found = self.source.sample(index if self.scale == 1 else index // 2)
         image, clean = self._grey(found.image), None if found.clean is None else self._grey(found.clean)
         if self.scale == 1:
-            return replace(found, image=image, clean=clean)
+            return replace(found, image=self._mapped(image, index), clean=clean)
         large, kind = image if clean is None else clean, self.degradations[index % 2]
         large = soften(large, self.scale, index) if kind == SMOOTH else large
         key = f"{found.key.split('#')[0]}#{kind}:{self.scale}"
-        return Sample(index, key, kind, shrink(large, self.scale), large)
+        return Sample(index, key, kind, self._mapped(shrink(large, self.scale), index), large)
 
     def describe(self) -> dict[str, Any]:
         return {**self.source.describe(), "scale": self.scale, "channels": self.channels}
 
     def _grey(self, image: Array) -> Array:
-        if self.channels != 1:
+        if colours_of(self.channels) != 1:
             return image
         return image.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+
+    def _mapped(self, image: Array, index: int) -> Array:
+        maps = maps_for(self.channels, image.shape[2], image.shape[3], index)
+        return np.concatenate([image, np.repeat(maps[None], len(image), axis=0)], axis=1)
 
 
 def for_model(source: CalibrationSource, scale: int, channels: int) -> CalibrationSource:

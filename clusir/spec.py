@@ -19,7 +19,8 @@ from clusir.errors import ModelFormatError
 __all__ = ["SPEC_VERSION", "ModelSpec", "SizeRequirements"]
 
 SPEC_VERSION = 1  # written by default
-_SCALED_VERSION = 2  # written where ``scale`` is not 1, so that readers that know nothing of it refuse the file
+# Written where ``scale`` is not 1, and where there are maps, so that readers that know nothing of them refuse the file.
+_SCALED_VERSION, _MAPPED_VERSION = 2, 3
 MAX_SCALE = 8
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
@@ -28,7 +29,8 @@ _GRAPHS = ("whole", "tile", "router", *_POOLING)
 _MAX_TILE_PX = 4096  # a tile is held in memory several times over
 _MAX_LEVELS = 64
 _MAX_CLUSTERS = 4096
-_LEFT_OUT = ("statistics", "families", "evidence_thresholds", "evidence_floors")
+_LEFT_OUT = ("statistics", "families", "evidence_thresholds", "evidence_floors", "maps", "map_defaults")
+_MOST_MAPS = 8
 _MAX_TEXT = 1024  # characters
 _MAX_BOUND = 1e6
 _LEAST_WIDTH = 1e-3  # of a value range, and of its larger bound: less cannot be told apart in float32
@@ -77,6 +79,10 @@ class ModelSpec:
     where the picture's evidence for it reaches its ``evidence_thresholds``, and -1 - p as far as p where it reaches its
     ``evidence_floors`` (empty: the model has none); whole and router graph give ``evidence`` [B, F] in 0..1. A whole
     graph mends as if it were given -1 for all.
+
+    ``maps`` names further pictures of one channel and of the picture's size that the network takes (a mask, a noise
+    level for each pixel), 0..1: the last planes of ``image``, behind its ``channels``, in this order; ``map_defaults``
+    are the numbers that fill them where nobody gives one. A grey picture has one map at most.
     """
 
     name: str = "clusir"
@@ -105,19 +111,22 @@ class ModelSpec:
     families: tuple[str, ...] = ()
     evidence_thresholds: tuple[float, ...] = ()
     evidence_floors: tuple[float, ...] = ()
+    maps: tuple[str, ...] = ()
+    map_defaults: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         def refuse(what: str) -> None:
             raise ModelFormatError(f"model metadata: {what}; export the model again with clusir-export")
 
-        if self.spec_version not in (SPEC_VERSION, _SCALED_VERSION):
-            refuse(
-                f"spec version {self.spec_version} is not {SPEC_VERSION} or {_SCALED_VERSION}, those this clusir reads"
-            )
+        versions = (SPEC_VERSION, _SCALED_VERSION, _MAPPED_VERSION)
+        if self.spec_version not in versions:
+            refuse(f"spec version {self.spec_version} is not one of {versions}, those this clusir reads")
         if not 1 <= self.scale <= MAX_SCALE:
             refuse(f"scale {self.scale} is not within 1..{MAX_SCALE}")
         if self.scale != 1:
             object.__setattr__(self, "spec_version", _SCALED_VERSION)
+        if self.maps:
+            object.__setattr__(self, "spec_version", _MAPPED_VERSION)
         if self.graph in _POOLING and (self.routed or not self.statistics):
             refuse(f"a {self.graph} graph has statistics and no routing")
         if self.scale != 1 and self.routed:
@@ -135,6 +144,7 @@ class ModelSpec:
             self.dft_form,
             *(label for level in self.cluster_labels for label in level),
             *self.families,
+            *self.maps,
         ):
             if len(text) > _MAX_TEXT:
                 refuse(f"{text[:20]!r}... is longer than {_MAX_TEXT} characters")
@@ -170,6 +180,12 @@ class ModelSpec:
             refuse(f"evidence floors {self.evidence_floors} are not one for each of the families")
         if any(not 0 <= floor <= 1 for floor in self.evidence_floors):
             refuse(f"evidence floors {self.evidence_floors} are not within 0..1")
+        if len(set(self.maps)) != len(self.maps) or len(self.maps) > (_MOST_MAPS if self.channels == 3 else 1):
+            refuse(f"maps {self.maps} are not different names, {_MOST_MAPS} at most and one of a grey picture")
+        if self.maps and (self.routed or tuple(self.value_range) != (0.0, 1.0)):
+            refuse(f"maps {self.maps} with routed levels, or with a value range that is not 0..1, are not read here")
+        if len(self.map_defaults) != len(self.maps) or any(not 0 <= number <= 1 for number in self.map_defaults):
+            refuse(f"map defaults {self.map_defaults} are not one for each of the maps, within 0..1")
         if any(not 0 <= bound < math.inf for bound in self.tolerances.values()):
             refuse(f"tolerances {dict(self.tolerances)} are not finite numbers from 0 on")
 
@@ -183,9 +199,15 @@ class ModelSpec:
         """Whether the model has routed levels, hence posteriors and gates."""
         return bool(self.clusters)
 
+    @property
+    def planes(self) -> int:
+        """How many channels the input ``image`` has: those of the picture, and its maps."""
+        return self.channels + len(self.maps)
+
     def to_metadata(self) -> dict[str, str]:
         """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics``, ``families``, their
-        thresholds and floors where there are none; ``scale`` is written, with spec version 2, where it is not 1."""
+        thresholds and floors, and ``maps`` where there are none; ``scale`` is written, with spec version 2, where it is
+        not 1. With maps the spec version is 3."""
         values = {k: v for k, v in asdict(self).items() if k not in _LEFT_OUT or v}
         if self.scale == 1:
             del values["scale"]
@@ -266,9 +288,9 @@ def _coerce(key: str, value: Any) -> Any:
         return (_number(low), _number(high))
     if key in ("clusters", "experts"):
         return tuple(_integer(v) for v in _list(value))
-    if key == "families":
+    if key in ("families", "maps"):
         return tuple(_string(v) for v in _list(value))
-    if key in ("evidence_thresholds", "evidence_floors"):
+    if key in ("evidence_thresholds", "evidence_floors", "map_defaults"):
         return tuple(_number(v) for v in _list(value))
     if key == "cluster_labels":
         return tuple(tuple(_string(label) for label in _list(level)) for level in _list(value))

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 from torch import nn
 
+from clusir.calibration.planes import colours_of
 from clusir.errors import UnsupportedModelError, UsageError, ValidationError
 from clusir.export.base import Pipeline
 from clusir.export.compared import asked, compared
@@ -24,7 +25,7 @@ from clusir.export.experts.join import JoinGates, joined_gates
 from clusir.export.experts.registry import as_form, dense_blocks
 from clusir.export.fastest import Forms, rank_forms, routers_for
 from clusir.export.lowering.complex_fft import aten_transforms
-from clusir.export.options import ModuleOptions, backends_of, check_options
+from clusir.export.options import ModuleOptions, backends_of, check_options, with_maps
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
@@ -35,6 +36,7 @@ from clusir.export.subject import Subject, read_subject
 from clusir.export.subjects.checks import check_batch
 from clusir.export.subjects.factory import declare_unused, load_factory, parse_input, unused_of, working_folder_first
 from clusir.export.subjects.fresh import Fresh
+from clusir.export.subjects.restorer import Mapped
 from clusir.export.subjects.scripted import unscripted
 from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes, why_no_other
 from clusir.export.subjects.user_code import count_in
@@ -116,9 +118,10 @@ def export_module(
     chosen = ModuleOptions(**more) if options is None else options
     shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
     check_options(chosen)
+    shape = with_maps(shape, chosen.maps)
     out = Path(out)
     refuse_foreign(out.parent, known_files(out, chosen.precision), out.stem)
-    with _subject(factory, shape, chosen.output, progress) as (subject, unused):
+    with _subject(factory, shape, chosen, progress) as (subject, unused):
         written = _best(subject, chosen, unused, progress)
         check_fit(chosen.precision, written.check.batch or 1)
 
@@ -135,18 +138,20 @@ def export_module(
 
 @contextlib.contextmanager
 def _subject(
-    factory: str | nn.Module, shape: tuple[int, int, int, int], output: str | None, progress: Progress
+    factory: str | nn.Module, shape: tuple[int, int, int, int], options: ModuleOptions, progress: Progress
 ) -> Iterator[tuple[Subject, tuple[str, ...]]]:
     """The module, read, and what is declared unused of it. What it caches outside itself is forgotten at the end."""
     progress("reading the model")
     with working_folder_first(), mamba_importable() as mamba, mmcv_importable() as mmcv:
         pristine = unscripted(load_factory(factory) if isinstance(factory, str) else factory.eval())
         unused = unused_of(factory)
+        if options.maps:
+            pristine, unused = Mapped(pristine, tuple(options.maps)).eval(), tuple(rf"model\.{name}" for name in unused)
         count_in(pristine)
         fresh = Fresh(pristine)
         try:
             name = factory.replace(":", ".") if isinstance(factory, str) else type(factory).__name__
-            subject = read_subject(name, fresh, shape, output, progress)
+            subject = read_subject(name, fresh, shape, options.output, progress)
             stood = [note for note, stand_in in ((MAMBA, mamba), (MMCV, mmcv)) if stand_in.used]
             yield replace(subject, notes=(*subject.notes, *stood)), unused
         finally:
@@ -172,11 +177,12 @@ def verify_module(
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
     given = ModuleOptions(dft=spec.dft_form, backends=tuple(backends or ONNX_BACKENDS))  # type: ignore[arg-type]
     runtimes, _ = backends_of(given)
-    with _subject(factory, (batch or 1, spec.channels, *sizes[0]), None, lambda _: None) as (subject, _):
+    maps = ModuleOptions(maps=dict(zip(spec.maps, spec.map_defaults, strict=True)))
+    with _subject(factory, (batch or 1, spec.planes, *sizes[0]), maps, lambda _: None) as (subject, _):
         gates = joined_gates(model)
         rows = validate(
             path,
-            ModuleCheck(subject.user, subject.fresh_dense(), sizes, gates, spec.channels, batch, tuple(runtimes)),
+            ModuleCheck(subject.user, subject.fresh_dense(), sizes, gates, spec.planes, batch, tuple(runtimes)),
         )
     return rows, warnings_of(rows)
 
@@ -218,7 +224,7 @@ def _forms(subject: Subject, options: ModuleOptions, progress: Progress) -> Form
                 subject.unrun(), pictures[:batch], batches=False, sizes=False, before=subject.user.fresh.restore
             )
         model, _ = _graph(traced, replace(options, router=router), progress)
-        probe = ModelSpec(size=SizeRequirements(1, 1), channels=channels)
+        probe = ModelSpec(size=SizeRequirements(1, 1), channels=colours_of(channels))
         return AttachMetadata(probe).apply(model).model
 
     feeds = [{"image": pictures[n : n + batch].numpy()} for n in range(0, len(pictures) - batch + 1, batch)]
@@ -314,7 +320,7 @@ def _export(
     rule = _rule(model, traced, subject, multiple, backends[0], progress)
     model = Pipeline([JoinGates(gates)]).run(model)
     tile = None if options.tile is None else rule.padded(options.tile)
-    made = tiled(model, _spec(subject, rule, options), (tile, options.halo), progress)
+    made = tiled(model, subject.spec(rule, options.maps, options.router, options.dft), (tile, options.halo), progress)
     spec = made.spec
     near, far = ((spec.size.padded(h), spec.size.padded(w)) for h, w in (small, size))
     sizes = [size] if multiple is None else list(dict.fromkeys([*validation_sizes(spec.size, *near), far]))
@@ -355,7 +361,7 @@ def _rule(
             )
         return SizeRequirements(multiple_of=1, minimum=1, static_px=height)
     progress("finding the sizes that the file serves")
-    probe = ModelSpec(size=SizeRequirements(1, 1), channels=channels)
+    probe = ModelSpec(size=SizeRequirements(1, 1), channels=colours_of(channels))
     model = AttachMetadata(probe).apply(model).model
     with agreement_by_size(model, subject.user, channels, 1 if traced.dynamic_batch else batch, backend) as agrees:
         rule = size_rule(Guards(traced.original, channels), agrees, multiple, traced.traced_size)
@@ -365,17 +371,3 @@ def _rule(
             "describes for which; pad inside the model instead of branching on the size"
         )
     return rule
-
-
-def _spec(subject: Subject, rule: SizeRequirements, options: ModuleOptions) -> ModelSpec:
-    """All but tile and halo, which are measured."""
-    return ModelSpec(
-        name=subject.name,
-        size=rule,
-        tile_px=rule.padded(256),
-        halo_px=0,
-        channels=subject.shape[1],
-        scale=subject.scale,
-        router_form=options.router,
-        dft_form=options.dft,
-    )

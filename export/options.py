@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clusir.errors import BackendError, UsageError
 from clusir.export.fastest import ROUTERS
@@ -11,7 +12,10 @@ from clusir.export.precision.place import check_fit
 from clusir.export.precision.run import PrecisionConfig
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
 
-__all__ = ["ModuleOptions", "backends_of", "check_options"]
+__all__ = ["ModuleOptions", "backends_of", "check_options", "with_maps"]
+
+_Shape = tuple[int, int, int, int]
+_MOST_MAPS = {1: 1, 3: 8}  # by the channels of the picture
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class ModuleOptions:
     tensors that the model returns is the restored picture (a position or a key; None: found). ``batch``: 0 for any,
     else the one batch of the file. ``size``: 0 for any height and width, else the one side in pixels. ``tile`` and
     ``halo`` in pixels for those who cut pictures (None: chosen). ``backends``: the runtimes to validate on.
-    ``precision``: which lower precisions are made beside the file, and how.
+    ``precision``: which lower precisions are made beside the file, and how. ``maps``: further
+    arguments of the model that are pictures of one channel and of the picture's size, by name, with the number 0..1
+    that fills them where nobody gives one.
     """
 
     dft: Form = "auto"
@@ -35,6 +41,7 @@ class ModuleOptions:
     halo: int | None = None
     backends: tuple[str, ...] = ("ort", "openvino")
     precision: PrecisionConfig | None = None
+    maps: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_options(options: ModuleOptions) -> None:
@@ -52,6 +59,20 @@ def check_options(options: ModuleOptions) -> None:
         raise UsageError(
             f"--batch {options.batch}, --size {options.size}: a batch of at least 1, a size within 8..4096"
         )
+
+
+def with_maps(shape: _Shape, maps: Mapping[str, float]) -> _Shape:
+    """``shape`` BxCxHxW of a picture with ``maps``, by name and default, behind its channels. Raises UsageError for
+    more of them than a file may have, for a name that the picture has, and for a default outside 0..1."""
+    batch, channels, height, width = shape
+    if len(maps) > _MOST_MAPS[channels]:
+        raise UsageError(
+            f"--map {', '.join(maps)}: a picture of {channels} channels has {_MOST_MAPS[channels]} at most"
+        )
+    for name, number in maps.items():
+        if name == "image" or not 0 <= number <= 1:
+            raise UsageError(f"--map {name}={number:g}: image is the picture, and a map is filled with 0..1")
+    return batch, channels + len(maps), height, width
 
 
 def backends_of(options: ModuleOptions) -> tuple[list[str], str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clusir.calibration.planes import colours_of
 from clusir.errors import UnsupportedModelError
 from clusir.export.base import Pipeline
 from clusir.export.experts.coverage import check_program
@@ -20,6 +21,7 @@ from clusir.export.subjects.outputs import choose_output, scale_of
 from clusir.export.subjects.restorer import AnyOutput, Restorer, Unsullied
 from clusir.export.subjects.unused import Watched, watch
 from clusir.export.validate.cases import probes
+from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["Subject", "read_subject"]
 
@@ -55,6 +57,13 @@ class Subject:
         if scale_of(picture, made) == self.scale:
             return ""
         return f"it answers {height}x{width} with {'x'.join(map(str, made.shape[2:]))}"
+
+    def spec(self, rule: SizeRequirements, maps: Mapping[str, float], router: str, dft: str) -> ModelSpec:
+        """All but tile and halo, which are measured. ``maps``: names and defaults of what comes with the picture."""
+        channels = colours_of(self.shape[1])
+        return ModelSpec(name=self.name, size=rule, tile_px=rule.padded(256), halo_px=0, channels=channels,
+                         scale=self.scale, router_form=router, dft_form=dft, maps=tuple(maps),
+                         map_defaults=tuple(maps.values()))  # fmt: skip
 
     def unrun(self) -> Restorer:
         """The dense form as it is, which only the tracer may call (it makes its own copy)."""

@@ -162,10 +162,10 @@ def _reach(run: Run, spec: ModelSpec) -> Reach:
     """How far a pixel looks, on a small picture where that is enough to see it."""
     side, near = (spec.size.static_px or spec.size.padded(px) for px in (_REACH_PX, _NEAR_PX))
     if near < side:
-        found = measure_reach(run, near, spec.channels)
+        found = measure_reach(run, near, spec.planes)
         if not found.whole:
             return found
-    return measure_reach(run, side, spec.channels)
+    return measure_reach(run, side, spec.planes)
 
 
 def _single(model: ModelProto) -> Run:
@@ -211,7 +211,7 @@ def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found
     size = replace(spec.size, multiple_of=found.multiple, minimum=_up(spec.size.minimum, found.multiple))
     shared = SplitRun(split)
     side = size.padded(_REACH_PX)
-    statistics = shared.pool(natural_picture(side, side, spec.channels))
+    statistics = shared.pool(natural_picture(side, side, spec.planes))
     near = _reach(shared.given(statistics), replace(spec, size=size))
     if near.whole:
         return none(
@@ -257,7 +257,7 @@ def _cost(made: Tiled, run: Run, tiles: Tiles) -> Tiles:
     with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
         made.save(Path(folder), "model")
         cut = replace(tiles, tile=spec.tile_px)
-        return replace(tiles, error=measured(Path(folder) / "model.onnx", run, spec.size, cut, spec.channels).error)
+        return replace(tiles, error=measured(Path(folder) / "model.onnx", run, spec.size, cut, spec.planes).error)
 
 
 def compare_sidecars(made: Tiled, check: PictureCheck, progress: Progress = lambda _: None) -> list[Row]:

@@ -215,6 +215,7 @@ def run_module(
     output: str | None = None,
     batch: int | None = None,
     size: int | None = None,
+    maps: Sequence[tuple[str, float]] = (),
 ) -> None:
     """Bring your own model: somebody else's network, in the precisions that are asked for. Without ``module`` it is
     what the request's checkpoint holds."""
@@ -238,6 +239,7 @@ def run_module(
     network: Any = module
     notes: tuple[str, ...] = ()
     with Console(stderr=True).status(f"exporting {name}") as status:
+        options = replace(options, maps=dict(maps))
         if network is None:
             from clusir.export.subjects.known import load_known
 
@@ -245,6 +247,9 @@ def run_module(
             network = known.network
             notes = (f"{Path(name).name}: weights of {known.architecture}", *known.notes)
             shape = shape if "input_shape" in request.given else "x".join(map(str, known.shape))
+            if maps and not known.maps:
+                raise UsageError(f"--map {maps[0][0]}: {known.architecture} takes the picture alone; leave it out")
+            options = replace(options, maps={**known.maps, **options.maps})
         made = export_module(
             network,
             shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,17 +49,25 @@ class Decibels(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """``NAME=NUMBER``."""
+    """``NAME=NUMBER``; with ``files`` also ``NAME=FILE``, a picture; with a ``default`` also ``NAME`` alone."""
 
-    name = "NAME=NUMBER"
+    def __init__(self, files: bool = False, default: float | None = None) -> None:
+        self._files, self._default = files, default
+        self.name = "NAME=NUMBER|FILE" if files else "NAME=NUMBER"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        name, equals, number = str(value).rpartition("=")
-        try:
-            if equals and name.strip():
-                return name.strip(), float(number)
-        except ValueError:
-            pass
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float | str]:
+        if isinstance(value, str) and value.isidentifier() and self._default is not None:
+            return value, self._default
+        name, equals, text = str(value).partition("=") if self._files else str(value).rpartition("=")
+        if equals and name.strip() and text.strip():
+            try:
+                return name.strip(), float(text)
+            except ValueError:
+                if self._files and Path(text).is_file():
+                    return name.strip(), text
+        if self._files:
+            said = f"there is no file {text}" if text.strip() else "it is no setting"
+            self.fail(f"{value!r}: {said}; write for example sigma=15, or mask=mask.png", param, ctx)
         return self.fail(f"{value!r} is no setting; write for example sigma=15", param, ctx)
 
 

@@ -11,14 +11,14 @@ from clusir.cli._adopt import DESCRIBING, adoption_options, run_adoption
 from clusir.cli._common import command, given_options
 from clusir.cli._precision import PRECISION_OPTIONS
 from clusir.cli._targets import run_targets
-from clusir.cli._values import Decibels, Seconds, Words
+from clusir.cli._values import Decibels, Seconds, Setting, Words
 from clusir.errors import UsageError
 from clusir.names import BFLOAT16, HOSTS, ONNX_BACKENDS, PRECISIONS
 
 __all__ = ["main"]
 
 
-_MODULE_ONLY = ("output", "batch", "size")
+_MODULE_ONLY = ("output", "batch", "size", "maps")
 _WEIGHTS = (".pth", ".pt", ".ckpt", ".bin")  # endings of other people's checkpoints
 _MODULE_TOO = ("onnx_path", "module", "input_shape", "router", "dft", "dynamic", "tile_px", "halo_px", "backends")
 
@@ -174,6 +174,14 @@ def check_options(module: bool, known: bool = False) -> None:
 )
 @click.option("--batch", type=click.IntRange(1, 256), help="The one batch of --module's file. [any]")
 @click.option("--size", type=click.IntRange(8, 4096), help="The one height and width of --module's file. [any]")
+@click.option(
+    "--map",
+    "maps",
+    type=Setting(default=0.0),
+    multiple=True,
+    help="An argument of --module that is a picture of one channel and of the picture's size, such as mask=0: its "
+    "name, and what fills it where nobody gives one; may be repeated.",
+)
 @click.option("--check-passes", is_flag=True, help="Compare the graph after each pass; a pass to blame is named.")
 @click.option(
     "--target",

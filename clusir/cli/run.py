@@ -60,9 +60,10 @@ _RESTORER_OPTIONS = (
 @click.option(
     "--set",
     "settings",
-    type=Setting(),
+    type=Setting(files=True),
     multiple=True,
-    help="A number for an input that an adopted network takes beside the picture, such as sigma=15; may be repeated.",
+    help="For an input that a network takes beside the picture a number, such as sigma=15, or of a map a picture of "
+    "the same size, such as mask=mask.png; may be repeated.",
 )
 @click.option(
     "--exact-statistics",
@@ -313,7 +314,8 @@ def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | 
         "alpha": restorer.alpha,
     }
     if restorer.settings:
-        settings["settings"] = ",".join(f"{name}={n!r}" for name, n in sorted(restorer.settings.items()))
+        told = sorted(restorer.settings.items())
+        settings["settings"] = ",".join(f"{name}={_known_by(value)}" for name, value in told)
     if restorer.statistics != "sampled":
         settings["statistics"] = restorer.statistics
     if not (restorer.steering.plain and restorer.steering.blend == 1):
@@ -327,6 +329,15 @@ def _open_journal(run: _Run, restorer: Restorer, shown: RunOutput) -> Journal | 
     for note in journal.notes:
         shown.note(f"note: {note}")
     return journal
+
+
+def _known_by(value: object) -> str:
+    """A setting as the journal remembers it: a number, or what is in a picture file."""
+    if not isinstance(value, str):
+        return repr(value)
+    import hashlib
+
+    return hashlib.sha256(Path(value).read_bytes()).hexdigest()
 
 
 def _memory(restorer: Restorer, options: dict[str, Any]) -> tuple[MemoryGate, float]:

@@ -207,7 +207,7 @@ def _example(session: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
     side = spec.size.static_px or spec.size.padded(64)
     feeds = {}
     for port in session.get_inputs():
-        shape = (1, spec.channels, side, side) if len(port.shape) == 4 else (1, port.shape[1])
+        shape = (1, spec.planes, side, side) if len(port.shape) == 4 else (1, port.shape[1])
         values = rng.random(shape, dtype=np.float32)
         feeds[port.name] = values if len(shape) == 4 else values / values.sum()
     return feeds

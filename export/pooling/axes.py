@@ -100,7 +100,7 @@ def read_axes(model: ModelProto, spec: ModelSpec, *, batches: bool, multiple: in
     probe = Probe(asked, threads=1, optimise=False)
 
     def run(count: int, height: int, width: int) -> dict[str, NDArray[Any]]:
-        picture = np.random.default_rng(0).random((count, spec.channels, height, width), dtype=np.float32)
+        picture = np.random.default_rng(0).random((count, spec.planes, height, width), dtype=np.float32)
         try:
             return {**probe.run({"image": picture}), "shape of image": np.array(picture.shape)}
         except Exception as error:  # the runtime raises its own types, which are not public

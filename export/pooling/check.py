@@ -50,7 +50,7 @@ class SplitRun:
         picture must not change with what lies further away from the part than ``reach_px``.
         """
         side = spec.size.padded(2 * reach_px + 160)
-        picture = natural_picture(side, side, spec.channels)
+        picture = natural_picture(side, side, spec.planes)
         expected = whole(picture)
         got = self.given(self.pool(picture))(picture)
         if not (float(np.abs(expected - got).max()) <= _ROUNDING * max(1.0, float(np.abs(expected).max()))):

@@ -153,7 +153,7 @@ def make_precisions(
     tile = folder / f"{stem}.tile.onnx"
     graphs = ({"tile": tile} if tile.is_file() else {}) | {"whole": whole}
     reference = Reference(whole)
-    scale, channels = (reference.spec.scale, reference.spec.channels) if reference.spec is not None else (1, 3)
+    scale, channels = (reference.spec.scale, reference.spec.planes) if reference.spec is not None else (1, 3)
     crop_px = scale * crop_px_of(reference.spec)
     photos = open_source(config.calibration, crop_px, config.seed, mode=config.calibration_mode)
     skipped = getattr(getattr(photos, "photos", None), "skipped", ())

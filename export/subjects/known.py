@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
 
-__all__ = ["Known", "called", "for_any_number", "load_known"]
+__all__ = ["Known", "Painter", "called", "for_any_number", "load_known"]
 
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _SIDE_PX = 64
@@ -32,14 +32,17 @@ _INSTALL = 'pip install "clusir[zoo]" (docs/checkpoints.md says what fits a CPU 
 @dataclass(frozen=True)
 class Known:
     """``network``: picture BxCxHxW in 0..1 -> the restored one; ``architecture``: its name; ``shape``: BxCxHxW that it
-    takes; ``notes``: how it is called otherwise than spandrel does."""
+    takes; ``notes``: how it is called otherwise than spandrel does; ``maps``: pictures of one channel that its forward
+    takes too, by name, with what fills them where nobody gives one."""
 
     network: nn.Module
     architecture: str
     shape: tuple[int, int, int, int]
     notes: tuple[str, ...] = ()
+    maps: Mapping[str, float] = field(default_factory=dict)
 
 
+_MASK = {"mask": 0.0}  # 1: what is to be painted; by default nothing
 _Call = Callable[[Callable[..., Any], Tensor], Tensor]
 _RANDOMISES = "randomize_noise"  # StyleGAN2's argument: whether noise is drawn anew or read from the weights
 _Colours = Callable[[Tensor], Tensor]
@@ -58,6 +61,17 @@ class _Called(nn.Module):
         if self.more:
             return self.call(lambda *args, **kwargs: self.model(*args, **{**kwargs, **self.more}), image)
         return self.call(self.model, image)
+
+
+class Painter(nn.Module):
+    """A network of a picture and a mask of what is to be painted, called as spandrel calls it."""
+
+    def __init__(self, model: nn.Module, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return self.call(self.model, image, mask)
 
 
 class _Coloured(nn.Module):
@@ -117,7 +131,7 @@ def load_known(path: str | Path) -> Known:
 
     Raises UsageError where there is no such file or its ending is unknown, BackendError where spandrel is not
     installed, ModelFormatError where the file holds no plain weights, UnsupportedModelError where no known architecture
-    has such weights, or one that takes more than a picture.
+    has such weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -179,8 +193,6 @@ def _weights(path: Path) -> dict[str, Any]:
 
 def _described(path: Path, found: Any) -> Known:
     name = found.architecture.name
-    if found.purpose == "Inpainting":
-        raise UnsupportedModelError(f"checkpoint {path}: {name} takes a mask beside the picture; wrap it for --module")
     channels = (found.input_channels, found.output_channels)
     if channels not in ((1, 1), (3, 3), (1, 3)):
         raise UnsupportedModelError(
@@ -189,8 +201,10 @@ def _described(path: Path, found: Any) -> Known:
     rule = found.size_requirements
     multiple = math.lcm(rule.multiple_of, 1)
     side = -(-max(_SIDE_PX, rule.minimum) // multiple) * multiple
-    call = getattr(found, "_call_fn", None) or (lambda model, image: model(image))
+    call = getattr(found, "_call_fn", None) or (lambda model, *given: model(*given))
     model = found.model.float().eval().requires_grad_(False)
+    if found.purpose == "Inpainting":
+        return Known(Painter(model, call).eval(), name, (1, channels[1], side, side), (), _MASK)
     network, notes = called(model, for_any_number(name, call), channels)
     return Known(network, name, (1, channels[1], side, side), notes)
 

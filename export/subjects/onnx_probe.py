@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from clusir.calibration.photos import built_in_photos
+from clusir.calibration.planes import colours_of, maps_for
 from clusir.errors import ClusirError, UnsupportedModelError, UsageError
 from clusir.export.graph.session import Probe
 from clusir.spec import MAX_SCALE, SizeRequirements
@@ -48,7 +49,8 @@ def runner(model: ModelProto) -> Run:
 
 
 def natural_picture(height: int, width: int, channels: int, seed: int = 0) -> Array:
-    """A slightly noisy photo, 1xCxHxW in 0..1; smaller photos are repeated by reflection."""
+    """A slightly noisy photo, 1xCxHxW in 0..1; smaller photos are repeated by reflection. Of more ``channels`` than a
+    picture has the last are maps (:func:`clusir.calibration.planes.maps_for`)."""
     photos = built_in_photos(16).photos
     photo = photos[seed % len(photos)]
     crop = photo.crop(0, 0, min(photo.height, photo.width, max(height, width)))
@@ -56,7 +58,8 @@ def natural_picture(height: int, width: int, channels: int, seed: int = 0) -> Ar
                   mode="symmetric")[:height, :width]  # fmt: skip
     noisy = crop + np.random.default_rng(seed).normal(0, 5 / 255, crop.shape)
     picture = noisy.clip(0, 1).astype(np.float32).transpose(2, 0, 1)[None]
-    return np.ascontiguousarray(picture if channels == 3 else picture.mean(axis=1, keepdims=True))
+    colours = picture if colours_of(channels) == 3 else picture.mean(axis=1, keepdims=True)
+    return np.ascontiguousarray(np.concatenate([colours, maps_for(channels, height, width, seed)[None]], axis=1))
 
 
 def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, SizeRequirements]:
@@ -79,7 +82,7 @@ def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, S
         except Exception as error:  # the runtime raises its own types, which are not public
             reasons.append(str(error).strip().splitlines()[0][:160])
             return None
-        return (found.shape[2], found.shape[3]) if found.ndim == 4 and found.shape[1] == channels else None
+        return (found.shape[2], found.shape[3]) if found.ndim == 4 and found.shape[1] == colours_of(channels) else None
 
     for base in (side,) if side else _BASES:
         found = answer(base, base)
@@ -118,7 +121,8 @@ def probe_answers(run: Run, side: int, channels: int) -> list[str]:
     if not np.array_equal(first, again):
         raise UnsupportedModelError("the graph answers the same photo differently each time; export it in eval mode")
     scale = first.shape[2] // side
-    small = first[0].reshape(channels, side, scale, side, scale).mean(axis=(2, 4))
+    picture = picture[:, : colours_of(channels)]
+    small = first[0].reshape(-1, side, scale, side, scale).mean(axis=(2, 4))
     notes = []
     if small.std() < _LEVEL:
         raise UsageError(

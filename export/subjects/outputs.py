@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from clusir.calibration.planes import colours_of
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.subjects.gradients import gradients
 from clusir.spec import MAX_SCALE
@@ -25,8 +26,8 @@ __all__ = ["choose_output", "pick", "scale_of", "tensors_of"]
 
 def scale_of(image: Tensor, made: Tensor) -> int:
     """How many times as high and wide as ``image`` (BxCxHxW) the picture ``made`` is, 1 to MAX_SCALE; 0 where it has
-    another batch, other channels, or no such size."""
-    if made.dim() != 4 or made.shape[:2] != image.shape[:2]:
+    another batch, other channels, or no such size. Maps behind the colours of ``image`` have no answer."""
+    if made.dim() != 4 or tuple(made.shape[:2]) != (image.shape[0], colours_of(image.shape[1])):
         return 0
     scale, rest = divmod(made.shape[2], image.shape[2])
     fits = not rest and made.shape[3] == scale * image.shape[3] and 1 <= scale <= MAX_SCALE

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clusir.errors import ClusirError, UnsupportedModelError
+from clusir.errors import ClusirError, UnsupportedModelError, UsageError
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.outputs import pick
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.user_code import innermost_user_line
 
-__all__ = ["AnyOutput", "Restorer", "Unsullied", "user_error"]
+__all__ = ["AnyOutput", "Mapped", "Restorer", "Unsullied", "user_error"]
 
 
 def user_error(error: Exception) -> UnsupportedModelError:
@@ -22,10 +24,29 @@ def user_error(error: Exception) -> UnsupportedModelError:
     reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
     if isinstance(error, TypeError) and "forward() missing" in reason:
         return UnsupportedModelError(
-            f"{reason}: a restorer takes one picture; wrap the model in an nn.Module whose forward takes the picture "
-            "alone and hands over the other inputs from buffers"
+            f"{reason}: a restorer takes one picture; name what is a picture of the same size, such as a mask, "
+            "with --map; for other inputs wrap the model in an nn.Module whose forward takes the picture alone and "
+            "hands them over from buffers"
         )
     return UnsupportedModelError(f"{line}: the model's own code raised {type(error).__name__}: {reason}")
+
+
+class Mapped(nn.Module):
+    """A network of a picture and of ``maps``, by the names that its forward gives them, as one of a picture behind
+    whose colours the maps lie. Raises UsageError where forward has no such name."""
+
+    def __init__(self, model: nn.Module, maps: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.maps = model, tuple(maps)
+        has = inspect.signature(model.forward).parameters
+        for name in () if any(one.kind is one.VAR_KEYWORD for one in has.values()) else self.maps:
+            if name not in has:
+                raise UsageError(f"--map {name}: the model's forward takes {', '.join(has)}; give one of these names")
+
+    def forward(self, image: Tensor) -> Any:
+        first = image.shape[1] - len(self.maps)
+        maps = {name: image[:, first + n : first + n + 1] for n, name in enumerate(self.maps)}
+        return self.model(image[:, :first], **maps)
 
 
 class AnyOutput(nn.Module):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clusir.calibration.planes import colours_of
 from clusir.errors import UsageError
 from clusir.export.subjects.onnx_probe import Array, Reach, natural_picture
 from clusir.runtimes.restore.restorer import Restorer
-from clusir.spec import SizeRequirements
+from clusir.runtimes.runners.metadata import read_metadata
+from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["TILING", "Tiles", "choose_tiles", "measured", "told_of", "tolerances_of"]
 
@@ -78,8 +80,11 @@ def measured(path: Path, run: Callable[[Array], Array], size: SizeRequirements, 
         return tiles
     width = size.padded(2 * tiles.tile - 2 * tiles.halo)
     picture = natural_picture(size.padded(min(tiles.tile, _STRIP_PX)), width, channels)
-    with Restorer(path, backend="ort", device="cpu", threads=1) as restorer:
-        cut = restorer.restore(np.ascontiguousarray(picture[0].transpose(1, 2, 0)))
+    colours = np.ascontiguousarray(picture[0, : colours_of(channels)].transpose(1, 2, 0))
+    names = ModelSpec.from_metadata(read_metadata(path)).maps
+    maps = dict(zip(names, picture[0, colours_of(channels) :], strict=True))
+    with Restorer(path, backend="ort", device="cpu", threads=1, settings=maps) as restorer:
+        cut = restorer.restore(colours)
     whole = run(picture)[0].transpose(1, 2, 0).clip(0, 1)
     return Tiles(tiles.tile, tiles.halo, float(np.abs(cut - whole).max()))
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clusir.calibration.planes import colours_of, maps_for
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import reference
 from clusir.export.subjects.onnx_probe import natural_picture
@@ -62,17 +63,18 @@ _FORMS: tuple[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], ...] = (
 def probes(count: int, channels: int, height: int, width: int) -> Tensor:
     """``count`` different pictures (float32, BxCxHxW in 0..1): noise, ramps, dark, bright, blobs, edges, flat colours.
 
-    They differ in brightness, contrast, colour and frequency, which is what routers look at. Always the same ones.
+    They differ in brightness, contrast, colour and frequency, which is what routers look at. Always the same ones. Of
+    more ``channels`` than a picture has the last are maps.
     """
-    generator = torch.Generator().manual_seed(11)
+    generator, colours = torch.Generator().manual_seed(11), colours_of(channels)
     y = torch.linspace(0, 1, height).view(1, height, 1)
     x = torch.linspace(0, 1, width).view(1, 1, width)
     pictures = []
     for index in range(count):
-        noise = torch.rand(channels, height, width, generator=generator)
-        tint = torch.rand(channels, 1, 1, generator=generator)
-        made = _FORMS[index % len(_FORMS)](noise, tint, y, x)
-        pictures.append(made.expand(channels, height, width).clamp(0, 1).float())
+        noise = torch.rand(colours, height, width, generator=generator)
+        tint = torch.rand(colours, 1, 1, generator=generator)
+        made = _FORMS[index % len(_FORMS)](noise, tint, y, x).expand(colours, height, width).clamp(0, 1).float()
+        pictures.append(torch.cat([made, torch.from_numpy(maps_for(channels, height, width, index))]))
     return torch.stack(pictures)
 
 

@@ -309,7 +309,7 @@ def _import_s(backend: str) -> float:
 
 def _feeds(spec: ModelSpec) -> dict[str, Array]:
     """Inputs of a whole or tile graph: noise, an even posterior, the first experts."""
-    image = np.random.default_rng(0).uniform(*spec.value_range, (1, spec.channels, spec.tile_px, spec.tile_px))
+    image = np.random.default_rng(0).uniform(*spec.value_range, (1, spec.planes, spec.tile_px, spec.tile_px))
     feeds = {spec.input_name: image.astype(np.float32)}
     if spec.graph == "tile":
         posterior = [np.full(count, 1 / count, np.float32) for count in spec.clusters]

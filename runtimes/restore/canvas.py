@@ -14,7 +14,7 @@ from clusir.runtimes.restore.tiling import Axis, Plan, pad_tile
 from clusir.runtimes.runners.base import Array
 from clusir.spec import ModelSpec
 
-__all__ = ["Canvas", "Pixels", "RowSource", "crop_tile"]
+__all__ = ["Canvas", "Pixels", "RowSource", "crop_tile", "planes_of"]
 
 Pixels = NDArray[Any]
 
@@ -67,20 +67,23 @@ class Canvas:
         self.blend = np.float32(blend)
         plan, height, scale = self.plan, self.source.height, self.spec.scale
         rows = min(plan.y.tile, height)
-        window = self.source.rows(0, rows)
+        window, maps = self.source.rows(0, rows), planes_of(self.source, 0, rows)
         # One accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
         total = np.zeros((self.layers, scale * rows, scale * self.source.width, self.spec.channels), np.float32)
         for index, start in enumerate(plan.y.starts):
-            self._add_tiles(total, window, index)
+            self._add_tiles(total, window, maps, index)
             last = index + 1 == len(plan.y.starts)
             done = rows if last else plan.y.starts[index + 1] - start
             yield self._finish(total[:, : scale * done], window[:done])
             if not last:
                 total[:, : scale * (rows - done)] = total[:, scale * done :].copy()
                 total[:, scale * (rows - done) :] = 0
-                window = np.concatenate([window[done:], self.source.rows(start + rows, start + rows + done)])
+                following = (start + rows, start + rows + done)
+                window = np.concatenate([window[done:], self.source.rows(*following)])
+                more = planes_of(self.source, *following)
+                maps = None if maps is None or more is None else np.concatenate([maps[done:], more])
 
-    def _add_tiles(self, total: Array, window: Pixels, index: int) -> None:
+    def _add_tiles(self, total: Array, window: Pixels, maps: Array | None, index: int) -> None:
         x, y = self.plan.x, self.plan.y
         columns = range(len(x.starts))
         groups = [
@@ -89,7 +92,7 @@ class Canvas:
             for i in range(0, len(columns), self.batch)
         ]
         for layer, group in groups:
-            tiles = [crop_tile(window, x, x.starts[c], y.tile, self.spec, alpha=layer == 1) for c in group]
+            tiles = [crop_tile(window, x, x.starts[c], y.tile, self.spec, alpha=layer == 1, maps=maps) for c in group]
             restored = (
                 [self._enlarge(tile, len(window)) for tile in tiles]
                 if layer and self.enlarges_alpha
@@ -109,7 +112,7 @@ class Canvas:
         height, width = (self.spec.scale * n for n in inside.shape)
         large = Image.fromarray(inside).resize((width, height), Image.Resampling.BICUBIC)
         unit = np.asarray(large, np.float32)[:, :, None]
-        return scaled(np.repeat(unit, tile.shape[2], axis=2), self.spec.value_range)
+        return scaled(np.repeat(unit, self.spec.channels, axis=2), self.spec.value_range)
 
     def _blended(self, restored: Array, source: Pixels) -> Array:
         """``blend`` of what was restored, which is held to 0..1 first, and the rest of the source; both HxWxC."""
@@ -141,14 +144,33 @@ def _grey(values: Array) -> Array:
     return values.mean(axis=2, keepdims=True, dtype=np.float64).astype(np.float32)
 
 
-def crop_tile(band: Pixels, x: Axis, start: int, height: int, spec: ModelSpec, *, alpha: bool = False) -> Array:
+def planes_of(source: RowSource, start: int, stop: int) -> Array | None:
+    """Rows of the maps that come with a picture (:mod:`clusir.runtimes.restore.maps`), HxWxN float32 in 0..1; None
+    where none do."""
+    planes: Callable[[int, int], Array] | None = getattr(source, "planes", None)
+    return None if planes is None else planes(start, stop)
+
+
+def crop_tile(
+    band: Pixels,
+    x: Axis,
+    start: int,
+    height: int,
+    spec: ModelSpec,
+    *,
+    alpha: bool = False,
+    maps: Array | None = None,
+) -> Array:
     """One tile of a band of rows as HxWxC float32 in 0..1 with the model's channels, padded to the tile's size; of the
-    ``alpha`` channel instead of the colours where that is asked for."""
-    part = band[:, start : start + x.tile]
+    ``alpha`` channel instead of the colours where that is asked for. ``maps``: the same rows of further planes, which
+    follow the channels."""
+    columns = slice(start, start + x.tile)
+    part = band[:, columns]
     channels = part.shape[2]
     if alpha:
         part = part[:, :, -1:]
     elif channels in (2, 4):
         part = part[:, :, :-1]
     unit = pad_tile(to_unit(part), height, x.tile)
-    return np.repeat(unit, spec.channels, axis=2) if unit.shape[2] == 1 else unit
+    tile = np.repeat(unit, spec.channels, axis=2) if unit.shape[2] == 1 else unit
+    return tile if maps is None else np.concatenate([tile, pad_tile(maps[:, columns], height, x.tile)], axis=2)

@@ -16,6 +16,7 @@ from clusir.errors import ClusirError, ImageError, UsageError
 from clusir.names import AUTO, BFLOAT16
 from clusir.runtimes.images.picture import PictureInfo
 from clusir.runtimes.restore.canvas import Canvas, Pixels, RowSource, crop_tile
+from clusir.runtimes.restore.maps import Setting, mapped, split_settings
 from clusir.runtimes.restore.permissions import hints, nothing_to_mend, steer
 from clusir.runtimes.restore.pixels import check_finite, from_unit, scaled, to_unit
 from clusir.runtimes.restore.routing import Routing, combine
@@ -67,9 +68,9 @@ class Restorer:
     ``fix`` says which degradations may be mended, ``strength`` how far
     (:func:`clusir.runtimes.restore.permissions.steer`): by default technical ones, and haze and darkness only on strong
     evidence. Strength 0 gives back what went in. ``statistics``: of a network that pools over the whole picture,
-    ``sampled`` pools windows of it, ``exact`` all of it, level by level. ``settings``: numbers by
-    name, for inputs that an adopted network takes beside the picture. ``pixels``: how many are to be restored, where
-    that is known; ``auto`` then counts what opening takes.
+    ``sampled`` pools windows of it, ``exact`` all of it, level by level. ``settings``: by name, for inputs that a
+    network takes beside the picture, a number, or of a map (a mask) a picture of the same size. ``pixels``: how many
+    are to be restored, where that is known; ``auto`` then counts what opening takes.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Restorer:
         fix: str | Iterable[str] | None = None,
         strength: float | str | Mapping[str, float] = 1.0,
         statistics: str = "sampled",
-        settings: Mapping[str, float] | None = None,
+        settings: Mapping[str, Setting] | None = None,
         pixels: int | None = None,
     ) -> None:
         if routing is not None and routing not in ROUTINGS:
@@ -128,7 +129,8 @@ class Restorer:
         self.routing = "shared" if can_share and routing != "tile" else "tile"
         self.settings = dict(settings or {})
         try:
-            set_inputs(self._runner, self.settings)
+            self._maps, self._numbers = split_settings(self.settings, self.spec)
+            set_inputs(self._runner, self._numbers)
             self.steering = steer(self.spec, fix, strength)
             if statistics == "exact" and not self.spec.shares_statistics:
                 raise UsageError(f"exact statistics: {self.files.whole} pools nothing over the picture; leave it out")
@@ -186,6 +188,7 @@ class Restorer:
         if self._closed:
             raise UsageError(f"model {self.files.whole}: this restorer was closed; open it again")
         work = Work() if work is None else work
+        source = mapped(source, self.spec, self._maps)
         if self.steering.blend == 0:
             yield from self._untouched(source, dtype)
             return
@@ -272,6 +275,7 @@ class Restorer:
         """The statistics that all tiles of a picture, or of its ``alpha`` channel, share (see
         :mod:`clusir.runtimes.restore.statistics`). Raises ClusirError where they are NaN or infinite."""
         _, graph = self._open_sidecars()
+        source = mapped(source, self.spec, self._maps)
 
         def run(feeds: dict[str, Array]) -> dict[str, Array]:
             return self._timed(graph, feeds | {"image": self._image(list(feeds["image"]))}, work or Work())
@@ -283,6 +287,7 @@ class Restorer:
 
     def warm_up(self) -> None:
         """Run every graph once on a grey tile, so that what follows takes no more memory or time than usual."""
+        given, self._maps = self._maps, {}  # they are as large as the pictures that follow
         side, channels = self.spec.tile_px, self.spec.channels
         self.restore(np.full((side, side, channels), 128, np.uint8))
         several = ArraySource(np.full((2 * side, 2 * side, channels), 128, np.uint8))  # as many looks as there may be
@@ -295,7 +300,8 @@ class Restorer:
             shared = self.route(several)
         if self.spec.size.static_px == 0 and self.batch == 1:
             (self._runner if shared is None else self._open_sidecars()[0]).expect((side, side))
-            self.infer([np.full((side, side, channels), 0.5, np.float32)], Work(), shared)
+            self.infer([np.full((side, side, self.spec.planes), 0.5, np.float32)], Work(), shared)
+        self._maps = given
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider: of the whole graph, or of the tile graph while nothing needed the former."""
@@ -325,7 +331,7 @@ class Restorer:
                     check_finite(out[name], f"{self.files.whole.name}: {name}")
                     kept.append(out[name])
         restored = out[self.spec.output_name]
-        wanted = (*image.shape[:2], *(self.spec.scale * n for n in image.shape[2:]))
+        wanted = (len(tiles), self.spec.channels, *(self.spec.scale * n for n in image.shape[2:]))
         if restored.shape != wanted:
             raise ClusirError(f"{self.files.whole.name} returned {restored.shape} for {image.shape}, not {wanted}")
         check_finite(restored, self.files.whole.name)
@@ -364,7 +370,7 @@ class Restorer:
             router = open_runner(second, graph=kind, **options)
             check_together(self.spec, self.files.whole, [(self.files.tile, tile.spec), (second, router.spec)])
             for sidecar in (tile, router):
-                set_inputs(sidecar, self.settings)
+                set_inputs(sidecar, self._numbers)
             self._sidecars = (tile, router)
         return self._sidecars
 

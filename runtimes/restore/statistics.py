@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from clusir.errors import ClusirError
-from clusir.runtimes.restore.canvas import RowSource, crop_tile
+from clusir.runtimes.restore.canvas import RowSource, crop_tile, planes_of
 from clusir.runtimes.restore.pixels import check_finite
 from clusir.runtimes.restore.tiling import Axis
 from clusir.runtimes.runners.base import Array
@@ -138,9 +138,10 @@ def _groups(
     tiles: list[Array] = []
     masks: list[Array] = []
     for row in rows:
-        band = source.rows(row.start, min(row.start + row.side, source.height))
+        reached = (row.start, min(row.start + row.side, source.height))
+        band, planes = source.rows(*reached), planes_of(source, *reached)
         for column in columns:
-            tiles.append(crop_tile(band, axis, column.start, row.side, spec, alpha=alpha))
+            tiles.append(crop_tile(band, axis, column.start, row.side, spec, alpha=alpha, maps=planes))
             mask = np.zeros((1, row.side, column.side), np.float32)
             mask[:, row.first : row.last, column.first : column.last] = 1
             masks.append(mask)

@@ -28,6 +28,8 @@ def common_faults(source: Source, channels: Sequence[int] = (1, 3)) -> list[str]
         faults.append(f"it is the {spec.graph} graph, which does not answer alone; give the whole graph")
     if spec.channels not in channels:
         faults.append(f"it takes {spec.channels} channel, the host gives {' or '.join(map(str, channels))}")
+    if spec.maps:
+        faults.append(f"it takes a map beside the picture ({', '.join(spec.maps)}), the host gives the picture alone")
     inputs = {value.name for value in source.model.graph.input} - {t.name for t in source.model.graph.initializer}
     if more := sorted(inputs - {spec.input_name}):
         faults.append(f"it takes a second input, {more[0]}")

@@ -17,7 +17,19 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AS_MODULE", "COLOURS", "NAMES", "SETTINGS", "STAND_INS", "build", "call_of", "disturb", "save", "side"]
+__all__ = [
+    "AS_MODULE",
+    "COLOURS",
+    "NAMES",
+    "PAINTERS",
+    "SETTINGS",
+    "STAND_INS",
+    "build",
+    "call_of",
+    "disturb",
+    "save",
+    "side",
+]
 
 Arguments = dict[str, Any]
 _WINDOWS: Arguments = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2,
@@ -38,7 +50,7 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
     "GFPGAN": ("GFPGAN", {"out_size": 64, "num_style_feat": 32, "channel_multiplier": 1, "narrow": 0.25, "num_mlp": 2}),
     "RestoreFormer": ("RestoreFormer", {"n_embed": 64, "embed_dim": 32, "ch": 32, "ch_mult": (1, 1, 1, 1),
                                         "num_res_blocks": 1, "z_channels": 32}),
-    "LaMa": ("LaMa", {}),
+    "LaMa": ("LaMa", {"in_nc": 4, "out_nc": 3}),
     "OmniSR": ("OmniSR", {"num_feat": 16, "up_scale": 2}),
     "SCUNet": ("SCUNet", {"config": [1, 1, 1, 2, 1, 1, 1], "dim": 64}),
     "FBCNN": ("FBCNN", {"nc": [8, 16, 24, 512], "nb": 2}),
@@ -91,13 +103,15 @@ SETTINGS: dict[str, tuple[str, Arguments]] = {
 NAMES = tuple(SETTINGS)
 EXTRA = NAMES[NAMES.index("SRFormer") :]
 _DDCOLOR = "spandrel_extra_arches.architectures.DDColor"
-AS_MODULE: dict[str, Callable[[Callable[..., Any], Tensor], Tensor]] = {
+AS_MODULE: dict[str, Callable[..., Tensor]] = {
     "GFPGAN": lambda model, image: model(image)[0],
+    "LaMa": lambda model, *given: model(*given),
     "FeMaSR": lambda model, image: model(image),
     "AdaCode": lambda model, image: model(image),
     "CodeFormer": lambda model, image: model(image)[0],
     "DDColor": lambda model, image: call_of("DDColor")(model, image),
 }
+PAINTERS = frozenset(("LaMa",))  # those of AS_MODULE that take a mask
 COLOURS = frozenset(("DDColor",))  # those of AS_MODULE that take a grey picture and return a colour one
 _SIDES = {"CodeFormer": 512}  # of those in AS_MODULE, where not 64
 
@@ -118,6 +132,11 @@ def _narrow_scales(decoder: type[nn.Module]) -> Callable[..., nn.Module]:
     return lambda in_channels, **more: decoder(in_channels=[64, 64, 32], color_embed_dim=32, **more)
 
 
+def _few_blocks(generator: type[nn.Module]) -> Callable[..., nn.Module]:
+    """LaMa's network of 16 channels and two blocks, not of 64 and eighteen."""
+    return lambda given, made: generator(given, made, ngf=16, n_blocks=2)
+
+
 def _half_as_wide(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, size, width, *more: init(self, size, width // 2, *more)
 
@@ -129,6 +148,7 @@ STAND_INS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
         ("FeMaSR.__arch.femasr", "SwinLayers", _few_windows),
         ("AdaCode.__arch.adacode_contrast_arch", "SwinLayers", _few_windows),
     ),
+    "LaMa": (("LaMa.__arch.LaMa", "FFCResNetGenerator", _few_blocks),),
     "DDColor": (("DDColor.__arch.ddcolor", "MultiScaleColorDecoder", _narrow_scales),),
     "CodeFormer": (("CodeFormer.__arch.codeformer", "VQAutoEncoder.__init__", _half_as_wide),),
 }
@@ -146,10 +166,10 @@ def _smaller(package: str, name: str) -> Iterator[None]:
         yield
 
 
-def call_of(name: str) -> Callable[[Callable[..., Any], Tensor], Tensor]:
+def call_of(name: str) -> Callable[..., Tensor]:
     """How spandrel calls a network of AS_MODULE."""
     if name == "DDColor":
-        call: Callable[[Callable[..., Any], Tensor], Tensor] = importlib.import_module(_DDCOLOR)._call
+        call: Callable[..., Tensor] = importlib.import_module(_DDCOLOR)._call
         return call
     return AS_MODULE[name]
 
@@ -168,9 +188,24 @@ def build(name: str) -> nn.Module:
     with _smaller(package, name):
         model: nn.Module = made(**arguments)
     model = disturb(model.eval().requires_grad_(False))
+    if name in PAINTERS:
+        _settled(model)
     if name == "DDColor":  # colours of Lab are tens
         model.refine_net[0][0].weight_u /= 50  # type: ignore[index, union-attr]
     return model
+
+
+@torch.no_grad()
+def _settled(model: nn.Module) -> None:
+    """Batch norms get the statistics of a picture, as training leaves them: with those that they begin with, what many
+    layers make of it fades, and a hole is painted grey whatever surrounds it."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    draw = torch.Generator().manual_seed(2)
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(torch.rand(2, 3, 64, 64, generator=draw), (torch.rand(2, 1, 64, 64, generator=draw) > 0.5).float())
+    for norm in norms:
+        norm.eval().momentum = 0.1
 
 
 @torch.no_grad()

@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from clusir.calibration.balance import BalanceConfig
+from clusir.calibration.planes import colours_of, maps_for
 from clusir.errors import ClusirError, UsageError
 from clusir.export.module import export_module
 from clusir.export.precision.run import PrecisionConfig, make_precisions
-from clusir.export.subjects.known import Known, called, for_any_number, load_known
+from clusir.export.subjects.known import Known, Painter, called, for_any_number, load_known
+from clusir.export.subjects.restorer import Mapped
 from clusir.runtimes import open_runner
 from clusir.spec import SizeRequirements
 from tests.bench.zoo.cpp import agreement
-from tests.bench.zoo.networks import AS_MODULE, COLOURS, build, call_of, save, side
+from tests.bench.zoo.networks import AS_MODULE, COLOURS, PAINTERS, build, call_of, save, side
 
 BACKENDS = ("ort", "openvino")
 BATCH = 2
@@ -35,6 +37,8 @@ def known(name: str, folder: Path) -> tuple[Known, int]:
     if name in AS_MODULE:
         model = build(name)
         count = sum(parameter.numel() for parameter in model.parameters())
+        if name in PAINTERS:
+            return Known(Painter(model, call_of(name)), name, (1, 3, side(name), side(name)), (), {"mask": 0.0}), count
         call = for_any_number(name, call_of(name))
         network, notes = called(model, call, (1, 3) if name in COLOURS else (3, 3))
         return Known(network, name, (1, 3, side(name), side(name)), notes), count
@@ -46,14 +50,20 @@ def known(name: str, folder: Path) -> tuple[Known, int]:
         path.unlink()
 
 
+def as_one(known: Known) -> nn.Module:
+    """The network as a function of one input, its maps behind the picture's channels."""
+    return Mapped(known.network, tuple(known.maps)) if known.maps else known.network
+
+
 def picture(seed: int, channels: int, height: int, width: int) -> Picture:
-    """Smooth light with edges and noise: channels x height x width in 0..1."""
+    """Smooth light with edges and noise: channels x height x width in 0..1, the last of them maps."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / 24.0
     planes = [0.5 + 0.3 * np.sin(x * draw.uniform(0.5, 2) + draw.uniform(0, 6)) * np.cos(y * draw.uniform(0.5, 2))
               for _ in range(channels)]  # fmt: skip
     made = np.stack(planes) + 0.15 * (np.floor(x + y) % 2) + draw.normal(0, 0.03, (channels, height, width))
-    return made.clip(0, 1).astype(np.float32)
+    colours = made[: colours_of(channels)].clip(0, 1).astype(np.float32)
+    return np.concatenate([colours, maps_for(channels, height, width, seed)])
 
 
 def untraced(size: SizeRequirements, seen: set[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -95,21 +105,22 @@ def compare(network: nn.Module, path: Path, backend: str, sizes: list[tuple[int,
 
 def fp32(name: str, folder: Path, row: Row, size: int = 0) -> None:
     network, count = known(name, folder)
+    planes = network.shape[1] + len(network.maps)
     row |= {"parameters": count, "architecture": network.architecture, "asked": size}
     path = folder / f"{name}.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         began = time.process_time()
-        made = export_module(network.network, network.shape, path, size=size, progress=told)
+        made = export_module(network.network, network.shape, path, size=size, maps=network.maps, progress=told)
         row["seconds"] = round(time.process_time() - began, 1)
     row |= {"scale": made.spec.scale, "channels": made.spec.channels, "tile": made.spec.tile_px,
             "halo": made.spec.halo_px, "multiple": made.spec.size.multiple_of, "minimum": made.spec.size.minimum,
             "static": made.spec.size.static_px, "statistics": made.spec.statistics,
             "notes": [*network.notes, *made.notes], "tiling": made.spec.tolerances.get("tiling")}  # fmt: skip
     sizes = untraced(made.spec.size, set(made.sizes)) if not made.spec.size.static_px else [tuple(made.sizes[0])]
-    reference = known(name, folder)[0].network  # one that has not run
+    reference = as_one(known(name, folder)[0])  # one that has not run
     for backend in BACKENDS:
-        row[backend] = compare(reference, path, backend, sizes, network.shape[1])
+        row[backend] = compare(reference, path, backend, sizes, planes)
     row["sizes"] = sizes
 
 
@@ -121,8 +132,8 @@ def lower(name: str, folder: Path, row: Row, precision: str) -> None:
         warnings.simplefilter("ignore")
         make_precisions(folder, name, config, progress=told)
     network = known(name, folder)[0]
-    path = folder / f"{name}.{precision}.onnx"
-    row[f"{precision}_db"] = compare(network.network, path, "ort", row["sizes"][:1], network.shape[1])
+    path, planes = folder / f"{name}.{precision}.onnx", network.shape[1] + len(network.maps)
+    row[f"{precision}_db"] = compare(as_one(network), path, "ort", row["sizes"][:1], planes)
     row[f"{precision}_bytes"] = path.stat().st_size
 
 
