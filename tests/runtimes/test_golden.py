@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from clusir.errors import ClusirError, UsageError
 from clusir.runtimes.restore.pixels import from_unit, to_unit
 from clusir.runtimes.restore.restorer import ArraySource, Restorer
 from tests.golden.make.cases import FAMILIES, GoldenCase, colours, load_golden
-from tests.golden.make.standin import write_standin
+from tests.golden.make.standin import write_enlarging, write_masked, write_standin
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = load_golden(GOLDEN)
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
 REFUSED = MANIFEST["refused"]
 BACKENDS = ("ort", "openvino")
+_KINDS = {"u8": "u1", "u16": "<u2", "f32": "<f4"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,13 +65,18 @@ def test_what_is_an_error_everywhere(entry: dict[str, object], backend: str) -> 
 
 @pytest.mark.parametrize("entry", MANIFEST["enlarged"], ids=lambda entry: entry["name"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_python_enlarges(entry: dict[str, Any], backend: str) -> None:
-    kind = {"u8": "u1", "u16": "<u2"}[entry["type"]]
+def test_python_restores_without_routing(entry: dict[str, Any], backend: str) -> None:
+    kind = _KINDS[entry["type"]]
     shape = (entry["height"], entry["width"], entry["channels"])
     pixels = np.frombuffer((GOLDEN / entry["input"]).read_bytes(), kind).reshape(shape)
     large = (entry["scale"] * shape[0], entry["scale"] * shape[1], shape[2])
     expected = np.frombuffer((GOLDEN / entry["restored"]).read_bytes(), "<f4").reshape(large)
-    with Restorer(GOLDEN / entry["model"], backend=backend, device="cpu") as restorer:
+    maps: dict[str, Any] = dict(entry.get("maps", {}))
+    for name, given in maps.items():
+        if isinstance(given, dict):
+            samples = np.frombuffer((GOLDEN / given["input"]).read_bytes(), _KINDS[given["type"]])
+            maps[name] = samples.reshape(*shape[:2], -1)
+    with Restorer(GOLDEN / entry["model"], backend=backend, device="cpu", settings=maps) as restorer:
         restored = restorer.restore(pixels)
         assert np.abs(restorer.restore(to_unit(pixels)) - expected).max() <= entry["tolerance"]
     assert restored.dtype == pixels.dtype
@@ -84,6 +91,8 @@ def test_the_cases_reach_what_can_go_wrong() -> None:
     assert any(min(case.pixels.shape[:2]) > 48 + 32 for case in CASES)  # three tiles each way, in the stand-in's 48 px
     assert any(case.model.name == "standin_range.onnx" for case in CASES)
     assert len(REFUSED) >= 6
+    masked = {entry["name"] for entry in MANIFEST["enlarged"] if entry["model"] == "standin_masked.onnx"}
+    assert masked == {"masked_u8", "masked_alpha_u16", "masked_grey_u8", "unmasked_u8"}
     assert sum(case.strength != "1" or case.fix is not None for case in CASES) >= 4
     # A gate that chooses two experts of four; pictures that the model visibly changes, and one in which it may not.
     assert any(np.count_nonzero(case.gate[:4]) == 2 for case in CASES)
@@ -93,6 +102,13 @@ def test_the_cases_reach_what_can_go_wrong() -> None:
     assert "at_rest" in at_rest[0]
     least = {case.name: 0.02 if case.strength == "1" else 0.008 for case in CASES}
     assert all(change > least[name] for name, change in changes.items() if name not in at_rest)
+
+
+@pytest.mark.parametrize(("name", "write"), [("standin_x2", write_enlarging), ("standin_masked", write_masked)])
+def test_the_other_stand_ins_are_what_their_generators_write(
+    tmp_path: Path, name: str, write: Callable[[Path, str], Path]
+) -> None:
+    assert write(tmp_path, name).read_bytes() == (GOLDEN / f"{name}.onnx").read_bytes()
 
 
 STANDINS: dict[str, dict[str, object]] = {

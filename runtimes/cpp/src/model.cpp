@@ -42,7 +42,7 @@ void expect(const Port& port, const Shape& shape) {
 
 void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
-    const Shape image{1, spec.channels, side, side};
+    const Shape image{1, spec.planes(), side, side};
     expect(port(graph.inputs(), spec.input_name, "input"), image);
     const std::int64_t large = side < 0 ? side : spec.upscale * side;
     expect(port(graph.outputs(), spec.output_name, "output"), {1, spec.channels, large, large});
@@ -64,7 +64,7 @@ void check_together(const ModelSpec& spec, const ModelSpec& second, const std::s
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
                         of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families,
-                        of.evidence_thresholds, of.evidence_floors);
+                        of.evidence_thresholds, of.evidence_floors, of.maps, of.map_defaults);
     };
     if (form(second) != form(spec))
         bad_model("the tile graph and the " + kind + " graph are of two different models");
@@ -73,7 +73,7 @@ void check_together(const ModelSpec& spec, const ModelSpec& second, const std::s
 void check_statistics_graph(const Graph& graph, const ModelSpec& spec) {
     const Shape image = port(graph.inputs(), spec.input_name, "input").shape;
     if (image.size() != 4 || image[0] > 1) bad_model("the statistics graph takes no single windows");
-    expect(port(graph.inputs(), spec.input_name, "input"), {-1, spec.channels, -1, -1});
+    expect(port(graph.inputs(), spec.input_name, "input"), {-1, spec.planes(), -1, -1});
     expect(port(graph.inputs(), "weight", "input"), {-1, 1, -1, -1});
     for (const char* name : {"given", "known"}) expect(port(graph.inputs(), name, "input"), {1, spec.statistics});
     expect(port(graph.outputs(), "statistics", "output"), {1, spec.statistics});
@@ -174,7 +174,7 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
     };
     for (const std::int64_t top : sample(rows)) {
         for (const std::int64_t left : sample(columns)) {
-            gather(in, spec_, rows, columns, top, left, planes);
+            gather(in, {}, spec_, rows, columns, top, left, planes);
             // A router with statistics takes all samples for one picture; one without looks at each alone.
             if (spec_.statistics)
                 samples.insert(samples.end(), planes.begin(), planes.end());
@@ -190,7 +190,7 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
 
 void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
                      std::vector<float>& restored, RoutingMean& own) const {
-    const Shape shape{1, spec_.channels, rows.tile, columns.tile}, clusters{1, spec_.posterior_size()},
+    const Shape shape{1, spec_.planes(), rows.tile, columns.tile}, clusters{1, spec_.posterior_size()},
         experts{1, spec_.gate_size()};
     std::vector<Feed> feeds{{spec_.input_name.c_str(), shape, planes.data()}};
     const Shape large{1, spec_.channels, spec_.upscale * rows.tile, spec_.upscale * columns.tile};
@@ -216,7 +216,8 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     if (!second_ && nothing_to_mend(evidence, std::vector<float>(evidence.size(), -1.0F), spec_)) restored = planes;
 }
 
-Routing Model::restore(const clusir_image& in, const clusir_image& out, const Steering& steering, bool exact,
+Routing Model::restore(const clusir_image& in, const clusir_image& out, const std::vector<MapPlane>& maps,
+                       const Steering& steering, bool exact,
                        const std::function<bool(std::uint32_t, std::uint32_t)>& step) const {
     if (second_ == nullptr && !steering.plain())
         throw Failure(
@@ -249,7 +250,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
     }
     RoutingMean own(spec_);
     if (second_ && spec_.routed()) routing = route(in, rows, columns, steering.permissions);
-    if (second_ && !spec_.routed()) routing.statistics = pool(*second_, in, spec_, exact);
+    if (second_ && !spec_.routed()) routing.statistics = pool(*second_, in, maps, spec_, exact);
     if (second_ && nothing_to_mend(routing.evidence, steering.permissions, spec_)) {
         for (std::uint32_t y = 0; y < in.height; ++y) copy_row(in, out, y);
         step(total, total);
@@ -262,7 +263,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
     const auto channels = static_cast<std::size_t>(spec_.channels), row = std::size_t{out.width} * channels;
     const auto tile_h = static_cast<std::size_t>(large_rows.tile),
                tile_w = static_cast<std::size_t>(large_columns.tile);
-    std::vector<float> planes(channels * static_cast<std::size_t>(rows.tile * columns.tile)),
+    std::vector<float> planes(static_cast<std::size_t>(spec_.planes() * rows.tile * columns.tile)),
         restored(channels * tile_h * tile_w);
     // Sums of the rows that tiles still reach: row y of the picture lives at y % tile_h, whatever the picture's height.
     std::vector<float> band(row * std::min<std::size_t>(tile_h, out.height));
@@ -274,7 +275,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const St
         for (std::size_t tx = 0; tx < columns.starts.size(); ++tx) {
             const auto left = static_cast<std::size_t>(large_columns.starts[tx]);
             const std::size_t width = std::min<std::size_t>(tile_w, out.width - left);
-            gather(in, spec_, rows, columns, rows.starts[ty], columns.starts[tx], planes);
+            gather(in, maps, spec_, rows, columns, rows.starts[ty], columns.starts[tx], planes);
             run_tile(planes, routing, rows, columns, restored, own);
             for (std::size_t y = top; y < bottom; ++y) {
                 const float weight = large_rows.weights[ty][y - top];

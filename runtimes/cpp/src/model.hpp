@@ -9,6 +9,7 @@
 #include <string>
 
 #include "backends/backend.hpp"
+#include "pixels.hpp"
 #include "routing.hpp"
 #include "spec.hpp"
 #include "steering.hpp"
@@ -32,7 +33,8 @@ public:
     // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. May be called by any number
     // of threads at once.
     // `exact`: of a network that pools over the whole picture, all of it is pooled, not windows.
-    Routing restore(const clusir_image& in, const clusir_image& out, const Steering& steering, bool exact,
+    Routing restore(const clusir_image& in, const clusir_image& out, const std::vector<MapPlane>& maps,
+                    const Steering& steering, bool exact,
                     const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
 
 private:

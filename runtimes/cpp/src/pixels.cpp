@@ -214,8 +214,43 @@ void check_pair(const clusir_image& in, const clusir_image& out, const ModelSpec
     if (from < to + extent(out) && to < from + extent(in)) refuse("out", "overlaps 'in'; give it memory of its own");
 }
 
-void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const Axis& columns, std::int64_t top,
-            std::int64_t left, std::vector<float>& planes) {
+std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, const ModelSpec& spec,
+                                const clusir_image& in) {
+    std::vector<MapPlane> planes(spec.maps.size());
+    for (std::size_t i = 0; i < planes.size(); ++i) planes[i].value = static_cast<float>(spec.map_defaults[i]);
+    for (std::size_t i = 0; i < count; ++i) {
+        if (given[i].name == nullptr) throw Failure(CLUSIR_INVALID_ARGUMENT, "options: a map has no name");
+        const std::string name = given[i].name, what = "map '" + name + "'";
+        const auto found = std::find(spec.maps.begin(), spec.maps.end(), name);
+        if (found == spec.maps.end())
+            throw Failure(CLUSIR_INVALID_ARGUMENT, "options: the model takes no " + what);
+        MapPlane& plane = planes[static_cast<std::size_t>(found - spec.maps.begin())];
+        if (given[i].image == nullptr) {
+            plane.value = given[i].value;
+            if (!(plane.value >= 0.0F && plane.value <= 1.0F))
+                throw Failure(CLUSIR_INVALID_ARGUMENT, what + ": its value is not within 0..1");
+            continue;
+        }
+        ModelSpec colours;  // of three channels: any picture is taken
+        const clusir_image map = check_image(given[i].image, name.c_str(), colours);
+        if (map.width != in.width || map.height != in.height)
+            throw Failure(CLUSIR_INVALID_ARGUMENT, what + ": its size is not the picture's");
+        check_samples(map);
+        const std::size_t used = map.channels - (has_alpha(map) ? std::size_t{1} : std::size_t{0});
+        plane.pixels.reserve(std::size_t{map.width} * map.height);
+        for (std::uint32_t y = 0; y < map.height; ++y) {
+            for (std::size_t x = 0; x < map.width; ++x) {
+                double sum = 0.0;
+                for (std::size_t c = 0; c < used; ++c) sum += double{sample_at(map, y, x * map.channels + c)};
+                plane.pixels.push_back(static_cast<float>(sum / static_cast<double>(used)));
+            }
+        }
+    }
+    return planes;
+}
+
+void gather(const clusir_image& image, const std::vector<MapPlane>& maps, const ModelSpec& spec, const Axis& rows,
+            const Axis& columns, std::int64_t top, std::int64_t left, std::vector<float>& planes) {
     std::vector<std::size_t> offsets(static_cast<std::size_t>(columns.tile));
     for (std::size_t x = 0; x < offsets.size(); ++x) {
         offsets[x] =
@@ -224,6 +259,18 @@ void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, 
     if (image.type == CLUSIR_U8) gather_as<std::uint8_t>(image, spec, rows, offsets, top, planes);
     if (image.type == CLUSIR_U16) gather_as<std::uint16_t>(image, spec, rows, offsets, top, planes);
     if (image.type == CLUSIR_F32) gather_as<float>(image, spec, rows, offsets, top, planes);
+    const std::size_t one = static_cast<std::size_t>(rows.tile) * offsets.size();
+    float* into = planes.data() + static_cast<std::size_t>(spec.channels) * one;
+    for (const MapPlane& map : maps) {
+        if (map.pixels.empty()) std::fill(into, into + one, map.value);
+        for (std::int64_t y = 0; !map.pixels.empty() && y < rows.tile; ++y) {
+            const float* row = map.pixels.data() +
+                               static_cast<std::size_t>(reflect(top + y, rows.length)) * static_cast<std::size_t>(image.width);
+            float* line = into + static_cast<std::size_t>(y) * offsets.size();
+            for (std::size_t x = 0; x < offsets.size(); ++x) line[x] = row[offsets[x] / image.channels];
+        }
+        into += one;
+    }
 }
 
 void write_row(const clusir_image& in, const clusir_image& out, std::uint32_t y, const float* row,

@@ -24,9 +24,21 @@ void check_samples(const clusir_image& in);
 // Whether the last channel is alpha: of 2 channels (grey) and of 4 (RGB).
 bool has_alpha(const clusir_image& image);
 
-// Fills planes [channels, rows.tile, columns.tile] with one tile, reflected where it reaches over the picture's edge.
-void gather(const clusir_image& image, const ModelSpec& spec, const Axis& rows, const Axis& columns, std::int64_t top,
-            std::int64_t left, std::vector<float>& planes);
+// One map of a model: numbers in 0..1 for every pixel of the picture, rows without gaps, or `value` everywhere.
+struct MapPlane {
+    std::vector<float> pixels;
+    float value = 0.0F;
+};
+
+// The maps of `spec` in its order: those that are given by name, else their defaults; of a coloured one the mean of its
+// colours. Throws Failure(CLUSIR_INVALID_ARGUMENT) for other names, sizes, and numbers outside 0..1.
+std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, const ModelSpec& spec,
+                                const clusir_image& in);
+
+// Fills planes [spec.planes(), rows.tile, columns.tile] with one tile, reflected where it reaches over the picture's
+// edge: the channels of `image`, then `maps`.
+void gather(const clusir_image& image, const std::vector<MapPlane>& maps, const ModelSpec& spec, const Axis& rows,
+            const Axis& columns, std::int64_t top, std::int64_t left, std::vector<float>& planes);
 
 // Writes row `y` of `out`: colours from `row` (interleaved, the model's channels and range), alpha from `in`; a grey
 // picture is the mean of the model's channels. Of a model that enlarges, alpha is enlarged bicubically.

@@ -14,11 +14,11 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kFirstVersion = 1, kLastVersion = 2;  // of the metadata; 2 where scale is not 1
+constexpr int kFirstVersion = 1, kLastVersion = 3;  // of the metadata; 2 where scale is not 1, 3 with maps
 constexpr int kLargestScale = 8;
 // A tile is held in memory several times over; the largest that is sensible is far below what the format can say.
 constexpr int kLargestTile = 4096;
-constexpr std::size_t kMostLevels = 64;
+constexpr std::size_t kMostLevels = 64, kMostMaps = 8;
 constexpr int kMostClusters = 4096;
 constexpr int kMostStatistics = 1 << 24;
 constexpr std::size_t kLongestText = 1024;  // characters
@@ -106,7 +106,17 @@ void read_range(const Fields& fields, ModelSpec& spec) {
     spec.scale = static_cast<float>(width);
 }
 
-std::vector<double> read_evidence(const Fields& fields, const char* key) {
+std::vector<std::string> read_names(const Fields& fields, const char* key) {
+    json names;
+    std::vector<std::string> found;
+    if (!fields.read(key, names)) return found;
+    if (!names.is_array() || names.size() > kMostLevels) Fields::refuse(key, "is not a list of at most 64 names");
+    for (const auto& name : names) found.push_back(Fields::checked_text(key, name));
+    if (std::set<std::string>(found.begin(), found.end()).size() != found.size()) Fields::refuse(key, "names one twice");
+    return found;
+}
+
+std::vector<double> read_shares(const Fields& fields, const char* key) {
     json values;
     std::vector<double> found;
     if (!fields.read(key, values)) return found;
@@ -121,20 +131,24 @@ std::vector<double> read_evidence(const Fields& fields, const char* key) {
 }
 
 void read_families(const Fields& fields, ModelSpec& spec) {
-    json names;
-    if (fields.read("families", names)) {
-        if (!names.is_array() || names.size() > kMostLevels)
-            Fields::refuse("families", "is not a list of at most 64 names");
-        for (const auto& name : names) spec.families.push_back(Fields::checked_text("families", name));
-    }
-    spec.evidence_thresholds = read_evidence(fields, "evidence_thresholds");
+    spec.families = read_names(fields, "families");
+    spec.evidence_thresholds = read_shares(fields, "evidence_thresholds");
     if (spec.families.size() != spec.evidence_thresholds.size())
         Fields::refuse("evidence_thresholds", "has not one number for each of the families");
-    spec.evidence_floors = read_evidence(fields, "evidence_floors");
+    spec.evidence_floors = read_shares(fields, "evidence_floors");
     if (!spec.evidence_floors.empty() && spec.families.size() != spec.evidence_floors.size())
         Fields::refuse("evidence_floors", "has not one number for each of the families");
-    if (std::set<std::string>(spec.families.begin(), spec.families.end()).size() != spec.families.size())
-        Fields::refuse("families", "names one twice");
+}
+
+void read_maps(const Fields& fields, ModelSpec& spec) {
+    spec.maps = read_names(fields, "maps");
+    if (spec.maps.size() > (spec.channels == 1 ? 1 : kMostMaps))
+        Fields::refuse("maps", "are more than 8, or more than one of a grey picture");
+    spec.map_defaults = read_shares(fields, "map_defaults");
+    if (spec.map_defaults.size() != spec.maps.size())
+        Fields::refuse("map_defaults", "has not one number for each of the maps");
+    if (!spec.maps.empty() && (spec.routed() || spec.low != 0.0 || spec.high != 1.0))
+        Fields::refuse("maps", "are beside routed levels, or beside a value range that is not 0..1");
 }
 
 void read_labels(const Fields& fields, ModelSpec& spec) {
@@ -205,6 +219,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     read_size(fields, spec);
     read_range(fields, spec);
     read_families(fields, spec);
+    read_maps(fields, spec);
     read_labels(fields, spec);
     read_tolerances(fields, spec);
 

@@ -37,7 +37,9 @@ constexpr const char* kSpecFields[] = {"name",
                                        "scale",
                                        "families",
                                        "evidence_thresholds",
-                                       "evidence_floors"};
+                                       "evidence_floors",
+                                       "maps",
+                                       "map_defaults"};
 
 struct ModelSpec {
     std::string name = "clusir";
@@ -59,9 +61,12 @@ struct ModelSpec {
     std::vector<std::string> families;  // that may be mended or not, in the order of the router's permissions
     std::vector<double> evidence_thresholds;
     std::vector<double> evidence_floors;  // empty: the router takes no permissions below -1
+    std::vector<std::string> maps;        // further planes of the input, behind the picture's channels
+    std::vector<double> map_defaults;     // what fills a map that is not given
     std::vector<std::vector<std::string>> cluster_labels;
     std::map<std::string, double> tolerances;
 
+    int planes() const { return channels + static_cast<int>(maps.size()); }  // channels of the input
     bool routed() const { return !clusters.empty(); }
     // Whether tiles are given what a statistics graph pools over the whole picture.
     bool shares_statistics() const {

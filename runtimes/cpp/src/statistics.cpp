@@ -44,7 +44,7 @@ Pooled run(const Graph& graph, const Batch& batch, const Shape& window, const Mo
     const std::int64_t count = spec.statistics;
     const auto size = static_cast<std::size_t>(count);
     Pooled found{std::vector<float>(size), std::vector<float>(size), std::vector<float>(size)};
-    graph.run({{spec.input_name.c_str(), {batch.count, spec.channels, window[0], window[1]}, batch.images.data()},
+    graph.run({{spec.input_name.c_str(), {batch.count, spec.planes(), window[0], window[1]}, batch.images.data()},
                {"weight", {batch.count, 1, window[0], window[1]}, batch.weights.data()},
                {"given", {1, count}, given.data()},
                {"known", {1, count}, known.data()}},
@@ -85,7 +85,8 @@ std::vector<Window> windows_along(std::int64_t length, const ModelSpec& spec, bo
     return windows;
 }
 
-std::vector<float> pool(const Graph& graph, const clusir_image& in, const ModelSpec& spec, bool exact) {
+std::vector<float> pool(const Graph& graph, const clusir_image& in, const std::vector<MapPlane>& maps,
+                        const ModelSpec& spec, bool exact) {
     const auto rows = windows_along(in.height, spec, exact), columns = windows_along(in.width, spec, exact);
     const Shape window{rows[0].side, columns[0].side};
     Axis along_y, along_x;
@@ -93,7 +94,7 @@ std::vector<float> pool(const Graph& graph, const clusir_image& in, const ModelS
     along_x.length = in.width, along_x.tile = window[1];
     const auto size = static_cast<std::size_t>(spec.statistics), pixels = static_cast<std::size_t>(window[0] * window[1]);
     const std::size_t together = exact || !takes_batches(graph, spec) ? 1 : rows.size() * columns.size();
-    std::vector<float> planes(static_cast<std::size_t>(spec.channels) * pixels), given(size), known(size);
+    std::vector<float> planes(static_cast<std::size_t>(spec.planes()) * pixels), given(size), known(size);
     given[0] = static_cast<float>(padded(in.height, spec) * padded(in.width, spec));
     double levels = 1.0;
     for (double level = 1.0; level <= levels; ++level) {
@@ -104,7 +105,7 @@ std::vector<float> pool(const Graph& graph, const clusir_image& in, const ModelS
         Batch batch;
         for (const Window& row : rows) {
             for (const Window& column : columns) {
-                gather(in, spec, along_y, along_x, row.start, column.start, planes);
+                gather(in, maps, spec, along_y, along_x, row.start, column.start, planes);
                 batch.images.insert(batch.images.end(), planes.begin(), planes.end());
                 const std::size_t at = batch.weights.size();
                 batch.weights.resize(at + pixels);

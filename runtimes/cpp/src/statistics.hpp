@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backends/backend.hpp"
+#include "pixels.hpp"
 #include "spec.hpp"
 
 namespace clusir::detail {
@@ -21,6 +22,7 @@ std::vector<Window> windows_along(std::int64_t length, const ModelSpec& spec, bo
 
 // The statistics [spec.statistics] of a picture, by its statistics graph. Throws Failure(CLUSIR_FAILED) for NaN and
 // infinity.
-std::vector<float> pool(const Graph& graph, const clusir_image& in, const ModelSpec& spec, bool exact);
+std::vector<float> pool(const Graph& graph, const clusir_image& in, const std::vector<MapPlane>& maps,
+                        const ModelSpec& spec, bool exact);
 
 }  // namespace clusir::detail

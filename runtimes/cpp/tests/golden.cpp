@@ -192,11 +192,29 @@ void check_enlarged(Checks& checks, const json& entry, const std::string& folder
     const clusir::Model model(folder + "/" + entry["model"].get<std::string>(), backend, 2, library);
     checks.that(model.spec().scale == scale, name + ": scale");
     const clusir_image in{input.data(), width, height, channels, type, 0};
-    model.restore(in, clusir::view(floats.data(), scale * width, scale * height, channels));
+    const json given = entry.value("maps", json::object());
+    std::vector<std::vector<std::uint8_t>> samples;
+    std::vector<clusir_image> pictures;
+    std::vector<clusir_map> maps;
+    samples.reserve(given.size()), pictures.reserve(given.size());
+    for (const auto& [map, value] : given.items()) {
+        if (value.is_number()) {
+            maps.push_back({map.c_str(), nullptr, value.get<float>()});
+            continue;
+        }
+        samples.push_back(read_file(folder + "/" + value["input"].get<std::string>()));
+        const clusir_type kind = value["type"] == "u8" ? CLUSIR_U8 : value["type"] == "u16" ? CLUSIR_U16 : CLUSIR_F32;
+        const std::size_t pixels = std::size_t{width} * height * static_cast<std::size_t>(kind);
+        pictures.push_back({samples.back().data(), width, height,
+                            static_cast<std::uint32_t>(samples.back().size() / pixels), kind, 0});
+        maps.push_back({map.c_str(), &pictures.back(), 0.0F});
+    }
+    const clusir::Steer steer{"", "", false, maps};
+    model.restore(in, clusir::view(floats.data(), scale * width, scale * height, channels), nullptr, nullptr, steer);
     checks.that(largest(floats.data(), expected.data(), expected.size()) <= entry["tolerance"].get<double>(),
                 name + ": restored differs by more than the tolerance");
     std::vector<std::uint8_t> out(expected.size() * static_cast<std::size_t>(type));
-    model.restore(in, {out.data(), scale * width, scale * height, channels, type, 0});
+    model.restore(in, {out.data(), scale * width, scale * height, channels, type, 0}, nullptr, nullptr, steer);
     const double top = type == CLUSIR_U8 ? 255.0 : 65535.0;
     double worst = 0.0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -205,9 +223,11 @@ void check_enlarged(Checks& checks, const json& entry, const std::string& folder
         worst = std::max(worst, std::fabs(value - double{expected[i]} * top));
     }
     checks.that(worst <= 0.5 + entry["tolerance"].get<double>() * top, name + ": integers");
-    try {
-        model.restore(in, {out.data(), width, height, channels, type, 0});
-        checks.that(false, name + ": an output of the input's size is taken");
+    try {  // a map of another name, or an output that is not as large as the model's
+        const clusir_image small{out.data(), width, height, channels, type, 0};
+        const clusir::Steer unknown{"", "", false, {{"none", nullptr, 0.0F}}};
+        model.restore(in, small, nullptr, nullptr, scale == 1 ? unknown : steer);
+        checks.that(false, name + ": an unknown map, or an output of the input's size is taken");
     } catch (const clusir::Error& error) {
         checks.that(error.status() == CLUSIR_INVALID_ARGUMENT, name + ": " + error.what());
     }

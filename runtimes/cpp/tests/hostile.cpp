@@ -54,7 +54,7 @@ void arguments(clusir_model* model) {
     run.progress = [](void*, std::uint32_t, std::uint32_t) { return 0; };
     for (std::size_t size = 0; size <= sizeof run + 8; ++size) {
         if (size == sizeof run || size == offsetof(clusir_run_options, fix) ||
-            size == offsetof(clusir_run_options, exact_statistics))
+            size == offsetof(clusir_run_options, exact_statistics) || size == offsetof(clusir_run_options, maps))
             continue;
         run.struct_size = size;
         refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT,
@@ -76,6 +76,14 @@ void arguments(clusir_model* model) {
     run.struct_size = sizeof run;
     refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "exact statistics of a routed model");
     run.exact_statistics = 0;
+    run.map_count = 1;
+    refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "maps that are null");
+    const clusir_map unknown{"mask", nullptr, 0.5F}, nameless{nullptr, nullptr, 0.5F};
+    for (const clusir_map* map : {&unknown, &nameless}) {
+        run.maps = map;
+        refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT, "a map that the model has not");
+    }
+    run.map_count = 0;
     refused(clusir_get_spec(model, nullptr), CLUSIR_INVALID_ARGUMENT, "no spec");
     struct {
         clusir_spec spec;

@@ -53,7 +53,7 @@ ModelSpec read_spec(const json& entry) {
 json as_json(const ModelSpec& spec) {
     return {{"name", spec.name},
             {"graph", spec.graph},
-            {"spec_version", spec.upscale == 1 ? 1 : 2},
+            {"spec_version", !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2},
             {"checkpoint_sha256", spec.checkpoint_sha256},
             {"layout", "NCHW"},
             {"colour_order", "RGB"},
@@ -76,7 +76,9 @@ json as_json(const ModelSpec& spec) {
             {"scale", spec.upscale},
             {"families", spec.families},
             {"evidence_thresholds", spec.evidence_thresholds},
-            {"evidence_floors", spec.evidence_floors}};
+            {"evidence_floors", spec.evidence_floors},
+            {"maps", spec.maps},
+            {"map_defaults", spec.map_defaults}};
 }
 
 void specs(const std::string& folder) {
@@ -189,7 +191,7 @@ void pixels(const std::string& folder) {
                 const clusir_image given{bytes, 1, 1, channels, type_of(entry), 0};
                 const clusir_image image = check_image(&given, "in", spec);
                 check_samples(image);
-                gather(image, spec, axis, axis, 0, 0, planes);
+                gather(image, {}, spec, axis, axis, 0, 0, planes);
             });
             if (entry["gives"].is_null()) {
                 checks.that(status == CLUSIR_INVALID_ARGUMENT, name + " is refused");

@@ -1,6 +1,6 @@
-import { ModelError, ModelSpec, Picture, Restored, Samples } from "./restore.js";
+import { Maps, ModelError, ModelSpec, Picture, Restored, Samples } from "./restore.js";
 
-export { ModelError, ModelSpec, Picture, Restored, Samples };
+export { Maps, ModelError, ModelSpec, Picture, Restored, Samples };
 
 export interface RestoredBitmap {
   bitmap: ImageBitmap;
@@ -39,6 +39,8 @@ export interface RestoreOptions {
   strength?: number | string | Record<string, number>;
   /** Of a network that pools over the whole picture: "sampled" (default) pools windows of it, "exact" all of it. */
   statistics?: "sampled" | "exact";
+  /** Of a network that takes some: a mask, a noise level for each pixel. */
+  maps?: Maps;
 }
 
 /** The URL of a file, or its bytes. */

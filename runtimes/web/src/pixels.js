@@ -28,6 +28,33 @@ export function channelsOf(image, spec) {
   return channels;
 }
 
+/** The maps of a model in its order, each as numbers 0..1 for every pixel of the picture, or one for all.
+ * @param given {name: number | {data, width, height}}; what is not named has its default. Of a coloured picture the mean
+ * of its colours is taken. Throws RangeError or TypeError for other names, sizes and numbers. */
+export function mapsOf(given, { maps = [], map_defaults: defaults = [] }, { width, height }) {
+  for (const name of Object.keys(given)) {
+    if (!maps.includes(name)) throw new RangeError(`the model takes no map '${name}'; it has ${maps.join(", ") || "none"}`);
+  }
+  return maps.map((name, i) => {
+    const value = given[name] ?? defaults[i];
+    if (typeof value === "number") {
+      if (!(value >= 0 && value <= 1)) throw new RangeError(`map '${name}' is ${value}, not 0..1`);
+      return value;
+    }
+    const channels = channelsOf(value, { channels: 3 });
+    if (value.width !== width || value.height !== height) {
+      throw new RangeError(`map '${name}' is ${value.width} x ${value.height}, the picture ${width} x ${height}`);
+    }
+    checkSamples(value.data);
+    const [colours, top] = [coloursOf(channels), topOf(value.data)];
+    return Float32Array.from({ length: width * height }, (_, pixel) => {
+      let sum = 0;
+      for (let c = 0; c < colours; c++) sum += Math.fround(value.data[pixel * channels + c] / top);
+      return sum / colours;
+    });
+  });
+}
+
 /** Throws RangeError for float samples outside 0..1, alpha among them. */
 export function checkSamples(data) {
   if (topOf(data) === 1 && !data.every((value) => value >= 0 && value <= 1))
@@ -38,9 +65,9 @@ export function checkSamples(data) {
 const coloursOf = (channels) => channels - (channels % 2 === 0 ? 1 : 0);
 
 /** One tile as planes [channels, rows.tile, columns.tile], reflected where it reaches over the picture's edge. A grey
- * picture gives its one channel to each of the model's. */
-export function gather({ data }, channels, spec, rows, columns, top, left) {
-  const planes = new Float32Array(spec.channels * rows.tile * columns.tile);
+ * picture gives its one channel to each of the model's. The image's `maps` (of `mapsOf`) follow as planes of their own. */
+export function gather({ data, maps = [] }, channels, spec, rows, columns, top, left) {
+  const planes = new Float32Array((spec.channels + maps.length) * rows.tile * columns.tile);
   const [low, high] = spec.value_range.map(Math.fround);
   const scale = Math.fround(spec.value_range[1] - spec.value_range[0]);
   const plain = low === 0 && high === 1;
@@ -56,6 +83,12 @@ export function gather({ data }, channels, spec, rows, columns, top, left) {
         planes[into + x] = plain ? unit : Math.fround(Math.fround(unit) * scale) + low;
       }
     }
+    maps.forEach((map, i) => {
+      const into = ((spec.channels + i) * rows.tile + y) * columns.tile;
+      for (let x = 0; x < columns.tile; x++) {
+        planes[into + x] = typeof map === "number" ? map : map[(row + offsets[x]) / channels];
+      }
+    });
   }
   return planes;
 }

@@ -20,7 +20,7 @@ export interface Restored<S extends Samples = Samples> extends Picture<S> {
 export interface ModelSpec {
   name: string;
   graph: "whole" | "tile" | "router" | "pooled" | "statistics";
-  spec_version: 1 | 2;
+  spec_version: 1 | 2 | 3;
   checkpoint_sha256: string;
   layout: "NCHW";
   colour_order: "RGB";
@@ -51,6 +51,10 @@ export interface ModelSpec {
   evidence_thresholds: number[];
   /** empty: the router takes no permissions below -1 */
   evidence_floors: number[];
+  /** Pictures of one channel and of the picture's size that the network takes too, such as a mask. */
+  maps: string[];
+  /** What fills a map that is not given, 0..1. */
+  map_defaults: number[];
   /** No field of the file: whether its statistics graph takes one window at a time. */
   one_window?: boolean;
 }
@@ -60,6 +64,9 @@ export interface Steering {
   permissions: Float32Array;
   blend: number;
 }
+
+/** By name, each a number 0..1 for every pixel, or a picture as large as the one that is restored. */
+export type Maps = Record<string, number | Picture>;
 
 /** The model file is not one, or contradicts itself or its other half. */
 export class ModelError extends Error {}
@@ -91,6 +98,7 @@ export function restore<S extends Samples>(
   pause: (done: number, total: number) => void | Promise<void>,
   steering?: Steering,
   statistics?: "sampled" | "exact",
+  maps?: Maps,
 ): Promise<{
   data: S;
   width: number;

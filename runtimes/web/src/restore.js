@@ -1,7 +1,7 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
-import { ModelError, readMetadata, readSpec, sum, takesBatches, weightsOf } from "./spec.js";
+import { ModelError, planesOf, readMetadata, readSpec, sum, takesBatches, weightsOf } from "./spec.js";
 import { isPlain, nothingToMend, steer } from "./steering.js";
-import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, writeRow } from "./pixels.js";
+import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, mapsOf, writeRow } from "./pixels.js";
 import { enlarged, planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
 import { pool } from "./statistics.js";
@@ -11,7 +11,7 @@ export { ModelError, readMetadata, readSpec, steer, weightsOf };
 // What the two graphs of a model have in common; precision may differ.
 const SHARED = [
   ...["checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name", "tile_px", "size"],
-  ...["statistics", "families", "evidence_thresholds", "evidence_floors"],
+  ...["statistics", "families", "evidence_thresholds", "evidence_floors", "maps", "map_defaults"],
 ];
 
 /**
@@ -48,24 +48,27 @@ export function secondOf(spec) {
 /**
  * Restores a picture of any size. Everything is done tile by tile; `pause` is awaited between tiles, and throws to
  * stop; after the last tile (done === total) the picture is complete and what it throws changes nothing.
- * @param image {data, width, height}: interleaved Uint8, Uint16 or Float32 samples of 1 to 4 channels: grey, grey and
+ * @param picture {data, width, height}: interleaved Uint8, Uint16 or Float32 samples of 1 to 4 channels: grey, grey and
  * alpha, RGB, RGB and alpha; alpha is kept
  * @param spec what specOf returned
  * @param run (graph: "tile" | "router" | "statistics", feeds: {name: [data, dims]}) => Promise<{name: {data, dims}}>
  * @param pause (done, total) => Promise
  * @param steering {permissions, blend} of `steer`: what may be mended, and how far; strength 0 runs nothing
  * @param statistics of a network that pools over the whole picture: "sampled" pools windows of it, "exact" all of it
+ * @param maps {name: number | {data, width, height}} of a network that takes some, such as a mask; each of the picture's
+ * size. Those that are not named have their defaults
  * @returns {Promise<{data, width, height, posterior, gate, evidence: Float32Array}>} `data` of the same type;
  * width and height are spec.scale times those of the image, and alpha is enlarged bicubically
  */
-export async function restore(image, spec, run, pause, steering = steer(spec), statistics = "sampled") {
-  const { data, width, height } = image;
-  const channels = channelsOf(image, spec);
+export async function restore(picture, spec, run, pause, steering = steer(spec), statistics = "sampled", maps = {}) {
+  const channels = channelsOf(picture, spec);
+  const { data, width, height } = picture;
   checkSamples(data);
+  const image = { data, width, height, maps: mapsOf(maps, spec, picture) };
   const rows = planAxis(height, spec);
   const columns = planAxis(width, spec);
   const total = rows.starts.length * columns.starts.length;
-  const dims = [1, spec.channels, rows.tile, columns.tile];
+  const dims = [1, planesOf(spec), rows.tile, columns.tile];
   const windowAt = (top, left) => gather(image, channels, spec, rows, columns, top, left);
   await pause(0, total);
 

@@ -115,7 +115,7 @@ function isRange(value) {
 export const FIELDS = {
   name: ["clusir", isText],
   graph: ["whole", (value) => ["whole", "tile", "router", "pooled", "statistics"].includes(value)],
-  spec_version: [undefined, within(1, 2)], // 2 where scale is not 1
+  spec_version: [undefined, within(1, 3)], // 2 where scale is not 1, 3 where there are maps
   checkpoint_sha256: ["", isText],
   layout: ["NCHW", (value) => value === "NCHW"],
   colour_order: ["RGB", (value) => value === "RGB"],
@@ -139,6 +139,8 @@ export const FIELDS = {
   families: [[], listOf(isText)],
   evidence_thresholds: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
   evidence_floors: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
+  maps: [[], (value) => listOf(isText)(value) && value.length <= 8 && new Set(value).size === value.length],
+  map_defaults: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
 };
 
 /** For JSON.parse: refuses numbers that no double holds; zero has no sign. */
@@ -177,6 +179,10 @@ export function readSpec(metadata) {
     refuse("model metadata: evidence thresholds and families do not belong together");
   if (spec.evidence_floors.length && spec.evidence_floors.length !== spec.families.length)
     refuse("model metadata: evidence floors and families do not belong together");
+  if (spec.map_defaults.length !== spec.maps.length) refuse("model metadata: map defaults and maps do not belong together");
+  if (spec.maps.length && (spec.clusters.length || String(spec.value_range) !== "0,1"))
+    refuse("model metadata: maps beside routed levels, or with a value range that is not 0..1, are not read here");
+  if (spec.channels === 1 && spec.maps.length > 1) refuse("model metadata: a grey picture has one map at most");
   if (["pooled", "statistics"].includes(spec.graph) && (spec.clusters.length || !spec.statistics))
     refuse(`model metadata: a ${spec.graph} graph has statistics and no routing`);
   const labels = spec.cluster_labels;
@@ -188,6 +194,9 @@ export function readSpec(metadata) {
   }
   return spec;
 }
+
+/** How many channels the input has: the picture's, and its maps. */
+export const planesOf = ({ channels, maps = [] }) => channels + maps.length;
 
 /** The smallest accepted length, in pixels, that is at least `length`; a static graph always says its own. */
 export function padded(length, { multiple_of, minimum, static_px }) {

@@ -1,6 +1,6 @@
 // What a network pools over the whole picture, shared by its tiles. Mirrors runtimes/restore/statistics.py.
 import { checkFinite, gather } from "./pixels.js";
-import { ModelError, padded } from "./spec.js";
+import { ModelError, padded, planesOf } from "./spec.js";
 
 const SAMPLES = 5; // windows along an axis, at most
 const STEP = 8; // windows start at multiples of it
@@ -45,7 +45,7 @@ export function windowsAlong(length, spec, exact) {
 
 /**
  * The statistics of a picture, by its statistics graph.
- * @param image {data, width, height} @param channels of the image @param run (feeds) => Promise<{name: {data, dims}}>
+ * @param image {data, width, height, maps} @param channels of the image @param run (feeds) => Promise<{name: {data, dims}}>
  * @param exact whether all of the picture is pooled, not samples @param pause awaited between runs; throws to stop
  * @returns {Promise<Float32Array>} spec.statistics numbers
  */
@@ -69,11 +69,11 @@ export async function pool(image, channels, spec, run, exact, pause) {
     let out;
     for (let at = 0; at < places.length; at += together) {
       const batch = places.slice(at, at + together);
-      const images = new Float32Array(batch.length * spec.channels * pixels);
+      const images = new Float32Array(batch.length * planesOf(spec) * pixels);
       const counts = new Float32Array(batch.length * pixels);
       batch.forEach(([row, column], i) => {
         const planes = gather(image, channels, spec, tall, wide, row.start, column.start);
-        images.set(planes, i * spec.channels * pixels);
+        images.set(planes, i * planes.length);
         for (let y = row.first; y < row.last; y++) {
           const line = i * pixels + y * wide.tile;
           counts.fill(1, line + column.first, line + column.last);
@@ -81,7 +81,7 @@ export async function pool(image, channels, spec, run, exact, pause) {
       });
       const dims = [tall.tile, wide.tile];
       out = await run({
-        [spec.input_name]: [images, [batch.length, spec.channels, ...dims]],
+        [spec.input_name]: [images, [batch.length, planesOf(spec), ...dims]],
         weight: [counts, [batch.length, 1, ...dims]],
         given: [given.slice(), [1, count]],
         known: [known, [1, count]],

@@ -58,19 +58,23 @@ export async function runGolden(folder, read, open) {
     model.close?.();
     report.push({ name, difference, failures });
   }
-  for (const { name, model, width, height, type, input, restored, scale, tolerance } of manifest.enlarged) {
+  for (const { name, model, width, height, type, input, restored, scale, tolerance, maps = {} } of manifest.enlarged) {
     const [Samples, top] = TYPES[type];
     const data = new Samples((await read(at(input))).slice().buffer);
     const expected = new Float32Array((await read(at(restored))).slice().buffer);
     const opened = await open(at(model));
+    for (const [map, given] of Object.entries(maps)) {
+      if (typeof given === "number") continue;
+      maps[map] = { data: new TYPES[given.type][0]((await read(at(given.input))).slice().buffer), width, height };
+    }
     const floats = Float32Array.from(data, (value) => value / top);
-    const result = await opened.restore({ data: floats, width, height });
+    const result = await opened.restore({ data: floats, width, height }, { maps });
     const failures = [];
     if (result.width !== scale * width || result.height !== scale * height)
       failures.push(`${result.width}x${result.height}`);
     const difference = largest(result.data, expected);
     if (!(difference <= tolerance)) failures.push(`restored differs by ${difference}`);
-    const whole = await opened.restore({ data, width, height });
+    const whole = await opened.restore({ data, width, height }, { maps });
     const levels = largest(
       whole.data,
       expected.map((value) => Math.round(value * top)),

@@ -15,8 +15,9 @@ Python, C++ and JavaScript check themselves against the files. A case is an entr
 After integers in, integers out may differ from the rounded ``restored`` by one level; alpha is kept, and scaled where
 the type changes. ``refused`` names pictures whose restoration is an error: ``name``, ``model``, ``width``, ``height``
 (RGB, 8 bit, all 0), perhaps ``fix`` and ``strength``, and ``says``, which is part of the message. ``enlarged`` are
-cases of models that enlarge: ``scale``, ``width`` and ``height`` of the input, and ``restored`` with all channels,
-alpha among them. ``tables/`` holds what needs no model.
+cases of models without routing: ``scale``, ``width`` and ``height`` of the input, ``restored`` with all channels,
+alpha among them, and perhaps ``maps``, each a number or ``input`` and ``type`` of a picture as large. ``tables/``
+holds what needs no model.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 
 from clusir.errors import UsageError
 from clusir.runtimes.restore.restorer import Restorer
-from tests.golden.make.standin import write_enlarging, write_standin
+from tests.golden.make.standin import write_enlarging, write_masked, write_standin
 
 __all__ = ["GoldenCase", "colours", "golden_picture", "load_golden", "restore_with_python", "to_unit", "write_golden"]
 
@@ -170,7 +171,7 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
                 "width": pixels.shape[1],
                 "height": pixels.shape[0],
                 "channels": pixels.shape[2],
-                "type": next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype),
+                "type": _type_of(pixels),
                 "input": f"in/{name}.bin",
                 "restored": f"out/{name}.bin",
                 "posterior": [float(value) for value in posterior],
@@ -197,23 +198,42 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
 
 
 def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
-    """Cases of a model that enlarges twice, alpha among the channels of what is restored."""
-    model = write_enlarging(folder, "standin_x2")
+    """Cases of a model that enlarges twice, alpha among the channels of what is restored, and of one with maps."""
+    large, masked = write_enlarging(folder, "standin_x2"), write_masked(folder, "standin_masked")
     entries = []
-    for name, pixels in (
-        ("x2_alpha_u8", golden_picture(50, 34, 4, seed=14)),
-        ("x2_grey_alpha_u16", golden_picture(52, 20, 2, kind="u16", seed=15)),
-        ("x2_rgb_u8", golden_picture(20, 60, seed=16)),
-    ):
-        with Restorer(model, backend="ort", device="cpu", threads=2) as restorer:
+    mask = np.asarray(golden_picture(101, 70, 1, seed=24) > 110, np.uint8) * 255
+    plan: tuple[tuple[str, Path, NDArray[Any], dict[str, Any]], ...] = (
+        ("x2_alpha_u8", large, golden_picture(50, 34, 4, seed=14), {}),
+        ("x2_grey_alpha_u16", large, golden_picture(52, 20, 2, kind="u16", seed=15), {}),
+        ("x2_rgb_u8", large, golden_picture(20, 60, seed=16), {}),
+        ("masked_u8", masked, golden_picture(101, 70, seed=21), {"mask": mask}),
+        ("masked_alpha_u16", masked, golden_picture(60, 30, 4, kind="u16", seed=22),
+         {"mask": golden_picture(60, 30, 4, kind="u16", seed=25),
+          "level": golden_picture(60, 30, 3, kind="f32", seed=26)}),
+        ("masked_grey_u8", masked, golden_picture(40, 75, 1, seed=23), {"mask": 0.75, "level": 0.5}),
+        ("unmasked_u8", masked, golden_picture(30, 20, seed=27), {}),
+    )  # fmt: skip
+    for name, model, pixels, maps in plan:
+        with Restorer(model, backend="ort", device="cpu", threads=2, settings=maps) as restorer:
             restored = restorer.restore(to_unit(pixels))
+        told = {}
+        for key, given in maps.items():
+            told[key] = given
+            if isinstance(given, np.ndarray):
+                told[key] = {"input": f"in/{name}.{key}.bin", "type": _type_of(given)}
+                (folder / "in" / f"{name}.{key}.bin").write_bytes(np.ascontiguousarray(given).tobytes())
         (folder / "in" / f"{name}.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
         (folder / "out" / f"{name}.bin").write_bytes(np.ascontiguousarray(restored, "<f4").tobytes())
-        kind = next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype)
+        kind = _type_of(pixels)
         size = {"width": pixels.shape[1], "height": pixels.shape[0], "channels": pixels.shape[2], "type": kind}
-        files = {"input": f"in/{name}.bin", "restored": f"out/{name}.bin"}
-        entries.append({"name": name, "model": model.name, **size, "scale": 2, **files, "tolerance": TOLERANCE})
+        files = {"input": f"in/{name}.bin", "restored": f"out/{name}.bin", **({"maps": told} if told else {})}
+        scale = 2 if model == large else 1
+        entries.append({"name": name, "model": model.name, **size, "scale": scale, **files, "tolerance": TOLERANCE})
     return entries
+
+
+def _type_of(pixels: NDArray[Any]) -> str:
+    return next(key for key, dtype in _TYPES.items() if dtype == pixels.dtype)
 
 
 def load_golden(folder: Path) -> list[GoldenCase]:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["standin_spec", "write_enlarging", "write_standin"]
+__all__ = ["standin_spec", "write_enlarging", "write_masked", "write_standin"]
 
 _FEATURES = 8
 
@@ -230,6 +230,27 @@ def _told(families: dict[str, float | tuple[float, float]]) -> dict[str, tuple[s
     }
 
 
+def write_masked(folder: Path, name: str) -> Path:
+    """``name.onnx``: a model without routing that takes a mask and a level for each pixel: where the mask is 1 it
+    answers a blur of the picture with the level, elsewhere the picture."""
+    spec = ModelSpec(name="masked", size=SizeRequirements(8, 8, 48), tile_px=48, halo_px=8, dft_form="none",
+                     maps=("mask", "level"), map_defaults=(0.0, 0.25))  # fmt: skip
+    kernel = np.random.default_rng(22).uniform(-0.005, 0.02, (3, 5, 5, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("Split", ["image", "parts"], ["colours", "mask", "level"], axis=1),
+        helper.make_node("Conv", ["image", "kernel"], ["blur"], pads=[2, 2, 2, 2]),
+        helper.make_node("Mul", ["level", "mask"], ["raised"]),
+        helper.make_node("Sub", ["blur", "colours"], ["change"]),
+        helper.make_node("Mul", ["change", "mask"], ["painted"]),
+        helper.make_node("Sum", ["colours", "painted", "raised"], ["restored"]),
+    ]
+    pictures = [helper.make_tensor_value_info(port, TensorProto.FLOAT, ["batch", channels, 48, 48])
+                for port, channels in (("image", 5), ("restored", 3))]  # fmt: skip
+    constants = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.array([3, 1, 1]), "parts")]
+    graph = helper.make_graph(nodes, "masked", pictures[:1], pictures[1:], constants)
+    return _saved(graph, spec, folder / f"{name}.onnx")
+
+
 def write_enlarging(folder: Path, name: str, scale: int = 2) -> Path:
     """``name.onnx``: a model without routing whose answer is ``scale`` times as large, made of what lies within 2
     px."""
@@ -249,9 +270,12 @@ def write_enlarging(folder: Path, name: str, scale: int = 2) -> Path:
     ]
     constants = [numpy_helper.from_array(kernel, "kernel")]
     graph = helper.make_graph(nodes, "enlarging", pictures[:1], pictures[1:], constants)
+    return _saved(graph, spec, folder / f"{name}.onnx")
+
+
+def _saved(graph: onnx.GraphProto, spec: ModelSpec, path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     helper.set_model_props(model, spec.to_metadata())
     onnx.checker.check_model(model)
-    path = folder / f"{name}.onnx"
     onnx.save(model, str(path))
     return path

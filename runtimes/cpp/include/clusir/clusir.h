@@ -108,6 +108,15 @@ typedef struct clusir_spec {
  * after the last tile (done == total) the picture is complete and the answer changes nothing. */
 typedef int (*clusir_progress)(void* user, uint32_t done, uint32_t total);
 
+/* A map that a network takes beside the picture, such as a mask: `name` as the model names it (the field "maps" of its
+ * metadata), `image` as wide and high as the picture, of any of its types and channels (the mean of the colours is
+ * taken), or NULL: `value`, 0..1, everywhere. */
+typedef struct clusir_map {
+    const char* name;
+    const clusir_image* image;
+    float value;
+} clusir_map;
+
 /* How to run. `fix` and the strengths of families need a model with families and its two graphs; an overall strength
  * works with any. Strength 0 copies `in`, runs nothing, and fills posterior, gate and evidence with zeros. Start from
  * {.struct_size = sizeof(clusir_run_options)}. */
@@ -122,6 +131,8 @@ typedef struct clusir_run_options {
     const char* strength; /* NULL (1), or text in 0..1: "0.8" blends with `in`, "noise=0.6" is a family's own */
     float* evidence;      /* NULL, or room for families floats: how likely each family is in the picture */
     int32_t exact_statistics; /* of a network that pools over the whole picture: 0 pools windows of it, 1 all of it */
+    const clusir_map* maps; /* NULL, or map_count of them; a map of the model that is not among them has its default */
+    size_t map_count;
 } clusir_run_options;
 
 /* Opens a model file; `path` is UTF-8. What its graphs keep their weights in (NAME.onnx.data) lies beside them. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:

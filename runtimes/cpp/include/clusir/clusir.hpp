@@ -60,10 +60,11 @@ struct Routing {
     std::vector<float> posterior, gate, evidence;
 };
 
-// Which degradations may be mended, and how far, and what is pooled; see clusir_run_options. Empty: the default.
+// Which degradations may be mended, and how far, what is pooled, and maps; see clusir_run_options. Empty: the default.
 struct Steer {
     std::string fix, strength;
     bool exact_statistics = false;
+    std::vector<clusir_map> maps = {};
 };
 
 // How to open a model; see clusir_open_options.
@@ -114,6 +115,8 @@ public:
         options.fix = steer.fix.empty() ? nullptr : steer.fix.c_str();
         options.strength = steer.strength.empty() ? nullptr : steer.strength.c_str();
         options.exact_statistics = steer.exact_statistics ? 1 : 0;
+        options.maps = steer.maps.data();
+        options.map_count = steer.maps.size();
         check(clusir_restore(handle_.get(), &in, &out, &options));
         return routing;
     }
