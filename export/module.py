@@ -131,7 +131,9 @@ def export_module(
 
         files = {out.name: written.data, **written.made.sidecars(out.stem)}
         placed = place(out, files, chosen.precision, judge, progress)
-    notes = (*subject.notes, *written.notes, *sorted(subject.user.notes), *placed.notes)
+    taken = (f"takes {name}={value:g} where nobody gives a picture of it: clusir-run --set {name}=FILE"
+             for name, value in chosen.maps.items())  # fmt: skip
+    notes = (*taken, *subject.notes, *written.notes, *sorted(subject.user.notes), *placed.notes)
     warnings = warnings_of(written.agreements)
     return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes, warnings, placed)
 

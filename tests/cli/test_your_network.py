@@ -19,7 +19,7 @@ from clusir.cli.run import main as run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-network.md"
 COMMANDS: dict[str, click.Command] = {"clusir-export": export, "clusir-run": run}
-SECTIONS = ("module", "ONNX file", "super-resolution", "noise level", "experts", "whole picture")
+SECTIONS = ("module", "ONNX file", "super-resolution", "noise level", "mask", "experts", "whole picture")
 
 NETWORKS = """
 import torch
@@ -46,6 +46,15 @@ class Attention(nn.Module):
         return x + self.tail(3 * y * self.gate(20 * y))
 
 
+class Paint(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(4, 3, 5, padding=2)
+
+    def forward(self, image, mask):
+        return image + mask * (self.body(torch.cat([image * (1 - mask), mask], 1)) - image)
+
+
 def _seeded(make):
     torch.manual_seed(0)
     return make()
@@ -54,6 +63,10 @@ def _seeded(make):
 def build():
     return _seeded(lambda: nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1),
                                          nn.ReLU(), nn.Conv2d(32, 3, 3, padding=1)))
+
+
+def paint():
+    return _seeded(Paint)
 
 
 def enlarge():
@@ -149,12 +162,14 @@ def test_transcripts(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("mymoe.py").write_text(ROUTED)
     onnx_files(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)).save("photo.png")
+    Image.fromarray(np.eye(300, 280, dtype=np.uint8) * 255).save("mask.png")
     steps = transcripts(section)
     assert steps
     for command, lines in steps:
         program, *arguments = shlex.split(command)
         done = CliRunner().invoke(COMMANDS[program], arguments)
-        assert done.exit_code == (2 if lines[0].startswith("error: ") else 0), f"{command}\n{done.output}"
+        codes = (2, 4) if lines[0].startswith("error: ") else (0,)
+        assert done.exit_code in codes, f"{command}\n{done.output}"
         for line in lines:
             assert shown(line, done.output), f"{command}\n{line}\n---\n{done.output}"
 

@@ -1,0 +1,169 @@
+"""Networks that take a mask, or another map, beside the picture: exported, and tiled with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from clusir.cli.export import main as export
+from clusir.cli.run import main as run
+from clusir.errors import ImageError, UsageError
+from clusir.export.module import export_module, verify_module
+from clusir.export.subjects.known import Painter, _described
+from clusir.runtimes.restore.restorer import Restorer
+
+Picture = NDArray[np.float32]
+HEIGHT, WIDTH = 90, 130
+
+
+class Fill(nn.Module):
+    """Paints what ``holes`` marks, from what surrounds it and a mean of all that is not marked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.tail = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+
+    def forward(self, image: Tensor, holes: Tensor) -> Tensor:
+        seen = self.head(torch.cat([image * (1 - holes), holes], 1))
+        painted = torch.sigmoid(self.tail(4 * seen * self.gate(20 * seen)))
+        return image + holes * (painted - image)
+
+
+class Soften(nn.Module):
+    """A grey denoiser that is told how noisy each pixel is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Conv2d(2, 1, 5, padding=2)
+
+    def forward(self, grey: Tensor, sigma: Tensor) -> Tensor:
+        return grey + sigma * (self.body(torch.cat([grey, sigma], 1)) - grey)
+
+
+def pictures(channels: int = 3) -> tuple[Picture, Picture]:
+    rng = np.random.default_rng(0)
+    mask = np.zeros((HEIGHT, WIDTH), np.float32)
+    mask[10:50, 40:120] = 1
+    return rng.random((HEIGHT, WIDTH, channels), dtype=np.float32), mask
+
+
+@torch.no_grad()
+def answer(network: nn.Module, picture: Picture, mask: Picture) -> Picture:
+    image, given = torch.from_numpy(picture.transpose(2, 0, 1)[None]), torch.from_numpy(mask[None, None])
+    made: Picture = network.eval()(image, given)[0].numpy().transpose(1, 2, 0)
+    return made.clip(0, 1)
+
+
+@pytest.fixture(scope="module")
+def fill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fill") / "fill.onnx"
+    made = export_module(Fill(), "1x3x48x48", path, maps={"holes": 0.0}, tile=64, halo=8)
+    assert (made.spec.maps, made.spec.map_defaults, made.spec.channels) == (("holes",), (0.0,), 3)
+    assert made.spec.spec_version == 3
+    assert made.spec.statistics > 0
+    return path
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_tiles_cut_the_map_with_the_picture(fill: Path, backend: str) -> None:
+    picture, mask = pictures()
+    options = {"statistics": "exact", "device": "cpu", "threads": 1}
+    with Restorer(fill, backend, settings={"holes": mask}, **options) as restorer:  # type: ignore[arg-type]
+        restorer.warm_up()
+        made = restorer.restore(picture)
+        again = restorer.restore(np.dstack([picture, mask]))  # alpha is kept, whatever the map
+    np.testing.assert_allclose(made, answer(Fill(), picture, mask), atol=1e-5)
+    np.testing.assert_array_equal(again, np.dstack([made, mask]))
+    with Restorer(fill, backend, device="cpu") as restorer:  # nothing is to be painted
+        np.testing.assert_allclose(restorer.restore(picture), picture, atol=1e-6)
+
+
+def test_the_command_takes_a_picture_of_the_map(fill: Path, tmp_path: Path) -> None:
+    picture, mask = pictures()
+    levels = np.rint(picture * 255).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "photo.png")
+    Image.fromarray(np.uint8(255 * mask)).convert("RGB").save(tmp_path / "mask.png")
+    command = [tmp_path / "photo.png", "-o", tmp_path / "made.png", "--model", fill, "--exact-statistics"]
+    done = CliRunner().invoke(run, [str(a) for a in (*command, "--set", f"holes={tmp_path / 'mask.png'}")])
+    assert done.exit_code == 0, done.output
+    wanted = answer(Fill(), levels / np.float32(255), mask) * 255
+    assert np.abs(np.asarray(Image.open(tmp_path / "made.png")) - wanted).max() <= 0.51
+    Image.fromarray(levels[:40]).save(tmp_path / "small.png")
+    for holes, says, code in (
+        (tmp_path / "small.png", f"is {WIDTH}x40 px, the picture {WIDTH}x{HEIGHT}", 1),
+        (tmp_path / "none.png", "there is no file", 2),
+        (1.5, "a map is 0..1", 2),
+    ):
+        refused = CliRunner().invoke(run, [str(a) for a in (*command, "--set", f"holes={holes}")])
+        assert refused.exit_code == code, refused.output
+        assert says in " ".join(refused.output.split())
+
+
+def test_a_grey_network_with_a_number_for_each_pixel(tmp_path: Path) -> None:
+    path = tmp_path / "soften.onnx"
+    export_module(Soften(), "1x1x48x48", path, maps={"sigma": 0.25}, backends=("ort",), tile=64, halo=8)
+    picture, mask = pictures(1)
+    for settings, sigma in (({}, 0.25), ({"sigma": 0.5}, 0.5), ({"sigma": mask / 2}, mask / 2)):
+        with Restorer(path, "ort", settings=settings) as restorer:  # type: ignore[arg-type]
+            wanted = answer(Soften(), picture, np.broadcast_to(np.float32(sigma), mask.shape).copy())
+            np.testing.assert_allclose(restorer.restore(picture), wanted, atol=1e-5)
+    for settings in ({"sigma": mask[:9]}, {"sigma": "none.png"}):
+        with Restorer(path, "ort", settings=settings) as restorer, pytest.raises(ImageError):  # type: ignore[arg-type]
+            restorer.restore(picture)
+    with pytest.raises(UsageError, match="no map of that name; it has sigma"):
+        Restorer(path, "ort", settings={"mask": mask})
+
+
+def test_options_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fillers.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, image, mask):\n"
+        "        return image + mask * (image.flip(1) - image)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["--onnx", "out.onnx", "--module", "fillers:Net", "--input", "1x3x32x32", "--backends", "ort"]
+    for more, says in (
+        ([], "name what is a picture of the same size, such as a mask, with --map"),
+        (["--map", "holes"], "--map holes: the model's forward takes image, mask"),
+        (["--map", "mask=2"], "a map is filled with 0..1"),
+        (["--map", "mask", "--input", "1x1x32x32", "--map", "more"], "1 at most"),
+    ):
+        refused = CliRunner().invoke(export, [*command, *more])
+        assert says in " ".join(refused.output.split()), refused.output
+        assert refused.exit_code in (2, 4)
+    done = CliRunner().invoke(export, [*command, "--map", "mask"])
+    assert done.exit_code == 0, done.output
+    rows, _ = verify_module(tmp_path / "out.onnx", "fillers:Net", [(40, 56)], ["ort"])
+    assert rows
+    refused = CliRunner().invoke(run, ["fillers.py", "-o", "x.png", "--set", "mask"])
+    assert "it is no setting" in refused.output
+
+
+def test_an_inpainting_network_of_spandrel_takes_a_mask() -> None:
+    class Found:
+        purpose, input_channels, output_channels = "Inpainting", 3, 3
+
+        class architecture:
+            name = "Fill"
+
+        class size_requirements:
+            minimum, multiple_of = 16, 8
+
+        model = Fill()
+
+    known = _described(Path("fill.pth"), Found())
+    assert isinstance(known.network, Painter)
+    assert dict(known.maps) == {"mask": 0.0}
+    picture, mask = pictures()
+    np.testing.assert_array_equal(answer(known.network, picture, mask), answer(Fill(), picture, mask))
