@@ -25,7 +25,7 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Compared:
     """Files that agree with the module: ``made``; ``given``: with the sizes at which they were compared; ``rows``: the
-    comparisons; ``notes``: what there was no time for."""
+    comparisons; ``notes``: what there was no time or memory for."""
 
     made: Tiled
     given: ModuleCheck
@@ -76,4 +76,4 @@ def compared(
     made, beside = agreeing(made, photos, wanted, progress)
     for backend, what, found in beside:
         rows.append(ModuleRow(backend, what, found.max_abs, found.count, found.allowed / ROUNDING_FACTOR))
-    return Compared(made, given, tuple(rows), (*given.effort.told(), *photos.effort.told()))
+    return Compared(made, given, tuple(rows), (*given.effort.told(), *photos.effort.told(), *given.memory.sentences()))

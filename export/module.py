@@ -182,11 +182,9 @@ def verify_module(
     maps = ModuleOptions(maps=dict(zip(spec.maps, spec.map_defaults, strict=True)))
     with _subject(factory, (batch or 1, spec.planes, *sizes[0]), maps, lambda _: None) as (subject, _):
         gates = joined_gates(model)
-        rows = validate(
-            path,
-            ModuleCheck(subject.user, subject.fresh_dense(), sizes, gates, spec.planes, batch, tuple(runtimes)),
-        )
-    return rows, warnings_of(rows)
+        check = ModuleCheck(subject.user, subject.fresh_dense(), sizes, gates, spec.planes, batch, tuple(runtimes))
+        rows = validate(path, check)
+    return rows, (*warnings_of(rows), *check.memory.sentences())
 
 
 def _best(subject: Subject, options: ModuleOptions, unused: Sequence[str], progress: Progress) -> _Written:

@@ -29,6 +29,7 @@ from clusir.export.subjects.onnx_probe import Array, Reach, measure_reach, natur
 from clusir.export.subjects.tiles import Tiles, choose_tiles, measured, told_of, tolerances_of
 from clusir.export.validate.compare import check as checked
 from clusir.export.validate.compare import compare
+from clusir.export.validate.memory import Memory, Watched
 from clusir.export.validate.pictures import PictureCheck, Row, compare_pictures
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
@@ -44,7 +45,6 @@ _MOST_COMPARED_PX = 512  # the side of a photo that is compared, where no pixel 
 _LEAST_COMPARED_PX = 192  # below it a photo is no larger than the other pictures
 
 Progress = Callable[[str], None]
-Run = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def tiled(
 
 def _made(
     model: ModelProto,
-    run: Run,
+    run: Watched,
     spec: ModelSpec,
     found: _Found,
     wanted: tuple[int | None, int | None],
@@ -158,20 +158,20 @@ def agreeing(
         return replace(apart, notes=(*apart.notes, *kept)), []
 
 
-def _reach(run: Run, spec: ModelSpec) -> Reach:
+def _reach(run: Watched, spec: ModelSpec) -> Reach:
     """How far a pixel looks, on a small picture where that is enough to see it."""
     side, near = (spec.size.static_px or spec.size.padded(px) for px in (_REACH_PX, _NEAR_PX))
     if near < side:
         found = measure_reach(run, near, spec.planes)
-        if not found.whole:
+        if not found.whole or not run.fits(side, side):
             return found
     return measure_reach(run, side, spec.planes)
 
 
-def _single(model: ModelProto) -> Run:
+def _single(model: ModelProto) -> Watched:
     """One picture to its answer, whatever batch the graph is fixed to."""
     run, batch = runner(model), model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return run if batch <= 1 else lambda image: run(np.repeat(image, batch, axis=0))[:1]
+    return Watched(Memory(), "ort", run if batch <= 1 else lambda image: run(np.repeat(image, batch, axis=0))[:1])
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Found:
     whole: Reach | None = None
 
 
-def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found:
+def _split(model: ModelProto, run: Watched, spec: ModelSpec, reach: Reach) -> _Found:
     """Cut out what is pooled over the picture, where that is all that makes a pixel depend on the whole of it."""
 
     def none(why: str) -> _Found:
@@ -211,8 +211,10 @@ def _split(model: ModelProto, run: Run, spec: ModelSpec, reach: Reach) -> _Found
     size = replace(spec.size, multiple_of=found.multiple, minimum=_up(spec.size.minimum, found.multiple))
     shared = SplitRun(split)
     side = size.padded(_REACH_PX)
+    if not run.fits(side, side):
+        return none(f"a picture of {side} px, by which that is tried, does not fit into memory")
     statistics = shared.pool(natural_picture(side, side, spec.planes))
-    near = _reach(shared.given(statistics), replace(spec, size=size))
+    near = _reach(replace(run, run=shared.given(statistics)), replace(spec, size=size))
     if near.whole:
         return none(
             "; ".join(map(str, found.blocked)) or "under given statistics, too, an answer depends on the whole picture"
@@ -247,7 +249,7 @@ def _graphs(model: ModelProto, split: Split | None, spec: ModelSpec) -> dict[str
     return {end: AttachMetadata(replace(spec, graph=kind)).apply(made).model for kind, (end, made) in parts.items()}
 
 
-def _cost(made: Tiled, run: Run, tiles: Tiles) -> Tiles:
+def _cost(made: Tiled, run: Watched, tiles: Tiles) -> Tiles:
     """The tiles with the error that they cost, measured as ``clusir-run`` cuts pictures. Where no pixel looks beyond a
     distance a seam costs the same between smaller tiles of the same halo, which take a fraction of the time."""
     spec = made.spec
@@ -257,7 +259,8 @@ def _cost(made: Tiled, run: Run, tiles: Tiles) -> Tiles:
     with tempfile.TemporaryDirectory(prefix="clusir-") as folder:
         made.save(Path(folder), "model")
         cut = replace(tiles, tile=spec.tile_px)
-        return replace(tiles, error=measured(Path(folder) / "model.onnx", run, spec.size, cut, spec.planes).error)
+        path = Path(folder) / "model.onnx"
+        return replace(tiles, error=measured(path, run, spec.size, cut, spec.planes, run.fits).error)
 
 
 def compare_sidecars(made: Tiled, check: PictureCheck, progress: Progress = lambda _: None) -> list[Row]:

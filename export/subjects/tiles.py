@@ -70,16 +70,24 @@ def _grid(size: SizeRequirements) -> int:
     return math.lcm(_GRID_PX, multiple if multiple % 2 else multiple // 2)
 
 
-def measured(path: Path, run: Callable[[Array], Array], size: SizeRequirements, tiles: Tiles, channels: int) -> Tiles:
+def measured(
+    path: Path,
+    run: Callable[[Array], Array],
+    size: SizeRequirements,
+    tiles: Tiles,
+    channels: int,
+    fits: Callable[[int, int], bool] = lambda *_: True,
+) -> Tiles:
     """The tiles with what they cost: a strip of a photo in two tiles by the file at ``path`` against ``run`` on the
     whole.
 
-    A file of one size cannot be asked for the whole, and its tiles are returned as they were.
+    A file of one size cannot be asked for the whole, and its tiles are returned as they were; so they are where the
+    whole, by its height and width, does not fit into memory (``fits``).
     """
-    if size.static_px:
+    height, width = size.padded(min(tiles.tile, _STRIP_PX)), size.padded(2 * tiles.tile - 2 * tiles.halo)
+    if size.static_px or not fits(height, width):
         return tiles
-    width = size.padded(2 * tiles.tile - 2 * tiles.halo)
-    picture = natural_picture(size.padded(min(tiles.tile, _STRIP_PX)), width, channels)
+    picture = natural_picture(height, width, channels)
     colours = np.ascontiguousarray(picture[0, : colours_of(channels)].transpose(1, 2, 0))
     names = ModelSpec.from_metadata(read_metadata(path)).maps
     maps = dict(zip(names, picture[0, colours_of(channels) :], strict=True))

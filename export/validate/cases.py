@@ -15,9 +15,10 @@ from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import reference
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.effort import Effort
+from clusir.export.validate.memory import TORCH, Memory
 from clusir.runtimes.runners.base import Array
 
-__all__ = ["Case", "ModuleCheck", "cases_of", "expected_of", "plain_pictures", "probes"]
+__all__ = ["Case", "ModuleCheck", "cases_of", "expected_of", "photo_of", "plain_pictures", "probes"]
 
 _LEAST_SIZES = 2
 _PICTURES, _FEW = 8, 2  # different pictures at the first size, and at the others
@@ -32,8 +33,9 @@ class ModuleCheck:
     the graph that hold the gates of ``dense``'s blocks, one for each call, through which each expert is forced;
     ``batch``: what the graph is fixed to, None where it is free; ``backends``: the runtimes to ask; ``photo_px``:
     sides of a photo, the first of them as large as tiles will be, since what is summed over so many pixels is less
-    exact: one photo, of the first side that there is time for; ``least``: those of the sizes that are asked about
-    whatever it takes; ``effort``: the time for the rest.
+    exact: one photo, of the first side that there is time and memory for; ``least``: those of the sizes that are asked
+    about whatever time it takes; ``effort``: the time for the rest; ``memory``: what pictures took of it, and so which
+    fit.
     """
 
     user: nn.Module
@@ -46,6 +48,7 @@ class ModuleCheck:
     photo_px: Sequence[int] = ()
     least: Sequence[tuple[int, int]] = ()
     effort: Effort = field(default_factory=Effort)
+    memory: Memory = field(default_factory=Memory)
 
 
 _FORMS: tuple[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], ...] = (
@@ -87,13 +90,14 @@ def plain_pictures(channels: int, height: int, width: int) -> Tensor:
 @dataclass(frozen=True)
 class Case:
     """Pictures of one size, which of them are given together, and what is expected of each; ``plain``: black, white
-    and of one colour."""
+    and of one colour; ``smaller``: sides of the photo that may take their place."""
 
     label: str
     pictures: Tensor
     groups: Sequence[tuple[int, int]]
     expected: Mapping[str, Array]
     plain: bool = False
+    smaller: Sequence[int] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -157,7 +161,7 @@ class _Asking:
         if not self._affords(label, plain, [(0, len(plain))], least):
             return
         self._progress(f"asking the model itself: {label}")
-        with given.effort.timed(math.prod(size), len(plain)):
+        with given.effort.timed(math.prod(size), len(plain)), given.memory.watched(TORCH, size):
             answers = reference(given.user, plain)
         finite = torch.isfinite(answers).flatten(1).all(1)
         if finite.any():
@@ -167,28 +171,50 @@ class _Asking:
             self.cases.append(Case(label, plain, groups, expected, plain=True))
 
     def photo(self, known: Sequence[tuple[int, int]]) -> None:
-        """A photo of the first of the sides that there is time for."""
-        for side in self._given.photo_px:
+        """A photo of the first of the sides that there is time for, or of the next ones that fit into memory."""
+        given, asked = self._given, 2 if "gate" in self._names else 1
+        for number, side in enumerate(given.photo_px):
             if (side, side) in known:
                 return
-            label = f"{side}x{side}, photo"
-            photo = torch.from_numpy(natural_picture(side, side, self._given.channels))
-            if self._affords(label, photo, [(0, 1)], False):
-                self._add(label, photo, [(0, 1)])
+            if given.effort.affords(_photo_label(side), side * side, asked + len(given.backends)):
+                ways = given.memory.ways(TORCH, [(px, px) for px in given.photo_px[number:]])
+                self.cases += [self._photo(height) for height, _ in ways][-1:]
                 return
+
+    def _photo(self, side: int) -> Case:
+        self._progress(f"asking the model itself: {_photo_label(side)}")
+        with self._given.effort.timed(side * side, 1):
+            return photo_of(self._given, self._names, side)
 
     def _affords(self, label: str, pictures: Tensor, groups: Sequence[tuple[int, int]], least: bool) -> bool:
         given = self._given
         asked = len(pictures) * (2 if "gate" in self._names else 1)
         runs = asked + len(given.backends) * sum(stop - start for start, stop in groups)
-        return least or given.effort.affords(label, math.prod(pictures.shape[2:]), runs)
+        height, width = pictures.shape[2:]
+        if not given.memory.fits(TORCH, (height, width)):
+            given.memory.tell(TORCH, (height, width))
+            return False
+        return least or given.effort.affords(label, height * width, runs)
 
     def _add(self, label: str, pictures: Tensor, groups: Sequence[tuple[int, int]]) -> bool:
+        given, (height, width) = self._given, pictures.shape[2:]
         self._progress(f"asking the model itself: {label}")
-        with self._given.effort.timed(math.prod(pictures.shape[2:]), len(pictures)):
-            answers = reference(self._given.user, pictures)
-        self.cases.append(Case(label, pictures, groups, expected_of(self._given, pictures, self._names, answers)))
+        with given.effort.timed(height * width, len(pictures)), given.memory.watched(TORCH, (height, width)):
+            answers = reference(given.user, pictures)
+        self.cases.append(Case(label, pictures, groups, expected_of(given, pictures, self._names, answers)))
         return True
+
+
+def photo_of(given: ModuleCheck, names: Sequence[str], side: int) -> Case:
+    """A photo of ``side`` px, and what the module makes of it; ``names``: the outputs of the file."""
+    photo = torch.from_numpy(natural_picture(side, side, given.channels))
+    with given.memory.watched(TORCH, (side, side)):
+        expected = expected_of(given, photo, names)
+    return Case(_photo_label(side), photo, [(0, 1)], expected, smaller=[px for px in given.photo_px if px < side])
+
+
+def _photo_label(side: int) -> str:
+    return f"{side}x{side}, photo"
 
 
 def expected_of(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from clusir.errors import ValidationError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
-from clusir.export.validate.cases import Case, ModuleCheck, cases_of, expected_of, probes
+from clusir.export.validate.cases import Case, ModuleCheck, cases_of, expected_of, photo_of, probes
 from clusir.export.validate.compare import check, compare
 from clusir.export.validate.conditioning import ROUNDING_FACTOR, rounding, well_conditioned
+from clusir.export.validate.memory import TORCH
 from clusir.export.validate.pictures import PictureCheck
 from clusir.export.validate.tolerances import tolerance, widened
 from clusir.runtimes import open_runner
-from clusir.runtimes.runners.base import Array
+from clusir.runtimes.runners.base import Array, Runner
 
 __all__ = [
     "ModuleRow",
@@ -38,6 +40,7 @@ __all__ = [
 
 # Whatever a model's own rounding is: a file that is further off than this is another model.
 _ROUNDING_CEILING = 1e-2
+_DOUBLED = 2  # float64 takes as much as two pictures
 _Answers = tuple[Mapping[str, Array], Mapping[str, Array]]  # what is expected, and what came
 
 
@@ -101,7 +104,8 @@ def validate(
     there is nothing to compare. ``cases``: those of the module, where they are known (:func:`cases_of`).
 
     At every size also black, white and one-coloured pictures, except where the model's own answer to one is not finite,
-    or jumps with the last bit of the picture, of a spectrum or of a sum.
+    or jumps with the last bit of the picture, of a spectrum or of a sum. What does not fit into memory on a runtime is
+    left out or, a photo, made smaller, and told in ``given.memory``.
     """
     rows: list[ModuleRow] = []
     if cases is None:
@@ -110,21 +114,32 @@ def validate(
     for backend in given.backends:
         with open_runner(path, backend, "cpu") as runner:
             for case in cases:
-                progress(f"validating on {backend}: {case.label}")
-                for start, stop in case.groups:
-                    some = case.pictures[start:stop]
-                    want = {name: array[start:stop] for name, array in case.expected.items()}
-                    answers: _Answers = (want, runner.run({"image": some.numpy()}))
-                    what = f"{case.label} {start + 1}..{stop}" if len(case.pictures) > 1 else case.label
-                    if case.plain:
-                        some, answers = sure.of(what, some, answers)
-                    if len(some):
-                        rows.append(_row(backend, what, given.user, some, answers))
+                for size in given.memory.ways(backend, [case.size, *((px, px) for px in case.smaller)]):
+                    fits = case if size == case.size else photo_of(given, list(case.expected), size[0])
+                    progress(f"validating on {backend}: {fits.label}")
+                    rows += _compared(backend, runner, fits, given, sure)
     if given.gates:
         rows += _forced(path, given)
     if not rows:
         raise ValidationError(f"{path.name}: nothing was compared with the module")
     return rows
+
+
+def _compared(backend: str, runner: Runner, case: Case, given: ModuleCheck, sure: _Sure) -> Iterator[ModuleRow]:
+    """Every picture of a case alone, and those that are to be given together where so many fit."""
+    least = given.batch or 1
+    together = given.memory.fits(backend, case.size, max(stop - start for start, stop in case.groups))
+    apart = dict.fromkeys((i, i + least) for start, stop in case.groups for i in range(start, stop, least))
+    for start, stop in case.groups if together else apart:
+        some = case.pictures[start:stop]
+        want = {name: array[start:stop] for name, array in case.expected.items()}
+        with given.memory.watched(backend, case.size) if len(some) == least else nullcontext():
+            answers: _Answers = (want, runner.run({"image": some.numpy()}))
+        what = f"{case.label} {start + 1}..{stop}" if len(case.pictures) > 1 else case.label
+        if case.plain:
+            some, answers = sure.of(what, some, answers)
+        if len(some):
+            yield _row(backend, what, given, some, answers)
 
 
 class _Sure:
@@ -155,7 +170,8 @@ def on_photos(path: Path, given: ModuleCheck, precision: str) -> PictureCheck:
     def run(image: Array) -> dict[str, Array]:
         return expected_of(given, torch.from_numpy(image), names)
 
-    return PictureCheck(run, given.sizes, given.channels, given.batch is None, given.backends, tolerance(precision))
+    batches, bound = given.batch is None, tolerance(precision)
+    return PictureCheck(run, given.sizes, given.channels, batches, given.backends, bound, memory=given.memory)
 
 
 def as_sure_as(user: nn.Module) -> Callable[[Array, Array], float]:
@@ -171,20 +187,15 @@ def as_sure_as(user: nn.Module) -> Callable[[Array, Array], float]:
     return allowance
 
 
-def _row(
-    backend: str,
-    what: str,
-    user: nn.Module,
-    pictures: Tensor,
-    answers: _Answers,
-) -> ModuleRow:
+def _row(backend: str, what: str, given: ModuleCheck, pictures: Tensor, answers: _Answers) -> ModuleRow:
     want, got = answers
     bound = tolerance("brought")
     found = compare(want, got, bound)
     if found.ok or not math.isfinite(found.max_abs):
         check(found, f"{backend}, {what}")
         return ModuleRow(backend, what, found.max_abs, found.count)
-    own = rounding(user, pictures)
+    height, width = pictures.shape[2:]
+    own = rounding(given.user, pictures) if given.memory.fits(TORCH, (height, width), _DOUBLED) else 0.0
     wider = widened(bound, min(ROUNDING_FACTOR * own, _ROUNDING_CEILING))
     if wider is None:
         check(found, f"{backend}, {what}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from clusir.errors import BackendError, ExportError, ValidationError
 from clusir.export.subjects.onnx_probe import natural_picture
 from clusir.export.validate.compare import Agreement, check, compare
 from clusir.export.validate.effort import Effort
+from clusir.export.validate.memory import Memory
 from clusir.export.validate.tolerances import Tolerance, tolerance, widened
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
@@ -29,7 +31,7 @@ class PictureCheck:
     BxCxHxW to the statistics [B, S] that a tile graph is given; ``photo``: whether one photo at each size is enough;
     ``allowance``: pictures and their restored ones to how far off a file may be where it misses the bound, since the
     reference is not surer itself (infinity: of nothing), asked for float32 alone; ``effort``: the time for other sizes
-    than the first and the smallest."""
+    than the first and the smallest; ``memory``: what fits into it is compared."""
 
     reference: Callable[[Array], Mapping[str, Array]]
     sizes: Sequence[tuple[int, int]]
@@ -41,6 +43,7 @@ class PictureCheck:
     photo: bool = False
     allowance: Callable[[Array, Array], float] | None = None
     effort: Effort = field(default_factory=Effort)
+    memory: Memory = field(default_factory=Memory)
 
     def of(self, precision: str) -> PictureCheck:
         """The same with the bound of a lower precision."""
@@ -68,11 +71,17 @@ def compare_pictures(
             raise ExportError(f"{backend} refuses {path.name} ({error}); leave it out with --backends") from error
         with opened as run:
             for what, image in _cases(given, precision):
+                runtime, (count, _, *size) = f"{backend}, {path.name}", image.shape
+                if not given.memory.fits(runtime, (size[0], size[1]), count):
+                    given.memory.tell(runtime, (size[0], size[1]))
+                    continue
                 if what not in known:
                     pool = given.pool if run.spec.graph == "tile" else None
                     known[what] = given.reference(image), {} if pool is None else {"statistics": pool(image)}
                 want, more = known[what]
-                agreement = _agreement(given, image, want, run.run({"image": image, **more}))
+                with given.memory.watched(runtime, (size[0], size[1])) if count == 1 else nullcontext():
+                    got = run.run({"image": image, **more})
+                agreement = _agreement(given, image, want, got)
                 if agreement is not None:
                     found.append((backend, what, check(agreement, f"{backend}, {what}")))
     if not found:

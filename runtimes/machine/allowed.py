@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cores", "memory_bytes", "resident_bytes", "thread_limit"]
+__all__ = ["cores", "free_bytes", "memory_bytes", "resident_bytes", "thread_limit"]
 
 _PROC = Path("/proc/self")
 
@@ -28,6 +28,23 @@ def memory_bytes(proc: Path = _PROC) -> int:
         if above:
             limits.append(int(above[1]))
     return min(limits)
+
+
+def free_bytes(proc: Path = _PROC) -> int:
+    """Bytes that may still be taken: the least of what the machine has available and of what each control group
+    (versions 1 and 2) has left below its limit; files that it only keeps to read them again count as left."""
+    left = [int(psutil.virtual_memory().available)]
+    for folder in _groups("memory", proc):
+        for limits, usage in (
+            (("memory.limit_in_bytes",), "memory.usage_in_bytes"),
+            (("memory.max", "memory.high"), "memory.current"),
+        ):
+            used = _read(folder / usage).strip()
+            bounds = [int(text) for name in limits if (text := _read(folder / name).strip()).isdigit()]
+            if bounds and used.isdigit():
+                kept = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+                left.append(max(0, min(bounds) - int(used) + (int(kept[1]) if kept else 0)))
+    return min(left)
 
 
 def thread_limit(proc: Path = _PROC) -> int | None:

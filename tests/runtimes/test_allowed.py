@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from clusir.runtimes.machine import allowed
-from clusir.runtimes.machine.allowed import cores, memory_bytes, resident_bytes, thread_limit
+from clusir.runtimes.machine.allowed import cores, free_bytes, memory_bytes, resident_bytes, thread_limit
 
 NO_LIMIT = "9223372036854771712"
 
@@ -67,6 +67,47 @@ def test_memory_is_the_least_of_all_limits(
 ) -> None:
     found = memory_bytes(kernel(tmp_path, groups, mounts, files))
     assert found == (psutil.virtual_memory().total if memory_mb is None else memory_mb << 20)
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "left_mb"),
+    [
+        (
+            "0::/a\n",
+            [("/", "uni", "cgroup2", "rw")],
+            {"uni/a/memory.max": str(50 << 20), "uni/a/memory.current": str(20 << 20)},
+            30,
+        ),
+        (
+            "0::/a\n",
+            [("/", "uni", "cgroup2", "rw")],
+            {"uni/memory.high": str(40 << 20), "uni/memory.max": str(50 << 20), "uni/memory.current": str(39 << 20),
+             "uni/memory.stat": f"anon 5\ninactive_file {9 << 20}\nactive_file 3"},
+            10,
+        ),
+        ("0::/a\n", [("/", "uni", "cgroup2", "rw")], {"uni/a/memory.max": "1000", "uni/a/memory.current": "2000"}, 0),
+        ("0::/a\n", [("/", "uni", "cgroup2", "rw")], {"uni/a/memory.max": "max", "uni/a/memory.current": "2000"}, None),
+        (
+            V1_GROUPS,
+            V1,
+            {"mem/docker/memory.limit_in_bytes": str(60 << 20), "mem/docker/memory.usage_in_bytes": str(59 << 20)},
+            1,
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_left_is_the_least_that_any_group_leaves(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    mounts: list[tuple[str, str, str, str]],
+    files: dict[str, str],
+    left_mb: int | None,
+) -> None:
+    machine = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    assert free_bytes(kernel(tmp_path, groups, mounts, files)) == (
+        machine.available if left_mb is None else left_mb << 20
+    )
 
 
 @pytest.mark.parametrize(

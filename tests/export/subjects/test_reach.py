@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from clusir.export import tiled
 from clusir.export.subjects.onnx_probe import measure_reach
+from clusir.export.subjects.tiles import Tiles, measured
+from clusir.export.validate.memory import Memory, Watched
+from clusir.spec import ModelSpec, SizeRequirements
 
 Picture = NDArray[np.float32]
 
@@ -44,3 +51,24 @@ def test_a_distance_is_the_least_step_that_is_enough(far: int, pixels: int) -> N
     found = measure_reach(Asked(far), 160, 3)
     assert not found.whole
     assert found.pixels == pixels
+
+
+def test_pictures_that_do_not_fit_into_memory_are_not_asked_for(tmp_path: Path) -> None:
+    spec = ModelSpec(size=SizeRequirements(1, 1), channels=3)
+    for free, asked in ((10**12, {160, 320}), (1, {160})):
+        memory = Memory(free=lambda free=free: free)  # type: ignore[misc]
+        sides, looks = set[int](), Asked(None)
+
+        def run(image: Picture, sides: set[int] = sides, looks: Asked = looks) -> Picture:
+            sides.add(image.shape[2])
+            held = np.ones(8 << 20, np.float32)  # of which the growth is seen
+            time.sleep(0.02)
+            return looks(image) + 0 * held[0]
+
+        watched = Watched(memory, "ort", run)
+        assert tiled._reach(watched, spec).whole
+        assert sides == asked
+        # What a seam costs is measured on a strip, and is not, where the strip is too large.
+        tiles = Tiles(64, 16)
+        if free == 1:
+            assert measured(tmp_path / "none.onnx", watched, spec.size, tiles, 3, watched.fits) == tiles
