@@ -18,6 +18,7 @@ from onnx import ModelProto
 from clusir.errors import UsageError, ValidationError
 from clusir.export.base import Pass, Pipeline
 from clusir.export.graph.session import Probe
+from clusir.export.options import with_maps
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import CheckStandard, SimplifyGraph, operators
@@ -91,15 +92,17 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     progress(f"reading {source.name}")
     theirs = read_onnx(source)
     wide, half = in_float32(theirs)
+    with_maps((1, 3, 0, 0), config.description.maps)
     standard, ports = in_standard_form(wide, config.description)
     run = runner(standard)
     progress("probing sizes")
-    scale, size = probe_sizes(run, ports.channels, ports.size)
+    scale, size = probe_sizes(run, ports.planes, ports.size)
     side = size.static_px or size.padded(_PROBE_PX)
-    notes = probe_answers(run, side, ports.channels)
+    notes = probe_answers(run, side, ports.planes)
     spec = ModelSpec(
-        name=out.stem, size=size, tile_px=side, halo_px=0, channels=ports.channels, scale=scale, dft_form="none"
-    )
+        name=out.stem, size=size, tile_px=side, halo_px=0, channels=ports.channels, scale=scale, dft_form="none",
+        maps=tuple(config.description.maps), map_defaults=tuple(config.description.maps.values()),
+    )  # fmt: skip
     progress("graph passes")
     model = _open_axes(standard, ports, spec)
     steps = Pipeline(_steps(model, config.passes))
@@ -110,11 +113,11 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
         staged = Path(folder) / out.name
         onnx.save_model(made.graphs[""], str(staged))
         told = config.description
-        theirs_ports = find_ports(theirs, told.picture, told.answer, told.layout, tuple(told.values))
+        theirs_ports = find_ports(theirs, told.picture, told.answer, told.layout, tuple(told.values), tuple(told.maps))
         check = PictureCheck(
             _Reference(theirs, theirs_ports, told),
             _sizes(spec.size, spec.tile_px),
-            spec.channels,
+            spec.planes,
             ports.batch == 0,
             config.backends,
             tolerance("fp16" if half else "brought"),
@@ -147,6 +150,8 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     if ports.others:
         given = ", ".join(f"{free_name(name)}={value:g}" for name, value in config.description.values.items())
         notes.append(f"takes {given} where nobody sets it: clusir-run --set, on ONNX Runtime")
+    notes += [f"takes {name}={value:g} where nobody gives a picture of it: clusir-run --set {name}=FILE"
+              for name, value in zip(spec.maps, spec.map_defaults, strict=True)]  # fmt: skip
     notes += placed.notes
     return Adoption(out, spec, made.reach, tuple(agreements), tuple(notes), placed)
 
@@ -172,8 +177,9 @@ def _open_axes(model: ModelProto, ports: Ports, spec: ModelSpec) -> ModelProto:
     made.CopyFrom(model)
     sides = [spec.size.static_px] * 2 if spec.size.static_px else ["height", "width"]
     answer = [spec.scale * spec.size.static_px] * 2 if spec.size.static_px else ["restored_height", "restored_width"]
-    for value, shape in ((made.graph.input[0], sides), (made.graph.output[0], answer)):
-        dims = [ports.batch or "batch", spec.channels, *shape]
+    ends = ((made.graph.input[0], spec.planes, sides), (made.graph.output[0], spec.channels, answer))
+    for value, channels, shape in ends:
+        dims = [ports.batch or "batch", channels, *shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
     return made
 
@@ -211,11 +217,15 @@ class _Reference:
         told, ports = self.told, self.ports
         low, high = told.value_range
         mean, deviation = (np.asarray(n, np.float32).reshape(1, -1, 1, 1) for n in (told.mean, told.deviation))
-        x = image * np.float32(high - low) + np.float32(low)
+        x = image[:, : ports.channels] * np.float32(high - low) + np.float32(low)
         x = (x[:, ::-1] if told.bgr else x) - mean
         x = x / deviation
         x = x.transpose(0, 2, 3, 1) if ports.layout == "NHWC" else x
         feeds = {ports.picture.name: np.ascontiguousarray(x, _dtype(ports.picture))}
+        for number, port in enumerate(ports.maps, start=ports.channels):
+            plane = image[:, number : number + 1]
+            plane = plane.transpose(0, 2, 3, 1) if ports.layout == "NHWC" else plane
+            feeds[port.name] = np.ascontiguousarray(plane, _dtype(port))
         for port in ports.others:
             shape = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
             if len(shape) == 4:

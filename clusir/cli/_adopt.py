@@ -29,7 +29,7 @@ __all__ = ["DESCRIBING", "adoption_options", "description", "run_adoption"]
 
 # The options that only --from reads, by their names in the command's function.
 DESCRIBING = ("value_range", "mean", "deviation", "bgr", "layout", "values", "picture", "passes")
-_TAKEN = ("backends", "tile_px", "halo_px", "as_json", "output", *PRECISION_OPTIONS)
+_TAKEN = ("backends", "tile_px", "halo_px", "as_json", "output", "maps", *PRECISION_OPTIONS)
 
 
 class Range(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -88,7 +88,9 @@ def description(options: dict[str, Any]) -> Description:
 
     plain = [key for key in DESCRIBING if key not in ("values", "passes")]
     described = {key: options[key] for key in plain if options[key] is not None}
-    return Description(**described, values=dict(options["values"]), answer=options["output"])
+    return Description(
+        **described, values=dict(options["values"]), maps=dict(options["maps"]), answer=options["output"]
+    )
 
 
 def run_adoption(source: Path, out: Path, options: dict[str, Any], context: click.Context) -> None:

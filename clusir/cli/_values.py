@@ -56,7 +56,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         self.name = "NAME=NUMBER|FILE" if files else "NAME=NUMBER"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float | str]:
-        if isinstance(value, str) and value.isidentifier() and self._default is not None:
+        if isinstance(value, str) and value.strip() and "=" not in value and self._default is not None:
             return value, self._default
         name, equals, text = str(value).partition("=") if self._files else str(value).rpartition("=")
         if equals and name.strip() and text.strip():

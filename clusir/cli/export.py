@@ -179,8 +179,8 @@ def check_options(module: bool, known: bool = False) -> None:
     "maps",
     type=Setting(default=0.0),
     multiple=True,
-    help="An argument of --module that is a picture of one channel and of the picture's size, such as mask=0: its "
-    "name, and what fills it where nobody gives one; may be repeated.",
+    help="An argument of --module, or an input of --from, that is a picture of one channel and of the picture's size, "
+    "such as mask=0: its name, and what fills it where nobody gives one; may be repeated.",
 )
 @click.option("--check-passes", is_flag=True, help="Compare the graph after each pass; a pass to blame is named.")
 @click.option(

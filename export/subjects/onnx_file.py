@@ -45,8 +45,9 @@ class Description:
     ``value_range``: what black and white are as numbers, in and out. ``mean`` and ``deviation``, a number or one a
     channel, in units of that range: the input is (x - mean) / deviation, the answer is taken back likewise. ``bgr``:
     the order of three channels. ``layout``: ``NCHW``, ``NHWC`` or ``auto`` (as the shapes say). ``values``: numbers for
-    further inputs. ``picture`` and ``answer``: names of the input and the output that are pictures, where several could
-    be.
+    further inputs; ``maps``: those that are pictures of one channel as large as the picture, 0..1, and what fills them
+    where nobody gives one. ``picture`` and ``answer``: names of the input and the output that are pictures, where
+    several could be.
     """
 
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -57,6 +58,7 @@ class Description:
     values: Mapping[str, float] = field(default_factory=dict)
     picture: str | None = None
     answer: str | None = None
+    maps: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.value_range
@@ -152,13 +154,13 @@ def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, 
     Raises UsageError where an input has no value, or where more than one tensor could be the picture; each message
     names what is there.
     """
-    ports = find_ports(model, told.picture, told.answer, told.layout, tuple(told.values))
+    ports = find_ports(model, told.picture, told.answer, told.layout, tuple(told.values), tuple(told.maps))
     inner = compose.add_prefix(model, _PREFIX)
     graph = inner.graph
     channels = ports.channels
     if told.bgr and channels != 3:
         raise UsageError(f"--bgr needs three channels, the model takes {channels}")
-    before = _Chain("image", f"{_PREFIX}{ports.picture.name}", "in")
+    before = _Chain("host/colours" if ports.maps else "image", f"{_PREFIX}{ports.picture.name}", "in")
     low, high = told.value_range
     before.multiply(high - low)
     before.add(low)
@@ -176,13 +178,14 @@ def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, 
     after.add(-low)
     after.multiply(1 / (high - low))
     nodes, constants, settable = _further_inputs(ports, told.values)
+    nodes += _maps(ports, constants)
     inside = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*before.done(), *nodes, *inside, *after.done()])
+    graph.node.extend([*nodes, *before.done(), *inside, *after.done()])
     graph.initializer.extend([*before.constants, *constants, *after.constants])
     del graph.input[:], graph.output[:], graph.value_info[:], inner.metadata_props[:]
     height, width = (side or name for side, name in zip(ports.size, ("height", "width"), strict=True))
-    graph.input.append(_port("image", [ports.batch or "batch", channels, height, width]))
+    graph.input.append(_port("image", [ports.batch or "batch", ports.planes, height, width]))
     graph.input.extend(settable)
     graph.output.append(_port("restored", [ports.batch or "batch", channels, None, None]))
     return inner, ports
@@ -265,6 +268,22 @@ def _further_inputs(
         nodes.append(helper.make_node("Concat", parts, [f"host/{port.name}/shape"], axis=0))
         nodes.append(helper.make_node("Expand", [name, f"host/{port.name}/shape"], [inner], name=f"host/{port.name}"))
     return nodes, constants, settable
+
+
+def _maps(ports: Ports, constants: list[TensorProto]) -> list[NodeProto]:
+    """The picture and its maps as they lie in the one input, each under the name that the graph knows it by."""
+    if not ports.maps:
+        return []
+    sizes = numpy_helper.from_array(np.array([ports.channels, *(1 for _ in ports.maps)], np.int64), "host/planes")
+    constants.append(sizes)
+    planes = [f"host/map/{port.name}" for port in ports.maps]
+    nodes = [helper.make_node("Split", ["image", sizes.name], ["host/colours", *planes], name="host/planes", axis=1)]
+    for port, plane in zip(ports.maps, planes, strict=True):
+        chain = _Chain(plane, f"{_PREFIX}{port.name}", f"map/{port.name}")
+        chain.transpose(ports.layout == "NHWC", (0, 2, 3, 1))
+        chain.cast(port.type.tensor_type.elem_type, TensorProto.FLOAT)
+        nodes += chain.done()
+    return nodes
 
 
 def free_name(name: str) -> str:

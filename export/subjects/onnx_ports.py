@@ -17,7 +17,8 @@ _CHANNELS = (1, 3)
 
 @dataclass(frozen=True)
 class Ports:
-    """``picture`` and ``answer``: the input and the output that are pictures; ``others``: all further inputs.
+    """``picture`` and ``answer``: the input and the output that are pictures; ``maps``: inputs of one channel and of
+    the picture's size; ``others``: all further inputs.
 
     ``layout`` is ``NCHW`` or ``NHWC``; ``batch`` and ``size`` (height, width) in pixels are 0 where the graph leaves
     them open.
@@ -30,27 +31,38 @@ class Ports:
     channels: int
     batch: int
     size: tuple[int, int]
+    maps: tuple[ValueInfoProto, ...] = ()
+
+    @property
+    def planes(self) -> int:
+        """Channels of the picture, and maps."""
+        return self.channels + len(self.maps)
 
 
 def find_ports(
-    model: ModelProto, picture: str | None, answer: str | None, layout: str, given: Collection[str]
+    model: ModelProto,
+    picture: str | None,
+    answer: str | None,
+    layout: str,
+    given: Collection[str],
+    maps: Collection[str] = (),
 ) -> Ports:
     """The ports of a graph. ``picture`` and ``answer`` name them where more than one could be meant; ``given`` are the
-    names of the inputs that have a value. Raises UsageError that lists what is there, UnsupportedModelError where no
-    picture is."""
+    names of the inputs that have a value, ``maps`` of those that are pictures as well. Raises UsageError that lists
+    what is there, UnsupportedModelError where no picture is."""
     inputs = list(model.graph.input)
-    unknown = sorted(set(given) - {value.name for value in inputs})
-    if unknown:
-        raise UsageError(f"--set {unknown[0]}: the model has no such input; it has {_listed(inputs)}")
-    free = [value for value in inputs if value.name not in given]
+    for option, names in (("--set", given), ("--map", maps)):
+        if unknown := sorted(set(names) - {value.name for value in inputs}):
+            raise UsageError(f"{option} {unknown[0]}: the model has no such input; it has {_listed(inputs)}")
+    free = [value for value in inputs if value.name not in (*given, *maps)]
     came_in = _chosen(free, picture, "--picture", "takes")
     came_out = _chosen(list(model.graph.output), answer, "--output", "returns")
-    others = tuple(value for value in inputs if value.name != came_in.name)
+    others = tuple(value for value in inputs if value.name not in (came_in.name, *maps))
     missing = [value for value in others if value.name not in given]
     if missing:
         raise UsageError(
             f"the model takes {_listed(missing)} beside the picture; give each a number, for example "
-            f"--set {missing[0].name}=15"
+            f"--set {missing[0].name}=15" + _or_map(missing, came_in)
         )
     shape = _shape(came_in)
     layout = _layout(came_in.name, shape, layout)
@@ -62,7 +74,26 @@ def find_ports(
         )
     if batch > 1:
         raise UnsupportedModelError(f"input {came_in.name} fixes a batch of {batch}; export it again with a batch of 1")
-    return Ports(came_in, came_out, others, layout, channels, batch, (height, width))
+    given_maps = tuple(value for name in maps for value in inputs if value.name == name)
+    for value in given_maps:
+        if not _is_map(value, came_in):
+            raise UsageError(f"--map {value.name}: {_text(value)} has not one channel and the picture's size; --set it")
+    return Ports(came_in, came_out, others, layout, channels, batch, (height, width), given_maps)
+
+
+def _is_map(value: ValueInfoProto, picture: ValueInfoProto) -> bool:
+    """Whether an input has one channel and, where that is known, the picture's height and width."""
+    shape, like = _shape(value), _shape(picture)
+    if len(shape) != 4 or value.type.tensor_type.elem_type not in _PICTURE_TYPES:
+        return False
+    axis = 3 if like[3] in _CHANNELS and like[1] not in _CHANNELS else 1
+    sides = [n for n in (1, 2, 3) if n != axis]
+    return shape[axis] in (0, 1) and all(0 in (shape[n], like[n]) or shape[n] == like[n] for n in sides)
+
+
+def _or_map(missing: list[ValueInfoProto], picture: ValueInfoProto) -> str:
+    found = next((value.name for value in missing if _is_map(value, picture)), None)
+    return "" if found is None else f"; of a map a picture may be given: --map {found}"
 
 
 def _chosen(values: list[ValueInfoProto], name: str | None, option: str, verb: str) -> ValueInfoProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ _DRAWS = frozenset(
     """rand randn randint rand_like randn_like randint_like normal normal_ uniform_ bernoulli bernoulli_ multinomial
     exponential_ random_ randperm gumbel_softmax log_normal_ cauchy_ geometric_ poisson""".split()  # noqa: SIM905
 )
+_DROPS = ("dropout", "rrelu")  # in the names of functions that draw where their argument ``training`` is true
 
 
 class _Watch(TorchFunctionMode):
@@ -46,7 +48,7 @@ class _Watch(TorchFunctionMode):
         concerned = any(tensor in self._of_image for tensor in given)
         if not self.read and name in _READS and concerned:
             self.read = calling_user_line()
-        if not self.drew and name in _DRAWS:
+        if not self.drew and (name in _DRAWS or (any(part in name for part in _DROPS) and _drops(func, args, kwargs))):
             self.drew = calling_user_line()
         result = func(*args, **(kwargs or {}))
         if concerned:
@@ -55,6 +57,16 @@ class _Watch(TorchFunctionMode):
             for tensor in (*written, *(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))):
                 self._of_image[tensor] = True
         return result
+
+
+def _drops(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether a function of the family of dropout is told to draw; where that cannot be read, not."""
+    try:
+        given = inspect.signature(func).bind(*args, **(kwargs or {}))
+    except (TypeError, ValueError):
+        return False
+    given.apply_defaults()
+    return bool(given.arguments.get("training", False)) and given.arguments.get("p", 1) != 0
 
 
 @dataclass(frozen=True)

@@ -106,14 +106,15 @@ _DDCOLOR = "spandrel_extra_arches.architectures.DDColor"
 AS_MODULE: dict[str, Callable[..., Tensor]] = {
     "GFPGAN": lambda model, image: model(image)[0],
     "LaMa": lambda model, *given: model(*given),
+    "MAT": lambda model, *given: model(*given),
     "FeMaSR": lambda model, image: model(image),
     "AdaCode": lambda model, image: model(image),
     "CodeFormer": lambda model, image: model(image)[0],
     "DDColor": lambda model, image: call_of("DDColor")(model, image),
 }
-PAINTERS = frozenset(("LaMa",))  # those of AS_MODULE that take a mask
+PAINTERS = frozenset(("LaMa", "MAT"))  # those of AS_MODULE that take a mask
 COLOURS = frozenset(("DDColor",))  # those of AS_MODULE that take a grey picture and return a colour one
-_SIDES = {"CodeFormer": 512}  # of those in AS_MODULE, where not 64
+_SIDES = {"CodeFormer": 512, "MAT": 512}  # of those in AS_MODULE, where not 64
 
 
 def _few_windows(layers: type[nn.Module]) -> Callable[..., nn.Module]:
@@ -137,6 +138,11 @@ def _few_blocks(generator: type[nn.Module]) -> Callable[..., nn.Module]:
     return lambda given, made: generator(given, made, ngf=16, n_blocks=2)
 
 
+def _narrow_stage(stage: type[nn.Module]) -> Callable[..., nn.Module]:
+    """MAT's first stage of 36 channels, not 180."""
+    return lambda *given, **more: stage(*given, dim=36, **more)
+
+
 def _half_as_wide(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, size, width, *more: init(self, size, width // 2, *more)
 
@@ -149,6 +155,10 @@ STAND_INS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
         ("AdaCode.__arch.adacode_contrast_arch", "SwinLayers", _few_windows),
     ),
     "LaMa": (("LaMa.__arch.LaMa", "FFCResNetGenerator", _few_blocks),),
+    "MAT": (
+        ("MAT.__arch.MAT", "nf", lambda widths: lambda stage: widths(stage) // 16),
+        ("MAT.__arch.MAT", "FirstStage", _narrow_stage),
+    ),
     "DDColor": (("DDColor.__arch.ddcolor", "MultiScaleColorDecoder", _narrow_scales),),
     "CodeFormer": (("CodeFormer.__arch.codeformer", "VQAutoEncoder.__init__", _half_as_wide),),
 }
@@ -188,7 +198,7 @@ def build(name: str) -> nn.Module:
     with _smaller(package, name):
         model: nn.Module = made(**arguments)
     model = disturb(model.eval().requires_grad_(False))
-    if name in PAINTERS:
+    if name == "LaMa":
         _settled(model)
     if name == "DDColor":  # colours of Lab are tens
         model.refine_net[0][0].weight_u /= 50  # type: ignore[index, union-attr]

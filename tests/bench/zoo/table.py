@@ -13,7 +13,7 @@ __all__ = ["markdown", "right"]
 _RIGHT_DB = 80.0
 _COLUMNS = ("architecture", "scale", "weights", "size", "seconds", "ONNX Runtime", "OpenVINO", "tiles share", "FP16",
             "INT8", "C++")  # fmt: skip
-_BORDER = " pools a map that is no part of the picture's size"
+_KINDS = (" pools a map that is no part of the picture's size", " compares every pixel with every other")
 Row = dict[str, Any]
 
 
@@ -58,10 +58,11 @@ def _shortened(why: str, folder: Path) -> str:
     """Without folders of this machine; of several norms of one kind the first stands for all."""
     why = re.sub(r"\S*/site-packages/", "", why.replace(f"{folder}/", ""))
     reasons = why.split("; ")
-    border = [reason for reason in reasons if reason.endswith(_BORDER)]
-    if len(border) > 1:
-        reasons = [r for r in reasons if r not in border[1:]]
-        reasons[reasons.index(border[0])] += f" (and {len(border) - 1} more)"
+    for kind in _KINDS:
+        alike = [reason for reason in reasons if reason.endswith(kind)]
+        if len(alike) > 1:
+            reasons = [r for r in reasons if r not in alike[1:]]
+            reasons[reasons.index(alike[0])] += f" (and {len(alike) - 1} more)"
     return "; ".join(reasons)
 
 

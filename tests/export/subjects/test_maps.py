@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
@@ -148,6 +150,56 @@ def test_options_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert rows
     refused = CliRunner().invoke(run, ["fillers.py", "-o", "x.png", "--set", "mask"])
     assert "it is no setting" in refused.output
+
+
+def theirs(folder: Path, nhwc: bool) -> Path:
+    """Somebody else's graph, 0..255: a blur where the mask is 1; with a strength, a number."""
+    kernel = np.full((3, 3, 3, 3), 1 / 27, np.float32)
+    turn, back = {"perm": [0, 3, 1, 2]}, {"perm": [0, 2, 3, 1]}
+    nodes = [
+        helper.make_node("Transpose" if nhwc else "Identity", ["x"], ["image"], **(turn if nhwc else {})),
+        helper.make_node("Transpose" if nhwc else "Identity", ["m"], ["mask"], **(turn if nhwc else {})),
+        helper.make_node("Conv", ["image", "kernel"], ["blur"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sub", ["blur", "image"], ["change"]),
+        helper.make_node("Mul", ["mask", "strength"], ["share"]),
+        helper.make_node("Mul", ["change", "share"], ["part"]),
+        helper.make_node("Add", ["image", "part"], ["made"]),
+        helper.make_node("Transpose" if nhwc else "Identity", ["made"], ["y"], **(back if nhwc else {})),
+    ]
+    shapes = {"x": 3, "m": 1, "y": 3}
+    ports = {
+        name: helper.make_tensor_value_info(
+            name, TensorProto.FLOAT, [1, None, None, channels] if nhwc else [1, channels, None, None]
+        )
+        for name, channels in shapes.items()
+    }
+    strength = helper.make_tensor_value_info("strength", TensorProto.FLOAT, [1])
+    constants = [numpy_helper.from_array(kernel, "kernel")]
+    graph = helper.make_graph(nodes, "theirs", [ports["x"], ports["m"], strength], [ports["y"]], constants)
+    path = folder / "theirs.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize("nhwc", [False, True])
+def test_a_map_of_an_adopted_graph(tmp_path: Path, nhwc: bool) -> None:
+    source, out = theirs(tmp_path, nhwc), tmp_path / "ours.onnx"
+    command = ["--onnx", out, "--from", source, "--range", "0..255", "--set", "strength=0.5"]
+    refused = CliRunner().invoke(export, [str(a) for a in command])
+    assert "of a map a picture may be given: --map m" in " ".join(refused.output.split())
+    wrong = CliRunner().invoke(export, [str(a) for a in (*command[:-2], "--set", "m=0", "--map", "strength")])
+    assert "--map strength: strength float32 1 has not one channel and the picture's size" in wrong.output
+    done = CliRunner().invoke(export, [str(a) for a in (*command, "--map", "m=1", "--tile", "64", "--halo", "8")])
+    assert done.exit_code == 0, done.output
+    assert "takes m=1 where nobody gives a picture of it" in done.output
+    picture, mask = pictures()
+    padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)))
+    blur = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1)).mean(axis=(2, 3, 4))[:, :, None]
+    inside = (slice(9, -9), slice(9, -9))
+    for settings, share in (({"m": mask, "strength": 0.75}, 0.75 * mask), ({}, np.full_like(mask, 0.5))):
+        with Restorer(out, "ort", settings=settings) as restorer:  # type: ignore[arg-type]
+            wanted = picture + share[:, :, None] * (blur - picture)
+            np.testing.assert_allclose(restorer.restore(picture)[inside], wanted[inside], atol=1e-5)
 
 
 def test_an_inpainting_network_of_spandrel_takes_a_mask() -> None:

@@ -68,3 +68,21 @@ def test_a_spare_layer_is_told_from_one_that_another_picture_may_need() -> None:
         routed = watch(kind().eval(), picture)
         assert line in routed.read, kind
         assert "used.weight" in routed.unreached, kind
+
+
+class DropsAlways(nn.Module):
+    """Dropout that is also drawn in eval mode, beside one that is not."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.always, self.drop = always, nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = nn.functional.dropout(torch.full_like(x, 0.5), training=self.always)
+        return self.drop(x) * half
+
+
+def test_dropout_in_eval_mode_draws() -> None:
+    picture = torch.rand(1, 3, 16, 16)
+    assert "dropout(torch.full_like" in watch(DropsAlways(True).eval(), picture).drew
+    assert not watch(DropsAlways(False).eval(), picture).drew
