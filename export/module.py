@@ -49,6 +49,7 @@ from clusir.export.trace.writer import write_program
 from clusir.export.validate.cases import ModuleCheck, probes
 from clusir.export.validate.each_pass import ParityAfterEach, parity_at
 from clusir.export.validate.foreign import ModuleRow, on_photos, validate, warnings_of
+from clusir.export.validate.memory import steps_to
 from clusir.export.validate.pictures import compare_pictures
 from clusir.export.validate.sizes import agreement_by_size
 from clusir.names import ONNX_BACKENDS
@@ -165,7 +166,9 @@ def verify_module(
 ) -> tuple[list[ModuleRow], tuple[str, ...]]:
     """Compare a file that :func:`export_module` wrote with the module: the comparisons, and warnings.
 
-    Raises UsageError where the file does not take one of ``sizes``, ValidationError where it disagrees.
+    In front of a large size its half and quarter are compared, which tell whether it fits into memory; a warning says
+    so where it does not. Raises UsageError where the file does not take one of ``sizes``, ValidationError where it
+    disagrees.
     """
     model = onnx.load(path)
     spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props})
@@ -176,6 +179,7 @@ def verify_module(
     for height, width in sizes:
         if (rule.padded(height), rule.padded(width)) != (height, width):
             raise UsageError(f"size {height}x{width}: {path.name} takes {rule}")
+    sizes = steps_to(sizes, rule.padded)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
     given = ModuleOptions(dft=spec.dft_form, backends=tuple(backends or ONNX_BACKENDS))  # type: ignore[arg-type]
     runtimes, _ = backends_of(given)

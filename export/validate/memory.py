@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from clusir.runtimes.machine.allowed import free_bytes, resident_bytes
 from clusir.runtimes.runners.base import Array
 
-__all__ = ["TORCH", "Memory", "Watched"]
+__all__ = ["TORCH", "Memory", "Watched", "steps_to"]
 
 TORCH = "PyTorch"
 _SHARE = 0.8  # of what is free: other programs take some of it meanwhile
 _PERIOD_S = 0.005
+_LARGE = 256 * 256  # pixels that no picture is given without another before it
 _FAR_APART = 1.4  # pixels of two pictures whose difference says how memory grows: closer ones differ by chance
 
 Size = tuple[int, int]
@@ -97,6 +98,14 @@ class Memory:
     def sentences(self) -> tuple[str, ...]:
         """Those of ``told``, each once; of a size and runtime the last."""
         return tuple(dict.fromkeys(self.told))
+
+
+def steps_to(sizes: Sequence[Size], padded: Callable[[int], int]) -> list[Size]:
+    """``sizes`` behind a quarter and a half of the first, where that is large: nothing would be known of the memory
+    that it takes. ``padded``: a length to one that the file takes."""
+    height, width = sizes[0]
+    steps = [(padded(height // part), padded(width // part)) for part in (4, 2)] if height * width > _LARGE else []
+    return [*(size for size in steps if size[0] * size[1] < height * width), *sizes]
 
 
 @dataclass(frozen=True)

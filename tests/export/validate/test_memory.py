@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.validate.cases import ModuleCheck
 from clusir.export.validate.foreign import validate
-from clusir.export.validate.memory import TORCH, Memory, Watched
+from clusir.export.validate.memory import TORCH, Memory, Watched, steps_to
 from clusir.runtimes.machine.allowed import resident_bytes
 from clusir.spec import ModelSpec, SizeRequirements
 
@@ -167,3 +167,10 @@ def test_double_precision_is_asked_for_where_it_fits(tmp_path: Path, monkeypatch
         with pytest.raises(Exception, match="differs by"):
             validate(path, given)
         assert (torch.float64 in doubled) == asked
+
+
+def test_a_large_size_comes_behind_smaller_ones() -> None:
+    rule = SizeRequirements(16, 32)
+    assert steps_to([(512, 520), (64, 64)], rule.padded) == [(128, 144), (256, 272), (512, 520), (64, 64)]
+    assert steps_to([(256, 256)], rule.padded) == [(256, 256)]
+    assert steps_to([(512, 512)], SizeRequirements(static_px=512).padded) == [(512, 512)]
