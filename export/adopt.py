@@ -18,6 +18,7 @@ from onnx import ModelProto
 from clusir.errors import UsageError, ValidationError
 from clusir.export.base import Pass, Pipeline
 from clusir.export.graph.session import Probe
+from clusir.export.kept import kept_memory
 from clusir.export.options import with_maps
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
@@ -78,6 +79,7 @@ class Adoption:
     placed: Placed
 
 
+@kept_memory()
 def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress: Progress = lambda _: None) -> Adoption:
     """Write ``source`` as the model file ``out`` (``.onnx``), compared with itself as it came on every backend.
 

@@ -24,6 +24,7 @@ from clusir.export.experts.conditional import BranchExperts
 from clusir.export.experts.join import JoinGates, joined_gates
 from clusir.export.experts.registry import as_form, dense_blocks
 from clusir.export.fastest import Forms, rank_forms, routers_for
+from clusir.export.kept import kept_memory
 from clusir.export.lowering.complex_fft import aten_transforms
 from clusir.export.options import ModuleOptions, backends_of, check_options, with_maps
 from clusir.export.ownership import refuse_foreign
@@ -98,6 +99,7 @@ class _Written:
     check: ModuleCheck
 
 
+@kept_memory()
 def export_module(
     factory: str | nn.Module,
     input_shape: str | Sequence[int],

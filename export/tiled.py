@@ -161,11 +161,13 @@ def agreeing(
 def _reach(run: Watched, spec: ModelSpec) -> Reach:
     """How far a pixel looks, on a small picture where that is enough to see it."""
     side, near = (spec.size.static_px or spec.size.padded(px) for px in (_REACH_PX, _NEAR_PX))
+    shown = 0
     if near < side:
         found = measure_reach(run, near, spec.planes)
         if not found.whole or not run.fits(side, side):
             return found
-    return measure_reach(run, side, spec.planes)
+        shown = found.shown
+    return measure_reach(run, side, spec.planes, shown)
 
 
 def _single(model: ModelProto) -> Watched:
@@ -210,7 +212,7 @@ def _split(model: ModelProto, run: Watched, spec: ModelSpec, reach: Reach) -> _F
         return none(f"they are {split.count} numbers, of at most {MAX_STATISTICS}")
     size = replace(spec.size, multiple_of=found.multiple, minimum=_up(spec.size.minimum, found.multiple))
     shared = SplitRun(split)
-    side = size.padded(_REACH_PX)
+    side = size.padded(_NEAR_PX)
     if not run.fits(side, side):
         return none(f"a picture of {side} px, by which that is tried, does not fit into memory")
     statistics = shared.pool(natural_picture(side, side, spec.planes))

@@ -30,12 +30,13 @@ _LEVEL = 1 / 255
 @dataclass(frozen=True)
 class Reach:
     """How far from a pixel its answer is decided: ``pixels``, beyond which replacing the picture by its negative moves
-    the answer by ``error`` (of 0..1). ``whole``: no distance within the picture that was tried is enough, as one
-    picture shows."""
+    the answer by ``error`` (of 0..1). ``whole``: no distance within the picture that was tried is enough, as the
+    picture of the number ``shown`` shows."""
 
     pixels: int
     error: float
     whole: bool
+    shown: int = 0
 
 
 def runner(model: ModelProto) -> Run:
@@ -147,21 +148,14 @@ def probe_answers(run: Run, side: int, channels: int) -> list[str]:
     return notes
 
 
-def measure_reach(run: Run, side: int, channels: int) -> Reach:
+def measure_reach(run: Run, side: int, channels: int, first: int = 0) -> Reach:
     """How far the answer at the centre of a picture of ``side`` px depends on what surrounds it: on a photo, on noise
     and on a dark one, the surroundings are replaced by their negative beyond a growing distance. The first of them that
-    shows that the whole picture decides is enough."""
+    shows that the whole picture decides is enough; ``first``: the number of the one to begin with."""
     middle, block = side // 2, 4
     rng = np.random.default_rng(0)
     noise = rng.random((1, channels, side, side), dtype=np.float32)
     pictures = [natural_picture(side, side, channels), noise, 0.1 * natural_picture(side, side, channels, seed=1)]
-    first = colours_of(channels)
-    if channels > first:  # what is not painted looks nowhere; which number of a mask says so, nobody knows
-        pictures.append(pictures[0].copy())
-        near = slice(side // 3, side - side // 3)
-        for picture, number in ((pictures[0], 1), (pictures[2], 1), (pictures[3], 0)):
-            picture[:, first:, near, near] = number
-    answers: list[Array] = []  # of the pictures that were asked about, at the centre
     steps = [d for d in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if block + d < middle]
     if not steps:
         raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")
@@ -172,29 +166,31 @@ def measure_reach(run: Run, side: int, channels: int) -> Reach:
         part = slice(scale * (middle - block), scale * (middle + block))
         return whole[..., part, part]
 
-    def moved(distance: int, most: float) -> float:
-        """The largest change over the pictures, or the first that is over ``most``."""
-        error = 0.0
-        for number, picture in enumerate(pictures):
-            if not (error <= most):
-                break
-            if number == len(answers):
-                answers.append(centre(picture))
-            changed = 1 - picture
-            keep = slice(middle - block - distance, middle + block + distance)
-            changed[..., keep, keep] = picture[..., keep, keep]
-            error = max(error, float(np.abs(centre(changed) - answers[number]).max()))
-        return error
+    answers: dict[int, Array] = {}  # by the number of the picture: the answer at the centre
+    moved: dict[tuple[int, int], float] = {}  # by picture and step: by how much what lies beyond it moves that
 
-    error = moved(steps[-1], _QUARTER_LEVEL)
-    if not (error <= _QUARTER_LEVEL):
-        return Reach(steps[-1], error, True)
-    low, high = 0, len(steps) - 1  # what lies farther away matters less: the least step is found by halving
-    while low < high:
-        middle_step = (low + high) // 2
-        found = moved(steps[middle_step], _QUARTER_LEVEL)
-        if found <= _QUARTER_LEVEL:
-            high, error = middle_step, found
-        else:
-            low = middle_step + 1
-    return Reach(steps[high], error, False)
+    def enough(number: int, step: int) -> bool:
+        if number not in answers:
+            answers[number] = centre(pictures[number])
+        if (number, step) not in moved:
+            changed = 1 - pictures[number]
+            keep = slice(middle - block - steps[step], middle + block + steps[step])
+            changed[..., keep, keep] = pictures[number][..., keep, keep]
+            moved[number, step] = float(np.abs(centre(changed) - answers[number]).max())
+        return moved[number, step] <= _QUARTER_LEVEL
+
+    order, last = sorted(range(len(pictures)), key=lambda number: number != first), len(steps) - 1
+    for number in order:
+        if not enough(number, last):
+            return Reach(steps[last], moved[number, last], True, number)
+    least = 0
+    for number in order:  # what lies farther away matters less: a step is found by halving, and tried on the others
+        if number != first and enough(number, least):
+            continue
+        low, high = least, last
+        while low < high:
+            half = (low + high) // 2
+            low, high = (low, half) if enough(number, half) else (half + 1, high)
+        least = high
+    error = max(moved.get((number, least), 0.0) for number in order)
+    return Reach(steps[least], error, False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import os
+import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from clusir.export.kept import kept_memory
 from clusir.export.quiet import hushed, printing_to, replaced, root_hushed
 from clusir.export.subjects.factory import load_factory, working_folder_first
 
@@ -177,3 +181,24 @@ def test_two_factories_at_once_leave_the_command_line(
         thread.join(20)
     assert sys.argv is given
     assert capsys.readouterr().err == "of another thread\n"
+
+
+_PIXELS = 2**24  # of an array of 64 MiB, more than glibc keeps by itself
+
+
+def faults(times: int) -> int:
+    """Pages that the system had to give for ``times`` arrays, one after another."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        np.ones(_PIXELS, np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc keeps it alone")
+def test_an_array_that_is_made_again_takes_the_pages_of_the_one_before() -> None:
+    with kept_memory():
+        faults(1)
+        with kept_memory():
+            pass
+        again = faults(4)
+    assert 10 * again < faults(4), "the pages are not kept, or beyond the export"  # whatever the size of a page

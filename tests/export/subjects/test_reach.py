@@ -42,15 +42,32 @@ def test_one_picture_that_shows_the_whole_is_enough() -> None:
 
 def test_a_picture_that_does_not_show_it_leaves_it_to_the_next() -> None:
     run = Asked(None, below=0.2)  # the mean of dark pictures alone
-    assert measure_reach(run, 160, 3).whole
+    found = measure_reach(run, 160, 3)
+    assert found.whole
     assert run.calls == 6
+    assert measure_reach(run, 160, 3, found.shown).whole
+    assert run.calls == 8, "the picture that showed it was not the first that was asked"
 
 
 @pytest.mark.parametrize(("far", "pixels"), [(3, 4), (11, 12), (40, 48)])
 def test_a_distance_is_the_least_step_that_is_enough(far: int, pixels: int) -> None:
-    found = measure_reach(Asked(far), 160, 3)
+    run = Asked(far)
+    found = measure_reach(run, 160, 3)
     assert not found.whole
     assert found.pixels == pixels
+    assert run.calls <= 12
+    assert found == measure_reach(Asked(far), 160, 3, 2)
+
+
+def test_the_picture_that_looks_farthest_decides() -> None:
+    """Each of the others is satisfied with less."""
+
+    def run(image: Picture) -> Picture:
+        dark = 0.0 if float(image[..., 78:82, 78:82].mean()) > 0.15 else 1.0
+        return np.asarray(image + 0.2 * np.roll(image, 3, 3) + np.float32(0.2 * dark) * np.roll(image, 40, 3))
+
+    for first in range(3):
+        assert measure_reach(run, 160, 3, first).pixels == 48
 
 
 def test_pictures_that_do_not_fit_into_memory_are_not_asked_for(tmp_path: Path) -> None:
