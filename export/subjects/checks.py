@@ -73,9 +73,10 @@ def check_function(model: nn.Module, dense: nn.Module, images: Tensor, drew: str
             )
 
 
-def last_bit_moved(images: Tensor) -> Tensor:
-    """The same pictures, BxCxHxW, with every pixel moved by its last bit at most; zeros stay zeros."""
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(5)) - 0.5
+def last_bit_moved(images: Tensor, draw: int = 0) -> Tensor:
+    """The same pictures, BxCxHxW, with every pixel moved by its last bit at most, another way for each ``draw``; zeros
+    stay zeros."""
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(5 + draw)) - 0.5
     return images * (1 + 2.0**-22 * noise)
 
 

@@ -15,7 +15,7 @@ from clusir.export.subjects.checks import last_bit_moved, reference
 from clusir.export.subjects.copies import copied
 from clusir.export.validate.tolerances import tolerance
 
-__all__ = ["ROUNDING_FACTOR", "rounding", "well_conditioned"]
+__all__ = ["ROUNDING_FACTOR", "jumps", "rounding", "well_conditioned"]
 
 # Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
 ROUNDING_FACTOR = 4.0
@@ -24,6 +24,7 @@ _LAST_BITS = 2.0**-22
 _BITS_OF_SUMS = 2.0**-17
 _BIT = 2.0**-24
 _DRAWS = 3
+_MORE_DRAWS = 8  # of a choice that falls to one side of two, half of the draws do not tell
 
 
 @torch.no_grad()
@@ -62,13 +63,33 @@ def well_conditioned(user: nn.Module, plain: Tensor, answers: Tensor) -> Tensor:
     return sure
 
 
+@torch.no_grad()
+def jumps(user: nn.Module, picture: Tensor, answer: Tensor, least: float) -> float:
+    """How far the model's own answer to a picture 1xCxHxW moves where its pixels and its sums are rounded another way,
+    relative to the larger of 1 and its largest magnitude: the first of some ways that moves it by ``least``, or the
+    largest of all.
+
+    A network that looks up the nearest code of a book, or rounds what it computes, has two answers where float32 does
+    not tell which is nearer.
+    """
+    largest, found = max(1.0, float(answer.abs().max())), 0.0
+    for draw in range(_MORE_DRAWS):
+        with _OtherwiseRounded(draw, exact=True):
+            moved = reference(user, last_bit_moved(picture, draw))
+        found = max(found, float((answer - moved).abs().max()) / largest)
+        if found >= least:
+            break
+    return found
+
+
 class _OtherwiseRounded(TorchFunctionMode):
     """Within it, spectra are off by some last bits of their largest value, and means, sums, deviations, norms and
     products by their own last bits, as those of another transform or another order of summing would be; ``draw``: of
-    which bits, a number of its own for each."""
+    which bits, a number of its own for each. ``exact``: sums by what their own number of terms allows."""
 
-    def __init__(self, draw: int) -> None:
+    def __init__(self, draw: int, exact: bool = False) -> None:
         super().__init__()
+        self._exact = exact
         self._generator = torch.Generator().manual_seed(7 + draw)
 
     def _off(self, like: Tensor, bits: float = _LAST_BITS) -> Tensor:
@@ -85,7 +106,8 @@ class _OtherwiseRounded(TorchFunctionMode):
         if function in _TRANSFORMS:
             return found + found.abs().amax() * self._off(found)
         if function in _SUMS and isinstance(found, Tensor) and found.is_floating_point():
-            return found * (1 + self._off(found, _BITS_OF_SUMS))
+            terms = args[0].numel() / max(1, found.numel()) if args and isinstance(args[0], Tensor) else 1.0
+            return found * (1 + self._off(found, _BIT * math.sqrt(terms) if self._exact else _BITS_OF_SUMS))
         if function is functional.normalize:  # what it divides by is one number for all of them
             shared = found.narrow(args[2] if len(args) > 2 else named.get("dim", 1), 0, 1)
             return found * (1 + self._off(shared, _BITS_OF_SUMS))

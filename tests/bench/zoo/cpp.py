@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from clusir.calibration.planes import maps_for
 from clusir.runtimes.restore.restorer import Restorer
+from clusir.runtimes.runners.metadata import read_metadata
+from clusir.spec import ModelSpec
 from tests.golden.make.cases import FORMAT, TOLERANCE, golden_picture, to_unit
 
 __all__ = ["agreement"]
@@ -30,7 +33,10 @@ def agreement(model: Path, tile: int, halo: int, channels: int, build: Path) -> 
         folder = Path(name)
         for path in model.parent.glob(f"{model.stem}*.onnx"):
             (folder / path.name).symlink_to(path.resolve())
-        with Restorer(model, backend="ort", device="cpu", threads=1) as restorer:
+        maps = dict(
+            zip(ModelSpec.from_metadata(read_metadata(model)).maps, maps_for(4, height, width, 11), strict=False)
+        )
+        with Restorer(model, backend="ort", device="cpu", threads=1, settings=maps) as restorer:
             scale, made = restorer.spec.scale, restorer.restore(to_unit(pixels))
         (folder / "in.bin").write_bytes(np.ascontiguousarray(pixels).tobytes())
         (folder / "out.bin").write_bytes(np.ascontiguousarray(made, "<f4").tobytes())
@@ -38,8 +44,14 @@ def agreement(model: Path, tile: int, halo: int, channels: int, build: Path) -> 
                                 "channels": channels, "type": "u8", "input": "in.bin", "restored": "out.bin",
                                 "tolerance": TOLERANCE}  # fmt: skip
         plain = {**case, "posterior": [], "gate": []}
+        if maps:
+            case["maps"] = {name: {"input": f"{name}.bin", "type": "f32"} for name in maps}
+            for name, plane in maps.items():
+                (folder / f"{name}.bin").write_bytes(np.ascontiguousarray(plane, "<f4").tobytes())
         kinds = (
-            {"cases": [plain], "enlarged": []} if scale == 1 else {"cases": [], "enlarged": [case | {"scale": scale}]}
+            {"cases": [plain], "enlarged": []}
+            if scale == 1 and not maps
+            else {"cases": [], "enlarged": [case | {"scale": scale}]}
         )
         (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, **kinds, "refused": []}))
         for backend in _BACKENDS:

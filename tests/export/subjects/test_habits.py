@@ -181,7 +181,7 @@ class QuietNoise(nn.Module):
             r"test_habits\.py:\d+ `for token in .*: a loop of \d+ turns.*state is not its last value",
         ),
         (AllTokens(), r"test_habits\.py:\d+ `spectrum = .*over height times width`: a transform over all tokens"),
-        (NeedsSigma(), "missing 1 required positional argument: 'sigma': a restorer takes one picture; wrap"),
+        (NeedsSigma(), "missing 1 required positional argument: 'sigma': a restorer takes one picture; name what is"),
         (
             Breaks(),
             r"test_habits\.py:\d+ `return x @ .*the line that breaks`: the model's own code raised Runtime",
