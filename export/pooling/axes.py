@@ -85,24 +85,30 @@ def _whole(step: Fraction) -> bool:
 
 
 def read_axes(model: ModelProto, spec: ModelSpec, *, batches: bool, multiple: int) -> Axes:
-    """Run the graph (input ``image``) at sizes that are a ``multiple`` and read the shape of every value. ``batches``:
-    whether it takes two pictures. Raises ExportError where the graph does not run."""
+    """Open the graph (input ``image``) at sizes that are a ``multiple`` and read the shape of every value. ``batches``:
+    whether it takes two pictures. Raises ExportError where it does not run.
+
+    Of a graph of one size the runtime knows what follows from the size alone, and computes only what does not.
+    """
     names = [name for node in model.graph.node for name in node.output if name]
     casts = [n.output[0] for n in model.graph.node if n.op_type == "Cast" and n.attribute[0].i == TensorProto.FLOAT]
     asked = ModelProto()
     asked.CopyFrom(model)
-    del asked.graph.output[:]
+    del asked.graph.output[:], asked.graph.value_info[:]
     for index, name in enumerate(names):
         shape = f"shape of {index}"
         asked.graph.node.append(helper.make_node("Shape", [name], [shape]))
         asked.graph.output.append(helper.make_tensor_value_info(shape, TensorProto.INT64, [None]))
     asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in casts)
-    probe = Probe(asked, threads=1, optimise=False)
+    sides = asked.graph.input[0].type.tensor_type.shape.dim
 
     def run(count: int, height: int, width: int) -> dict[str, NDArray[Any]]:
         picture = np.random.default_rng(0).random((count, spec.planes, height, width), dtype=np.float32)
+        for side, length in zip(sides, picture.shape, strict=True):
+            side.dim_value = length
         try:
-            return {**probe.run({"image": picture}), "shape of image": np.array(picture.shape)}
+            found = Probe(asked, threads=1).run({"image": picture})
+            return {**found, "shape of image": np.array(picture.shape)}
         except Exception as error:  # the runtime raises its own types, which are not public
             raise ExportError(f"the graph does not run at {height}x{width} px: {str(error)[:160]}") from error
 

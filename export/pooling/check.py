@@ -52,14 +52,15 @@ class SplitRun:
         side = spec.size.padded(2 * reach_px + 160)
         picture = natural_picture(side, side, spec.planes)
         expected = whole(picture)
-        got = self.given(self.pool(picture))(picture)
+        given = self.given(self.pool(picture))
+        got = given(picture)
         if not (float(np.abs(expected - got).max()) <= _ROUNDING * max(1.0, float(np.abs(expected).max()))):
             return "with its own statistics given, the graph answers something else"
         half = spec.size.padded(side // 3)
         near = slice(0, spec.scale * (half - reach_px))
         for turned in (False, True):
             part = picture[:, :, :half] if turned else picture[:, :, :, :half]
-            alone = self.given(self.pool(picture))(part)
+            alone = given(part)
             same = (alone[:, :, near], expected[:, :, near]) if turned else (alone[..., near], expected[..., near])
             if not (float(np.abs(same[0] - same[1]).max()) <= 10 * _OUTSIDE):
                 return "a part of the picture, given the statistics of all of it, is answered as something else"

@@ -176,7 +176,10 @@ class _Asking:
         for number, side in enumerate(given.photo_px):
             if (side, side) in known:
                 return
-            if given.effort.affords(_photo_label(side), side * side, asked + len(given.backends)):
+            # Where nobody knows yet that it fits, smaller ones are asked for first.
+            sides = given.photo_px[number:] if not given.memory.fits(TORCH, (side, side)) else [side]
+            runs = (asked + len(given.backends)) * sum(px * px for px in sides) / side**2
+            if given.effort.affords(_photo_label(side), side * side, runs):
                 ways = given.memory.ways(TORCH, [(px, px) for px in given.photo_px[number:]])
                 self.cases += [self._photo(height) for height, _ in ways][-1:]
                 return

@@ -56,7 +56,7 @@ class Effort:
             growth = math.log(took / self._known[near]) / math.log(largest / near)
         return took * (pixels / largest) ** min(max(growth, 1.0), _QUADRATIC)
 
-    def affords(self, what: str, pixels: int, runs: int) -> bool:
+    def affords(self, what: str, pixels: int, runs: float) -> bool:
         """Whether there is time for ``runs`` of pictures of ``pixels`` each, by the model and the runtimes together: it
         is taken from what is left, or ``what`` is noted as left out."""
         needed = runs * self.expects(pixels)

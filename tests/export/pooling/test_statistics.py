@@ -25,6 +25,7 @@ from clusir.export.graph.session import Probe
 from clusir.export.module import ModuleExport, export_module
 from clusir.export.passes.simplify import SimplifyGraph
 from clusir.export.pooling import Found, find_statistics, split_statistics
+from clusir.export.pooling.axes import read_axes
 from clusir.export.pooling.check import SplitRun, whole_window
 from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.tiles import TILING
@@ -334,3 +335,26 @@ def test_what_is_missing_or_does_nothing_is_named(exported: dict[str, ModuleExpo
         Restorer(statistics="exact")
     with pytest.raises(UsageError, match="statistics 'most' is not one of sampled, exact"):
         Restorer(statistics="most")
+
+
+def test_what_is_pooled_is_found_without_computing_a_picture() -> None:
+    """Large maps cost nothing: of a graph that opens and cannot compute, the shapes are known all the same."""
+    half = onnx.numpy_helper.from_array(np.array([0.5], np.float32), "half")
+    one = onnx.numpy_helper.from_array(np.array([1], np.int64), "one")
+    nodes = [
+        onnx.helper.make_node("ReduceSum", ["image"], ["sum"], keepdims=0),
+        onnx.helper.make_node("Cast", ["sum"], ["index"], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node("Reshape", ["index", "one"], ["which"]),
+        onnx.helper.make_node("Gather", ["half", "which"], ["chosen"]),  # of one number
+        onnx.helper.make_node("Mul", ["image", "chosen"], ["restored"]),
+    ]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 3, "h", "w"])
+        for name in ("image", "restored")
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [half, one])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    found = read_axes(model, ModelSpec(size=SizeRequirements(8, 8), channels=3), batches=True, multiple=8)
+    assert found.varying("restored") == (2, 3)
+    with pytest.raises(Exception, match="out of data bounds"):
+        Probe(model).run({"image": np.ones((1, 3, 64, 64), np.float32)})
