@@ -156,6 +156,12 @@ def measure_reach(run: Run, side: int, channels: int, first: int = 0) -> Reach:
     rng = np.random.default_rng(0)
     noise = rng.random((1, channels, side, side), dtype=np.float32)
     pictures = [natural_picture(side, side, channels), noise, 0.1 * natural_picture(side, side, channels, seed=1)]
+    colours = colours_of(channels)
+    if channels > colours:  # what is not painted looks nowhere; which number of a mask says so, nobody knows
+        pictures.append(pictures[0].copy())
+        near = slice(side // 3, side - side // 3)
+        for picture, number in ((pictures[0], 1), (pictures[2], 1), (pictures[3], 0)):
+            picture[:, colours:, near, near] = number
     steps = [d for d in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if block + d < middle]
     if not steps:
         raise ClusirError(f"a picture of {side} px is too small to measure how far a pixel looks")

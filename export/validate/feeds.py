@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from clusir.calibration.photos import built_in_photos
+from clusir.calibration.planes import maps_for
 from clusir.degrade.recipe import degrade
 from clusir.errors import ClusirError, UsageError
 from clusir.export.validate.parity import fill, uniform_routing
@@ -32,7 +33,7 @@ def bisection_feeds(path: Path) -> dict[str, Array]:
     photo = built_in_photos(16).photos[0]
     crop = fill(photo.crop(0, 0, max(photo.height, photo.width)), side, side)
     degraded = degrade(crop, "noise", 0.5, np.random.default_rng(0))[..., : spec.channels]
-    image = np.ascontiguousarray(degraded.transpose(2, 0, 1)[None])
+    image = np.concatenate([degraded.transpose(2, 0, 1), maps_for(spec.planes, side, side, 0)])[None]
     port = next((value for value in model.graph.input if value.name == spec.input_name), None)
     if port is None:
         raise UsageError(f"{path}: it has no input {spec.input_name}, which its metadata names")

@@ -19,6 +19,7 @@ from clusir.cli.run import main as run
 from clusir.errors import ImageError, UsageError
 from clusir.export.module import export_module, verify_module
 from clusir.export.subjects.known import Painter, _described
+from clusir.export.validate.feeds import bisection_feeds
 from clusir.runtimes.restore.restorer import Restorer
 
 Picture = NDArray[np.float32]
@@ -88,6 +89,12 @@ def test_tiles_cut_the_map_with_the_picture(fill: Path, backend: str) -> None:
     np.testing.assert_array_equal(again, np.dstack([made, mask]))
     with Restorer(fill, backend, device="cpu") as restorer:  # nothing is to be painted
         np.testing.assert_allclose(restorer.restore(picture), picture, atol=1e-6)
+
+
+def test_a_bisection_feeds_the_map(fill: Path) -> None:
+    feeds = bisection_feeds(fill)
+    assert feeds["image"].shape == (1, 4, 64, 64)
+    assert set(np.unique(feeds["image"][:, 3])) == {0.0, 1.0}
 
 
 def test_the_command_takes_a_picture_of_the_map(fill: Path, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_graphs_that_are_no_picture_to_picture_are_named(network: Make) -> None:
     grey = replace(source, spec=replace(source.spec, channels=1))
     assert common_faults(grey) == []
     assert common_faults(grey, (3,)) == ["it takes 1 channel, the host gives 3"]
+    masked = replace(source, spec=replace(source.spec, maps=("mask",), map_defaults=(0.0,)))
+    assert common_faults(masked) == ["it takes a map beside the picture (mask), the host gives the picture alone"]
     assert "4 pictures" in common_faults(open_source(network(64, batch=4)))[0]
     more = onnx.ModelProto()
     more.CopyFrom(source.model)
