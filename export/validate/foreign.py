@@ -20,7 +20,7 @@ from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
 from clusir.export.validate.cases import Case, ModuleCheck, cases_of, expected_of, photo_of, probes
 from clusir.export.validate.compare import check, compare
-from clusir.export.validate.conditioning import ROUNDING_FACTOR, jumps, rounding, well_conditioned
+from clusir.export.validate.conditioning import ROUNDING_FACTOR, Roundings, jumps, well_conditioned
 from clusir.export.validate.memory import TORCH
 from clusir.export.validate.pictures import PictureCheck
 from clusir.export.validate.tolerances import tolerance, widened
@@ -155,7 +155,7 @@ def _compared(backend: str, runner: Runner, case: Case, given: ModuleCheck, sure
         if not len(some):
             continue
         try:
-            yield _row(backend, what, given, some, answers)
+            yield _row(backend, what, given, some, answers, sure)
         except ValidationError:
             names = [f"{case.label} {number}" for number in range(start, stop)]
             kept = None if case.plain else sure.decided(names, some, answers)
@@ -165,7 +165,7 @@ def _compared(backend: str, runner: Runner, case: Case, given: ModuleCheck, sure
             yield ModuleRow(backend, what, 0.0, 0, undecided=jump)
             if kept.any():
                 left = tuple({name: array[kept.numpy()] for name, array in each.items()} for each in answers)
-                yield _row(backend, f"{what}, the others", given, some[kept], (left[0], left[1]))
+                yield _row(backend, f"{what}, the others", given, some[kept], (left[0], left[1]), sure)
 
 
 class _Sure:
@@ -175,6 +175,7 @@ class _Sure:
 
     def __init__(self, user: nn.Module) -> None:
         self._user = user
+        self.rounding = Roundings(user)
         self._known: dict[str, Tensor] = {}  # by what is compared, for the next runtime
         self.asked = 0  # pictures that are not plain
         self.undecided: dict[str, float] = {}  # of them by name, how far the model's own answer jumps
@@ -229,16 +230,18 @@ def as_sure_as(user: nn.Module) -> Callable[[Array, Array], float]:
     """Pictures and what ``user`` makes of them to how far another answer may be off: as in :func:`validate` by what
     rounding does to its own, and infinity for a picture of one colour of which it is not sure."""
 
+    roundings = Roundings(user)
+
     def allowance(image: Array, restored: Array) -> float:
         pictures = torch.from_numpy(image)
         if image.min() == image.max() and not well_conditioned(user, pictures, torch.from_numpy(restored)).all():
             return math.inf
-        return min(ROUNDING_FACTOR * rounding(user, pictures), _ROUNDING_CEILING)
+        return min(ROUNDING_FACTOR * roundings(pictures, torch.from_numpy(restored)), _ROUNDING_CEILING)
 
     return allowance
 
 
-def _row(backend: str, what: str, given: ModuleCheck, pictures: Tensor, answers: _Answers) -> ModuleRow:
+def _row(backend: str, what: str, given: ModuleCheck, pictures: Tensor, answers: _Answers, sure: _Sure) -> ModuleRow:
     want, got = answers
     bound = tolerance("brought")
     found = compare(want, got, bound)
@@ -246,7 +249,8 @@ def _row(backend: str, what: str, given: ModuleCheck, pictures: Tensor, answers:
         check(found, f"{backend}, {what}")
         return ModuleRow(backend, what, found.max_abs, found.count)
     height, width = pictures.shape[2:]
-    own = rounding(given.user, pictures) if given.memory.fits(TORCH, (height, width), _DOUBLED) else 0.0
+    fits = given.memory.fits(TORCH, (height, width), _DOUBLED)
+    own = sure.rounding(pictures, torch.from_numpy(want["restored"])) if fits else 0.0
     wider = widened(bound, min(ROUNDING_FACTOR * own, _ROUNDING_CEILING))
     if wider is None:
         check(found, f"{backend}, {what}")

@@ -98,3 +98,20 @@ def test_a_network_is_as_sure_as_its_float64_form() -> None:
     noise = np.random.default_rng(0).random(image.shape, dtype=np.float32)
     assert 4e-4 < allowed(model, noise) <= 1e-2
     assert allowed(model, image) == float("inf")
+
+
+def test_rounding_is_asked_once_for_all_runtimes() -> None:
+    asked: list[torch.dtype] = []
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(x.dtype)
+            return x
+
+    image = np.random.default_rng(0).random((1, 3, 16, 24), dtype=np.float32)
+    allowance = as_sure_as(Counted().eval())
+    for _ in range(3):
+        assert allowance(image, image) == 0
+    assert asked == [torch.float64], "PyTorch's own answer is known, or was asked for again"
+    allowance(0.5 * image, 0.5 * image)
+    assert asked == [torch.float64] * 2
