@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from clusir.export.quiet import replaced
@@ -21,8 +23,47 @@ _ALONE = (type, types.ModuleType, str, bytes, int, float, complex, bool, type(No
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
-    """A deep copy of ``model``; ``memo`` as of ``copy.deepcopy``, by the identity of what is to be shared."""
+    """A deep copy of ``model``; ``memo`` as of ``copy.deepcopy``, by the identity of what is to be shared. What there is
+    only one of (a lock, an open file, a generator that runs) is shared."""
     memo = {} if memo is None else memo
+    given = dict(memo)
+    try:
+        return _copied(model, memo)
+    except Exception:
+        memo.clear()
+        memo.update(given)
+    memo.update((id(value), value) for value in _held(model, attributes=True) if _is_single(value))
+    with ExitStack() as stack:
+        for owner in {c for part in model.modules() for c in type(part).__mro__ if "__setstate__" in vars(c)}:
+            if not owner.__module__.startswith("torch."):
+                stack.enter_context(replaced(owner, "__setstate__", _forgiving(vars(owner)["__setstate__"])))
+        return _copied(model, memo)
+
+
+def _forgiving(setstate: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A class's own ``__setstate__``, or a module's where that one fails: nobody who trains calls it."""
+
+    def put(module: Any, state: Any) -> None:
+        try:
+            setstate(module, state)
+        except Exception:
+            nn.Module.__setstate__(module, state)
+
+    return put
+
+
+def _is_single(value: Any) -> bool:
+    """Whether there is no copying ``value``, whatever it holds."""
+    if isinstance(value, (Tensor, nn.Module, np.ndarray, dict, list, tuple, set, types.FunctionType)):
+        return False
+    try:
+        copy.copy(value)
+    except Exception:
+        return True
+    return False
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> Any:
     functions: list[tuple[types.FunctionType, types.FunctionType]] = []
     for value in _held(model):
         if id(value) in memo:
@@ -68,8 +109,9 @@ def _detached(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     return found
 
 
-def _held(model: nn.Module) -> Iterator[Any]:
-    """What the parts of a model hold beside parts, parameters and buffers, in containers and closures as well."""
+def _held(model: nn.Module, attributes: bool = False) -> Iterator[Any]:
+    """What the parts of a model hold beside parts, parameters and buffers, in containers and closures as well, and in
+    the attributes of other objects where they are asked for."""
     seen: set[int] = set()
     stack: list[Any] = [v for part in model.modules() for k, v in vars(part).items() if k != "_modules"]
     while stack:
@@ -88,3 +130,5 @@ def _held(model: nn.Module) -> Iterator[Any]:
                     stack.append(cell.cell_contents)
                 except ValueError:
                     continue
+        elif attributes and not isinstance(value, (Tensor, nn.Module)):
+            stack.extend(getattr(value, "__dict__", {}).values())

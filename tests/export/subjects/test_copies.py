@@ -94,3 +94,41 @@ def test_what_an_object_of_theirs_kept_is_copied() -> None:
     torch.testing.assert_close(made(image), 2 * made.mix(image))
     assert model.kept.features is before
     assert made.kept.features is not before
+
+
+class Pool:
+    """An object of a user's that holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock, self.rows = threading.Lock(), (row for row in range(3))
+        self.gains = [0.5]
+
+
+class Singular(nn.Conv2d):
+    """A layer with a lock and a running generator, and with a ``__setstate__`` that was pasted from another class."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 1)
+        self.pool, self.name = Pool(), "singular"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super(Hooked, self).__setstate__(state)
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    model = nn.Sequential(Singular(), Singular())
+    made = copied(model, {id(p): p for p in model.parameters()})
+    first, second = model[0], made[0]
+    assert isinstance(first, Singular)
+    assert isinstance(second, Singular)
+    assert second is not first
+    assert second.pool is not first.pool
+    assert second.pool.lock is first.pool.lock
+    assert second.pool.gains == [0.5]
+    assert second.pool.gains is not first.pool.gains
+    assert second.weight is first.weight
+    image = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(made(image), model(image))
+    assert "__setstate__" in vars(Singular)
+    with pytest.raises(TypeError):
+        copy.deepcopy(first)
