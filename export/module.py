@@ -39,7 +39,7 @@ from clusir.export.subjects.factory import declare_unused, load_factory, parse_i
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.restorer import Mapped
 from clusir.export.subjects.scripted import unscripted
-from clusir.export.subjects.sizes import accepted_multiple, small_size, trace_sizes, why_no_other
+from clusir.export.subjects.sizes import Accepted, accepted_multiple, small_size, trace_sizes, why_no_other
 from clusir.export.subjects.user_code import count_in
 from clusir.export.tiled import Tiled, tiled
 from clusir.export.trace.deformable import NOTE as MMCV
@@ -263,19 +263,19 @@ def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], pr
     if options.size:
         return _export(subject, options, (options.size, options.size), None, unused, progress=progress)
     progress("asking the model which sizes it takes")
-    multiple = accepted_multiple(subject.takes, height, width)
-    why = "" if multiple else why_no_other(subject.refusal, height, width)
+    taken = accepted_multiple(subject.takes, height, width)
+    why = "" if taken else why_no_other(subject.refusal, height, width)
     tried: list[tuple[int, int]] = []
-    for size in trace_sizes(subject.dense, multiple) if multiple else ():
+    for size in trace_sizes(subject.dense, taken) if taken else ():
         try:
-            return _export(subject, options, size, multiple, unused, tried, progress)
+            return _export(subject, options, size, taken, unused, tried, progress)
         except (UntraceableError, ValidationError) as error:
             why = str(error)
             progress(f"given up at {size[0]}x{size[1]}: {why}")
     try:
         written = _export(subject, options, (height, width), None, unused, progress=progress)
     except UntraceableError as error:
-        raise UnsupportedModelError(why if multiple else str(error)) from error
+        raise UnsupportedModelError(why if taken else str(error)) from error
     note = f"the model's code fixes the size: exported for {height}x{width} only ({why})"
     return replace(written, notes=(note, *written.notes))
 
@@ -284,17 +284,18 @@ def _export(
     subject: Subject,
     options: ModuleOptions,
     size: tuple[int, int],
-    multiple: int | None,
+    taken: Accepted | None,
     unused: Sequence[str],
     tried: list[tuple[int, int]] | None = None,
     progress: Progress = lambda _: None,
 ) -> _Written:
-    """One file: traced at ``size``, dynamic where ``multiple`` says which sizes the model itself takes.
+    """One file: traced at ``size``, dynamic where ``taken`` says which sizes the model itself takes.
 
     ``tried``: where files of other traces were compared, and this one is too: what was wrong there may still be.
     """
     batch, channels = options.batch or subject.shape[0], subject.shape[1]
-    small = size if multiple is None else small_size(multiple)
+    small = size if taken is None else small_size(taken)
+    multiple = None if taken is None else taken.multiple
     few = probes(max(2, batch), channels, *small)
     with aten_transforms() if options.dft == "op" else contextlib.nullcontext():
         free, told = False, tuple[str, ...]()

@@ -6,6 +6,7 @@ from attributes.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -111,6 +112,21 @@ def _prod(self: Value, dim: int, keepdim: bool = False) -> Value:
     return op.ReduceProd(self, integers([dim]), keepdims=int(keepdim))
 
 
+def _distances(x1: Value, x2: Value, p: float, compute_mode: int | None = None) -> Value:
+    """_cdist_forward(Tensor x1, Tensor x2, float p, int? compute_mode) -> Tensor: [..., P, M], [..., R, M] ->
+    [..., P, R], the p-norms of all differences of rows. From 26 rows on torch makes products of those of p = 2."""
+    apart = op.Abs(op.Sub(op.Unsqueeze(x1, integers([-2])), op.Unsqueeze(x2, integers([-3]))))
+    axis = integers([-1])
+    if p == math.inf:
+        return op.ReduceMax(apart, axis, keepdims=0)
+    if p == 0:
+        return op.ReduceSum(op.Cast(op.Cast(apart, to=ir.DataType.BOOL), to=x1.dtype), axis, keepdims=0)
+    if p in (1, 2):
+        return op.ReduceL1(apart, axis, keepdims=0) if p == 1 else op.ReduceL2(apart, axis, keepdims=0)
+    total = op.ReduceSum(op.Pow(apart, constant(p, x1.dtype)), axis, keepdims=0)
+    return op.Pow(total, constant(1 / p, x1.dtype))
+
+
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
@@ -133,6 +149,7 @@ def operator_translations() -> dict[Any, Callable[..., Any]]:
     """ATen operator -> its ONNX form, for ``custom_translation_table``."""
     return {
         _ATEN.prod.dim_int: _prod,
+        _ATEN._cdist_forward.default: _distances,
         _ATEN.scaled_dot_product_attention.default: _attention,
         torch.ops.clusir.pad_whole.default: _pad_whole,
         **ordering_translations(),

@@ -19,8 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from clusir.export.lowering.complex_pair import Pair
 from clusir.export.lowering.values import Rewrite, plain_writes, second
 
-__all__ = ["NotSplicedError", "Splice", "without_writes", "writes"]
+__all__ = ["NotSplicedError", "Splice", "of_vmap", "without_writes", "writes"]
 
+_VMAP = ("_vmap_increment_nesting", "_vmap_decrement_nesting", "_add_batch_dim", "lazy_load_decompositions")
 _ORIGIN = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 
 
@@ -50,6 +51,11 @@ class NotSplicedError(Exception):
 def writes(node: fx.Node) -> bool:
     """Whether a node of a traced graph calls an operator that changes one of its operands."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def of_vmap(node: fx.Node) -> bool:
+    """Whether a node begins or ends what is run for all rows at once: nobody uses it, and the graph needs it."""
+    return node.op == "call_function" and getattr(node.target, "__name__", "").startswith(_VMAP)
 
 
 def without_writes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -182,7 +188,7 @@ class Splice:
         self, exported: torch.export.ExportedProgram, state: dict[str, Any], constants: dict[str, Any]
     ) -> torch.export.ExportedProgram:
         """The old program with the new graph, and ``state`` and ``constants`` as its weights."""
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(lambda node: node.is_impure() or of_vmap(node))
         signature = copy.deepcopy(exported.graph_signature)
         (returned,) = self.graph.output_node().args
         for spec, node in zip(signature.output_specs, returned, strict=True):  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ _ALONE = (type, types.ModuleType, str, bytes, int, float, complex, bool, type(No
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
-    """A deep copy of ``model``; ``memo`` as of ``copy.deepcopy``, by the identity of what is to be shared. What there is
-    only one of (a lock, an open file, a generator that runs) is shared."""
+    """A deep copy of ``model``; ``memo`` as of ``copy.deepcopy``, by the identity of what is to be shared. What there
+    is only one of (a lock, an open file, a generator that runs) is shared."""
     memo = {} if memo is None else memo
     given = dict(memo)
     try:

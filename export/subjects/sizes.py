@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["accepted_multiple", "small_size", "trace_sizes", "why_no_other"]
+__all__ = ["Accepted", "accepted_multiple", "small_size", "trace_sizes", "why_no_other"]
 
 _LEAST = 72  # pixels; smaller maps meet minima of windows and pads that larger ones do not
+_FINE = 16  # pixels; a file for multiples of so many wastes little
 
 
-def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int) -> int | None:
+@dataclass(frozen=True)
+class Accepted:
+    """A model takes heights and widths that are odd multiples of ``multiple`` and at least ``least``, in pixels;
+    whether smaller ones too was not asked."""
+
+    multiple: int
+    least: int = _LEAST
+
+
+def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int) -> Accepted | None:
     """The smallest divisor m of ``height`` and ``width`` with which the model takes heights and widths that are odd
     multiples of m and differ; None where it takes no other size than the given one.
 
-    ``takes(height, width)``: whether the model answers a picture of that size with one of the same size.
+    ``takes(height, width)``: whether the model answers a picture of that size with one of the same size. Small sizes
+    come first. What takes large ones alone (a pool of the deepest map, padded by reflection) takes finer multiples of
+    those than small ones show, so larger sizes than the given one are asked for next.
     """
     common = math.gcd(height, width)
-    for multiple in (d for d in range(1, common + 1) if common % d == 0):
-        if takes(*small_size(multiple)):
-            return multiple
-    return None
+    divisors = [d for d in range(1, common + 1) if common % d == 0]
+    found = next((Accepted(d) for d in divisors if takes(*small_size(Accepted(d)))), None)
+    large = max(height, width)
+    if large <= _LEAST or (found is not None and found.multiple <= _FINE):
+        return found
+    coarser = [Accepted(d, large) for d in divisors if found is None or d < found.multiple]
+    return next((sizes for sizes in coarser if takes(*small_size(sizes))), found)
 
 
 def why_no_other(refusal: Callable[[int, int], str], height: int, width: int) -> str:
     """Why a model that takes ``height`` x ``width`` has no multiple: what it said to a picture of another shape, and
     what else it takes. ``refusal(height, width)``: what it says to a size, empty where it takes it."""
     common = math.gcd(height, width)
-    tall, wide = small_size(common)
+    tall, wide = small_size(Accepted(common))
     told = refusal(tall, wide)
     squares = sorted({2 * common, tall, wide} - ({height} if height == width else set()))
     square = next((side for side in squares if not refusal(side, side)), 0)
@@ -41,16 +57,16 @@ def why_no_other(refusal: Callable[[int, int], str], height: int, width: int) ->
     return f"the model takes neither {tall}x{wide} nor a square of {' or '.join(map(str, squares))}: {told}"
 
 
-def small_size(multiple: int) -> tuple[int, int]:
-    """The height and width at which a model was asked whether it takes ``multiple``: what is compared of values is
+def small_size(sizes: Accepted) -> tuple[int, int]:
+    """The height and width at which a model was asked whether it takes ``sizes``: what is compared of values is
     compared here, since a trace's own size may have many times the pixels."""
-    return _odd_sizes(multiple, set())
+    return _odd_sizes(sizes, set())
 
 
-def _odd_sizes(multiple: int, avoided: set[int]) -> tuple[int, int]:
+def _odd_sizes(sizes: Accepted, avoided: set[int]) -> tuple[int, int]:
     """Height and width, odd multiples, unlike each other, unlike any of ``avoided``, and padded to 8, 16, 32 or 64."""
-    height = _next_odd(multiple, _LEAST, avoided)
-    return height, _next_odd(multiple, height + 66, avoided | _paddings(height))
+    height = _next_odd(sizes.multiple, sizes.least, avoided)
+    return height, _next_odd(sizes.multiple, height + 66, avoided | _paddings(height))
 
 
 def _next_odd(multiple: int, least: int, avoided: set[int]) -> int:
@@ -70,14 +86,15 @@ def _paddings(length: int) -> set[int]:
     return {length, *(-(-length // p) * p for p in (8, 16, 32, 64))}
 
 
-def trace_sizes(model: nn.Module, multiple: int) -> Iterator[tuple[int, int]]:
+def trace_sizes(model: nn.Module, sizes: Accepted) -> Iterator[tuple[int, int]]:
     """Heights and widths to trace at, the best first: none equals the other, or a length that the model was built for.
 
     A tracer that meets two equal lengths, or a length that equals a constant, takes them for the same thing. Odd
     multiples come first, so that code which "pads only if needed" pads; then multiples of 64, where it does not.
     """
     built = {n for p in (*model.parameters(), *model.buffers()) for n in p.shape if n > 8}
-    yield _odd_sizes(multiple, built)
-    step = math.lcm(multiple, 64)
-    if step <= 512 and step != multiple:
-        yield 3 * step, 5 * step
+    yield _odd_sizes(sizes, built)
+    step = math.lcm(sizes.multiple, 64)
+    if step <= 512 and step != sizes.multiple:
+        first = max(3, -(-sizes.least // step) | 1)
+        yield first * step, (first + 2) * step

@@ -17,7 +17,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import traceback as fx_traceback
 
-from clusir.export.lowering.splice import NotSplicedError, Splice, writes
+from clusir.export.lowering.splice import NotSplicedError, Splice, of_vmap, writes
 from clusir.export.quiet import replaced
 from clusir.export.trace.tables import Tables, decomposed_by, tables
 
@@ -76,9 +76,9 @@ def _is_written(node: fx.Node, registry: Any) -> bool:
 
 def _plain(node: fx.Node) -> bool:
     """Whether a node neither writes into a tensor, which only a run of the whole turns into values, nor holds a graph
-    of its own."""
+    of its own, nor belongs to a vmap, inside which operands have an axis less than they seem to."""
     return node.op not in ("get_attr", "call_module") and not (
-        isinstance(node.target, torch._ops.HigherOrderOperator) or writes(node)
+        isinstance(node.target, torch._ops.HigherOrderOperator) or writes(node) or of_vmap(node)
     )
 
 

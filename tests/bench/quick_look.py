@@ -37,9 +37,10 @@ def look(factory: str, shape: tuple[int, int, int, int], sizes: list[tuple[int, 
     count_in(model)
     fresh = Fresh(model)
     subject = read_subject(factory, fresh, shape, None, say)
-    multiple = accepted_multiple(subject.takes, *shape[2:])
+    taken = accepted_multiple(subject.takes, *shape[2:])
+    multiple = taken and taken.multiple
     say(f"takes multiples of {multiple}" if multiple else "takes one size")
-    for height, width in list(trace_sizes(subject.dense, multiple))[again:] if multiple else [shape[2:]]:
+    for height, width in list(trace_sizes(subject.dense, taken))[again:] if taken else [shape[2:]]:
         pictures = probes(2, shape[1], height, width)
         try:
             traced = trace_module(

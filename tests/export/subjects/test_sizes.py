@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from clusir.export.module import export_module
-from clusir.export.subjects.sizes import small_size, trace_sizes, why_no_other
+from clusir.export.subjects.sizes import Accepted, accepted_multiple, small_size, trace_sizes, why_no_other
 from clusir.export.validate.each_pass import parity_at
 
 
@@ -32,10 +32,10 @@ class Lengths(nn.Module):
 
 
 def test_most_is_compared_at_a_fraction_of_the_traces_pixels(tmp_path: Path) -> None:
-    (far, *_) = trace_sizes(Lengths(), 8)
+    (far, *_) = trace_sizes(Lengths(), Accepted(8))
     assert min(far) > 256
     made = export_module(Lengths().eval(), "1x3x64x64", tmp_path / "net.onnx", backends=("ort",))
-    assert made.sizes[0] == small_size(8)
+    assert made.sizes[0] == small_size(Accepted(8))
     assert made.sizes[-1] == far, "sums over many pixels are compared too"
     assert 8 * np.prod(made.sizes[0]) < np.prod(far)
     assert len({*made.sizes}) == len(made.sizes) >= 5
@@ -85,3 +85,30 @@ def test_a_file_for_one_size_says_what_else_the_model_takes(tmp_path: Path) -> N
 def test_a_model_of_one_size_says_what_it_was_asked() -> None:
     told = why_no_other(lambda h, w: "" if (h, w) == (32, 32) else f"no {h}x{w}", 32, 32)
     assert told == "the model takes neither 96x224 nor a square of 64 or 96 or 224: no 96x224"
+
+
+def test_what_takes_large_pictures_alone_is_asked_for_large_ones() -> None:
+    """Multiples of 32 from 256 px on: among sizes below that it takes no multiple but 256 itself."""
+    asked: list[tuple[int, int]] = []
+
+    def takes(h: int, w: int) -> bool:
+        asked.append((h, w))
+        return h % 32 == 0 and w % 32 == 0 and min(h, w) >= 256
+
+    found = accepted_multiple(takes, 256, 256)
+    assert found == Accepted(32, 256)
+    assert takes(*small_size(found))
+    assert all(takes(*size) for size in trace_sizes(Lengths(), found))
+    assert len(asked) < 24
+
+
+def test_a_model_that_takes_small_pictures_is_not_asked_for_large_ones() -> None:
+    largest = 0
+
+    def takes(h: int, w: int) -> bool:
+        nonlocal largest
+        largest = max(largest, h, w)
+        return h % 8 == 0 and w % 8 == 0
+
+    assert accepted_multiple(takes, 256, 256) == Accepted(8)
+    assert largest < 256

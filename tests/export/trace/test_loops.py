@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import recurrences
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from clusir.errors import UnsupportedModelError
 from clusir.export.trace.program import trace_module
+from clusir.export.trace.writer import write_program
+from tests.bench.scans.__main__ import on
 
 
 class Walk(nn.Module):
@@ -68,6 +71,26 @@ class OneByOne(nn.Module):
         return torch.stack(made)
 
 
+class OwnMatrix(nn.Module):
+    """A matrix of colours for each picture, as IAT applies them in a loop; an activation in place stands before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 3, 1), nn.LeakyReLU(0.2, inplace=True))
+        self.matrix = nn.Linear(3, 9)
+
+    @staticmethod
+    def mixed(pixels: Tensor, matrix: Tensor) -> Tensor:
+        flat = pixels.reshape(-1, 3)
+        return torch.tensordot(flat, matrix, dims=[[-1], [-1]]).view(pixels.shape).clamp(1e-8, 1.0)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrices = self.matrix(x.mean((2, 3))).view(-1, 3, 3)
+        pixels = self.first(x).permute(0, 2, 3, 1)
+        mixed = [self.mixed(pixels[i], matrices[i]) for i in range(x.shape[0])]
+        return torch.stack(mixed).permute(0, 3, 1, 2)
+
+
 class Named(nn.Module):
     """A loop over the batch that looks its turn up in a list of Python."""
 
@@ -84,6 +107,16 @@ def test_a_loop_over_the_batch_leaves_it_free(model: nn.Module) -> None:
     for batch, height, width in ((1, 11, 13), (3, 9, 12)):
         image = picture(batch, height, width)
         torch.testing.assert_close(run(image)[0], model(image))
+
+
+def test_a_matrix_for_each_picture_is_written() -> None:
+    model = OwnMatrix().eval()
+    traced = trace_module(model, picture(2, 11, 13))
+    assert (traced.dynamic_batch, traced.dynamic_size) == (True, True)
+    graph, _ = write_program(traced)
+    for backend in ("ort", "openvino"):
+        image = picture(3, 9, 12)
+        np.testing.assert_allclose(on(backend, graph)(image.numpy()), model(image).detach().numpy(), atol=1e-5)
 
 
 def test_a_loop_over_the_batch_that_asks_for_its_turn_fixes_it() -> None:
