@@ -127,6 +127,22 @@ def _distances(x1: Value, x2: Value, p: float, compute_mode: int | None = None) 
     return op.Pow(total, constant(1 / p, x1.dtype))
 
 
+def _where(condition: Value, self: Any, other: Any) -> Value:
+    """where(Tensor condition, Tensor or number self, Tensor or number other) -> Tensor; of masks, which ONNX Runtime
+    has no kernel for, in logic"""
+    if not all(isinstance(v, bool) or getattr(v, "dtype", None) == ir.DataType.BOOL for v in (self, other)):
+        return op.Where(condition, self, other)
+    kept, rest = (constant(v, ir.DataType.BOOL) if isinstance(v, bool) else v for v in (self, other))
+    return op.Or(op.And(condition, kept), op.And(op.Not(condition), rest))
+
+
+def _masked_select(self: Value, mask: Value) -> Value:
+    """masked_select(Tensor self, Tensor mask) -> Tensor: row by row, both broadcast against each other"""
+    values = op.Where(mask, self, self)  # broadcast
+    every = op.Reshape(op.Expand(mask, op.Shape(values)), integers([-1]))
+    return op.Gather(op.Reshape(values, integers([-1])), op.Squeeze(op.NonZero(every), [0]))
+
+
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
@@ -150,6 +166,8 @@ def operator_translations() -> dict[Any, Callable[..., Any]]:
     return {
         _ATEN.prod.dim_int: _prod,
         _ATEN._cdist_forward.default: _distances,
+        _ATEN.masked_select.default: _masked_select,
+        **{getattr(_ATEN.where, kind): _where for kind in ("self", "Scalar", "ScalarSelf", "ScalarOther")},
         _ATEN.scaled_dot_product_attention.default: _attention,
         torch.ops.clusir.pad_whole.default: _pad_whole,
         **ordering_translations(),

@@ -367,16 +367,7 @@ def none_of_the_largest(f: Tensor) -> Tensor:
     return f + values.sum(-1)[..., None, None] + places.sum()
 
 
-def distances(f: Tensor) -> Tensor:
-    """Between channels, of which torch takes the differences themselves up to 25, by every norm it knows."""
-    rows, others = f.flatten(2), torch.cat([f, f.flip(1), f * f], 1).flatten(2)
-    orders = (0.0, 1.0, 2.0, 3.0, float("inf"))
-    near = [torch.cdist(rows, others, p=p) / (f.shape[-1] * f.shape[-2]) ** (1 / p if p else 1) for p in orders]
-    return f + torch.cat(near, 2).mean(2)[..., None, None]
-
-
 OPERATORS = (
-    distances,
     low_and_high,
     mixed_kernels,
     offsets_of_groups,

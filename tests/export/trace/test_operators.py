@@ -8,6 +8,7 @@ import numpy as np
 import operators
 import pytest
 import torch
+from selections import SELECTIONS
 from torch import Tensor, nn
 
 from clusir.export.trace.program import trace_module
@@ -32,7 +33,7 @@ def one_at_a_time(function: Callable[[Tensor], Tensor], image: Tensor) -> np.nda
     return torch.cat([function(single[None]) for single in image]).numpy()
 
 
-@pytest.mark.parametrize("function", operators.OPERATORS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", [*operators.OPERATORS, *SELECTIONS], ids=lambda function: function.__name__)
 def test_an_operator_is_right_at_any_size(function: Callable[[Tensor], Tensor]) -> None:
     traced = trace_module(Applies(function).eval(), picture(1, 21, 27))
     assert (traced.dynamic_batch, traced.dynamic_size) == (True, True)
