@@ -26,35 +26,54 @@ _BITS_OF_SUMS = 2.0**-17
 _BIT = 2.0**-24
 _DRAWS = 3
 _MORE_DRAWS = 8  # of a choice that falls to one side of two, half of the draws do not tell
+_MOVED, _FAR = 7, 32.0
 
 
 @torch.no_grad()
-def rounding(model: nn.Module, pictures: Tensor, answers: Tensor | None = None) -> float:
+def rounding(model: nn.Module, pictures: Tensor, answers: Tensor | None = None, enough: float = 0.0) -> float:
     """How far the model's float32 answer is from its float64 answer, relative as in Agreement; 0 without float64.
     ``answers``: the float32 one, where it is known.
 
     The phase of a spectrum that is nearly zero is noise: a network that uses it amplifies the last bit, in PyTorch too.
+    How much is a matter of luck: of eight answers of a network that convolves phases, to pictures that differ by their
+    last bits, the best was 18 times as near as the worst. So where that falls short of ``enough``, and not by far, the
+    answers to up to seven such pictures are looked at, and the farthest counts.
     """
     single = reference(model, pictures) if answers is None else answers
     try:
-        double = reference(copied(model).double(), pictures.double())
+        exact = copied(model).double()
+        found = _apart(single, reference(exact, pictures.double()))
     except Exception:  # a model that pins float32 somewhere has no float64 form, hence no allowance
         return 0.0
+    if found < enough / _FAR:
+        return found
+    for draw in range(_MOVED):
+        if found >= enough:
+            break
+        moved = last_bit_moved(pictures, draw)
+        found = max(found, _apart(reference(model, moved), reference(exact, moved.double())))
+    return found
+
+
+def _apart(single: Tensor, double: Tensor) -> float:
     return float((single - double).abs().max()) / max(1.0, float(single.abs().max()))
 
 
 class Roundings:
-    """:func:`rounding` of one model, asked once about the same pictures, however many runtimes miss their bound."""
+    """:func:`rounding` of one model, asked once about the same pictures, however many runtimes miss their bound; again
+    where one misses it by more."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._known: dict[bytes, float] = {}  # by the digest of the pictures
+        self._known: dict[bytes, tuple[float, float]] = {}  # by the digest of the pictures: what was enough, and found
 
-    def __call__(self, pictures: Tensor, answers: Tensor) -> float:
+    def __call__(self, pictures: Tensor, answers: Tensor, enough: float = 0.0) -> float:
         digest = hashlib.sha256(pictures.numpy().tobytes()).digest()
-        if digest not in self._known:
-            self._known[digest] = rounding(self._model, pictures, answers)
-        return self._known[digest]
+        asked, found = self._known.get(digest, (0.0, 0.0))
+        if digest not in self._known or enough > max(asked, found):
+            found = max(found, rounding(self._model, pictures, answers, enough))
+            self._known[digest] = enough, found
+        return found
 
 
 @torch.no_grad()

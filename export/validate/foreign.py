@@ -250,7 +250,8 @@ def _row(backend: str, what: str, given: ModuleCheck, pictures: Tensor, answers:
         return ModuleRow(backend, what, found.max_abs, found.count)
     height, width = pictures.shape[2:]
     fits = given.memory.fits(TORCH, (height, width), _DOUBLED)
-    own = sure.rounding(pictures, torch.from_numpy(want["restored"])) if fits else 0.0
+    least = found.max_abs / ROUNDING_FACTOR
+    own = sure.rounding(pictures, torch.from_numpy(want["restored"]), least) if fits else 0.0
     wider = widened(bound, min(ROUNDING_FACTOR * own, _ROUNDING_CEILING))
     if wider is None:
         check(found, f"{backend}, {what}")
