@@ -8,9 +8,11 @@ NAME.statistics.onnx, which computes them.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,10 @@ from clusir.export.graph.session import Probe
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.passes.steady_norm import SteadyNorm
 from clusir.export.pooling.check import SplitRun, whole_window
-from clusir.export.pooling.find import find_statistics
+from clusir.export.pooling.find import Blocked, find_statistics
 from clusir.export.pooling.split import Split, split_statistics
 from clusir.export.subjects.onnx_probe import Array, Reach, measure_reach, natural_picture, runner
-from clusir.export.subjects.tiles import Tiles, choose_tiles, measured, told_of, tolerances_of
+from clusir.export.subjects.tiles import WHOLE_TILES_PX, Tiles, choose_tiles, measured, told_of, tolerances_of
 from clusir.export.validate.compare import check as checked
 from clusir.export.validate.compare import compare
 from clusir.export.validate.memory import Memory, Watched
@@ -39,6 +41,13 @@ __all__ = ["Tiled", "agreeing", "compare_sidecars", "steadied", "tiled"]
 
 _REACH_PX = 320
 _NEAR_PX = 160  # tried first: a quarter of the pixels, and enough for most networks
+_LARGEST_TILE_BYTES = 1 << 30  # a tile of a network to which the whole picture matters
+_LEVEL = 1 / 255  # of a seam that is seen
+_EDGES = (
+    "its answer follows the size of a picture or what lies at its edges, although no pixel looks far: tiles are as"
+    " large as a gigabyte allows"
+)
+_MOST_REASONS = 2  # of a note
 _LEAST_PX = 18  # of a fixed size
 _SEAM_PX, _SEAM_HALOS = 128, 4  # the side of a tile whose seam is measured: at least so many pixels, and halos
 _MOST_COMPARED_PX = 512  # the side of a photo that is compared, where no pixel looks that far
@@ -63,10 +72,10 @@ class Tiled:
             onnx.save_model(made, str(folder / f"{stem}{end}.onnx"))
 
     def compared_px(self) -> tuple[int, ...]:
-        """Sides of the photo that is compared: a tile's, where sums over it may lose digits; no pixel sums over more
-        than it looks at. Then smaller ones, for a model that takes too long for it."""
+        """Sides of the photo that is compared: a tile's, where sums over it may lose digits, up to 1024 px; no pixel
+        sums over more than it looks at. Then smaller ones, for a model that takes too long for it."""
         size = self.spec.size
-        most = self.spec.tile_px if self.reach.whole else size.padded(_MOST_COMPARED_PX)
+        most = size.padded(_MOST_COMPARED_PX * (2 if self.reach.whole else 1))
         side = min(self.spec.tile_px, most)
         smaller = () if size.static_px else (size.padded(side * eighths // 8) for eighths in (6, 4, 3))
         return tuple(dict.fromkeys((side, *(px for px in smaller if _LEAST_COMPARED_PX <= px < side))))
@@ -119,17 +128,29 @@ def _made(
     progress: Progress,
 ) -> Tiled:
     """The graphs of what was found, with tiles and what they cost."""
-    reach = found.whole or found.reach
-    tiles = choose_tiles(found.reach, found.size, *wanted)
     progress("measuring what tiles cost")
+    tiles, spec = _priced(model, run, spec, found, wanted)
+    told = [*told_of(found.reach, tiles, found.size), *([found.told] if found.told else [])]
+    seen = (tiles.error or 0.0) > _LEVEL
+    if seen and not found.reach.whole and found.split is None and wanted == (None, None):
+        tiles, spec = _priced(model, run, spec, replace(found, reach=replace(found.reach, whole=True)), wanted)
+        told = [*told_of(found.reach, tiles, found.size), *told[1:], _EDGES]
+    reach = found.whole or found.reach
+    return Tiled(spec, _graphs(model, found.split, spec), reach, tuple(told))
+
+
+def _priced(
+    model: ModelProto, run: Watched, spec: ModelSpec, found: _Found, wanted: tuple[int | None, int | None]
+) -> tuple[Tiles, ModelSpec]:
+    """Tiles for what was found, what they cost, and the spec that says so."""
+    tiles = choose_tiles(found.reach, found.size, *wanted, whole_px=partial(_whole_px, run, spec))
     spec = replace(spec, size=found.size, tile_px=tiles.tile, halo_px=tiles.halo)
     if found.split is not None:  # the graphs of one model know each other by it
         digest = hashlib.sha256(model.SerializeToString()).hexdigest()
         spec = replace(spec, graph="pooled", statistics=found.split.count, checkpoint_sha256=digest)
+    reach = found.whole or found.reach
     tiles = _cost(Tiled(spec, _graphs(model, found.split, spec), reach, ()), run, tiles)
-    spec = replace(spec, tolerances=tolerances_of(tiles))
-    notes = (*told_of(found.reach, tiles, found.size), *([found.told] if found.told else []))
-    return Tiled(spec, _graphs(model, found.split, spec), reach, notes)
+    return tiles, replace(spec, tolerances=tolerances_of(tiles))
 
 
 def steadied(made: Tiled) -> Tiled | None:
@@ -156,6 +177,24 @@ def agreeing(
         kept = [note for note in made.notes if note.startswith("SteadyNorm")]
         apart = _made(model, _single(model), spec, found, wanted, progress)
         return replace(apart, notes=(*apart.notes, *kept)), []
+
+
+def _whole_px(run: Watched, spec: ModelSpec) -> int:
+    """The largest tile of :data:`WHOLE_TILES_PX` that takes no more than a gigabyte, so that most pictures are one: by
+    what two pictures took, and how memory grew from the smaller to the larger."""
+    near, far = (spec.size.padded(px) for px in (_REACH_PX, WHOLE_TILES_PX[-1]))
+    if not run.fits(far, far) or near >= far:
+        return WHOLE_TILES_PX[-1]
+    run(natural_picture(far, far, spec.planes))
+    less, took = (run.memory.need(run.runtime, (side, side)) for side in (near, far))
+    if not 0 < less <= took:
+        return WHOLE_TILES_PX[-1]
+    growth = min(
+        max(math.log(took / less) / math.log(far / near), 2.0), 4.0
+    )  # with the side: as pixels, or their square
+    most = min(_LARGEST_TILE_BYTES, run.memory.spare())
+    fitting = (side for side in WHOLE_TILES_PX if took * (spec.size.padded(side) / far) ** growth <= most)
+    return next(fitting, WHOLE_TILES_PX[-1])
 
 
 def _reach(run: Watched, spec: ModelSpec) -> Reach:
@@ -206,7 +245,7 @@ def _split(model: ModelProto, run: Watched, spec: ModelSpec, reach: Reach) -> _F
     except ExportError as error:
         return none(str(error))
     if not found.statistics:
-        return none("; ".join(map(str, found.blocked)) or "no reduction over the picture was found")
+        return none(_some(found.blocked) or "no reduction over the picture was found")
     split = split_statistics(found)
     if split.count > MAX_STATISTICS:
         return none(f"they are {split.count} numbers, of at most {MAX_STATISTICS}")
@@ -218,15 +257,19 @@ def _split(model: ModelProto, run: Watched, spec: ModelSpec, reach: Reach) -> _F
     statistics = shared.pool(natural_picture(side, side, spec.planes))
     near = _reach(replace(run, run=shared.given(statistics)), replace(spec, size=size))
     if near.whole:
-        return none(
-            "; ".join(map(str, found.blocked)) or "under given statistics, too, an answer depends on the whole picture"
-        )
+        return none(_some(found.blocked) or "under given statistics, too, an answer depends on the whole picture")
     fault = shared.fault(run, near.pixels, replace(spec, size=size))
     if fault:
         return none(fault)
     steps = "" if split.levels == 1 else f", in {split.levels} steps that follow from each other"
     told = f"pools {split.count} numbers over the whole picture{steps}; its tiles share them"
     return _Found(split, near, size, told)
+
+
+def _some(reasons: Sequence[Blocked]) -> str:
+    """The first of some reasons, and how many more there are: a network of transforms has a hundred."""
+    more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+    return "; ".join(map(str, reasons[:_MOST_REASONS])) + more
 
 
 def _plain(model: ModelProto) -> ModelProto:

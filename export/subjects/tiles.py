@@ -16,14 +16,14 @@ from clusir.runtimes.restore.restorer import Restorer
 from clusir.runtimes.runners.metadata import read_metadata
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["TILING", "Tiles", "choose_tiles", "measured", "told_of", "tolerances_of"]
+__all__ = ["TILING", "WHOLE_TILES_PX", "Tiles", "choose_tiles", "measured", "told_of", "tolerances_of"]
 
 TILING = "tiling"  # the key of ModelSpec.tolerances under which the error of tiling is written
 _TILE_PX = 256
 _GRID_PX = 8
 _LARGEST_TILE_PX = 1024
 _STRIP_PX = 128  # of the photo that is cut: one seam across it says what a seam costs, however long it is
-_WHOLE_TILE_PX, _WHOLE_HALO_PX = 512, 32  # where no distance is enough: fewer seams, and a soft blend
+WHOLE_TILES_PX, _WHOLE_HALO_PX = (2048, 1536, 1280, 1024, 768, 512), 32  # where no distance is enough
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,15 @@ class Tiles:
     error: float | None = None
 
 
-def choose_tiles(reach: Reach, size: SizeRequirements, tile_px: int | None, halo_px: int | None) -> Tiles:
+def choose_tiles(
+    reach: Reach,
+    size: SizeRequirements,
+    tile_px: int | None,
+    halo_px: int | None,
+    whole_px: Callable[[], int] = lambda: WHOLE_TILES_PX[-1],
+) -> Tiles:
     """A halo of the reach, a tile of eight halos at least; ``tile_px`` and ``halo_px``, where given, as they are.
+    ``whole_px``: the tile where no distance is enough, which is asked for where it is needed.
 
     Raises UsageError for a tile that the size rule forbids, and for a halo that leaves no core of it.
     """
@@ -54,7 +61,7 @@ def choose_tiles(reach: Reach, size: SizeRequirements, tile_px: int | None, halo
                 f"--tile {tile}: the graph takes multiples of {size.multiple_of} px from {size.minimum} on"
             )
     else:
-        wanted = _WHOLE_TILE_PX if reach.whole else max(_TILE_PX, min(8 * halo, _LARGEST_TILE_PX))
+        wanted = whole_px() if reach.whole else max(_TILE_PX, min(8 * halo, _LARGEST_TILE_PX))
         tile = size.padded(wanted)
     if halo_px is None:
         most = (tile - 1) // 4

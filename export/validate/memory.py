@@ -72,9 +72,13 @@ class Memory:
             return int(took * (pixels / last) ** 2)
         return int(max(took * pixels / last, took + max(slopes) * (pixels**2 - last**2)))
 
+    def spare(self) -> int:
+        """Bytes that a picture may take."""
+        return int(_SHARE * self._free())
+
     def fits(self, runtime: str, size: Size, count: int = 1) -> bool:
         """Whether ``count`` pictures at once are expected to fit; True where nothing is known."""
-        return count * self.need(runtime, size) <= _SHARE * self._free()
+        return count * self.need(runtime, size) <= self.spare()
 
     def ways(self, runtime: str, sizes: Sequence[Size]) -> Iterator[Size]:
         """Of ``sizes``, from the largest to the smallest, the largest that is expected to fit; then, since more is

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from clusir.export import tiled
+from clusir.export.pooling.find import Blocked
 from clusir.export.subjects.onnx_probe import measure_reach
 from clusir.export.subjects.tiles import Tiles, measured
 from clusir.export.validate.memory import Memory, Watched
@@ -89,3 +91,52 @@ def test_pictures_that_do_not_fit_into_memory_are_not_asked_for(tmp_path: Path) 
         tiles = Tiles(64, 16)
         if free == 1:
             assert measured(tmp_path / "none.onnx", watched, spec.size, tiles, 3, watched.fits) == tiles
+
+
+@pytest.mark.parametrize(("power", "tile"), [(2, 1536), (4, 512)], ids=["as pixels", "as their square"])
+def test_where_the_whole_matters_a_tile_is_as_large_as_a_gigabyte_allows(power: int, tile: int) -> None:
+    """400 bytes a pixel at 320 px, and as much at larger ones, or as much more as they have pixels."""
+    held = [0]
+
+    def run(image: Picture) -> Picture:
+        held[0] = int(400 * 320**2 * (image.shape[2] / 320) ** power)
+        return image
+
+    for free, want in ((10**12, tile), (10**8, 512)):
+        watched = Watched(Memory(free=lambda free=free: free, resident=lambda: held[0]), "ort", run)  # type: ignore[misc]
+        spec = ModelSpec(size=SizeRequirements(8, 8), channels=3)
+        for side in (160, 320):
+            held[0] = 0
+            watched(np.zeros((1, 3, side, side), np.float32))
+        held[0] = 0
+        assert tiled._whole_px(watched, spec) == want
+
+
+def edged() -> onnx.ModelProto:
+    """A picture whose first six columns are black: as what a transform of the whole leaves at its edge."""
+    value, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    numbers = {"from": [6], "to": [2**31], "axis": [3], "pads": [0, 0, 0, 6, 0, 0, 0, 0]}
+    constants = [onnx.helper.make_tensor(n, onnx.TensorProto.INT64, [len(v)], v) for n, v in numbers.items()]
+    nodes = [node("Slice", ["image", "from", "to", "axis"], ["rest"]), node("Pad", ["rest", "pads"], ["restored"])]
+    values = [value(name, onnx.TensorProto.FLOAT, ["b", 3, "h", "w"]) for name in ("image", "restored")]
+    graph = onnx.helper.make_graph(nodes, "edged", values[:1], values[1:], constants)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_seams_of_what_follows_the_edges_of_a_picture_make_tiles_larger() -> None:
+    spec = ModelSpec(size=SizeRequirements(8, 8), channels=3)
+    made = tiled.tiled(edged(), spec, (None, None))
+    assert not made.reach.whole
+    assert (made.spec.tile_px >= 512, made.spec.halo_px) == (True, 32)
+    assert made.spec.tolerances["tiling"] < 1e-6
+    assert made.notes[-1].startswith("its answer follows the size of a picture or what lies at its edges")
+    small = tiled.tiled(edged(), spec, (256, 8))
+    assert small.spec.tolerances["tiling"] > 1 / 255
+    assert (small.spec.tile_px, small.spec.halo_px) == (256, 8)
+
+
+def test_of_many_reasons_the_first_are_told() -> None:
+    assert tiled._some([Blocked(f"MatMul {n} compares") for n in range(9)]) == (
+        "MatMul 0 compares; MatMul 1 compares; and 7 more"
+    )
+    assert tiled._some([Blocked("one")]) == "one"
