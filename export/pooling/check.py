@@ -14,7 +14,9 @@ from clusir.spec import ModelSpec
 __all__ = ["SplitRun", "whole_window"]
 
 _ROUNDING = 1e-4  # of the larger of 1 and the largest value
-_OUTSIDE = 1e-3  # of the largest of a statistic's kin: what a window's surroundings may move it by
+_THIN_PX = 96  # across: enough for maps of an eighth to be maps
+_PART = 1e-2  # of 0..1: what a part of a picture may be off, given the statistics of all of it
+_OUTSIDE = 0.5  # of what the part itself moves its statistics by: others that count for it move them as much or more
 
 
 def whole_window(image: Array, count: int) -> dict[str, Array]:
@@ -47,31 +49,40 @@ class SplitRun:
         """What is wrong with the split; empty where nothing is.
 
         The tile graph under a picture's own statistics must answer as ``whole`` does; and a statistic of a part of the
-        picture must not change with what lies further away from the part than ``reach_px``.
+        picture must not change with what lies further away from the part than ``reach_px``. Both along the rows and
+        along the columns, on pictures no wider than that takes.
         """
-        side = spec.size.padded(2 * reach_px + 160)
-        picture = natural_picture(side, side, spec.planes)
-        expected = whole(picture)
-        given = self.given(self.pool(picture))
+        return self._fault(whole, reach_px, spec, turned=False) or self._fault(whole, reach_px, spec, turned=True)
+
+    def _fault(self, whole: Callable[[Array], Array], reach_px: int, spec: ModelSpec, *, turned: bool) -> str:
+        """The same along the rows, or (``turned``) along the columns."""
+        thin, half = spec.size.padded(_THIN_PX), spec.size.padded((2 * reach_px + 160) // 3)
+        long = spec.size.padded(max(2 * reach_px + 160, half + 2 * reach_px + 32))
+        shape = (long, thin) if turned else (thin, long)
+        picture = natural_picture(*shape, spec.planes)
+        expected, statistics = whole(picture), self.pool(picture)
+        given = self.given(statistics)
         got = given(picture)
         if not (float(np.abs(expected - got).max()) <= _ROUNDING * max(1.0, float(np.abs(expected).max()))):
             return "with its own statistics given, the graph answers something else"
-        half = spec.size.padded(side // 3)
+
+        def along(image: Array, which: slice) -> Array:
+            return image[:, :, which] if turned else image[..., which]
+
         near = slice(0, spec.scale * (half - reach_px))
-        for turned in (False, True):
-            part = picture[:, :, :half] if turned else picture[:, :, :, :half]
-            alone = given(part)
-            same = (alone[:, :, near], expected[:, :, near]) if turned else (alone[..., near], expected[..., near])
-            if not (float(np.abs(same[0] - same[1]).max()) <= 10 * _OUTSIDE):
-                return "a part of the picture, given the statistics of all of it, is answered as something else"
-        for turned in (False, True):
-            weight, changed = np.zeros((1, 1, side, side), np.float32), picture.copy()
-            inside, outside = slice(0, half), slice(half + reach_px, None)
-            counted = weight[:, :, inside] if turned else weight[..., inside]
-            counted[:] = 1
-            flipped = changed[:, :, outside] if turned else changed[..., outside]
+        alone = given(along(picture, slice(0, half)))
+        if not (float(np.abs(along(alone, near) - along(expected, near)).max()) <= _PART):
+            return "a part of the picture, given the statistics of all of it, is answered as something else"
+        weight = np.zeros((1, 1, *shape), np.float32)
+        along(weight, slice(0, half))[:] = 1
+        before = self.pool(picture, weight)
+
+        def moved(which: slice) -> float:
+            changed = picture.copy()
+            flipped = along(changed, which)
             np.subtract(1, flipped, out=flipped)
-            before, after = self.pool(picture, weight), self.pool(changed, weight)
-            if not (float(np.abs(before - after).max()) <= _OUTSIDE * max(1e-3, float(np.abs(before).max()))):
-                return "which of the pooled numbers belong to which pixels is not as assumed"
+            return float(np.abs(before - self.pool(changed, weight)).max())
+
+        if not (moved(slice(half + reach_px, None)) <= _OUTSIDE * moved(slice(0, half))):
+            return "which of the pooled numbers belong to which pixels is not as assumed"
         return ""
