@@ -25,10 +25,10 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo demo-out
 
-# The tools of the other languages are installed while the environment is made; types are checked beside the tests, which
-# leave a core idle now and then.
+# The tools of the other languages are installed while the environment is made. The tests are compiled before the processes
+# that run them start: each would do it for itself. Types are checked beside them, which leave a core idle now and then.
 define run_tests
-	bash tests/install.sh $(1) & $(MAKE) --no-print-directory style; styled=$$?; wait; exit $$styled
+	bash tests/install.sh $(1) & $(MAKE) --no-print-directory style; styled=$$?; $(BIN)/python .ci/compile_tests.py; wait; exit $$styled
 	$(BIN)/python .ci/typecheck.py & types=$$!; $(2) $(BIN)/python $(TESTS); tested=$$?; wait $$types && exit $$tested
 endef
 

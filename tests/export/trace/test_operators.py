@@ -8,12 +8,12 @@ import numpy as np
 import operators
 import pytest
 import torch
-from selections import SELECTIONS
 from torch import Tensor, nn
 
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.writer import write_program
 from tests.bench.scans.__main__ import on
+from tests.export.trace.selections import SELECTIONS
 
 
 class Applies(nn.Module):
