@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["kept_memory"]
+__all__ = ["kept_memory", "usual_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers that glibc's mallopt knows them by
 # Bytes: of an array that is still kept, and of what is kept at the end of the memory at most (an int's largest).
@@ -41,6 +41,23 @@ def kept_memory() -> Iterator[None]:
             if not _HELD[0]:
                 _set(library, _USUAL, _USUAL_IN_ALL)
                 library.malloc_trim(0)
+
+
+@contextmanager
+def usual_memory() -> Iterator[None]:
+    """Inside, memory is taken and given back as in any other process: what a picture takes is then what it takes where
+    nothing is kept."""
+    with _LOCK:
+        library = ctypes.CDLL(None) if _HELD[0] else None
+        if library is not None:
+            library.malloc_trim(0)
+            _set(library, _USUAL, _USUAL_IN_ALL)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if library is not None and _HELD[0]:
+                _set(library, _KEPT, _KEPT_IN_ALL)
 
 
 def _set(library: ctypes.CDLL, array: int, in_all: int) -> None:

@@ -22,6 +22,7 @@ from onnx import ModelProto
 from clusir.errors import ExportError, ValidationError
 from clusir.export.graph.index import drop_unused
 from clusir.export.graph.session import Probe
+from clusir.export.kept import usual_memory
 from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.passes.steady_norm import SteadyNorm
 from clusir.export.pooling.check import SplitRun, whole_window
@@ -185,7 +186,8 @@ def _whole_px(run: Watched, spec: ModelSpec) -> int:
     near, far = (spec.size.padded(px) for px in (_REACH_PX, WHOLE_TILES_PX[-1]))
     if not run.fits(far, far) or near >= far:
         return WHOLE_TILES_PX[-1]
-    run(natural_picture(far, far, spec.planes))
+    with usual_memory():
+        run(natural_picture(far, far, spec.planes))
     less, took = (run.memory.need(run.runtime, (side, side)) for side in (near, far))
     if not 0 < less <= took:
         return WHOLE_TILES_PX[-1]

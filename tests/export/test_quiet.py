@@ -6,7 +6,6 @@ import ctypes
 import io
 import logging
 import os
-import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,9 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clusir.export.kept import kept_memory
+from clusir.export.kept import kept_memory, usual_memory
 from clusir.export.quiet import hushed, printing_to, replaced, root_hushed
 from clusir.export.subjects.factory import load_factory, working_folder_first
+from clusir.runtimes.machine.allowed import resident_bytes
 
 LIBRARY = "library.of.this.test"
 
@@ -186,19 +186,21 @@ def test_two_factories_at_once_leave_the_command_line(
 _PIXELS = 2**24  # of an array of 64 MiB, more than glibc keeps by itself
 
 
-def faults(times: int) -> int:
-    """Pages that the system had to give for ``times`` arrays, one after another."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(times):
-        np.ones(_PIXELS, np.float32)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def left() -> float:
+    """How much of an array stays with the process once it is freed: 1 all of it, 0 nothing, or what it had already."""
+    before = resident_bytes()
+    np.ones(_PIXELS, np.float32)
+    return (resident_bytes() - before) / (4 * _PIXELS)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc keeps it alone")
 def test_an_array_that_is_made_again_takes_the_pages_of_the_one_before() -> None:
     with kept_memory():
-        faults(1)
+        assert left() > 0.9
+        assert abs(left()) < 0.1, "the next array took other pages"
         with kept_memory():
             pass
-        again = faults(4)
-    assert 10 * again < faults(4), "the pages are not kept, or beyond the export"  # whatever the size of a page
+        with usual_memory():
+            assert abs(left()) < 0.1, "what a picture takes is measured where memory is kept"
+        assert left() > 0.9
+    assert abs(left()) < 0.1, "memory is kept beyond the export"
