@@ -10,11 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clusir.export.lowering.quotient import quotient
 
-__all__ = ["adaptive_avg", "adaptive_max", "antialiased", "average", "is_symbolic", "is_whole", "nearest"]
+__all__ = [
+    "adaptive_avg",
+    "adaptive_max",
+    "antialiased",
+    "average",
+    "average_of_padded",
+    "is_symbolic",
+    "is_whole",
+    "nearest",
+]
 
 
 def is_symbolic(*sizes: Any) -> bool:
@@ -72,6 +82,32 @@ def adaptive_max(x: Tensor, target: Sequence[Any]) -> Tensor:
         shape[dim : x.dim() + dim + 1] = [out, longest]
         x = picked.reshape(shape).amax(dim + x.dim() + 1)
     return x
+
+
+def average_of_padded(
+    input: Tensor, window: tuple[Any, Any, Any], ceil_mode: bool, include: bool, divisor: int | None
+) -> Any:
+    """A pool of fixed ``window`` (kernel, stride, padding) that ONNX has not, or runtimes have wrong: sums over another
+    number, and windows that reach over the padding where that counts. NotImplemented for any other."""
+    kernel, stride, pads = ((a, a) if isinstance(a, int) else tuple(a) for a in window)
+    if divisor is None and not (ceil_mode and include and any(pads)):
+        return NotImplemented
+    made = F.pad(input, (pads[1], pads[1], pads[0], pads[0]))
+    for axis, further in ((-2, stride[0] - 1), (-1, stride[1] - 1)) if ceil_mode else ():
+        # No Pad: it would become the pool's own, which is to be less than its window.
+        made = torch.cat([made, torch.zeros_like(made.narrow(axis, 0, 1)).repeat_interleave(further, axis)], axis)
+    made = F.avg_pool2d(made, kernel, stride)
+    if divisor is not None:
+        made = made * (kernel[0] * kernel[1] / divisor)
+    for axis in (-2, -1) if ceil_mode else ():
+        size, k, p, s = input.shape[axis], kernel[axis], pads[axis], stride[axis]
+        # No window begins behind the picture and its first padding.
+        made = made.narrow(axis, 0, torch.sym_min((size + p - 1) // s + 1, made.shape[axis]))
+        if divisor is None:  # what lies behind the second padding does not count
+            start = torch.arange(made.shape[axis], device=input.device) * s
+            share = k / (torch.clamp(start + k, max=size + 2 * p) - start).to(input.dtype)
+            made = made * (share if axis == -1 else share[:, None])
+    return made
 
 
 def average(x: Tensor, kernel: Sequence[Any], stride: Sequence[Any]) -> Tensor:

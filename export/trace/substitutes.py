@@ -17,12 +17,14 @@ from clusir.export.lowering.whole import padded_whole
 from clusir.export.subjects.user_code import calling_user_line
 from clusir.export.trace.captured import evaluate, holds_carried, read_at, write_at
 from clusir.export.trace.deformable import torchvision_kernel
+from clusir.export.trace.indices import INDICES
 from clusir.export.trace.loops import Loops, Parts
 from clusir.export.trace.resample import (
     adaptive_avg,
     adaptive_max,
     antialiased,
     average,
+    average_of_padded,
     is_symbolic,
     is_whole,
     nearest,
@@ -202,7 +204,7 @@ def _avg_pool(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any 
               count_include_pad: bool = True, divisor_override: Any = None) -> Any:  # fmt: skip
     stride = kernel_size if stride is None or (isinstance(stride, (tuple, list)) and not stride) else stride
     if not is_symbolic(kernel_size, stride):
-        return NotImplemented
+        return average_of_padded(input, (kernel_size, stride, padding), ceil_mode, count_include_pad, divisor_override)
     if divisor_override is not None or ceil_mode or any(p != 0 for p in _pair(padding)):
         raise UnsupportedModelError(
             f"{calling_user_line()}: a pool whose window follows the picture's size, with padding, ceil_mode or "
@@ -324,6 +326,7 @@ def _new_tensor(like: Tensor, data: Any, dtype: Any = None, device: Any = None, 
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **REWRITES,
     **SHORT_TIME,
+    **INDICES,
     Tensor.new_tensor: _new_tensor,
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]

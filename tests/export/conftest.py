@@ -72,5 +72,6 @@ def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     export would run a dozen pictures of 320 px and a photo of two tiles of 256 px or more."""
     monkeypatch.setattr("clusir.export.tiled._REACH_PX", 96)
     monkeypatch.setattr("clusir.export.subjects.tiles._TILE_PX", 64)
-    monkeypatch.setattr("clusir.export.subjects.tiles._WHOLE_TILE_PX", 96)
+    for owner in ("subjects.tiles", "tiled"):
+        monkeypatch.setattr(f"clusir.export.{owner}.WHOLE_TILES_PX", (96,))
     monkeypatch.setattr("clusir.export.subjects.tiles._WHOLE_HALO_PX", 16)

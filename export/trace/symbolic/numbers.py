@@ -29,6 +29,7 @@ from clusir.export.trace.symbolic.arrays import call_numpy, grids, holds_symbols
 from clusir.export.trace.symbolic.constructors import constructors_in
 from clusir.export.trace.symbolic.keys import sizes_as_keys
 from clusir.export.trace.symbolic.logarithms import log, log2, log10, whole_log2
+from clusir.export.trace.symbolic.ordering import counted, ordering, reduced_sizes
 from clusir.export.trace.symbolic.tensors import numbers_in
 from clusir.export.trace.symbolic.whole import to_whole
 
@@ -123,22 +124,6 @@ def _aware(real: Callable[..., Any], symbolic: Callable[..., Any]) -> Callable[.
     return call
 
 
-def _extreme(real: Callable[..., Any], symbolic: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """``max`` or ``min``, which would compare two sizes and take the trace's answer for good."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) < 2 or not any(isinstance(a, torch.SymInt) for a in args):
-            return real(*args, **kwargs)
-        if not all(isinstance(a, (builtins.int, torch.SymInt)) for a in args):
-            return real(*args)
-        found = args[0]
-        for other in args[1:]:
-            found = symbolic(found, other)
-        return found
-
-    return call
-
-
 def _range(loops: Loops) -> Callable[..., Any]:
     """``range``; a loop whose number of turns follows the picture's size is run for all of them at once."""
 
@@ -212,6 +197,8 @@ def _of_numpy(real: Callable[..., Any], symbolic: Callable[..., Any] | None = No
             return real(*args, **kwargs)
         if symbolic is not None and not kwargs and all(isinstance(a, _NUMBERS) for a in args):
             return symbolic(*args)
+        if not kwargs and len(args) == 1 and (reduced := reduced_sizes(real, args[0])) is not None:
+            return reduced
         return call_numpy(real, args, kwargs)
 
     return call
@@ -344,7 +331,7 @@ def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[N
     builtin: dict[str, Any] = {"int": SymbolicInt, "float": SymbolicFloat, "round": _aware(round, _round)}
     builtin["type"] = _type
     builtin |= {"range": _range(loops), "enumerate": _enumerate(loops), "zip": _zip}
-    builtin |= {"max": _extreme(max, torch.sym_max), "min": _extreme(min, torch.sym_min)}
+    builtin |= ordering()
     undo: list[tuple[dict[str, Any], str, Any]] = []
     for space in spaces.values():
         own = replaced | constructors_in(space)
@@ -358,7 +345,7 @@ def symbolic_numbers(model: nn.Module, loops: Loops | None = None) -> Iterator[N
                 undo.append((space, name, None))
                 space[name] = value
     try:
-        with within_torch(), sizes_as_keys():
+        with within_torch(), sizes_as_keys(), counted():
             yield
     finally:
         for space, name, value in undo:
