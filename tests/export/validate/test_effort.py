@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from clusir.export import compared
+from clusir.export.module import export_module
 from clusir.export.validate import effort
 from clusir.export.validate.cases import Case, ModuleCheck, cases_of
 from clusir.export.validate.effort import Effort
@@ -119,3 +122,17 @@ def test_a_fixed_batch_is_asked_once_for_each_picture(clock: Clock) -> None:
         of_first = [case for case in cases if case.size == SIZES[0] and not case.plain]
         assert sum(len(case.pictures) for case in of_first) == -(-8 // batch) * batch
         assert all(stop - start == batch for case in cases if not case.plain for start, stop in case.groups)
+
+
+@pytest.mark.usefixtures("small_measures")
+def test_an_export_says_what_there_was_no_time_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the sizes that it says are verified are those that were."""
+    monkeypatch.setattr(compared, "SECONDS", 0.0)
+    made = export_module(nn.Conv2d(3, 3, 3, padding=1).eval(), "1x3x16x16", tmp_path / "model.onnx", backends=("ort",))
+    (told,) = [note for note in made.notes if note.startswith("not compared")]
+    assert "photo" in told
+    assert len(made.sizes) == 3
+    for height, width in made.sizes:
+        assert sum(row.what.startswith(f"{height}x{width} ") for row in made.agreements) >= 4
+        assert f"{height}x{width} pictures" not in told
+    assert not any("photo" in row.what for row in made.agreements)
