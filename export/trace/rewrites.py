@@ -262,7 +262,7 @@ def _eliminated(a: Tensor, right: Tensor) -> Tensor:
     return both[..., size:]
 
 
-_MOST_ROWS = 8  # each is a dozen operators of the graph
+_MOST_ROWS = 32  # each is a dozen operators of the graph
 
 
 def with_float_tensor(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
