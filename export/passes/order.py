@@ -18,6 +18,7 @@ from clusir.export.passes.mean_as_convolution import MeanAsConvolution
 from clusir.export.passes.order_gelu import OrderGelu
 from clusir.export.passes.pair_depthwise import PairDepthwise
 from clusir.export.passes.pixel_major import PixelMajor
+from clusir.export.passes.plain.dot_products import DotProducts
 from clusir.export.passes.plain.leading_axes import LeadingAxes
 from clusir.export.passes.positionwise_spectrum import PositionwiseSpectrum
 from clusir.export.passes.split_convolution import SplitConvolution
@@ -41,6 +42,7 @@ def fusing_passes() -> list[Pass[onnx.ModelProto]]:
         FuseResize(),
         MeanAsConvolution(),
         OrderGelu(),
+        DotProducts(),
         FuseUpsample(),
         PairDepthwise(),
         SplitConvolution(),
