@@ -8,16 +8,17 @@ TESTS := -m pytest -q -n auto --maxprocesses 5 --dist loadfile --no-loadscope-re
 
 .PHONY: demo test full style lint docs dist page clean weights
 
-# uv unpacks on all cores; where it cannot be had, or knows no index that has everything, pip does it or says why it cannot.
-# Neither compiles: that too is done on all cores. Some packages hold files of other Pythons; of those left out hardly a
-# file is imported. pandas, and what of Ray is used: each of a dozen processes of a cluster would compile them by itself.
+# Unpacking takes longest, and pip does it on one core: what is largest is unpacked by two, and a third adds what is
+# missing, or says why it cannot. Compiled on all cores, which pip would not do either. Some packages hold files of other
+# Pythons; of those left out hardly a file is imported. pandas, and what of Ray is used: each of a dozen processes of a
+# cluster would compile them by itself.
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c .ci/constraints.txt
-UV := $(BIN)/uv pip install -q --python $(BIN)/python -c .ci/constraints.txt $(addprefix --find-links ,$(PIP_FIND_LINKS))
 RARE := tests?|testing|rllib|tune|serve|llm|train|sklearn|networkx|pip|setuptools|mypy|mypyc|_inductor|lexers|distutils
 RARE := $(RARE)|onnxruntime/(transformers|tools)|scipy/(stats|optimize|signal|integrate)|sympy/(physics|combinatorics)
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) uv && $(UV) -e '.[dev]' || $(PIP) -e '.[dev]'
+	$(PIP) --no-deps torch & $(PIP) --no-deps openvino ray pyarrow scipy pandas onnxruntime; wait
+	$(PIP) -e '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 -x '/($(RARE))/' $(VENV)/lib clusir export runtimes calibration || true
 	touch $@
 

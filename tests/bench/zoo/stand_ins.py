@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from clusir.export.base import Pipeline
-from clusir.export.experts.registry import DensifyRegistered, register_moe, top_k_gate
+from clusir.export.experts.conditional import BranchExperts
+from clusir.export.experts.registry import DensifyRegistered, as_form, register_moe, top_k_gate
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, SimplifyGraph
 from clusir.export.trace.program import trace_module
@@ -35,6 +36,7 @@ from clusir.spec import ModelSpec, SizeRequirements
 sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
 
 
+ROUTED = "routed Fourier experts (MoCE-IR)"
 SCANS = "four scans (VMamba)"
 UNROLLED = {SCANS}  # the plain exporter writes every step of a recurrence: 4096 in each of eight
 
@@ -66,7 +68,8 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
         combine=lambda block, mixed, gate, x: x + mixed,
     )
     return {
-        "routed Fourier experts (MoCE-IR)": standins.RoutedRestorer,
+        ROUTED: standins.RoutedRestorer,
+        f"{ROUTED}, `--router conditional`": standins.RoutedRestorer,
         "phase of a spectrum": patterns.AmplitudePhase,
         "shifted windows (SwinIR)": windowed.ShiftedWindows,
         SCANS: scanning.scanning_restorer,
@@ -98,8 +101,11 @@ def row(name: str, make: Callable[[], nn.Module], size: int, runs: int) -> str:
     model, picture = make().eval(), torch.rand(1, 3, size, size)
     want, feeds = model(picture).detach().numpy(), {"image": picture.numpy()}
     dense = DensifyRegistered().apply(model).model
-    traced = trace_module(dense, torch.rand(1, 3, 136, 216))
-    steps = [SimplifyGraph(), *fusing_passes(), AttachMetadata(ModelSpec(size=SizeRequirements(1, 1)))]
+    router = "conditional" if "conditional" in name else "dense"
+    with as_form(dense, router):
+        traced = trace_module(dense, torch.rand(1, 3, 136, 216), batches=router == "dense")
+    branching = [BranchExperts()] if router == "conditional" else []
+    steps = [SimplifyGraph(), *fusing_passes(), *branching, AttachMetadata(ModelSpec(size=SizeRequirements(1, 1)))]
     graph = Pipeline(steps).run(write_program(traced, "auto")[0])
     cells = []
     with tempfile.TemporaryDirectory() as folder:
