@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from clusir.errors import ValidationError
+from clusir.errors import ClusirError, ValidationError
 from clusir.export.experts.registry import dense_blocks
 from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
@@ -147,9 +147,12 @@ def _compared(backend: str, runner: Runner, case: Case, given: ModuleCheck, sure
     for start, stop in case.groups if together else apart:
         some = case.pictures[start:stop]
         want = {name: array[start:stop] for name, array in case.expected.items()}
-        with given.memory.watched(backend, case.size) if len(some) == least else nullcontext():
-            answers: _Answers = (want, runner.run({"image": some.numpy()}))
         what = f"{case.label} {start + 1}..{stop}" if len(case.pictures) > 1 else case.label
+        with given.memory.watched(backend, case.size) if len(some) == least else nullcontext():
+            try:
+                answers: _Answers = (want, runner.run({"image": some.numpy()}))
+            except ClusirError as error:
+                raise ValidationError(f"{backend}, {what}: {error}") from error
         if case.plain:
             some, answers = sure.of(what, some, answers)
         if not len(some):

@@ -12,9 +12,14 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from clusir.errors import ValidationError
 from clusir.export.module import export_module
+from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.subjects.sizes import Accepted, accepted_multiple, small_size, trace_sizes, why_no_other
+from clusir.export.validate.cases import ModuleCheck
 from clusir.export.validate.each_pass import parity_at
+from clusir.export.validate.foreign import validate
+from clusir.spec import ModelSpec, SizeRequirements
 
 
 class Lengths(nn.Module):
@@ -112,3 +117,13 @@ def test_a_model_that_takes_small_pictures_is_not_asked_for_large_ones() -> None
 
     assert accepted_multiple(takes, 256, 256) == Accepted(8)
     assert largest < 256
+
+
+def test_a_size_at_which_the_file_fails_is_a_disagreement(tmp_path: Path) -> None:
+    """An expert that no picture chose when sizes were looked for may have another rule."""
+    rule = ModelSpec(size=SizeRequirements(1, 1))
+    onnx.save_model(AttachMetadata(rule).apply(only(16)).model, str(tmp_path / "net.onnx"))
+    same = nn.Identity().eval()
+    assert validate(tmp_path / "net.onnx", ModuleCheck(same, same, [(16, 16)], batch=2))
+    with pytest.raises(ValidationError, match=r"^ort, 24x24 pictures 1\.\.2: .*Reshape"):
+        validate(tmp_path / "net.onnx", ModuleCheck(same, same, [(24, 24)], batch=2))
