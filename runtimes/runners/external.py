@@ -8,6 +8,7 @@ it (no runtime opens them either).
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ _INITIALIZERS = {"model": {7: "graph"}, "graph": {5: "tensor"}}
 _MESSAGES = {"all": _FIELDS, "initializers": _INITIALIZERS}
 _ENTRY = 13
 _LOCATION = b"\x0a\x08location"  # the key of such an entry, as it stands in the file
+_LOCATIONS = re.compile(re.escape(_LOCATION))
 _DEPTH = 64
 
 
@@ -97,7 +99,12 @@ def _read(model: Path, which: str, state: tuple[int, ...]) -> tuple[tuple[str, s
     """What :func:`_tensors_of` says of a file as it is."""
     with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            tensors = _tensors(data, _MESSAGES[which], (0, len(data)), "model", 0)
+            # Nodes hold most of a graph, and hardly ever a tensor that lies elsewhere: each such one has its key.
+            kinds = ("initializers",) if which == "initializers" else ("initializers", "all")
+            for kind in kinds:
+                tensors = list(_tensors(data, _MESSAGES[kind], (0, len(data)), "model", 0))
+                if kind == which or sum(1 for _ in _LOCATIONS.finditer(data)) == len(tensors):
+                    break
             return tuple((name.decode(), checksum.decode()) for name, checksum in tensors)
         except ValueError:
             return ()  # opening it says what is wrong
