@@ -31,11 +31,9 @@ class DotProducts(GraphPass):
     def apply(self, model: onnx.ModelProto) -> PassResult[onnx.ModelProto]:
         edit = GraphEdit(model)
         index = GraphIndex(inferred(edit.model, data_prop=True))
-        given = {i.name for i in edit.model.graph.input}
-        constants = {t.name for t in edit.model.graph.initializer if t.name not in given}
         sums: dict[str, str] = {}
         for node in [n for n in edit.model.graph.node if n.op_type == "MatMul"]:
-            rank = _rank_of_column(index, node, constants)
+            rank = _rank_of_column(index, node)
             if rank is None:
                 continue
             (row, column), made = node.input, node.output[0]
@@ -51,12 +49,12 @@ class DotProducts(GraphPass):
         return PassResult(edit.model, True, (f"{len(sums)} products of a row and a column are Mul and ReduceSum",))
 
 
-def _rank_of_column(index: GraphIndex, node: onnx.NodeProto, constants: set[str]) -> int | None:
+def _rank_of_column(index: GraphIndex, node: onnx.NodeProto) -> int | None:
     """The rank of the second operand of a product that is a sum for each of many pixels; None for others."""
     row, column = (index.shape(name) for name in node.input)
-    if row is None or column is None or set(node.input) & constants or min(len(row), len(column)) < 3:
+    if row is None or column is None or min(len(row), len(column)) < 3:
         return None
-    if any(index.element_type(name) != TensorProto.FLOAT for name in node.input):
+    if any(index.element_type(name) != TensorProto.FLOAT for name in node.input):  # an initializer's is not inferred
         return None
     rows = row[-2]
     terms = next((n for n in (row[-1], column[-2]) if isinstance(n, int)), 0)  # a -1 of a Reshape hides one of them
