@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -231,17 +231,20 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     An initializer that is a graph input too stays: it is that input's default.
     """
     needed = {v.name for v in (*graph.output, *graph.input)}
-    nodes = []
-    for node in reversed(sort_nodes(graph.node)):
+    places: dict[str, int] = {}
+    for place, node in enumerate(reversed(sort_nodes(graph.node))):
         if any(o in needed for o in node.output):
-            nodes.append(copied(node))
+            places.update((o, -place) for o in node.output if o)
             needed.update(captured(node))
-    made = {o for n in nodes for o in n.output}
-    kept = [copied(t) for t in graph.initializer if t.name in needed]
-    sparse = [copied(t) for t in graph.sparse_initializer if t.values.name in needed]
-    values = [copied(v) for v in graph.value_info if v.name in made]
-    del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
-    graph.node.extend(reversed(nodes))
-    graph.initializer.extend(kept)
-    graph.sparse_initializer.extend(sparse)
-    graph.value_info.extend(values)
+    _keep(graph.node, lambda node: any(o in places for o in node.output))
+    graph.node.sort(key=lambda node: next(places[o] for o in node.output if o))
+    _keep(graph.initializer, lambda tensor: tensor.name in needed)
+    _keep(graph.sparse_initializer, lambda tensor: tensor.values.name in needed)
+    _keep(graph.value_info, lambda value: value.name in places)
+
+
+def _keep(messages: Any, wanted: Callable[[Any], bool]) -> None:
+    """Leave those of a repeated field that are ``wanted``. The others, weights among them, are not copied."""
+    for place in range(len(messages) - 1, -1, -1):
+        if not wanted(messages[place]):
+            del messages[place]

@@ -83,6 +83,7 @@ class LinearGraph:
         earlier = None if before is None else before._values
         self._values: Values = Values(model, partial(_look, sides=sides), earlier)
         self.sized, self.shapes, self.open = self._values.sized, self._values.shapes, self._values.open
+        self._others: dict[tuple[int, int], LinearGraph] = {}
         self._elsewhere: dict[tuple[int, int], Values] = {} if before is None else dict(before._elsewhere)
         given = {i.name for i in self.graph.input}
         # An initializer that is a graph input as well is its default: whoever runs the graph may give another.
@@ -100,7 +101,9 @@ class LinearGraph:
 
     def at(self, sides: tuple[int, int]) -> LinearGraph:
         """The same graph at another height and width."""
-        other = copy.copy(self)
+        if sides in self._others:
+            return self._others[sides]
+        other = self._others[sides] = copy.copy(self)
         other._values = Values(self._model, partial(_look, sides=sides), self._elsewhere.get(sides))
         other.sized, other.shapes, other.open = other._values.sized, other._values.shapes, other._values.open
         self._elsewhere[sides] = other._values

@@ -12,6 +12,7 @@ linear map from 2x2 cells to bands, found by probing:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ _ROUNDING = 1e-5  # between a region and the transform that it is taken for, of 
 # more with the latter than ONNX Runtime gains.
 _LARGE_PLANE = 64 * 64
 # Height and width at which a graph that leaves them open is looked at, and those at which what was found has to hold.
+# It is measured on small maps where these have a cell for each number of one.
 _SIDES, _OTHER_SIDES = (256, 288), (320, 224)
+_SMALL_SIDES = (64, 96)
 
 
 @dataclass(frozen=True)
@@ -147,42 +150,71 @@ def _find(linear: LinearGraph, value: str, halves: bool) -> _Found | None:
             best = region
     if best is None or len(best.nodes) < 3:  # a lone SpaceToDepth or strided convolution is as good as it gets
         return None
-    kernel = _measure(linear, best, halves)
+    kernel = _measure(_where_small(linear, best, halves), best, halves)
     if kernel is None or (linear.sized and not _holds_elsewhere(linear, best, halves, kernel)):
         return None
     return _Found(best, kernel)
 
 
+def _where_small(linear: LinearGraph, region: Region, halves: bool) -> LinearGraph:
+    """A graph of open size at a small one, where that has a cell for each number of one."""
+    small = linear.at(_SMALL_SIDES) if linear.sized else linear
+    return small if _is_shaped(small, region, halves) and _impulses(small, region, halves) is not None else linear
+
+
 def _holds_elsewhere(linear: LinearGraph, region: Region, halves: bool, kernel: Kernel) -> bool:
-    """Whether a region of a graph of open size is the same transform at another size."""
+    """Whether a region of a graph of open size is the transform ``kernel`` at another, large size."""
     other = linear.at(_OTHER_SIDES)
-    if not other.sized or any(name not in other.shapes for name in (*region.sources, region.output)):
+    if not other.sized or not _is_shaped(other, region, halves):
         return False
-    again = _measure(other, region, halves)
-    return again is not None and bool(np.allclose(again, kernel, rtol=0, atol=_ROUNDING * np.abs(kernel).max()))
+    shapes = [other.shapes[s] for s in region.sources]
+    size = (shapes[0][0], kernel.shape[1 if halves else 0], *shapes[0][2:])
+    x = np.random.default_rng(3).standard_normal(size, dtype=np.float32)
+    return _agrees(other.runner(region)(_parted(x, region, shapes)), x, kernel, halves)
+
+
+def _is_shaped(linear: LinearGraph, region: Region, halves: bool) -> bool:
+    """Whether a region's output has half the height and width of each source (``halves``), or twice, and its batch."""
+    out = linear.shape(region.output)
+    shapes = [linear.shape(source) for source in region.sources]
+    if out is None or len(out) != 4:
+        return False
+    wanted = (out[2] * 2, out[3] * 2) if halves else (out[2] / 2, out[3] / 2)
+    return all(s is not None and len(s) == 4 and s[2:] == wanted and s[0] == out[0] for s in shapes)
+
+
+def _impulses(
+    linear: LinearGraph, region: Region, halves: bool
+) -> list[tuple[tuple[int, ...], tuple[int, int, int]]] | None:
+    """For each number of a cell of the sources, (channel, row, column), a cell of its own; None where there are too
+    few."""
+    batch, _, height, width = linear.shapes[region.output]
+    cells = (batch, height, width) if halves else (batch, height // 2, width // 2)
+    channels = sum(linear.shapes[source][1] for source in region.sources)
+    inside = [(u, v) for u in range(2) for v in range(2)] if halves else [(0, 0)]
+    numbers = [(c, u, v) for c in range(channels) for u, v in inside]
+    if len(numbers) > math.prod(cells):
+        return None
+    return [(np.unravel_index(k, cells), number) for k, number in enumerate(numbers)]
 
 
 def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None:
     """[K, C, 2, 2] of a region that is a cell transform; None if it is not one."""
-    shapes = [linear.shapes[s] for s in region.sources]
-    batch, out_channels, height, width = linear.shapes[region.output]
-    in_channels = sum(s[1] for s in shapes)
-    cells = (batch, height // (1 if halves else 2), width // (1 if halves else 2))
-    impulses = [(c, u, v) for c in range(in_channels) for u in range(2) for v in range(2)]
-    if not halves:
-        impulses = [(c, 0, 0) for c in range(in_channels)]
-    if len(impulses) > cells[0] * cells[1] * cells[2]:
+    impulses = _impulses(linear, region, halves)
+    if impulses is None:
         return None
+    shapes = [linear.shapes[s] for s in region.sources]
+    batch, out_channels, _, _ = linear.shapes[region.output]
+    in_channels = sum(s[1] for s in shapes)
     # One impulse in each cell: the response of its cell is a column of the map.
     whole = np.zeros((batch, in_channels, *shapes[0][2:]), np.float32)
     step = 2 if halves else 1
-    places = [np.unravel_index(k, cells) for k in range(len(impulses))]
-    for (b, i, j), (c, u, v) in zip(places, impulses, strict=True):
+    for (b, i, j), (c, u, v) in impulses:
         whole[b, c, step * i + u, step * j + v] = 1.0
     run = linear.runner(region)
     response = run(_parted(whole, region, shapes))
     kernel = np.zeros((out_channels, in_channels, 2, 2) if halves else (in_channels, out_channels, 2, 2))
-    for (b, i, j), (c, u, v) in zip(places, impulses, strict=True):
+    for (b, i, j), (c, u, v) in impulses:
         if halves:
             kernel[:, c, u, v] = response[b, :, i, j]
         else:
@@ -190,11 +222,16 @@ def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None
     x: NDArray[np.float32] = np.random.default_rng(1).standard_normal(whole.shape, dtype=np.float32)
     for loudness in _loudnesses(kernel, batch, in_channels, halves):
         given = x * loudness
-        expected = _transformed(given, kernel, halves)
-        error = np.abs(run(_parted(given, region, shapes)) - expected).max(axis=(2, 3))
-        if not (error <= _ROUNDING * np.abs(expected).max(axis=(2, 3))).all():
+        if not _agrees(run(_parted(given, region, shapes)), given, kernel, halves):
             return None
     return kernel
+
+
+def _agrees(got: NDArray[np.float32], x: NDArray[np.float32], kernel: Kernel, halves: bool) -> bool:
+    """Whether a region's answer to ``x`` is its cell transform, each channel held to its own size."""
+    expected = _transformed(x, kernel, halves)
+    error = np.abs(got - expected).max(axis=(2, 3))
+    return bool((error <= _ROUNDING * np.abs(expected).max(axis=(2, 3))).all())
 
 
 def _loudnesses(kernel: Kernel, batch: int, inputs: int, halves: bool) -> Iterator[NDArray[np.float32]]:
