@@ -195,7 +195,7 @@ def _impulses(
     numbers = [(c, u, v) for c in range(channels) for u, v in inside]
     if len(numbers) > math.prod(cells):
         return None
-    return [(np.unravel_index(k, cells), number) for k, number in enumerate(numbers)]
+    return list(zip(np.ndindex(cells), numbers, strict=False))
 
 
 def _measure(linear: LinearGraph, region: Region, halves: bool) -> Kernel | None:
