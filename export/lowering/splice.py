@@ -17,7 +17,7 @@ from torch.export.graph_signature import TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.lowering.complex_pair import Pair
-from clusir.export.lowering.values import Rewrite, plain_writes, second
+from clusir.export.lowering.values import PLACED_IN, Write, plain_writes, second
 
 __all__ = ["NotSplicedError", "Splice", "of_vmap", "without_writes", "writes"]
 
@@ -80,7 +80,7 @@ def without_writes(program: torch.export.ExportedProgram) -> torch.export.Export
     return made
 
 
-def _with_values(program: torch.export.ExportedProgram, values: dict[fx.Node, Rewrite]) -> torch.export.ExportedProgram:
+def _with_values(program: torch.export.ExportedProgram, values: dict[fx.Node, Write]) -> torch.export.ExportedProgram:
     """The program with what ``values`` says in the place of nodes that write."""
     splice = Splice(program.graph)
     for node in program.graph.nodes:
@@ -88,13 +88,19 @@ def _with_values(program: torch.export.ExportedProgram, values: dict[fx.Node, Re
             splice.copy(node)
             continue
         args, kwargs = splice.arguments(node)
-        if values[node] is second:
+        write = values[node]
+        if write.value is second:
             value = second(*args)
         else:
-            value = splice.graph.call_function(values[node], args, kwargs)
+            value = splice.graph.call_function(write.value, args, kwargs)
             value.meta = dict(node.meta)
         for name in (node, node.args[0]):  # what is read of it from here on
             splice.values[name] = value
+        for part in write.parts:
+            (whole, *place), named = splice.arguments(part)
+            value = splice.graph.call_function(PLACED_IN[part.target], (whole, value, *place), named)
+            value.meta = dict(part.args[0].meta)
+            splice.values[part.args[0]] = value
     made = splice.program(program, program.state_dict, program.constants)
     made._guards_code = program._guards_code
     return made

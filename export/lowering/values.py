@@ -1,20 +1,21 @@
 """Writes into tensors that nobody else looks at, as values: ``res += x`` as ``res + x``.
 
-What is written into a tensor is a new value of it wherever no other tensor of the same memory is read afterwards.
-That is seen in the graph, and spares the run of the whole program that any other write needs, which costs as much as a
-trace.
+What is written into a tensor is a new value of it wherever no other tensor of the same memory is read afterwards, but
+those that it is a part of (``res[:, 0] += x``): they get the new part in its place. That is seen in the graph, and
+spares the run of the whole program that any other write needs, which costs as much as a trace.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["Rewrite", "plain_writes", "second"]
+__all__ = ["PLACED_IN", "Write", "plain_writes", "second"]
 
 # Operators that torch itself computes as others, of a new tensor whatever they are given.
 _OF_NEW = frozenset(
@@ -25,33 +26,77 @@ _OF_NEW = frozenset(
 # Operators whose name with a line behind it writes, and which have an ONNX form.
 _AS_VALUES = frozenset(
     """add sub mul div relu leaky_relu silu sigmoid tanh elu hardtanh clamp clamp_min clamp_max masked_fill neg abs exp
-    sqrt copy scatter scatter_add""".split()  # noqa: SIM905
+    sqrt copy fill scatter scatter_add""".split()  # noqa: SIM905
 )
-_PLACED = frozenset(("masked_fill", "scatter"))  # what they write is a value as it is given, whatever its type
+_PLACED = frozenset(("masked_fill", "scatter", "fill"))  # what they write is a value as it is given, whatever its type
+_OF_INTEGERS = frozenset(("add", "sub", "mul"))  # they give integers of integers
 _PLACES = frozenset(("masked_fill", "scatter", "scatter_add"))  # their second tensor says where
 
+# Operators that give a part of a tensor, and those that put another in its place: of the whole, the new part, and what
+# says which part it is.
+PLACED_IN = {
+    torch.ops.aten.slice.Tensor: torch.ops.aten.slice_scatter.default,
+    torch.ops.aten.select.int: torch.ops.aten.select_scatter.default,
+}
+# Operators whose result may share memory with their operand, and each of its numbers with one of them alone.
+_MOVES = frozenset(
+    """slice select permute transpose t view reshape flatten unflatten unsqueeze squeeze alias detach contiguous to
+    chunk split unbind""".split()  # noqa: SIM905
+)
+
 Rewrite = Callable[..., Any]
-"""What an operator that writes becomes: of the same arguments, the value that the tensor has afterwards."""
 
 
-def plain_writes(graph: fx.Graph, written: list[fx.Node]) -> dict[fx.Node, Rewrite] | None:
+@dataclass(frozen=True)
+class Write:
+    """What an operator that writes becomes: ``value``, of the same arguments, is what its tensor has afterwards.
+    ``parts``: that tensor and what it is a part of, from the inside out, as far as the whole of them is read later."""
+
+    value: Rewrite
+    parts: tuple[fx.Node, ...]
+
+
+def plain_writes(graph: fx.Graph, written: list[fx.Node]) -> dict[fx.Node, Write] | None:
     """What each of ``written``, the nodes that write, becomes; None where one of them is more than a value."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     groups = _groups(graph)
-    found: dict[fx.Node, Rewrite] = {}
+    found: dict[fx.Node, Write] = {}
     for node in written:
         rewrite = _value_of(node)
         target = node.args[0] if node.args else None
         if rewrite is None or not isinstance(target, fx.Node):
             return None
+        parts = _parts(target)
+        wholes, needed = [part.args[0] for part in parts], 0
+        older = [other for other in groups[target] if order[other] < order[node]]
         for other in groups[target]:
             if other.op != "call_function":
                 return None  # a weight, or the picture
-            is_old = other is not target and order[other] < order[node]
-            if is_old and any(order[user] > order[node] for user in other.users):
-                return None
-        found[node] = rewrite
+        for other in older:
+            if other is not target and any(order[user] > order[node] for user in other.users):
+                if other not in wholes:
+                    return None
+                needed = max(needed, wholes.index(other) + 1)
+        if needed and not all(other in found or _moves(other) for other in older):
+            return None
+        found[node] = Write(rewrite, tuple(parts[:needed]))
     return found
+
+
+def _parts(target: fx.Node) -> list[fx.Node]:
+    """A tensor that is a part of another, that one, where it is a part, too, and so on."""
+    found = []
+    while target.target in PLACED_IN and isinstance(target.args[0], fx.Node):
+        found.append(target)
+        target = target.args[0]
+    return found
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether no two numbers of what a node gives lie in one place, as those of an expanded tensor do."""
+    target = node.target
+    name = target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+    return name in _MOVES or target is operator.getitem or not any(True for _ in _shared(node))
 
 
 def _groups(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -123,7 +168,8 @@ def _value_of(node: fx.Node) -> Rewrite | None:
         same = len(tensors) == 2 and tensors[1].dtype == into.dtype and _sizes(tensors[1]) == _sizes(into)
         return second if same else None
     rest = tensors[2:] if name in _PLACES else tensors[1:]
-    if any(value.dtype != into.dtype for value in rest) or not (into.is_floating_point() or name in _PLACED):
+    of_its_type = into.is_floating_point() or name in _PLACED or (name in _OF_INTEGERS and not into.is_complex())
+    if any(value.dtype != into.dtype for value in rest) or not of_its_type:
         return None
     packet = getattr(torch.ops.aten, name)
     return getattr(packet, schema.overload_name or "default", None)

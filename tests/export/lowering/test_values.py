@@ -70,6 +70,36 @@ def _base_read_later(m: nn.Module, x: Tensor) -> Tensor:
     return made
 
 
+def _parts_of_parts(m: nn.Module, x: Tensor) -> Tensor:
+    """Windows numbered one after the other, and counts that are made in place, as shifted windows have them."""
+    number = torch.zeros(1, 6, 8, 1)
+    for rows in (slice(0, -2), slice(-2, None)):
+        for columns in (slice(0, -4), slice(-4, None, 2)):
+            number[:, rows, columns, :] = number.sum() + 1
+    apart = (torch.arange(8)[:, None, None] - torch.arange(2)).permute(1, 2, 0).contiguous()
+    apart[:, :, 0] += 5
+    apart[:, :, 1] *= 2
+    apart[0] -= x.shape[-1]
+    made = m.conv(x).permute(0, 2, 3, 1)
+    made[..., ::2, 1] = made[..., 1::2, 0]
+    made[..., 3, :].mul_(number[0, 1, 2])
+    return made + number + apart.sum()
+
+
+def _part_of_an_expanded_one(m: nn.Module, x: Tensor) -> Tensor:
+    """All rows are one: what is written into the first is in each."""
+    rows = m.conv(x).mean((2, 3))[0].expand(4, 3)
+    rows[0] += 1
+    return rows.sum(0)
+
+
+def _two_parts_at_once(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x)
+    one, two = made[:, 0], made[:, :2]
+    one += 1
+    return made + two.sum()
+
+
 def _view_read_later(m: nn.Module, x: Tensor) -> Tensor:
     made = m.conv(x)
     part = made[:, 1:]
@@ -95,9 +125,10 @@ def _of_another_type(m: nn.Module, x: Tensor) -> Tensor:
     return count.to(torch.float32)
 
 
-VALUES = [_residual, _activation, _mask, _best_scores, _through_a_view]
+VALUES = [_residual, _activation, _mask, _best_scores, _through_a_view, _base_read_later, _parts_of_parts]
 MORE = [
-    _base_read_later,
+    _part_of_an_expanded_one,
+    _two_parts_at_once,
     _view_read_later,
     _chunk_read_later,
     _scattered_base_read_later,
