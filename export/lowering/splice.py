@@ -96,11 +96,11 @@ def _with_values(program: torch.export.ExportedProgram, values: dict[fx.Node, Wr
             value.meta = dict(node.meta)
         for name in (node, node.args[0]):  # what is read of it from here on
             splice.values[name] = value
-        for part in write.parts:
-            (whole, *place), named = splice.arguments(part)
-            value = splice.graph.call_function(PLACED_IN[part.target], (whole, value, *place), named)
-            value.meta = dict(part.args[0].meta)
-            splice.values[part.args[0]] = value
+        for part, whole in write.parts:
+            (before, *place), named = splice.arguments(part)
+            value = splice.graph.call_function(PLACED_IN[part.target], (before, value, *place), named)
+            value.meta = dict(whole.meta)
+            splice.values[whole] = value
     made = splice.program(program, program.state_dict, program.constants)
     made._guards_code = program._guards_code
     return made

@@ -34,7 +34,7 @@ _PLACES = frozenset(("masked_fill", "scatter", "scatter_add"))  # their second t
 
 # Operators that give a part of a tensor, and those that put another in its place: of the whole, the new part, and what
 # says which part it is.
-PLACED_IN = {
+PLACED_IN: dict[Any, Any] = {
     torch.ops.aten.slice.Tensor: torch.ops.aten.slice_scatter.default,
     torch.ops.aten.select.int: torch.ops.aten.select_scatter.default,
 }
@@ -50,10 +50,11 @@ Rewrite = Callable[..., Any]
 @dataclass(frozen=True)
 class Write:
     """What an operator that writes becomes: ``value``, of the same arguments, is what its tensor has afterwards.
-    ``parts``: that tensor and what it is a part of, from the inside out, as far as the whole of them is read later."""
+    ``parts``: that tensor and what it is a part of, then that and what it is a part of, as far as the whole is read
+    later."""
 
     value: Rewrite
-    parts: tuple[fx.Node, ...]
+    parts: tuple[tuple[fx.Node, fx.Node], ...]
 
 
 def plain_writes(graph: fx.Graph, written: list[fx.Node]) -> dict[fx.Node, Write] | None:
@@ -67,7 +68,7 @@ def plain_writes(graph: fx.Graph, written: list[fx.Node]) -> dict[fx.Node, Write
         if rewrite is None or not isinstance(target, fx.Node):
             return None
         parts = _parts(target)
-        wholes, needed = [part.args[0] for part in parts], 0
+        wholes, needed = [whole for _, whole in parts], 0
         older = [other for other in groups[target] if order[other] < order[node]]
         for other in groups[target]:
             if other.op != "call_function":
@@ -83,12 +84,12 @@ def plain_writes(graph: fx.Graph, written: list[fx.Node]) -> dict[fx.Node, Write
     return found
 
 
-def _parts(target: fx.Node) -> list[fx.Node]:
-    """A tensor that is a part of another, that one, where it is a part, too, and so on."""
+def _parts(part: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """A tensor and what it is a part of, that and what it is a part of, and so on."""
     found = []
-    while target.target in PLACED_IN and isinstance(target.args[0], fx.Node):
-        found.append(target)
-        target = target.args[0]
+    while part.target in PLACED_IN and isinstance(whole := part.args[0], fx.Node):
+        found.append((part, whole))
+        part = whole
     return found
 
 
