@@ -17,7 +17,7 @@ from torch.export.graph_signature import TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from clusir.export.lowering.complex_pair import Pair
-from clusir.export.lowering.values import PLACED_IN, Write, plain_writes, second
+from clusir.export.lowering.values import PLACED_IN, Write, first, plain_writes, second
 
 __all__ = ["NotSplicedError", "Splice", "of_vmap", "without_writes", "writes"]
 
@@ -89,8 +89,8 @@ def _with_values(program: torch.export.ExportedProgram, values: dict[fx.Node, Wr
             continue
         args, kwargs = splice.arguments(node)
         write = values[node]
-        if write.value is second:
-            value = second(*args)
+        if write.value in (first, second):
+            value = write.value(*args)
         else:
             value = splice.graph.call_function(write.value, args, kwargs)
             value.meta = dict(node.meta)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["PLACED_IN", "Write", "plain_writes", "second"]
+__all__ = ["PLACED_IN", "Write", "first", "plain_writes", "second"]
 
 # Operators that torch itself computes as others, of a new tensor whatever they are given.
 _OF_NEW = frozenset(
@@ -26,9 +26,11 @@ _OF_NEW = frozenset(
 # Operators whose name with a line behind it writes, and which have an ONNX form.
 _AS_VALUES = frozenset(
     """add sub mul div relu leaky_relu silu sigmoid tanh elu hardtanh clamp clamp_min clamp_max masked_fill neg abs exp
-    sqrt copy fill scatter scatter_add""".split()  # noqa: SIM905
+    sqrt copy fill scatter scatter_add index_put""".split()  # noqa: SIM905
 )
-_PLACED = frozenset(("masked_fill", "scatter", "fill"))  # what they write is a value as it is given, whatever its type
+_PLACED = frozenset(
+    ("masked_fill", "scatter", "fill", "index_put")
+)  # what they write is a value as it is given, whatever its type
 _OF_INTEGERS = frozenset(("add", "sub", "mul"))  # they give integers of integers
 _PLACES = frozenset(("masked_fill", "scatter", "scatter_add"))  # their second tensor says where
 
@@ -63,6 +65,9 @@ def plain_writes(graph: fx.Graph, written: list[fx.Node]) -> dict[fx.Node, Write
     groups = _groups(graph)
     found: dict[fx.Node, Write] = {}
     for node in written:
+        if node.target is torch.ops.aten.detach_.default:  # a constant that is made in forward
+            found[node] = Write(first, ())
+            continue
         rewrite = _value_of(node)
         target = node.args[0] if node.args else None
         if rewrite is None or not isinstance(target, fx.Node):
@@ -168,12 +173,17 @@ def _value_of(node: fx.Node) -> Rewrite | None:
     if name == "copy":
         same = len(tensors) == 2 and tensors[1].dtype == into.dtype and _sizes(tensors[1]) == _sizes(into)
         return second if same else None
-    rest = tensors[2:] if name in _PLACES else tensors[1:]
+    rest = tensors[-1:] if name == "index_put" else tensors[2:] if name in _PLACES else tensors[1:]
     of_its_type = into.is_floating_point() or name in _PLACED or (name in _OF_INTEGERS and not into.is_complex())
     if any(value.dtype != into.dtype for value in rest) or not of_its_type:
         return None
     packet = getattr(torch.ops.aten, name)
     return getattr(packet, schema.overload_name or "default", None)
+
+
+def first(value: Any) -> Any:
+    """What an operator leaves that says nothing of numbers."""
+    return value
 
 
 def second(_: Any, value: Any, *rest: Any) -> Any:

@@ -86,6 +86,15 @@ def _parts_of_parts(m: nn.Module, x: Tensor) -> Tensor:
     return made + number + apart.sum()
 
 
+def _listed_places(m: nn.Module, x: Tensor) -> Tensor:
+    made = m.conv(x) * torch.tensor([0.5, 0.25, 2.0])[:, None, None]
+    made[:, [0, 2]] = made[:, [1]] + 1
+    made[0, 1][made[0, 0] > 0.6] = 7.0
+    rank = torch.zeros(8, dtype=torch.long)
+    rank[torch.tensor([7, 6, 5, 4, 3, 2, 1, 0])] = torch.arange(8)
+    return made[..., rank]
+
+
 def _part_of_an_expanded_one(m: nn.Module, x: Tensor) -> Tensor:
     """All rows are one: what is written into the first is in each."""
     rows = m.conv(x).mean((2, 3))[0].expand(4, 3)
@@ -125,7 +134,16 @@ def _of_another_type(m: nn.Module, x: Tensor) -> Tensor:
     return count.to(torch.float32)
 
 
-VALUES = [_residual, _activation, _mask, _best_scores, _through_a_view, _base_read_later, _parts_of_parts]
+VALUES = [
+    _residual,
+    _activation,
+    _mask,
+    _best_scores,
+    _through_a_view,
+    _base_read_later,
+    _parts_of_parts,
+    _listed_places,
+]
 MORE = [
     _part_of_an_expanded_one,
     _two_parts_at_once,
