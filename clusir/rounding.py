@@ -20,9 +20,12 @@ __all__ = [
     "clip_channels",
     "clip_least_error",
     "count_channels",
+    "ends_of",
     "error_left",
     "even_scale",
+    "evened",
     "is_dense",
+    "moved_counts",
 ]
 
 HISTOGRAM_BINS = 2048
@@ -81,11 +84,35 @@ def even_scale(counts: NDArray[np.int64], peak: NDArray[np.float64]) -> NDArray[
 
     It is the larger end of the channel's own best range (see ``clip_least_error``).
     """
+    return evened(ends_of(counts, peak))
+
+
+def ends_of(counts: NDArray[np.int64], peak: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The larger end of each channel's own best range, from histograms C x bins over -``peak``..``peak`` (C)."""
     low, high = clip_channels(counts)
-    ends = np.maximum(np.maximum(-low, high) * peak, 1e-30)
+    ends: NDArray[np.float64] = np.maximum(np.maximum(-low, high) * peak, 1e-30)
+    return ends
+
+
+def evened(ends: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What to divide each channel by, of geometric mean 1, so that channels with these ends (C) are equally loud."""
     ends = np.maximum(ends, ends.max() / _LARGEST_SPREAD)
     even: NDArray[np.float64] = ends / np.exp(np.log(ends).mean())
     return even
+
+
+def moved_counts(
+    counts: NDArray[np.int64], peak: NDArray[np.float64], shift: NDArray[np.float64], moved: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Histograms C x bins over -``moved``..``moved`` (C) of what ``shift`` (C) was taken from, of those over
+    -``peak``..``peak``."""
+    channels = np.arange(len(counts))[:, None]
+    centres = (np.arange(HISTOGRAM_BINS) + 0.5) * (2 / HISTOGRAM_BINS) - 1
+    places = (peak[:, None] * centres - shift[:, None]) / np.maximum(moved, 1e-30)[:, None]
+    index = np.clip((places + 1) * (HISTOGRAM_BINS / 2), 0, HISTOGRAM_BINS - 1).astype(np.int64)
+    index += channels * HISTOGRAM_BINS
+    found = np.bincount(index.ravel(), weights=counts.ravel(), minlength=counts.size)
+    return found.astype(np.int64).reshape(counts.shape)
 
 
 def count_channels(value: NDArray[np.float32], peak: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from clusir.errors import CalibrationError
 from clusir.export.graph.session import Probe
 from clusir.export.quantize.layers import Graph
 from clusir.export.quantize.ranges import Calibration, Owners, TensorRange
-from clusir.rounding import CLIPPING, HISTOGRAM_BINS, count_channels, even_scale
+from clusir.rounding import CLIPPING, HISTOGRAM_BINS, clip_channels, count_channels, even_scale, moved_counts
 
 __all__ = ["MapStatistics", "Moments", "Statistics", "record"]
 
@@ -48,6 +48,20 @@ class MapStatistics:
     def even(self) -> NDArray[np.float64]:
         """What to divide each channel by so that all are equally loud: see :func:`clusir.rounding.even_scale`."""
         return even_scale(self.counts, self.peak)
+
+    @cached_property
+    def centre(self) -> NDArray[np.float64]:
+        """The middle of each channel's own best range, zero included or not."""
+        about = self.shifted(self.mean)
+        low, high = clip_channels(about.counts)
+        middle: NDArray[np.float64] = self.mean + about.peak * (low + high) / 2
+        return middle
+
+    def shifted(self, shift: NDArray[np.float64]) -> MapStatistics:
+        """Of the map from whose channel c ``shift[c]`` is taken."""
+        low, high = self.low - shift, self.high - shift
+        counts = moved_counts(self.counts, self.peak, shift, np.maximum(-low, high))
+        return replace(self, low=low, high=high, mean=self.mean - shift, counts=counts)
 
     def divided(self, scale: NDArray[np.float64]) -> MapStatistics:
         """Of the map whose channel c is divided by ``scale[c]`` > 0."""

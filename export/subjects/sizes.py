@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import nn
 __all__ = ["Accepted", "accepted_multiple", "small_size", "trace_sizes", "why_no_other"]
 
 _LEAST = 72  # pixels; smaller maps meet minima of windows and pads that larger ones do not
+_PIXELS_FOR_A_WORD = 512**2  # of a picture that is asked about for what a note says of it
 _FINE = 16  # pixels; a file for multiples of so many wastes little
 
 
@@ -29,14 +31,16 @@ def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int
 
     ``takes(height, width)``: whether the model answers a picture of that size with one of the same size. Small sizes
     come first. What takes large ones alone (a pool of the deepest map, padded by reflection) takes finer multiples of
-    those than small ones show, so larger sizes than the given one are asked for next.
+    those than small ones show, so larger sizes than the given one are asked for next. No size is asked for twice.
     """
-    common = math.gcd(height, width)
+    takes, common = functools.cache(takes), math.gcd(height, width)
     divisors = [d for d in range(1, common + 1) if common % d == 0]
     found = next((Accepted(d) for d in divisors if takes(*small_size(Accepted(d)))), None)
     large = max(height, width)
     if large <= _LEAST or (found is not None and found.multiple <= _FINE):
         return found
+    if found is None and not takes(*small_size(Accepted(common, large))):
+        return None  # what takes no multiple of all divisors takes none of a single one
     coarser = [Accepted(d, large) for d in divisors if found is None or d < found.multiple]
     return next((sizes for sizes in coarser if takes(*small_size(sizes))), found)
 
@@ -47,7 +51,9 @@ def why_no_other(refusal: Callable[[int, int], str], height: int, width: int) ->
     common = math.gcd(height, width)
     tall, wide = small_size(Accepted(common))
     told = refusal(tall, wide)
+    most = max(_PIXELS_FOR_A_WORD, height * width)
     squares = sorted({2 * common, tall, wide} - ({height} if height == width else set()))
+    squares = [side for side in squares if side * side <= most] or [common // 2]
     square = next((side for side in squares if not refusal(side, side)), 0)
     if square:
         return (

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from clusir.export.subjects.checks import last_bit_moved, reference
-from clusir.export.subjects.copies import copied
+from clusir.export.validate.float64 import InFloat64
 from clusir.export.validate.tolerances import tolerance
 
 __all__ = ["ROUNDING_FACTOR", "Roundings", "jumps", "rounding", "well_conditioned"]
@@ -41,9 +41,9 @@ def rounding(model: nn.Module, pictures: Tensor, answers: Tensor | None = None, 
     """
     single = reference(model, pictures) if answers is None else answers
     try:
-        exact = copied(model).double()
-        found = _apart(single, reference(exact, pictures.double()))
-    except Exception:  # a model that pins float32 somewhere has no float64 form, hence no allowance
+        exact = InFloat64(model)
+        found = _apart(single, exact(pictures))
+    except Exception:  # a model that holds float32 of its own has no float64 form, hence no allowance
         return 0.0
     if found < enough / _FAR:
         return found
@@ -51,7 +51,7 @@ def rounding(model: nn.Module, pictures: Tensor, answers: Tensor | None = None, 
         if found >= enough:
             break
         moved = last_bit_moved(pictures, draw)
-        found = max(found, _apart(reference(model, moved), reference(exact, moved.double())))
+        found = max(found, _apart(reference(model, moved), exact(moved)))
     return found
 
 

@@ -25,8 +25,9 @@ from clusir.spec import ModelSpec, SizeRequirements
 WIDTH, SIZE = 8, 16
 
 
-def network() -> ModelProto:
-    """stem; x + project(relu(expand(x))) with loud and quiet channels; a transposed convolution; head."""
+def network(above: float = 0.0) -> ModelProto:
+    """stem; x + project(relu(expand(x))) with loud and quiet channels; a transposed convolution; head. ``above``: how
+    far every second channel of project lies above zero, the others below."""
     rng = np.random.default_rng(0)
     shapes = {"stem": (WIDTH, 3), "expand": (WIDTH, WIDTH), "project": (WIDTH, WIDTH), "up": (WIDTH, WIDTH)}
     tensors = {n: rng.standard_normal((*s, 3, 3)) / 6 for n, s in (shapes | {"head": (3, WIDTH)}).items()}
@@ -39,6 +40,10 @@ def network() -> ModelProto:
     constants = [numpy_helper.from_array(v.astype("f4"), f"{n}.weight") for n, v in tensors.items()]
     constants += [numpy_helper.from_array(rng.standard_normal(len(v)).astype("f4") / 9, f"{n}.bias")
                   for n, v in tensors.items()]  # fmt: skip
+    if above:
+        far = np.resize([above, -above], WIDTH) * loudness
+        constants = [numpy_helper.from_array(far.astype("f4"), c.name) if c.name == "project.bias" else c
+                     for c in constants]  # fmt: skip
 
     def conv(name: str, source: str, op: str = "Conv") -> onnx.NodeProto:
         return helper.make_node(op, [source, f"{name}.weight", f"{name}.bias"], [name], name=name, pads=[1] * 4)
@@ -66,7 +71,7 @@ def calibration() -> Calibration:
 def test_scaling_changes_nothing_in_float_and_evens_the_channels(calibration: Calibration) -> None:
     graph = load_graph(network())
     prepared = ScaleOutputs().apply(Measure().apply(Prepared(graph, tuple(graph.layers()), calibration)))
-    assert prepared.notes == ("2 layers write maps with a scale per channel",)
+    assert prepared.notes == ("2 layers write maps with a scale per channel, 1 of them around the middle of each",)
     scaled = prepared.graph.model
     made = {name for node in scaled.graph.node for name in node.output}
     assert {"project.even", "up.even"} <= made
@@ -85,6 +90,35 @@ def test_scaling_changes_nothing_in_float_and_evens_the_channels(calibration: Ca
         spread, even = (np.max(peaks[n], axis=0) for n in (name, f"{name}.even"))
         assert spread.max() / spread.min() > 5
         assert even.max() / even.min() < 2
+
+
+def test_channels_far_from_zero_are_rounded_around_their_middle(calibration: Calibration) -> None:
+    source = network(above=9.0)
+    graph = load_graph(source)
+    prepared = ScaleOutputs().apply(Measure().apply(Prepared(graph, tuple(graph.layers()), calibration)))
+    assert prepared.notes == ("2 layers write maps with a scale per channel, 2 of them around the middle of each",)
+    onnx.checker.check_model(prepared.graph.model, full_check=True)
+    statistics = prepared.statistics.maps["project.even"]
+    whole, moved = Probe(graph.model, ["project"]), Probe(prepared.graph.model, ["project", "project.even"])
+    seen = []
+    for feeds in calibration.feeds:
+        before, after = whole.run(feeds), moved.run(feeds)
+        assert np.abs(before["project"] - after["project"]).max() < 1e-4 * np.abs(before["project"]).max()
+        seen.append(after["project.even"])
+    low, high = (end(np.concatenate(seen), axis=(0, 2, 3)) for end in (np.min, np.max))
+    assert (low < 0).all()
+    assert (high > 0).all()
+    np.testing.assert_allclose((statistics.low, statistics.high), (low, high), rtol=1e-3, atol=1e-3)
+    assert int(statistics.counts.sum()) == sum(x.size for x in seen)
+    expected = [whole.run(feeds)["project"] for feeds in calibration.feeds]
+
+    def error(centre: bool) -> float:
+        config = QuantizeConfig().having(ScaleOutputs(centre=centre))
+        probe = Probe(Quantizer(source, calibration, config).build(), ["project"])
+        found = [probe.run(feeds)["project"] for feeds in calibration.feeds]
+        return float(np.mean([(x - y) ** 2 for x, y in zip(found, expected, strict=True)]))
+
+    assert error(True) < 0.25 * error(False)
 
 
 def test_scaling_the_inputs_changes_nothing_in_float(calibration: Calibration) -> None:

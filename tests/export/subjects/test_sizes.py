@@ -92,6 +92,22 @@ def test_a_model_of_one_size_says_what_it_was_asked() -> None:
     assert told == "the model takes neither 96x224 nor a square of 64 or 96 or 224: no 96x224"
 
 
+def test_a_model_of_one_large_size_is_asked_in_a_few_seconds() -> None:
+    """Most of a size is paid before a network says that it is not the one its weights fix."""
+    asked: list[tuple[int, int]] = []
+
+    def refusal(h: int, w: int) -> str:
+        asked.append((h, w))
+        return "" if (h, w) == (512, 512) else f"no {h}x{w}"
+
+    assert accepted_multiple(lambda h, w: not refusal(h, w), 512, 512) is None
+    told = why_no_other(refusal, 512, 512)
+    assert told == "the model takes neither 512x1536 nor a square of 256: no 512x1536"
+    assert sum(h * w for h, w in asked) < 9 * 512**2
+    taken = why_no_other(lambda h, w: "" if h == w else f"no {h}x{w}", 512, 512)
+    assert taken.startswith("the model takes other squares, 256x256 for one, and --size 256 exports for it")
+
+
 def test_what_takes_large_pictures_alone_is_asked_for_large_ones() -> None:
     """Multiples of 32 from 256 px on: among sizes below that it takes no multiple but 256 itself."""
     asked: list[tuple[int, int]] = []
