@@ -26,14 +26,15 @@ def _grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mo
     sizes = tuple(reversed(input.shape[2:]))  # of x, y, z
     places = [_place(grid[..., axis], sizes[axis], padding_mode, corners) for axis in range(3)]
     if mode == "nearest":
-        return _corner(input, [p.round() for p in places], padding_mode)
-    low = [p.floor() for p in places]
+        return _corner(input, [_side(p.round(), n, padding_mode) for p, n in zip(places, sizes, strict=True)])
+    sides = []  # of each axis, what the eight corners share
+    for p, n in zip(places, sizes, strict=True):
+        low = p.floor()
+        part = p - low
+        sides.append((_side(low, n, padding_mode, 1 - part), _side(low + 1, n, padding_mode, part)))
     total: Any = None
     for number in range(8):
-        high = [number >> axis & 1 for axis in range(3)]
-        where = [a + up for a, up in zip(low, high, strict=True)]
-        parts = [p - a if up else 1 - (p - a) for p, a, up in zip(places, low, high, strict=True)]
-        term = _corner(input, where, padding_mode) * (parts[0] * parts[1] * parts[2]).unsqueeze(1)
+        term = _corner(input, [sides[axis][number >> axis & 1] for axis in range(3)])
         total = term if total is None else total + term
     return total
 
@@ -53,20 +54,24 @@ def _place(x: Tensor, size: Any, padding: str, corners: bool) -> Tensor:
     return x if padding == "zeros" else between(x, 0, size - 1)
 
 
-def _corner(input: Tensor, where: list[Tensor], padding: str) -> Tensor:
-    """Values at whole coordinates x, y, z; zero outside where the padding is zeros."""
-    depth, height, width = input.shape[2:]
-    inside = [between(p, 0, n - 1) for p, n in zip(where, (width, height, depth), strict=True)]
-    x, y, z = (p.long() for p in inside)
+def _side(where: Tensor, size: Any, padding: str, share: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Whole coordinates along one axis as indices, and the share that they have of a sample (None: all): nothing
+    outside where the padding is zeros."""
+    inside = between(where, 0, size - 1)
+    if padding == "zeros":
+        kept = (where == inside).to(where.dtype)
+        share = kept if share is None else share * kept
+    return inside.long(), share
+
+
+def _corner(input: Tensor, sides: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Values at indices x, y, z, times the shares of all three."""
+    _, height, width = input.shape[2:]
+    (x, a), (y, b), (z, c) = sides
     index = (z * height + y) * width + x
     flat = index.flatten(1).unsqueeze(1).expand(-1, input.shape[1], -1)
     values = input.flatten(2).gather(2, flat).reshape(input.shape[:2] + index.shape[1:])
-    if padding != "zeros":
-        return values
-    kept = torch.ones_like(inside[0], dtype=torch.bool)
-    for p, q in zip(where, inside, strict=True):
-        kept = kept & (p == q)
-    return values * kept.unsqueeze(1).to(values.dtype)
+    return values if a is None or b is None or c is None else values * (a * b * c).unsqueeze(1)
 
 
 def between(x: Tensor, low: Any, high: Any) -> Tensor:
