@@ -41,14 +41,13 @@ def deformable_convolution(
         mask = mask.reshape(b * shared, taps, rows, columns)
     pixels = image.reshape(b * shared, c // shared, h * w).transpose(1, 2).reshape(b * shared * h * w, c // shared)
     first = torch.arange(b * shared, device=image.device).view(b * shared, 1, 1, 1) * (h * w)
-    top, start = y.floor(), x.floor()
     samples: Any = 0
-    for row, near in ((top, 1 - (y - top)), (top + 1, y - top)):
-        for column, close in ((start, 1 - (x - start)), (start + 1, x - start)):
-            share = near * close
-            share = share * ((row >= 0) & (row <= h - 1) & (column >= 0) & (column <= w - 1)).to(share.dtype)
-            share = share if mask is None else share * mask
-            place = first + between(row, 0, h - 1).long() * w + between(column, 0, w - 1).long()
+    sides = [_side(side, share, w) for side, share in _around(x)]
+    for near, row in (_side(side, share, h) for side, share in _around(y)):
+        line = first + row * w
+        for close, column in sides:
+            share = near * close if mask is None else near * close * mask
+            place = line + column
             corner = pixels.index_select(0, place.reshape(-1)).reshape(b * shared, taps, rows * columns, c // shared)
             samples = samples + corner * share.reshape(b * shared, taps, rows * columns, 1)
     groups = c // per
@@ -57,6 +56,19 @@ def deformable_convolution(
     out = weight.reshape(groups, made // groups, per * taps) @ samples
     out = out.reshape(b, made, rows, columns)
     return out if bias is None else out + bias.view(-1, 1, 1)
+
+
+def _around(place: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The whole coordinates on both sides of each, and their shares of a sample there."""
+    low = place.floor()
+    part = place - low
+    return (low, 1 - part), (low + 1, part)
+
+
+def _side(place: Tensor, share: Tensor, length: Any) -> tuple[Tensor, Tensor]:
+    """A share, nothing outside the map, and the index along an axis of ``length``."""
+    share = share * ((place >= 0) & (place <= length - 1)).to(share.dtype)
+    return share, between(place, 0, length - 1).long()
 
 
 def _pair(value: Any) -> tuple[int, int]:
