@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 __all__ = ["cores", "free_bytes", "memory_bytes", "resident_bytes", "thread_limit"]
 
 _PROC = Path("/proc/self")
@@ -17,7 +15,7 @@ _PROC = Path("/proc/self")
 
 def memory_bytes(proc: Path = _PROC) -> int:
     """Bytes of memory: the least of the machine's and the limits of its control groups (versions 1 and 2)."""
-    limits = [int(psutil.virtual_memory().total)]
+    limits = [_physical_bytes()]
     for folder in _groups("memory", proc):
         for name in ("memory.limit_in_bytes", "memory.max", "memory.high"):
             text = _read(folder / name).strip()
@@ -33,6 +31,8 @@ def memory_bytes(proc: Path = _PROC) -> int:
 def free_bytes(proc: Path = _PROC) -> int:
     """Bytes that may still be taken: the least of what the machine has available and of what each control group
     (versions 1 and 2) has left below its limit; files that it only keeps to read them again count as left."""
+    import psutil
+
     left = [int(psutil.virtual_memory().available)]
     for folder in _groups("memory", proc):
         for limits, usage in (
@@ -70,7 +70,19 @@ def cores(proc: Path = _PROC) -> int:
 
 def resident_bytes() -> int:
     """What this process holds in memory now, by the operating system's count."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
+
+
+def _physical_bytes() -> int:
+    """Of the machine. POSIX tells it to the standard library; to import psutil takes longer than to decode a photo."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        import psutil
+
+        return int(psutil.virtual_memory().total)
 
 
 def _affinity() -> int:

@@ -6,7 +6,6 @@ Nothing here imports a runtime (versions are read from the installed packages' m
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 import re
 import shutil
@@ -63,11 +62,13 @@ _FEATURES = {
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """``{package: version}`` of those in ``names`` that are installed, in that order."""
+    from importlib import metadata  # it brings the parser of e-mails, which a run of one picture does not need
+
     found = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     return found
 

@@ -94,17 +94,16 @@ def _tensors_of(model: Path, which: str) -> tuple[tuple[str, str], ...]:
     return _read(model, which, (state.st_ino, state.st_size, state.st_mtime_ns))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _read(model: Path, which: str, state: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
     """What :func:`_tensors_of` says of a file as it is."""
+    # Nodes hold most of a graph, and hardly ever a tensor that lies elsewhere: each such one has its key.
+    found = () if which == "initializers" else _read(model, "initializers", state)
     with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if which != "initializers" and sum(1 for _ in _LOCATIONS.finditer(data)) == len(found):
+            return found
         try:
-            # Nodes hold most of a graph, and hardly ever a tensor that lies elsewhere: each such one has its key.
-            kinds = ("initializers",) if which == "initializers" else ("initializers", "all")
-            for kind in kinds:
-                tensors = list(_tensors(data, _MESSAGES[kind], (0, len(data)), "model", 0))
-                if kind == which or sum(1 for _ in _LOCATIONS.finditer(data)) == len(tensors):
-                    break
+            tensors = list(_tensors(data, _MESSAGES[which], (0, len(data)), "model", 0))
             return tuple((name.decode(), checksum.decode()) for name, checksum in tensors)
         except ValueError:
             return ()  # opening it says what is wrong
