@@ -188,8 +188,11 @@ def structural_float32(graph: Graph) -> dict[str, str]:
     before it (deblurring: a rounded filter that sharpens tenfold was 0.008 off)."""
     reasons: dict[str, str] = {}
     router = graph.router_nodes()
-    first = {layer.node for layer in graph.layers() if layer.keep == FIRST}
-    before = graph.before(graph.shown(first))
+    layers = graph.layers()
+    first = {layer.node for layer in layers if layer.keep == FIRST}
+    # What filters the answer against the picture reads the picture, too, behind all of the network.
+    deep = {layer.node for layer in layers if not layer.keep}
+    before = graph.before({name for name in graph.shown(first) if not graph.before({name}) & deep})
     edge = {*graph.inputs, *graph.outputs}
     for node in graph.model.graph.node:
         if node.name in router:

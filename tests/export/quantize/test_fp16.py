@@ -103,7 +103,10 @@ def test_what_changes_the_picture_before_the_first_convolution_stays_in_float32(
     assert kept["strength"] == TensorProto.FLOAT
 
 
-def test_a_network_whose_answer_is_compared_with_the_picture_stays_in_float16(routed: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shown", [False, True], ids=["pooled", "filtered"])
+def test_a_network_whose_answer_is_compared_with_the_picture_stays_in_float16(
+    routed: Any, tmp_path: Path, shown: bool
+) -> None:
     model = onnx.load(routed.whole)
     make, graph = onnx.helper.make_node, model.graph
     for node in graph.node:
@@ -114,7 +117,7 @@ def test_a_network_whose_answer_is_compared_with_the_picture_stays_in_float16(ro
             make("Sub", ["mended", "image"], ["residual"], name="residual"),
             make("Conv", ["residual", "grey.weight"], ["grey"], name="grey"),
             make("GlobalAveragePool", ["grey"], ["mean"], name="mean"),
-            make("Sigmoid", ["mean"], ["share"], name="share"),
+            make("Sigmoid", ["grey" if shown else "mean"], ["share"], name="share"),
             make("Mul", ["mended", "share"], ["restored"], name="blend"),
         ]
     )
