@@ -20,6 +20,7 @@ from clusir.network.evidence import FAMILY_COUNT, EvidenceHead
 from clusir.network.exposure import CORRECTIONS, ExposureHead, correct
 from clusir.network.layers import Down, Up
 from clusir.network.levels import EncoderLevel, SkipModulation, make_decoder
+from clusir.network.pilot import TAKEN, PilotFilter
 from clusir.network.pooled import PooledStatistics, pooled_value
 from clusir.network.router import Routing
 from clusir.network.traces import DegradationTraces
@@ -97,6 +98,7 @@ class ClusIR(nn.Module):
         self.evidence = EvidenceHead() if config.permissions else None
         self.trust = TrustHead(families) if config.permissions else None
         self.exposure = ExposureHead() if config.permissions else None
+        self.pilot = PilotFilter() if config.permissions else None
 
     def forward(
         self,
@@ -145,8 +147,11 @@ class ClusIR(nn.Module):
         restored = finish(x, skips, base)
         if self.trust is not None and not self.training:  # what is learnt is the whole of it
             judge = partial(self.judge, finish, (x, skips, base), source, restored, (asked, seen.permissions), pooled)
-            share = pooled_value(pooled, (1,), judge)[..., None, None]
+            judged = pooled_value(pooled, (1 + TAKEN,), judge)
+            share = judged[:, :1, None, None]
             restored = restored * share + source * (1 - share)
+            assert self.pilot is not None
+            restored = restored + self.pilot(source, restored, judged[:, 1:])
         return Restoration(
             restored,
             tuple(r.posterior for r in routings),
@@ -197,11 +202,13 @@ class ClusIR(nn.Module):
         permissions: tuple[Tensor | None, Tensor | None],
         pooled: PooledStatistics | None,
     ) -> Tensor:
-        """The share of what was mended that is kept, Bx1. ``deep``: what ``finish`` takes; ``source``, ``restored``:
-        Bx3xHxW; ``permissions``, BxF each: asked for, and left by evidence. Of the windows of a picture their middles
-        tell, a quarter of their pixels: a router graph would have no decoder but for this."""
+        """The share of what was mended that is kept, and what the filter behind it is told: Bx(1+TAKEN). ``deep``: what
+        ``finish`` takes; ``source``, ``restored``: Bx3xHxW; ``permissions``, BxF each: asked for, and left by evidence.
+        Of the windows of a picture their middles tell, a quarter of their pixels: a router graph would have no decoder
+        but for this."""
         asked, permitted = permissions
         assert self.trust is not None
+        assert self.pilot is not None
         assert asked is not None
         assert permitted is not None
         if pooled is not None and pooled.together and not self.config.decoder_attention:
@@ -211,8 +218,8 @@ class ClusIR(nn.Module):
             inner = [middle(skip, step) for skip, step in zip(skips, steps, strict=False)]
             restored = finish(middle(x, steps[-1]), inner, middle(base, 1))
             source = middle(source, 1)
-        share: Tensor = self.trust(asked, permitted, source, restored, pooled)
-        return share
+        share = self.trust(asked, permitted, source, restored, pooled)
+        return torch.cat((share, self.pilot.taken(source, restored, permitted, share, pooled)), dim=1)
 
     def middle(self, image: Tensor, x: Tensor, step: int) -> Tensor:
         """The middle half of each axis of features ``x``, BxCxH'xW', of which one stands for ``step`` pixels of

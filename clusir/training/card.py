@@ -157,6 +157,7 @@ def _evidence(out: Path) -> str:
         + lines
         + _exposure(found.get("exposure"))
         + _trust(found.get("trust"))
+        + _pilot(found.get("pilot"))
     )
 
 
@@ -176,6 +177,16 @@ def _trust(found: dict[str, float] | None) -> str:
         f"\n\nOf {found['pictures']} held-out pictures in which something is mended unasked, the share that is kept "
         f"brings {found['gain_kept']:+.2f} dB in the mean (all of it {found['gain_all']:+.2f}), and leaves "
         f"{found['worse_kept']:.1%} worse by over 0.1 dB (all of it {found['worse_all']:.1%})."
+    )
+
+
+def _pilot(found: dict[str, float] | None) -> str:
+    if not found or not found["pictures"]:
+        return ""
+    return (
+        f"\n\nOf {found['pictures']} held-out pictures on which the filter behind the network acts, the gain is "
+        f"{found['gain_before']:+.2f} dB in the mean without it and {found['gain_after']:+.2f} with it; it makes "
+        f"{found['worse']:.1%} worse by over 0.1 dB."
     )
 
 

@@ -99,7 +99,7 @@ class TrainConfig:
     # about three minutes of one core. 0: it is learnt with the rest.
     deblur_batches: int = 300
     # Crops of 256 px on which the evidence for each family is fitted after the last step (clusir.training.judge), and
-    # as many for the share that is kept: about twenty minutes of one core. 0: every family counts as sure.
+    # as many each for the heads behind it and the filter: about half an hour of one core. 0: every family is sure.
     evidence_crops: int = 8000
     # Feel the rounding of the INT8 file (see train_qat); ranges are measured on this many batches of 8.
     qat: bool = False

@@ -284,7 +284,7 @@ PERMITTED = replace(SMALL, permissions=True, restricted=1.0, as_taken=0.5, drawn
 def test_a_network_with_permissions_trains_and_its_obedience_is_validated(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for judge in ("evidence", "exposure", "trust"):  # how well they fit, their own tests say
+    for judge in ("evidence", "exposure", "trust", "pilot"):  # how well they fit, their own tests say
         monkeypatch.setattr(f"clusir.training.judge.{judge}._STEPS", 30)
         calibrate = getattr(evidence, f"calibrate_{judge}")
         monkeypatch.setattr(evidence, f"calibrate_{judge}", partial(calibrate, crop_px=64))

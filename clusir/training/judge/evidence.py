@@ -26,6 +26,7 @@ from clusir.network.model import ClusIR
 from clusir.training.data import TONAL
 from clusir.training.judge.exposure import calibrate_exposure
 from clusir.training.judge.pictures import draw_pictures, evidence_statistics
+from clusir.training.judge.pilot import calibrate_pilot
 from clusir.training.judge.trust import calibrate_trust
 from clusir.training.photos import PhotoSet
 
@@ -114,16 +115,17 @@ def _choose(
 def judge_weights(
     path: Path, photos: PhotoSet, validation: PhotoSet, weights: dict[str, float], crops: int
 ) -> EvidenceReport:
-    """:func:`calibrate_evidence` of the checkpoint at ``path``, then :func:`calibrate_exposure` and
-    :func:`calibrate_trust`, which judges what came of both. It is written again; ``evidence.json`` beside it holds what
-    they found."""
+    """:func:`calibrate_evidence` of the checkpoint at ``path``, then :func:`calibrate_exposure`,
+    :func:`calibrate_trust`, which judges what came of both, and :func:`calibrate_pilot`, which filters what is kept. It
+    is written again; ``evidence.json`` beside it holds what they found."""
     model = checkpoint.load(path)
     report = calibrate_evidence(model, photos, validation, weights, crops=crops)
     exposure = calibrate_exposure(model, *_choose(photos, validation, crops, np.random.default_rng(2)), weights)
     trust = calibrate_trust(model, *_choose(photos, validation, crops, np.random.default_rng(1)), weights)
+    pilot = calibrate_pilot(model, *_choose(photos, validation, crops, np.random.default_rng(3)), weights)
     metadata = {key: text for key, text in checkpoint.read_metadata(path).items() if key != "config"}
     checkpoint.save(model, path, metadata)
-    found = report.to_dict() | {"exposure": asdict(exposure), "trust": asdict(trust)}
+    found = report.to_dict() | {"exposure": asdict(exposure), "trust": asdict(trust), "pilot": asdict(pilot)}
     (path.parent / "evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return report
 
