@@ -193,12 +193,12 @@ def test_rules_that_are_tried_on_their_own_operator_only_rewrite_the_same(monkey
 
 
 class Windows(nn.Module):
-    """Writes into a part of a map, for which the program is run again, and cuts windows and puts them together."""
+    """Writes into a map through another view of it, for which the program is run again, and cuts windows."""
 
     def forward(self, image: Tensor) -> Tensor:
         b, c, h, w = image.shape
         x = nn.functional.pad(image, (0, -w % 4, 0, -h % 4))
-        x[:, :, 1:] += 1
+        x.permute(0, 2, 3, 1)[:, 1:] += 1
         high, wide = x.shape[2:]
         x = x.view(b, c, high // 4, 4, -1, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
         x = (x @ x.transpose(-2, -1)).softmax(-1) @ x
