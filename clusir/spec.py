@@ -250,7 +250,7 @@ def _finite(text: str) -> float:
 def _integer(value: Any) -> int:
     whole = not isinstance(value, bool) and isinstance(value, (int, float)) and value == int(value)
     if not whole or abs(value) > 1 << 53:
-        raise TypeError(f"expected an integer, got {str(value)[:40]}")
+        raise TypeError(f"expected an integer, got {repr(value)[:40]}")
     return int(value)
 
 
