@@ -9,7 +9,7 @@ import torch
 
 from clusir.errors import UsageError
 from clusir.network import checkpoint
-from clusir.network.evidence import FAMILY_COUNT, TONES, TonalStatistics
+from clusir.network.evidence import FAMILY_COUNT, TONES, EvidenceHead, TonalStatistics
 from clusir.network.model import CONFIGS, ClusIR
 from clusir.network.pooled import PooledStatistics
 
@@ -46,8 +46,9 @@ def test_an_untrained_network_ignores_permissions_and_returns_its_input(image: t
 
 
 def test_a_family_with_less_evidence_than_its_threshold_loses_its_permission(
-    model: ClusIR, image: torch.Tensor
+    model: ClusIR, image: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("clusir.network.evidence._BESIDE_FAULTS", 0.0)
     with torch.no_grad():
         evidence = model(image[:1]).evidence
         assert evidence is not None
@@ -163,3 +164,24 @@ def test_permissions_need_the_parts_that_they_steer() -> None:
         replace(CONFIGS["small"], permissions=True)
     assert not CONFIGS["tiny"].permissions
     assert checkpoint.load(checkpoint.shipped()).config.permissions in (True, False)
+
+
+def test_blur_beside_noise_or_jpeg_needs_more_evidence_than_alone() -> None:
+    head = EvidenceHead()
+    head.thresholds.fill_(0.2)
+    head.floors.fill_(0.1)
+    for fault in (0, 1):
+        for blur, alone, beside in ((0.15, 0.0, 0.0), (0.5, 1.0, 0.0), (0.65, 1.0, 1.0)):
+            evidence = torch.zeros(2, FAMILY_COUNT)
+            evidence[:, 2] = blur
+            evidence[0, fault] = 0.9
+            found = head.permit(-torch.ones(2, FAMILY_COUNT), evidence)
+            assert found[:, 2].tolist() == [beside, alone]
+            assert found[:, fault].tolist() == [1.0, 0.0]
+            floored = head.permit(torch.full((2, FAMILY_COUNT), -1.5), evidence)
+            assert floored[:, 2].tolist() == [0.5 * beside, 0.5]
+            asked = -torch.ones(2, FAMILY_COUNT)
+            asked[:, 2] = 0.75  # outright: no evidence is asked
+            assert head.permit(asked, evidence)[:, 2].tolist() == [0.75, 0.75]
+            asked[:, 2], asked[:, fault] = -1.0, 0.0  # noise is to stay: blur is judged alone
+            assert head.permit(asked, evidence)[:, 2].tolist() == [alone, alone]
