@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clusir.errors import ExportError
 from clusir.export.graph import probe
 from clusir.export.graph.edit import GraphEdit
-from clusir.export.graph.index import inferred, sort_nodes
+from clusir.export.graph.index import drop_unused, inferred, sort_nodes
 
 
 def chain() -> onnx.ModelProto:
@@ -194,3 +194,22 @@ def test_after_an_edit_the_graph_is_looked_at_again_for_new_values_alone(monkeyp
     assert len(looks) == 2
     edit.drop_unused()
     assert {"x", "y", "o", flat} <= set(edit.linear().shapes) - {"z"} == set(edit.linear().shapes)
+
+
+def test_what_nothing_needs_leaves_the_graph_with_its_weights_and_shapes() -> None:
+    model = onnx.shape_inference.infer_shapes(chain())
+    graph = model.graph
+    for name in ("unread", "default"):
+        graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), name))
+    graph.input.append(helper.make_tensor_value_info("default", TensorProto.FLOAT, [3]))
+    graph.node.append(helper.make_node("Abs", ["c"], ["alone"], name="alone"))
+    graph.value_info.append(helper.make_tensor_value_info("alone", TensorProto.FLOAT, None))
+    order = [graph.node[i] for i in (3, 2, 1, 0)]  # from the end to the start
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
+    del graph.node[:]
+    graph.node.extend(copies)
+    drop_unused(graph)
+    assert [node.name for node in graph.node] == ["conv", "relu", "neg"]
+    assert {tensor.name for tensor in graph.initializer} == {"w", "default"}
+    assert "alone" not in shapes(graph)
+    assert "c" in shapes(graph)
