@@ -12,7 +12,7 @@ from clusir.network.layers import scale_init
 from clusir.network.pooled import PooledStatistics, pooled_value
 from clusir.network.traces import BANDS, TRACES, OrientedEnergies
 
-__all__ = ["TONAL", "ClusterGain", "DegradationCue", "ToneMap"]
+__all__ = ["BLUR", "FAULTS", "TONAL", "ClusterGain", "DegradationCue", "ToneMap"]
 
 # Ten times the other weights' pace under Adam. Deblocking smooths where deblurring sharpens: trained on both, the first
 # weights got neither (JPEG +0.07 dB) where JPEG alone reached +0.6 dB within 250 steps. With gains at the common pace
@@ -20,8 +20,8 @@ __all__ = ["TONAL", "ClusterGain", "DegradationCue", "ToneMap"]
 _GAIN_PACE = 10.0
 
 
-TONAL = slice(4, 6)
-"""Haze and low light among the families."""
+FAULTS, BLUR, TONAL = slice(0, 2), slice(2, 3), slice(4, 6)
+"""Among the families: noise and JPEG, blur, haze and low light."""
 
 
 def _silent(inputs: int, outputs: int) -> nn.Linear:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusir.network.cues import BLUR, FAULTS
 from clusir.network.pooled import PooledStatistics, over_batch
 from clusir.network.traces import BANDS, TRACES
 
@@ -32,7 +33,6 @@ _WIDE_STEPS = (2, 3)
 # Of 370 crops of held-out photos with evidence of both, mending the blur, too, lost 0.12 dB where its evidence was
 # below 0.5 (0.43 on those without blur; on those with it it gained 0.01) and 0.01 up to 0.7, and gained 0.32 above.
 _BESIDE_FAULTS = 0.6
-_FAULTS, _BLUR = slice(0, 2), slice(2, 3)  # noise and JPEG; among the families
 
 TONES = 4 * len(_THRESHOLDS) + 4 + 2 * len(_THRESHOLDS) * len(_WIDE_STEPS)
 """How many numbers :class:`TonalStatistics` gives."""
@@ -114,8 +114,8 @@ class EvidenceHead(nn.Module):
         sure = (evidence >= torch.where(anything, self.floors, self.thresholds)).to(evidence.dtype)
         share = torch.where(anything, -permissions - 1, -permissions)
         permitted = torch.where(permissions < 0, share * sure, permissions)
-        faults = permitted[:, _FAULTS].amax(dim=1, keepdim=True) > 0
-        beside = _BESIDE_FAULTS * (self.thresholds[_BLUR] > 0).to(evidence.dtype)  # 0 until it is calibrated
-        doubted = faults & (evidence[:, _BLUR] < beside) & (permissions[:, _BLUR] < 0)
-        blur = permitted[:, _BLUR] * (1 - doubted.to(permitted.dtype))
-        return torch.cat((permitted[:, : _BLUR.start], blur, permitted[:, _BLUR.stop :]), dim=1)
+        faults = permitted[:, FAULTS].amax(dim=1, keepdim=True) > 0
+        beside = _BESIDE_FAULTS * (self.thresholds[BLUR] > 0).to(evidence.dtype)  # 0 until it is calibrated
+        doubted = faults & (evidence[:, BLUR] < beside) & (permissions[:, BLUR] < 0)
+        blur = permitted[:, BLUR] * (1 - doubted.to(permitted.dtype))
+        return torch.cat((permitted[:, : BLUR.start], blur, permitted[:, BLUR.stop :]), dim=1)

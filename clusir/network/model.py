@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clusir.network.config import CONFIGS, ModelConfig
-from clusir.network.cues import TONAL, ClusterGain, DegradationCue, ToneMap
+from clusir.network.cues import BLUR, TONAL, ClusterGain, DegradationCue, ToneMap
 from clusir.network.deblur import SteeredDeblur
 from clusir.network.evidence import FAMILY_COUNT, EvidenceHead
 from clusir.network.exposure import CORRECTIONS, ExposureHead, correct
@@ -32,7 +32,6 @@ __all__ = ["CONFIGS", "ClusIR", "ModelConfig", "Restoration"]
 # The stem starts with the weak Haar high bands lifted. Relative L1 against the degraded input in steps 161 to 200 of
 # denoising (one seed, equal settings): -0.25 with a gain of 4, -0.16 without. Other gains were not compared.
 _HIGH_BAND_GAIN = 4.0
-_BLUR = slice(2, 3)  # among the families
 
 
 class Restoration(NamedTuple):
@@ -264,7 +263,7 @@ class ClusIR(nn.Module):
         found = cue(statistics, pooled, permissions)
         if self.deblur is None:
             return _Seen(found, None, evidence, permissions, known)
-        may = None if permissions is None else permissions[:, _BLUR]
+        may = None if permissions is None else permissions[:, BLUR]
         return _Seen(found, self.deblur(image, statistics, pooled, may), evidence, permissions, known)
 
     def embed(self, image: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusir.network.cues import TONAL
+from clusir.network.cues import FAULTS
 from clusir.network.pooled import PooledStatistics
 from clusir.network.traces import mean_energy
 
@@ -36,8 +36,6 @@ TAKEN = 4
 """How many numbers :meth:`PilotFilter.taken` gives."""
 
 _BANDS = 3 * SIDE_PX**2
-_FAULTS = slice(0, 2)  # noise and JPEG, among the families
-_BLUR_RAIN = slice(2, 4)
 _MARGIN_PX = SIDE_PX - STEP_PX
 _GAIN = 8.0  # squares of faint noise must not vanish in float16, nor those of bright blocks overflow
 _RANGE = (-1.0, 2.0)  # of an answer, for the same reason
@@ -115,8 +113,8 @@ class PilotFilter(nn.Module):
         noise, and a sharpened picture is not to become blurred again."""
         away = F.conv2d((image - restored.clamp(*_RANGE)) * _GAIN, self.colours)
         s = mean_energy(away.square(), pooled) * share.square()
-        others = torch.cat((permissions[:, _BLUR_RAIN], permissions[:, TONAL]), dim=1)
-        acts = permissions[:, _FAULTS].amax(dim=1, keepdim=True) * (1 - others.amax(dim=1, keepdim=True))
+        faults, others = permissions[:, FAULTS], permissions[:, FAULTS.stop :]
+        acts = faults.amax(dim=1, keepdim=True) * (1 - others.amax(dim=1, keepdim=True))
         return torch.cat((acts, s), dim=1)
 
     def forward(self, image: Tensor, restored: Tensor, taken: Tensor) -> Tensor:

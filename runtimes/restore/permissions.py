@@ -122,7 +122,8 @@ def asked_strength(strength: float | str | Mapping[str, float]) -> tuple[float, 
 
 
 def mended(evidence: Array, permissions: Array, spec: ModelSpec) -> Array:
-    """How far each family was allowed to be mended, [F] in 0..1, as the router decides it."""
+    """How far each family was allowed to be mended, [F] in 0..1, by its own evidence: blur beside noise or JPEG may be
+    left all the same, which the graph alone knows."""
     anything = permissions < -1
     least = np.asarray(spec.evidence_thresholds, np.float32)
     if spec.evidence_floors:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clusir.degrade.recipe import FAMILY_NAMES
+from clusir.network.cues import FAULTS
 from clusir.network.model import ClusIR
 from clusir.network.pilot import STEP_PX, PilotFilter
 from clusir.network.pooled import PooledStatistics
@@ -102,9 +103,9 @@ def _look(
     try:
         for drawn in draw_pictures(chosen, weights, crop_px, rng, (1,)):
             evidence = torch.sigmoid(model.evidence.judge(evidence_statistics(model, drawn.degraded)[None]))
-            if not model.evidence.permit(unasked, evidence)[:, :2].any():
+            if not model.evidence.permit(unasked, evidence)[:, FAULTS].any():
                 continue
-            model(drawn.degraded, None, PooledStatistics(together=True), unasked.clone())
+            model(drawn.degraded, None, PooledStatistics(together=True), unasked)
             image, restored, taken = read.pop()
             if taken[0, 0] > 0:
                 levels = torch.round(image[0].clamp(0, 1) * 255).byte()
