@@ -18,6 +18,7 @@ from onnx import ModelProto
 from clusir.errors import UsageError, ValidationError
 from clusir.export.base import Pass, Pipeline
 from clusir.export.graph.session import Probe
+from clusir.export.graph.tidy import graphs_of
 from clusir.export.kept import kept_memory
 from clusir.export.options import with_maps
 from clusir.export.ownership import refuse_foreign
@@ -27,8 +28,8 @@ from clusir.export.passes.steady_norm import SteadyNorm
 from clusir.export.precision.place import Placed, known_files, place
 from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.onnx_file import Description, free_name, in_standard_form, read_onnx
-from clusir.export.subjects.onnx_half import in_float32
-from clusir.export.subjects.onnx_ports import Ports, find_ports
+from clusir.export.subjects.onnx_half import in_float32, without_doubles
+from clusir.export.subjects.onnx_ports import WHOLE_NUMBERS, Ports, find_ports
 from clusir.export.subjects.onnx_probe import (
     Reach,
     natural_picture,
@@ -37,6 +38,7 @@ from clusir.export.subjects.onnx_probe import (
     runner,
 )
 from clusir.export.tiled import agreeing, steadied, tiled
+from clusir.export.undescribed import settled
 from clusir.export.validate.compare import Agreement, compare
 from clusir.export.validate.compare import check as checked
 from clusir.export.validate.pictures import PictureCheck, compare_pictures
@@ -49,6 +51,8 @@ from clusir.spec import ModelSpec, SizeRequirements
 __all__ = ["Adoption", "AdoptionConfig", "adopt"]
 
 _PROBE_PX = 256
+_INTEGER_OPERATORS = frozenset(("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+                                "ConvInteger", "MatMulInteger"))  # fmt: skip
 
 Progress = Callable[[str], None]
 
@@ -92,8 +96,10 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
         raise UsageError("no backend to compare on; name one with --backends")
     refuse_foreign(out.parent, known_files(out, config.precision), out.stem)
     progress(f"reading {source.name}")
-    theirs = read_onnx(source)
+    theirs, told = settled(without_doubles(read_onnx(source)), config.description)
+    config = replace(config, description=told)
     wide, half = in_float32(theirs)
+    integers = _in_integers(theirs, config)
     with_maps((1, 3, 0, 0), config.description.maps)
     standard, ports = in_standard_form(wide, config.description)
     run = runner(standard)
@@ -114,7 +120,6 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder) / out.name
         onnx.save_model(made.graphs[""], str(staged))
-        told = config.description
         theirs_ports = find_ports(theirs, told.picture, told.answer, told.layout, tuple(told.values), tuple(told.maps))
         check = PictureCheck(
             _Reference(theirs, theirs_ports, told),
@@ -122,13 +127,13 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
             spec.planes,
             ports.batch == 0,
             config.backends,
-            tolerance("fp16" if half else "brought"),
+            tolerance("int8" if integers else "fp16" if half or _in_bytes(ports) else "brought"),
         )
         try:
-            agreements = compare_pictures(staged, check, progress=progress)
+            agreements = compare_pictures(staged, check, "int8" if integers else "fp32", progress)
         except ValidationError:
             steady = steadied(made)
-            if steady is None:
+            if steady is None or integers:
                 raise
             progress("comparing again, with norms that add up in blocks")
             made, check = steady, _steady_check(check, wide, ports, told)
@@ -149,6 +154,8 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     notes += [f"{record.name}: {'; '.join(record.notes)}" for record in steps.records if record.modified]
     if half:
         notes.append("computes in float16, written in float32; --precision fp16 makes a small file beside it")
+    if integers:
+        notes.append("computes in integers, as it came: compared on photos, to 30 dB")
     if ports.others:
         given = ", ".join(f"{free_name(name)}={value:g}" for name, value in config.description.values.items())
         notes.append(f"takes {given} where nobody sets it: clusir-run --set, on ONNX Runtime")
@@ -156,6 +163,22 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
               for name, value in zip(spec.maps, spec.map_defaults, strict=True)]  # fmt: skip
     notes += placed.notes
     return Adoption(out, spec, made.reach, tuple(agreements), tuple(notes), placed)
+
+
+def _in_integers(theirs: ModelProto, config: AdoptionConfig) -> bool:
+    """Whether a file was quantised already. Runtimes round such maps each in its own order, which moves single pixels.
+    Raises UsageError where it is to be made smaller still."""
+    kinds = {node.op_type for graph in graphs_of(theirs.graph) for node in graph.node}
+    found = sorted(kinds & _INTEGER_OPERATORS)
+    wanted = [] if config.precision is None else [p for p in config.precision.precisions if p != "fp32"]
+    if found and wanted:
+        raise UsageError(f"--precision {','.join(wanted)}: the file computes in integers already ({found[0]})")
+    return bool(found)
+
+
+def _in_bytes(ports: Ports) -> bool:
+    """Whether the answer is uint8: where it lies between two levels, runtimes choose either."""
+    return ports.answer.type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
 def _steady_check(check: PictureCheck, theirs: ModelProto, ports: Ports, told: Description) -> PictureCheck:
@@ -217,27 +240,36 @@ class _Reference:
 
     def __call__(self, image: Array) -> dict[str, Array]:
         told, ports = self.told, self.ports
-        low, high = told.value_range
+        low, high = told.range_of(ports.picture)
         mean, deviation = (np.asarray(n, np.float32).reshape(1, -1, 1, 1) for n in (told.mean, told.deviation))
         x = image[:, : ports.channels] * np.float32(high - low) + np.float32(low)
         x = (x[:, ::-1] if told.bgr else x) - mean
         x = x / deviation
         x = x.transpose(0, 2, 3, 1) if ports.layout == "NHWC" else x
-        feeds = {ports.picture.name: np.ascontiguousarray(x, _dtype(ports.picture))}
+        feeds = {ports.picture.name: _stored(x, ports.picture)}
         for number, port in enumerate(ports.maps, start=ports.channels):
             plane = image[:, number : number + 1]
             plane = plane.transpose(0, 2, 3, 1) if ports.layout == "NHWC" else plane
-            feeds[port.name] = np.ascontiguousarray(plane, _dtype(port))
+            feeds[port.name] = _stored(plane, port)
         for port in ports.others:
             shape = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
             if len(shape) == 4:
                 shape = [shape[0] or len(image), shape[1] or 1, shape[2] or image.shape[2], shape[3] or image.shape[3]]
             feeds[port.name] = np.full([side or 1 for side in shape], told.values[port.name], _dtype(port))
         answer = np.asarray(self._probe.run(feeds)[ports.answer.name], np.float32)
-        answer = answer.transpose(0, 3, 1, 2) if ports.layout == "NHWC" else answer
+        answer = answer.transpose(0, 3, 1, 2) if ports.answer_layout == "NHWC" else answer
         answer = answer * deviation + mean
         answer = answer[:, ::-1] if told.bgr else answer
+        low, high = told.range_of(ports.answer)
         return {"restored": np.ascontiguousarray((answer - np.float32(low)) / np.float32(high - low))}
+
+
+def _stored(values: Array, port: onnx.ValueInfoProto) -> Array:
+    """The numbers in the type of an input: of whole numbers the nearest, of bytes within 0..255."""
+    if port.type.tensor_type.elem_type in WHOLE_NUMBERS:
+        values = np.round(values)
+        values = values.clip(0, 255) if port.type.tensor_type.elem_type == onnx.TensorProto.UINT8 else values
+    return np.ascontiguousarray(values, _dtype(port))
 
 
 def _dtype(port: onnx.ValueInfoProto) -> np.dtype[np.generic]:

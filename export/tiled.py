@@ -44,6 +44,7 @@ _REACH_PX = 320
 _NEAR_PX = 160  # tried first: a quarter of the pixels, and enough for most networks
 _LARGEST_TILE_BYTES = 1 << 30  # a tile of a network to which the whole picture matters
 _LEVEL = 1 / 255  # of a seam that is seen
+_MOST_HALOS = 4  # of a reach: a halo where seams are seen with less
 _EDGES = (
     "its answer follows the size of a picture or what lies at its edges, although no pixel looks far: tiles are as"
     " large as a gigabyte allows"
@@ -131,13 +132,25 @@ def _made(
     """The graphs of what was found, with tiles and what they cost."""
     progress("measuring what tiles cost")
     tiles, spec = _priced(model, run, spec, found, wanted)
+    most = _MOST_HALOS * tiles.halo
+    while _seen(tiles) and not found.reach.whole and wanted[1] is None and 2 * tiles.halo <= most:
+        # borders' padding, and windows cut elsewhere, show farther than a pixel looks
+        farther = replace(found, reach=replace(found.reach, pixels=2 * tiles.halo))
+        wider, made = _priced(model, run, spec, farther, wanted)
+        if wider.halo <= tiles.halo:
+            break
+        tiles, spec = wider, made
     told = [*told_of(found.reach, tiles, found.size), *([found.told] if found.told else [])]
-    seen = (tiles.error or 0.0) > _LEVEL
-    if seen and not found.reach.whole and found.split is None and wanted == (None, None):
+    if _seen(tiles) and not found.reach.whole and found.split is None and wanted == (None, None):
         tiles, spec = _priced(model, run, spec, replace(found, reach=replace(found.reach, whole=True)), wanted)
         told = [*told_of(found.reach, tiles, found.size), *told[1:], _EDGES]
     reach = found.whole or found.reach
     return Tiled(spec, _graphs(model, found.split, spec), reach, tuple(told))
+
+
+def _seen(tiles: Tiles) -> bool:
+    """Whether a seam between tiles is a level of eight bits or more."""
+    return (tiles.error or 0.0) > _LEVEL
 
 
 def _priced(

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import (
-    GraphProto,
     ModelProto,
     NodeProto,
     TensorProto,
     ValueInfoProto,
-    compose,
     helper,
     inliner,
     numpy_helper,
@@ -28,9 +26,10 @@ from onnx import (
 from onnx.external_data_helper import uses_external_data
 
 from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
-from clusir.export.subjects.onnx_ports import Ports, find_ports
+from clusir.export.graph.tidy import graphs_of, prefixed, tidied
+from clusir.export.subjects.onnx_ports import WHOLE_NUMBERS, Ports, find_ports
 
-__all__ = ["Description", "free_name", "in_standard_form", "read_onnx"]
+__all__ = ["Description", "free_name", "in_standard_form", "ranked", "read_onnx"]
 
 _OPSET = 18
 _LATEST_OPSET = 23
@@ -42,11 +41,12 @@ _PREFIX = "net/"
 class Description:
     """What a file wants that its graph does not say.
 
-    ``value_range``: what black and white are as numbers, in and out. ``mean`` and ``deviation``, a number or one a
-    channel, in units of that range: the input is (x - mean) / deviation, the answer is taken back likewise. ``bgr``:
-    the order of three channels. ``layout``: ``NCHW``, ``NHWC`` or ``auto`` (as the shapes say). ``values``: numbers for
-    further inputs; ``maps``: those that are pictures of one channel as large as the picture, 0..1, and what fills them
-    where nobody gives one. ``picture`` and ``answer``: names of the input and the output that are pictures, where
+    ``value_range``: what black and white are as numbers, in and out (of uint8, 0 and 255 where 0..1 is said).
+    ``mean`` and ``deviation``, a number or one a channel, in units of that range: the input is (x - mean) / deviation,
+    the answer is taken back likewise. ``bgr``: the order of three channels. ``layout``: ``NCHW``, ``NHWC`` or ``auto``
+    (as the shapes say). ``values``: numbers for further inputs; ``maps``: those that are pictures of one channel as
+    large as the picture, 0..1, and what fills them where nobody gives one. ``picture`` and ``answer``: names of the
+    input and the output that are pictures, where
     several could be.
     """
 
@@ -71,6 +71,11 @@ class Description:
                 raise UsageError(f"{name} {numbers} is not one number, or three")
         if not all(number > 0 for number in self.deviation):
             raise UsageError(f"deviation {self.deviation} is not above 0")
+
+    def range_of(self, port: ValueInfoProto) -> tuple[float, float]:
+        """What black and white are at an input or an output."""
+        in_bytes = port.type.tensor_type.elem_type == TensorProto.UINT8
+        return (0.0, 255.0) if in_bytes and self.value_range == (0.0, 1.0) else self.value_range
 
 
 def read_onnx(path: str | Path) -> ModelProto:
@@ -99,17 +104,39 @@ def read_onnx(path: str | Path) -> ModelProto:
         ) from error
     if not model.graph.node:
         raise ModelFormatError(f"model {path}: it is not an ONNX file, or an empty one")
-    model = inliner.inline_local_functions(model) if model.functions else model
-    _drop_constant_inputs(model.graph)
-    foreign = sorted(
-        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
-    )
+    model = tidied(inliner.inline_local_functions(model) if model.functions else model)
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain})
     if foreign:
         raise UnsupportedModelError(
             f"model {path}: {', '.join(foreign[:4])} {'is' if len(foreign) == 1 else 'are'} outside standard ONNX; "
             "export it again without runtime-specific operators"
         )
-    return _at_least_opset(model, path)
+    _refuse_training(model, path)
+    return ranked(_at_least_opset(model, path))
+
+
+def _refuse_training(model: ModelProto, path: Path) -> None:
+    """A graph that drops values or norms by the batch at hand answers otherwise each time, or in another batch."""
+    for graph in graphs_of(model.graph):
+        on = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.BOOL and any(
+            numpy_helper.to_array(tensor).ravel())}  # fmt: skip
+        for node in graph.node:
+            drops = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in on
+            if drops or any(a.name == "training_mode" and a.i for a in node.attribute):
+                raise UnsupportedModelError(
+                    f"model {path}: {node.op_type} computes as in training; export it again in eval mode"
+                )
+
+
+def ranked(model: ModelProto) -> ModelProto:
+    """The model with the shapes of its outputs, where it does not say them."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except Exception:  # what has no shape is then told of as such
+        return model
 
 
 def _has_external_data(path: Path) -> bool:
@@ -122,7 +149,7 @@ def _has_external_data(path: Path) -> bool:
 
 
 def _at_least_opset(model: ModelProto, path: Path) -> ModelProto:
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    version = next((o.version for o in model.opset_import if not o.domain), 1)
     if version > _LATEST_OPSET:
         raise UnsupportedModelError(
             f"model {path}: opset {version} is newer than {_LATEST_OPSET}, the last one read here; export it again "
@@ -136,16 +163,8 @@ def _at_least_opset(model: ModelProto, path: Path) -> ModelProto:
                 f"model {path}: opset {version} cannot be brought to {_OPSET} ({_first_line(error)}); "
                 f"export it again with opset {_OPSET}"
             ) from error
-    model.ir_version = max(min(model.ir_version, _IR_VERSION), 8)
+    model.ir_version = min(model.ir_version, _IR_VERSION)
     return model
-
-
-def _drop_constant_inputs(graph: GraphProto) -> None:
-    """Before IR version 4 every initializer had to be an input too."""
-    constants = {tensor.name for tensor in graph.initializer}
-    kept = [value for value in graph.input if value.name not in constants]
-    del graph.input[:]
-    graph.input.extend(kept)
 
 
 def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, Ports]:
@@ -155,26 +174,30 @@ def in_standard_form(model: ModelProto, told: Description) -> tuple[ModelProto, 
     names what is there.
     """
     ports = find_ports(model, told.picture, told.answer, told.layout, tuple(told.values), tuple(told.maps))
-    inner = compose.add_prefix(model, _PREFIX)
+    inner = prefixed(model, _PREFIX)
     graph = inner.graph
     channels = ports.channels
     if told.bgr and channels != 3:
         raise UsageError(f"--bgr needs three channels, the model takes {channels}")
+    in_bytes = [p.name for p in (ports.picture, ports.answer) if p.type.tensor_type.elem_type == TensorProto.UINT8]
+    if in_bytes and (any(told.mean) or any(d != 1 for d in told.deviation)):
+        raise UsageError(f"{in_bytes[0]} is uint8, which has neither --mean nor --deviation; leave them out")
     before = _Chain("host/colours" if ports.maps else "image", f"{_PREFIX}{ports.picture.name}", "in")
-    low, high = told.value_range
+    low, high = told.range_of(ports.picture)
     before.multiply(high - low)
     before.add(low)
     before.reverse_channels(told.bgr)
     before.add(*(-m for m in told.mean))
     before.multiply(*(1 / d for d in told.deviation))
     before.transpose(ports.layout == "NHWC", (0, 2, 3, 1))
-    before.cast(ports.picture.type.tensor_type.elem_type, TensorProto.FLOAT)
+    before.leave(ports.picture.type.tensor_type.elem_type)
     after = _Chain(f"{_PREFIX}{ports.answer.name}", "restored", "out")
     after.cast(TensorProto.FLOAT, ports.answer.type.tensor_type.elem_type)
-    after.transpose(ports.layout == "NHWC", (0, 3, 1, 2))
+    after.transpose(ports.answer_layout == "NHWC", (0, 3, 1, 2))
     after.multiply(*told.deviation)
     after.add(*told.mean)
     after.reverse_channels(told.bgr)
+    low, high = told.range_of(ports.answer)
     after.add(-low)
     after.multiply(1 / (high - low))
     nodes, constants, settable = _further_inputs(ports, told.values)
@@ -232,6 +255,15 @@ class _Chain:
         if to != source:
             self._step("Cast", to=to)
 
+    def leave(self, kind: int) -> None:
+        """Become ``kind``: whole numbers are the nearest ones, of bytes within 0..255."""
+        if kind in WHOLE_NUMBERS:
+            self._step("Round")
+        if kind == TensorProto.UINT8:
+            ends = (numpy_helper.from_array(np.asarray(n, np.float32), f"host/{self.name}/end{n}") for n in (0, 255))
+            self._step("Clip", *ends)
+        self.cast(kind, TensorProto.FLOAT)
+
     def done(self) -> list[NodeProto]:
         if not self.nodes:
             self._step("Identity")
@@ -281,7 +313,8 @@ def _maps(ports: Ports, constants: list[TensorProto]) -> list[NodeProto]:
     for port, plane in zip(ports.maps, planes, strict=True):
         chain = _Chain(plane, f"{_PREFIX}{port.name}", f"map/{port.name}")
         chain.transpose(ports.layout == "NHWC", (0, 2, 3, 1))
-        chain.cast(port.type.tensor_type.elem_type, TensorProto.FLOAT)
+        chain.leave(port.type.tensor_type.elem_type)
+        constants += chain.constants
         nodes += chain.done()
     return nodes
 

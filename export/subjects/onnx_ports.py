@@ -9,9 +9,10 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from clusir.errors import UnsupportedModelError, UsageError
 
-__all__ = ["Ports", "find_ports"]
+__all__ = ["WHOLE_NUMBERS", "Ports", "find_ports", "pictures_of"]
 
-_PICTURE_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_PICTURE_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
+WHOLE_NUMBERS = (TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
 _CHANNELS = (1, 3)
 
 
@@ -20,14 +21,15 @@ class Ports:
     """``picture`` and ``answer``: the input and the output that are pictures; ``maps``: inputs of one channel and of
     the picture's size; ``others``: all further inputs.
 
-    ``layout`` is ``NCHW`` or ``NHWC``; ``batch`` and ``size`` (height, width) in pixels are 0 where the graph leaves
-    them open.
+    ``layout`` is ``NCHW`` or ``NHWC``, ``answer_layout`` that of the answer; ``batch`` and ``size`` (height, width) in
+    pixels are 0 where the graph leaves them open.
     """
 
     picture: ValueInfoProto
     answer: ValueInfoProto
     others: tuple[ValueInfoProto, ...]
     layout: str
+    answer_layout: str
     channels: int
     batch: int
     size: tuple[int, int]
@@ -77,14 +79,24 @@ def find_ports(
     given_maps = tuple(value for name in maps for value in inputs if value.name == name)
     for value in given_maps:
         if not _is_map(value, came_in):
-            raise UsageError(f"--map {value.name}: {_text(value)} has not one channel and the picture's size; --set it")
-    return Ports(came_in, came_out, others, layout, channels, batch, (height, width), given_maps)
+            raise UsageError(
+                f"--map {value.name}: {_text(value)} is no map (four axes, one channel, the picture's size); --set it"
+            )
+    back = _answer_layout(_shape(came_out), channels, layout)
+    return Ports(came_in, came_out, others, layout, back, channels, batch, (height, width), given_maps)
+
+
+def _answer_layout(shape: list[int], channels: int, layout: str) -> str:
+    """That of the picture, unless the answer says the number of channels where the other one has them alone."""
+    where = {"NCHW": shape[1], "NHWC": shape[3]}
+    other = "NHWC" if layout == "NCHW" else "NCHW"
+    return other if where[layout] != channels and where[other] == channels else layout
 
 
 def _is_map(value: ValueInfoProto, picture: ValueInfoProto) -> bool:
     """Whether an input has one channel and, where that is known, the picture's height and width."""
     shape, like = _shape(value), _shape(picture)
-    if len(shape) != 4 or value.type.tensor_type.elem_type not in _PICTURE_TYPES:
+    if len(shape) != 4 or value.type.tensor_type.elem_type not in (*_PICTURE_TYPES, *WHOLE_NUMBERS):
         return False
     axis = 3 if like[3] in _CHANNELS and like[1] not in _CHANNELS else 1
     sides = [n for n in (1, 2, 3) if n != axis]
@@ -102,13 +114,10 @@ def _chosen(values: list[ValueInfoProto], name: str | None, option: str, verb: s
         if found is None:
             raise UsageError(f"{option} {name}: there is no such tensor; the model {verb} {_listed(values)}")
         values = [found]
-    pictures = [v for v in values if v.type.tensor_type.elem_type in _PICTURE_TYPES and len(_shape(v)) == 4]
-    if len(pictures) > 1:
-        coloured = [v for v in pictures if 3 in (_shape(v)[1], _shape(v)[3])]  # a map beside them has one channel
-        pictures = coloured if len(coloured) == 1 else pictures
+    pictures = pictures_of(values)
     if not pictures:
         raise UnsupportedModelError(
-            f"the model {verb} no picture (float32 or float16 of four axes): {_listed(values) or 'nothing'}; export it "
+            f"the model {verb} no picture (float or uint8 of four axes): {_listed(values) or 'nothing'}; export it "
             "again with one picture of batch, channels, height and width"
         )
     if len(pictures) > 1:
@@ -116,6 +125,13 @@ def _chosen(values: list[ValueInfoProto], name: str | None, option: str, verb: s
             f"the model {verb} {_listed(pictures)}; say which is the picture, for example {option} {pictures[-1].name}"
         )
     return pictures[0]
+
+
+def pictures_of(values: list[ValueInfoProto]) -> list[ValueInfoProto]:
+    """Those that may be pictures: numbers of four axes; of several the one that has three channels, if it is one."""
+    pictures = [v for v in values if v.type.tensor_type.elem_type in _PICTURE_TYPES and len(_shape(v)) == 4]
+    coloured = [v for v in pictures if 3 in (_shape(v)[1], _shape(v)[3])]  # a map beside them has one channel
+    return coloured if len(coloured) == 1 else pictures
 
 
 def _layout(name: str, shape: list[int], wanted: str) -> str:
@@ -132,7 +148,10 @@ def _shape(value: ValueInfoProto) -> list[int]:
 
 
 def _text(value: ValueInfoProto) -> str:
-    kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    element = value.type.tensor_type.elem_type
+    if not element:
+        return f"{value.name} (no tensor)"
+    kind = helper.tensor_dtype_to_np_dtype(element)
     dims = (d.dim_param or str(d.dim_value or "?") for d in value.type.tensor_type.shape.dim)
     return f"{value.name} {kind} {'x'.join(dims) or 'a number'}"
 

@@ -83,17 +83,18 @@ def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, S
         except Exception as error:  # the runtime raises its own types, which are not public
             reasons.append(str(error).strip().splitlines()[0][:160])
             return None
-        return (found.shape[2], found.shape[3]) if found.ndim == 4 and found.shape[1] == colours_of(channels) else None
+        if found.ndim != 4 or found.shape[1] != colours_of(channels):
+            shape = "x".join(map(str, found.shape))
+            reasons.append(f"an answer of {shape} to a picture of 1x{colours_of(channels)}x{h}x{w}")
+            return None
+        return found.shape[2], found.shape[3]
 
     for base in (side,) if side else _BASES:
         found = answer(base, base)
         if found is not None:
             break
     else:
-        raise UnsupportedModelError(
-            f"the graph does not run on pictures of {side or _BASES[0]} px: "
-            f"{reasons[0] if reasons else 'no picture came back'}"
-        )
+        raise UnsupportedModelError(f"the graph does not run on pictures of {side or _BASES[0]} px: {reasons[0]}")
     scale, rest = divmod(found[0], base)
     if rest or found[0] != found[1] or not 1 <= scale <= MAX_SCALE:
         raise UnsupportedModelError(

@@ -33,6 +33,9 @@ _TYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
 }
 _SLEEPING_THREADS = 2  # so many sleep while they wait; more were not measured
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
