@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,11 @@ def runner(model: ModelProto) -> Run:
 def natural_picture(height: int, width: int, channels: int, seed: int = 0) -> Array:
     """A slightly noisy photo, 1xCxHxW in 0..1; smaller photos are repeated by reflection. Of more ``channels`` than a
     picture has the last are maps (:func:`clusir.calibration.planes.maps_for`)."""
+    return _natural_picture(height, width, channels, seed).copy()
+
+
+@functools.lru_cache(16)  # one export asks for the same few a dozen times
+def _natural_picture(height: int, width: int, channels: int, seed: int) -> Array:
     photos = built_in_photos(16).photos
     photo = photos[seed % len(photos)]
     crop = photo.crop(0, 0, min(photo.height, photo.width, max(height, width)))

@@ -106,7 +106,8 @@ def measure(expected: Array, actual: Array, *, scale: float = 1.0, not_finite: b
             where = "the reference's" if not np.isfinite(a).all() and np.isfinite(b).all() else "its"
             return bad(f"{where} values are not finite in {int((~finite).sum())} of {a.size} places")
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
-    a, b = a / scale, b / scale
+    if scale != 1:
+        a, b = a / scale, b / scale
     difference = b - a
     size, error = (float(np.sqrt(np.mean(values**2))) for values in (a, difference))
     relative = error / size if size > 0 else (0.0 if error == 0 else float("inf"))

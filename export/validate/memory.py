@@ -41,12 +41,15 @@ class Memory:
     @contextmanager
     def watched(self, runtime: str, size: Size) -> Iterator[None]:
         """While one picture of ``size`` (height, width in pixels) is answered, how far memory grows is looked at."""
-        _give_back()
+        known = self._grown.setdefault(runtime, {})
+        # What a picture of no more pixels has left is counted, from ``least`` on; what a larger one has left would hide
+        # all that this one takes.
+        if not known or math.prod(size) < max(map(math.prod, known)):
+            _give_back()
         start = self._resident()
         least = self._least[runtime] = min(start, self._least.get(runtime, start))
         with _peak(self._resident) as peak:
             yield
-        known = self._grown.setdefault(runtime, {})
         known[size] = max(known.get(size, 0), peak[0] - least)
 
     def need(self, runtime: str, size: Size) -> int:

@@ -31,8 +31,9 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
     home = javac.parents[1]
     if not (home / "include" / "jni.h").is_file():
         needs.skip("jdk", f"{home} holds no jni.h")
-    # Not optimised: the library is compiled a second time here, and what is asked of it is its border.
-    build = build_cpp("jni", f"-DJAVA_HOME={home}", "-DCMAKE_CXX_FLAGS=-O0", source=SOURCES)
+    # Not optimised, and as one source: the library is compiled again, and what is asked of it is its border.
+    settings = (f"-DJAVA_HOME={home}", "-DCMAKE_CXX_FLAGS=-O0", "-DCLUSIR_UNITY=ON")
+    build = build_cpp("jni", *settings, source=SOURCES)
     out = tmp_path_factory.mktemp("classes")
     run(javac, "-d", out, *sorted(STAND_INS.rglob("*.java")), *sorted((SOURCES.parent / "java").rglob("*.java")))
     return java, "-Xcheck:jni", f"-Djava.library.path={build}", "-cp", out, "org.clusir.Clusir"

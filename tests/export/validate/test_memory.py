@@ -106,6 +106,16 @@ def test_memory_that_is_held_for_a_moment_is_seen() -> None:
     assert resident_bytes() > 0
 
 
+def test_what_a_picture_left_hides_nothing_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [1000]
+    monkeypatch.setattr("clusir.export.validate.memory._give_back", lambda: held.__setitem__(0, 1000))
+    memory = Memory(free=lambda: 0, resident=lambda: held[0])
+    for side in (8, 16, 12):
+        with memory.watched("ort", (side, side)):
+            held[0] = max(held[0], 1000 + side**2)
+    assert [memory.need("ort", (side, side)) for side in (8, 16, 12)] == [64, 256, 144]
+
+
 def doubling(folder: Path) -> Path:
     net = Net()
     net.output(net.op("Mul", net.input("image", "b", 3, "h", "w"), net.const([2.0]), name="restored"))
