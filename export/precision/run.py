@@ -313,6 +313,8 @@ def _digest(path: Path) -> str:
 
 def _over_budget(loss: QualityLoss, config: PrecisionConfig, report: PrecisionReport) -> BudgetError:
     why = report.frontier.stopped if report.frontier is not None else ""
+    if report.frontier is not None and not report.frontier.best.int8_share and config.budget.holds(loss):
+        return BudgetError(f"{why} Leave int8 out of --precision")
     return BudgetError(
         f"INT8 loses {loss.worst_db:.3f} dB on {loss.worst} and {loss.mean_db:.3f} dB on average; allowed are "
         f"{config.budget.max_drop_db} and {config.budget.mean_drop_db}. The best is written. {why} "

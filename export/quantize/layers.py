@@ -319,11 +319,13 @@ def load_graph(source: Path | ModelProto) -> Graph:
             model = onnx.load(source)
         except Exception as error:  # protobuf's errors have no common base that is public
             raise ExportError(f"{source} cannot be read as an ONNX model ({error}); export it again") from error
-    if any(node.op_type == "If" for node in model.graph.node):
-        raise ExportError("the graph runs its experts in branches (If); quantise the dense form: --router dense")
     inside = next((n for n in model.graph.node for a in n.attribute if a.HasField("g") or a.graphs), None)
     if inside is not None:
-        raise ExportError(f"{inside.op_type} {inside.name} holds a graph of its own; only plain graphs are quantised")
+        experts = "; of experts that run in branches, quantise the dense form: --router dense"
+        raise ExportError(
+            f"{inside.op_type} {inside.name} holds a graph of its own; only plain graphs are quantised"
+            f"{experts if inside.op_type == 'If' else ''}"
+        )
     name_nodes(model)
     metadata = metadata_of(model)
     spec = ModelSpec.from_metadata(metadata) if "clusir.spec_version" in metadata else None

@@ -15,6 +15,7 @@ from clusir.export.precision.evaluate import Evaluator
 from clusir.export.precision.frontier import BudgetConfig, search_budget
 from clusir.export.precision.frontier_plot import frontier_svg
 from clusir.export.precision.loss import Quality, QualityLoss, compare_quality
+from clusir.export.precision.run import PrecisionConfig, PrecisionReport, _over_budget
 from clusir.export.precision.sensitivity import Deadline, Journal, measure_sensitivity
 from clusir.export.quantize.data import draw_evaluation
 from clusir.export.quantize.steps import QuantizeConfig, Quantizer
@@ -135,7 +136,10 @@ def test_a_graph_without_integer_layers_meets_no_budget(quantizer: Quantizer, ro
     empty.layers = [replace(layer, keep="for the test") for layer in empty.layers]
     frontier = search_budget(empty, pretend, BudgetConfig(max_drop_db=1.0))
     assert not frontier.met
-    assert "No layer of this graph can be in INT8" in frontier.stopped
+    report = PrecisionReport(frontier=frontier)
+    told = str(_over_budget(frontier.best.loss, PrecisionConfig(("fp32", "int8")), report))
+    assert told.startswith("No layer of this graph can be in INT8")
+    assert told.endswith("Leave int8 out of --precision")
 
 
 def test_the_mean_is_bounded_by_itself_and_the_best_point_is_kept(quantizer: Quantizer) -> None:
