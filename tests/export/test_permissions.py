@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs_under_test import shallow
 
 from clusir.degrade.recipe import FAMILY_NAMES
 from clusir.export.pipeline import ExportConfig, write_graphs
@@ -23,7 +24,7 @@ FLOORS = (0.0, 0.0, 0.99, 0.0, 0.0, 0.01)
 
 @pytest.fixture(scope="module")
 def model() -> ClusIR:
-    small = replace(CONFIGS["tiny"], permissions=True, widths=(8, 16, 24), blocks=(1, 1, 1), refine_blocks=1)
+    small = replace(shallow(CONFIGS["tiny"]), permissions=True, widths=(8, 16))
     made = checkpoint.random_model(small)
     assert made.evidence is not None
     made.evidence.thresholds.copy_(torch.tensor(THRESHOLDS))

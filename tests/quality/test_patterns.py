@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from clusir.runtimes.restore.restorer import Restorer
+from tests import needs
 
 Grey = NDArray[np.float64]
 _BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) / 16
@@ -28,9 +29,16 @@ def patterns(height: int, width: int) -> Iterator[tuple[str, Grey]]:
     yield "a patch of checks in a smooth picture", photo
 
 
-@pytest.mark.parametrize("fix", ["auto", "all"])
-@pytest.mark.parametrize("backend", ["ort", "openvino"])
-def test_what_is_answered_with_nonsense_comes_back_as_it_was(fix: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "fix"),
+    [
+        ("ort", "auto"),
+        ("openvino", "all"),
+        pytest.param("ort", "all", marks=needs.FULL),
+        pytest.param("openvino", "auto", marks=needs.FULL),
+    ],
+)
+def test_what_is_answered_with_nonsense_comes_back_as_it_was(backend: str, fix: str) -> None:
     with Restorer(backend=backend, threads=1, fix=fix) as restorer:
         for height, width in ((256, 256), (256, 384)):  # one tile, and two
             for name, grey in patterns(height, width):

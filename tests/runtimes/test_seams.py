@@ -6,6 +6,10 @@ PyTorch is tested in tests/export.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,7 +18,8 @@ import pytest
 import skimage.data
 import torch
 
-from clusir.network.checkpoint import load
+from clusir.network.checkpoint import load, random_model, save
+from clusir.network.model import CONFIGS
 from clusir.network.pooled import PooledStatistics
 from clusir.quality.metrics import psnr
 from clusir.runtimes import Restorer
@@ -34,19 +39,22 @@ def pictures() -> dict[str, np.ndarray]:
     return {name: picture.astype(np.float32) for name, picture in made.items()}
 
 
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from clusir.network.checkpoint import random_model, save
-    from clusir.network.model import CONFIGS
+@contextlib.contextmanager
+def checkpoint(weights: str) -> Iterator[Path]:
+    if weights == "shipped":
+        yield WEIGHTS / "tiny.safetensors"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save(random_model(CONFIGS["tiny"]), path := Path(folder) / "random.safetensors")
+        yield path
 
-    path = tmp_path_factory.mktemp("random") / "random.safetensors"
-    save(random_model(CONFIGS["tiny"]), path)
-    return path
 
-
-def in_one_piece(path: Path, picture: np.ndarray) -> tuple[np.ndarray, Routing]:
+@functools.cache
+def in_one_piece(weights: str, name: str) -> tuple[np.ndarray, Routing]:
     """The restored picture HxWx3, and the routing and statistics that all of it gave."""
-    model, statistics = load(path), PooledStatistics()
+    statistics, picture = PooledStatistics(), pictures()[name]
+    with checkpoint(weights) as path:
+        model = load(path)
     with torch.inference_mode():
         found = model(torch.from_numpy(picture.transpose(2, 0, 1)[None].copy()), None, statistics)
     routing = Routing(
@@ -59,28 +67,26 @@ def in_one_piece(path: Path, picture: np.ndarray) -> tuple[np.ndarray, Routing]:
     return np.clip(found.restored[0].permute(1, 2, 0).numpy(), 0, 1), routing
 
 
-def in_tiles(
-    path: Path, picture: np.ndarray, routing: Routing | None, monkeypatch: pytest.MonkeyPatch
-) -> tuple[np.ndarray, Axis]:
-    """The picture restored in three tiles, with ``routing`` and its statistics or (None) those found on samples."""
-    if routing is not None:
-        monkeypatch.setattr("clusir.runtimes.restore.restorer.combine", lambda sampled, spec: routing)
-    with Restorer(path, backend="torch", device="cpu", threads=1, routing="shared") as restorer:
-        tiled, work = restorer.restore_and_tell(picture)
-        assert work.tiles == 3
-        return tiled, plan_axis(SIZE[1], restorer.spec)
+@functools.cache
+def in_tiles(weights: str, name: str, statistics: str) -> tuple[np.ndarray, Axis]:
+    """The picture restored in three tiles, with routing and statistics of the whole picture ("own") or with those found
+    on samples."""
+    with checkpoint(weights) as path, pytest.MonkeyPatch.context() as patch:
+        if statistics == "own":
+            routing = in_one_piece(weights, name)[1]
+            patch.setattr("clusir.runtimes.restore.restorer.combine", lambda sampled, spec: routing)
+        with Restorer(path, backend="torch", device="cpu", threads=1, routing="shared") as restorer:
+            tiled, work = restorer.restore_and_tell(pictures()[name])
+            assert work.tiles == 3
+            return tiled, plan_axis(SIZE[1], restorer.spec)
 
 
 @pytest.mark.parametrize("statistics", ["own", "sampled"])
 @pytest.mark.parametrize("name", ["slope", "photo"])
 @pytest.mark.parametrize("weights", ["shipped", "random"])
-def test_no_seam_with_shared_routing(
-    weights: str, name: str, statistics: str, random_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = random_weights if weights == "random" else WEIGHTS / "tiny.safetensors"
-    picture = pictures()[name]
-    piece, routing = in_one_piece(path, picture)
-    tiled, axis = in_tiles(path, picture, routing if statistics == "own" else None, monkeypatch)
+def test_no_seam_with_shared_routing(weights: str, name: str, statistics: str) -> None:
+    piece, _ = in_one_piece(weights, name)
+    tiled, axis = in_tiles(weights, name, statistics)
     for reach in (1, 12):  # the middle of the blend, and the whole of it
         expected = seam_ratio(piece, axis.starts, axis.tile, reach)
         assert seam_ratio(tiled, axis.starts, axis.tile, reach) == pytest.approx(expected, rel=0.05)
@@ -107,14 +113,8 @@ def _misses(db: float) -> pytest.MarkDecorator:
         pytest.param("random", "photo", "sampled", marks=_misses(56.8)),
     ],
 )
-def test_tiles_are_the_picture_in_one_piece(
-    weights: str, name: str, statistics: str, random_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = random_weights if weights == "random" else WEIGHTS / "tiny.safetensors"
-    picture = pictures()[name]
-    piece, routing = in_one_piece(path, picture)
-    tiled, _ = in_tiles(path, picture, routing if statistics == "own" else None, monkeypatch)
-    assert psnr(tiled, piece) > 60
+def test_tiles_are_the_picture_in_one_piece(weights: str, name: str, statistics: str) -> None:
+    assert psnr(in_tiles(weights, name, statistics)[0], in_one_piece(weights, name)[0]) > 60
 
 
 def test_the_measure_sees_a_seam() -> None:

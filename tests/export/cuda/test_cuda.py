@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from graphs_under_test import shallow
 
 from clusir.errors import BackendError
 from clusir.runtimes.machine.probe import Probe, probe
@@ -176,7 +177,7 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     from clusir.export.cuda.plan import QUICK
     from clusir.network.model import CONFIGS
 
-    small = replace(CONFIGS["tiny"], widths=(8, 16, 24), refine_blocks=1, blocks=(1, 1, 1))
+    small = replace(shallow(CONFIGS["tiny"]), widths=(8, 16))
     monkeypatch.setitem(CONFIGS, "micro", small)
     plan = replace(QUICK, models=("micro",), batches=(2,), torch_modes=("eager",), tile_px=32)
 

@@ -224,9 +224,14 @@ def test_float_layers_are_left_alone(routed: Any) -> None:
     assert len(integer_weights(one)) == 1
 
 
+@pytest.fixture(scope="module")
+def wide(routed: Any) -> Quantizer:
+    """What clips nothing."""
+    return Quantizer(routed.whole, routed.calibration(), QuantizeConfig().having(ClipRanges("minmax")))
+
+
 @pytest.mark.parametrize("clipping", ["percentile", "mse"])
-def test_clipping_narrows_ranges_and_still_works(routed: Any, clipping: str) -> None:
-    wide = Quantizer(routed.whole, routed.calibration(), QuantizeConfig().having(ClipRanges("minmax")))
+def test_clipping_narrows_ranges_and_still_works(routed: Any, wide: Quantizer, clipping: str) -> None:
     narrow = Quantizer(routed.whole, routed.calibration(), QuantizeConfig().having(ClipRanges(clipping)))
     spans = [(r.high - r.low, narrow.ranges[n].high - narrow.ranges[n].low) for n, r in wide.ranges.items()]
     assert all(after <= before + 1e-6 for before, after in spans)

@@ -41,7 +41,7 @@ def assert_right(path: Path, kind: str, *shapes: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("kind", ["windows", "order", "prompts"])
 def test_attention_exports_for_any_size_and_batch(kind: str, tmp_path: Path) -> None:
-    made = export_module(Together(*KINDS[kind]).eval(), "1x3x64x64", tmp_path / "model.onnx")
+    made = export_module(Together(*KINDS[kind]).eval(), "1x3x64x64", tmp_path / "model.onnx", backends=("ort",))
     assert (made.spec.size.multiple_of, made.spec.size.static_px) == (1, 0)
     assert not any("fixes" in note for note in made.notes)
     # Sizes that are whole windows, and that are not; 64x64 is where nothing is padded.
@@ -51,7 +51,7 @@ def test_attention_exports_for_any_size_and_batch(kind: str, tmp_path: Path) -> 
 def test_tokens_sorted_by_category_keep_their_order_within_one(tmp_path: Path) -> None:
     """Few categories and many tokens: PyTorch on a CPU orders those of one category as it likes."""
     network = Together(*KINDS["categories"]).eval()
-    made = export_module(network, "1x3x64x64", tmp_path / "model.onnx")
+    made = export_module(network, "1x3x64x64", tmp_path / "model.onnx", backends=("ort",))
     assert SORTS in made.notes
     assert made.spec.size.static_px == 0
     assert_right(made.path, "categories", (1, 64, 64), (1, 50, 83), (1, 96, 40))

@@ -20,7 +20,7 @@ def windows() -> ShiftedWindows:
 
 @pytest.mark.usefixtures("small_measures")
 def test_shifted_windows_are_right_at_any_size_and_batch(tmp_path: Path) -> None:
-    made = export_module(windows(), "1x3x64x64", tmp_path / "windows.onnx")
+    made = export_module(windows(), "1x3x64x64", tmp_path / "windows.onnx", backends=("ort",))
     assert (made.spec.size.multiple_of, made.spec.size.static_px) == (1, 0)
     assert not any("fixes" in note for note in made.notes)
     for backend in ("ort", "openvino"):

@@ -10,6 +10,7 @@ from clusir.export.formats.hosts.form import host_form
 from clusir.export.formats.hosts.video import VsMlrt
 from clusir.export.graph.session import Probe
 from clusir.runtimes.runners.files import find_model
+from tests import needs
 from tests.export.formats.hosts.flicker import BLOCKS_PX, FRAMES, Array, clip, flicker
 
 # A twentieth of a level: means of 32 x 32 pixels that differ by less look alike in 8 bits.
@@ -38,7 +39,7 @@ def test_grain_is_seen_less_in_larger_blocks() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=needs.FULL)])
 def test_a_restored_clip_flickers_no_more_than_its_source(seed: int) -> None:
     """The shipped network, told to mend noise as in the files of both tools."""
     host = VsMlrt()
