@@ -18,7 +18,7 @@ from clusir.runtimes.restore.restorer import Restorer
 from tests import needs
 from tests.golden.make.cases import FORMAT, TOLERANCE, golden_picture, to_unit
 
-WIDTH, HEIGHT, SCALE = 640, 480, 4
+WIDTH, HEIGHT, SCALE = 404, 276, 4  # four and three tiles
 LEAST_DB = 60.0
 
 
