@@ -1,7 +1,7 @@
 """One photo, every language: Python, C++ on both back ends (and the browser: test_web) give the same picture.
 
-A photo of 20 tiles goes through the stand-in at the shipped model's tile size, a smaller one through the shipped model;
-with CLUSIR_FULL=1 one of 1900x1300 goes through the shipped model too.
+A photo of six tiles goes through the stand-in at the shipped model's tile size, a smaller one through the shipped
+model; with CLUSIR_FULL=1 one of 1900x1300 goes through the shipped model too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests import needs
 from tests.golden.make.standin import write_standin
 
 TOLERANCE = 1e-4
-PHOTOS = [("standin", 1100, 800), ("shipped", 420, 300), pytest.param(("shipped", 1900, 1300), marks=needs.FULL)]
+PHOTOS = [("standin", 640, 420), ("shipped", 420, 300), pytest.param(("shipped", 1900, 1300), marks=needs.FULL)]
 
 
 @pytest.fixture(scope="module", params=PHOTOS, ids=lambda p: f"{p[0]}-{p[1]}x{p[2]}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import routed_model
+import torch
 from graphs_under_test import shallow
 
 from clusir.calibration.sources import SyntheticSource, open_source
@@ -37,9 +39,12 @@ def few_levels() -> ClusIR:
 
 @pytest.fixture(scope="session")
 def static_export(few_levels: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The three graphs on static tiles of 64 px."""
-    folder = tmp_path_factory.mktemp("static")
-    return few_levels, write(folder, few_levels, ExportConfig(tile_px=64, halo_px=8))
+    """The three graphs on static tiles of 64 px, of a network that can be told what to mend."""
+    folder, model = tmp_path_factory.mktemp("static"), random_model(replace(few_levels.config, permissions=True))
+    assert model.evidence is not None
+    model.evidence.thresholds.copy_(torch.tensor((0.0, 0.0, 0.0, 0.0, 0.01, 0.99)))
+    model.evidence.floors.copy_(torch.tensor((0.0, 0.0, 0.99, 0.0, 0.0, 0.01)))
+    return model, write(folder, model, ExportConfig(tile_px=64, halo_px=8))
 
 
 @pytest.fixture(scope="session")

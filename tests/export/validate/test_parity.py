@@ -1,4 +1,4 @@
-"""The exported graphs against PyTorch: sizes, batches, degradations, every expert, on ONNX Runtime and OpenVINO."""
+"""The exported graphs against PyTorch: sizes, batches, degradations, every expert, permissions, on both runtimes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from graphs_under_test import check_plain
 from standin_bundle import Edit, spec_of
 
 from clusir.cli.verify import main as verify_main
+from clusir.degrade.recipe import FAMILY_NAMES
 from clusir.errors import ValidationError
 from clusir.export.experts.dense import DensifyExperts
 from clusir.export.formats.extras import write_golden_cases, write_manifest
 from clusir.export.pipeline import GraphRecord
-from clusir.export.quantize.layers import load_graph
 from clusir.export.validate.files import ParityPlan, validate_files
-from clusir.export.validate.parity import check_rows, parity_cases, reference_outputs
+from clusir.export.validate.parity import check_rows, parity_cases, permission_vectors, reference_outputs
 from clusir.network import checkpoint
-from clusir.network.model import CONFIGS, ClusIR
-from clusir.runtimes import open_runner
-from clusir.training.quantised import integer_convolutions
+from clusir.network.model import ClusIR
+from clusir.runtimes import Restorer, open_runner
 
 Export = tuple[ClusIR, dict[str, GraphRecord]]
 BACKENDS = ("ort", "openvino")
@@ -100,16 +99,6 @@ def test_the_static_graphs_are_plain_onnx(static_export: Export) -> None:
         check_plain(record.path)
 
 
-def test_training_rounds_the_convolutions_that_become_integers_in_the_tile_graph(static_export: Export) -> None:
-    network, records = static_export
-    layers = [x for x in load_graph(records["tile"].path).layers() if not x.keep and x.dense]
-    exported = {x.name.removeprefix("model.").removesuffix(".weight") for x in layers if x.name.startswith("model.")}
-    mine = set(integer_convolutions(network))
-    upward = {name for name in mine if name.startswith("up.")}
-    assert exported == mine - upward
-    assert len(layers) - len(exported) == len(upward) == network.config.levels - 1, "one transposed convolution each"
-
-
 @pytest.mark.parametrize("merged", [True, False])
 def test_dense_equals_sparse(tiny: ClusIR, merged: bool) -> None:
     dense = DensifyExperts(merged).apply(tiny).model
@@ -150,7 +139,7 @@ def test_a_bundle_of_our_own_passes_and_a_spoilt_one_does_not(
         shutil.copy(record.path, tmp_path / record.path.name)
     write_golden_cases(network, tmp_path, spec_of(tmp_path / "model.onnx"))
     seal(tmp_path)
-    monkeypatch.setitem(CONFIGS, "tiny", network.config)
+    monkeypatch.setattr(checkpoint, "random_model", lambda *_, **__: network)
     arguments = ["--checkpoint", "random:tiny", "--backend", "ort", "--batches", "1"]
     done = CliRunner().invoke(verify_main, [str(tmp_path), *arguments])
     assert done.exit_code == 0, done.output + done.stderr
@@ -165,3 +154,77 @@ def test_a_bundle_of_our_own_passes_and_a_spoilt_one_does_not(
     assert done.exit_code == 4
     assert "model.router.onnx on ort:cpu disagrees" in done.stderr
     assert "output posterior" in done.stderr
+
+
+def test_files_say_what_they_can_be_told(static_export: Export) -> None:
+    model, records = static_export
+    assert model.evidence is not None
+    for record in records.values():
+        with open_runner(record.path, "ort") as runner:
+            assert runner.spec.families == FAMILY_NAMES
+            assert runner.spec.evidence_thresholds == pytest.approx(model.evidence.thresholds.tolist())
+            assert runner.spec.evidence_floors == pytest.approx(model.evidence.floors.tolist())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_router_obeys_as_in_pytorch(static_export: Export, backend: str) -> None:
+    model, records = static_export
+    image = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
+    with open_runner(records["router"].path, backend) as router:
+        vectors = permission_vectors(router.spec)
+        seen = []
+        for _ in range(6):
+            feeds = {"image": image} | vectors({"image": image})
+            found, expected = router.run(feeds), reference_outputs(model, feeds, "router")
+            assert set(found) == {"posterior", "expert_probability", "statistics", "evidence"}
+            for name, values in found.items():
+                assert np.abs(values - expected[name]).max() <= 2e-5, (name, feeds["permissions"])
+            seen.append(found["statistics"])
+        assert all(np.abs(seen[0] - other).max() > 1e-4 for other in seen[1:])
+
+
+def test_six_batches_tell_a_router_every_kind_of_permission(static_export: Export) -> None:
+    with open_runner(static_export[1]["router"].path, "ort") as router:
+        vectors = permission_vectors(router.spec)
+    told = np.concatenate([vectors({})["permissions"] for _ in range(6)])
+    for low, high in ((-2, -2), (-2, -1), (-1, -1), (-1, 0), (0, 0), (0, 1), (1, 1)):
+        inside = (told == low) if low == high else (told > low) & (told < high)
+        assert inside.any(), (low, high)
+
+
+def test_a_whole_graph_mends_what_it_may_unasked(static_export: Export) -> None:
+    model, records = static_export
+    image = np.random.default_rng(1).random((2, 3, 64, 64), np.float32)
+    with open_runner(records["whole"].path, "ort") as whole:
+        found = whole.run({"image": image})
+    told = torch.tensor([[1.0, 1, 1, 1, 1, 0]]).expand(2, -1)  # evidence lies between 0.01 and 0.99
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image), permissions=told)
+    assert np.abs(found["restored"] - expected.restored.numpy()).max() < 2e-5
+    assert expected.evidence is not None
+    assert np.abs(found["evidence"] - expected.evidence.numpy()).max() < 2e-5
+
+
+def test_all_is_what_there_is_a_trace_of(static_export: Export) -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (70, 90, 3), np.uint8)
+    steered = {}
+    for fix in ("all", "noise,jpeg,rain,haze,low-light", "auto"):  # blur is under its floor
+        with Restorer(static_export[1]["whole"].path, fix=fix) as restorer:
+            steered[fix] = restorer.restore(picture)
+    np.testing.assert_array_equal(steered["all"], steered["noise,jpeg,rain,haze,low-light"])
+    assert (steered["all"] != steered["auto"]).any()
+
+
+def test_one_tile_and_many_obey_the_same_and_so_does_a_checkpoint(static_export: Export, tmp_path: Path) -> None:
+    model, files = static_export[0], static_export[1]["whole"].path
+    picture = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
+    checkpoint.save(model, tmp_path / "model.safetensors")
+    with Restorer(files) as alone, Restorer(files, fix="noise,jpeg,blur,rain,haze") as told:
+        assert np.abs(alone.restore(picture).astype(int) - told.restore(picture)).max() <= 1
+    with Restorer(files, fix="noise", strength="noise=0.5") as onnx:
+        wide = onnx.restore(np.concatenate([picture, picture], axis=1))
+    with Restorer(tmp_path / "model.safetensors", "torch", fix="noise", strength="noise=0.5") as reference:
+        assert reference.spec.families == FAMILY_NAMES
+        small = reference.restore(picture)
+    assert wide.shape == (64, 128, 3)
+    assert small.shape == (64, 64, 3)

@@ -10,12 +10,14 @@ import pytest
 from graphs_under_test import check_plain, shallow
 
 from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
+from clusir.export.quantize.layers import load_graph
 from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import check_rows, parity_cases, reference_outputs, run_case
 from clusir.export.validate.tolerances import tolerance
 from clusir.network import checkpoint
 from clusir.network.model import CONFIGS, ClusIR, ModelConfig
 from clusir.runtimes import open_runner
+from clusir.training.quantised import integer_convolutions
 from tests import needs
 
 Export = tuple[ClusIR, dict[str, GraphRecord]]
@@ -68,3 +70,13 @@ def test_larger_configurations_agree_with_pytorch(config: ModelConfig, tmp_path:
 def test_the_dynamic_graphs_are_plain_onnx(dynamic_export: Export) -> None:
     for record in dynamic_export[1].values():
         check_plain(record.path)
+
+
+def test_training_rounds_the_convolutions_that_become_integers_in_the_tile_graph(dynamic_export: Export) -> None:
+    network, records = dynamic_export
+    layers = [x for x in load_graph(records["tile"].path).layers() if not x.keep and x.dense]
+    exported = {x.name.removeprefix("model.").removesuffix(".weight") for x in layers if x.name.startswith("model.")}
+    mine = set(integer_convolutions(network))
+    upward = {name for name in mine if name.startswith("up.")}
+    assert exported == mine - upward
+    assert len(layers) - len(exported) == len(upward) == network.config.levels - 1, "one transposed convolution each"
