@@ -13,7 +13,7 @@ from clusir.calibration.photos import built_in_photos
 from clusir.calibration.planes import maps_for
 from clusir.degrade.recipe import degrade
 from clusir.errors import ClusirError, UsageError
-from clusir.export.validate.parity import fill, uniform_routing
+from clusir.export.validate.parity import fill, permission_vectors, uniform_routing
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.metadata import read_metadata
 from clusir.spec import ModelSpec
@@ -22,8 +22,8 @@ __all__ = ["bisection_feeds", "random_feeds"]
 
 
 def bisection_feeds(path: Path) -> dict[str, Array]:
-    """A degraded photo at the size of the graph's tile, and even routing where it takes one. A file without metadata of
-    clusir gets numbers."""
+    """A degraded photo at the size of the graph's tile, and even routing, or permissions that ask for nothing, where it
+    takes them. A file without metadata of clusir gets numbers."""
     model = onnx.load(path)
     try:
         spec = ModelSpec.from_metadata(read_metadata(path))
@@ -43,6 +43,8 @@ def bisection_feeds(path: Path) -> dict[str, Array]:
     feeds = {spec.input_name: image}
     if spec.graph == "tile":
         feeds |= uniform_routing(spec)({"image": image})
+    if any(value.name == "permissions" for value in model.graph.input):
+        feeds |= permission_vectors(spec)({"image": image})  # the first of them: nothing is asked for
     return feeds
 
 
