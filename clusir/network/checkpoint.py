@@ -106,6 +106,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> ClusIR:
                     parameter.mul_(_EXPERT_GAIN)
                 elif name.endswith(".temperature") or ".cross." in name:
                     parameter.mul_(_ATTENTION_GAIN)
+                elif name in ("pilot.shrink", "pilot.give"):  # shares of energies: a negative one divides by nothing
+                    parameter.abs_()
     finally:
         torch.random.set_rng_state(state)
     return model.eval()

@@ -143,14 +143,15 @@ class ClusIR(nn.Module):
         base = image if self.tone is None else self.tone(x, image, pooled, seen.permissions)
         posterior = torch.cat([r.posterior for r in routings], dim=1)
         finish = partial(self.finish, (posterior, cue), self.correction(seen, source, base, pooled), pooled)
-        restored = finish(x, skips, base)
+        restored, away = finish(x, skips, base)
         if self.trust is not None and not self.training:  # what is learnt is the whole of it
-            judge = partial(self.judge, finish, (x, skips, base), source, restored, (asked, seen.permissions), pooled)
+            allowed = (asked, seen.permissions)
+            judge = partial(self.judge, finish, (x, skips, base), source, (restored, away), allowed, pooled)
             judged = pooled_value(pooled, (1 + TAKEN,), judge)
             share = judged[:, :1, None, None]
             restored = restored * share + source * (1 - share)
             assert self.pilot is not None
-            restored = restored + self.pilot(source, restored, judged[:, 1:])
+            restored = restored + self.pilot(away * share, restored, judged[:, 1:])
         return Restoration(
             restored,
             tuple(r.posterior for r in routings),
@@ -167,15 +168,19 @@ class ClusIR(nn.Module):
         x: Tensor,
         skips: Sequence[Tensor],
         base: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """From the deepest features ``x`` and the finer ones, ``skips``, to the restored picture, Bx3xHxW: ``base`` and
-        what is added to it, with a picture's ``correction``. ``steer``: posteriors and cue."""
+        what is added to it, with a picture's ``correction``; and to what was taken from ``base``, corrected alike.
+        ``steer``: posteriors and cue."""
         for level in reversed(range(len(skips))):
             x = self.join(self.up[level](x), skips[level], level)
             x = self.decode(self.decoder[level], x, steer, level, pooled)
         x = self.decode(self.refine, x, steer, -1, pooled)
-        restored = base + self.picture(self.head(x))
-        return restored if correction is None else correct(restored.clamp(-FARTHEST, FARTHEST), correction)
+        added = self.picture(self.head(x))
+        restored = base + added
+        if correction is None:
+            return restored, -added
+        return correct(restored.clamp(-FARTHEST, FARTHEST), correction), -added * (1 + correction[:, :3, None, None])
 
     def correction(self, seen: _Seen, image: Tensor, base: Tensor, pooled: PooledStatistics | None) -> Tensor | None:
         """A gain and a shift of each colour, BxCORRECTIONS; None in training, where what is learnt does without."""
@@ -194,18 +199,20 @@ class ClusIR(nn.Module):
 
     def judge(
         self,
-        finish: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor],
+        finish: Callable[[Tensor, Sequence[Tensor], Tensor], tuple[Tensor, Tensor]],
         deep: tuple[Tensor, Sequence[Tensor], Tensor],
         source: Tensor,
-        restored: Tensor,
+        finished: tuple[Tensor, Tensor],
         permissions: tuple[Tensor | None, Tensor | None],
         pooled: PooledStatistics | None,
     ) -> Tensor:
         """The share of what was mended that is kept, and what the filter behind it is told: Bx(1+TAKEN). ``deep``: what
-        ``finish`` takes; ``source``, ``restored``: Bx3xHxW; ``permissions``, BxF each: asked for, and left by evidence.
+        ``finish`` takes; ``finished``: what it gives of all of ``source``, Bx3xHxW; ``permissions``, BxF each: asked
+        for, and left by evidence.
         Of the windows of a picture their middles tell, a quarter of their pixels: a router graph would have no decoder
         but for this."""
         asked, permitted = permissions
+        restored, away = finished
         assert self.trust is not None
         assert self.pilot is not None
         assert asked is not None
@@ -215,10 +222,10 @@ class ClusIR(nn.Module):
             steps = [(2 if self.config.stem == "haar" else 1) << level for level in range(self.config.levels)]
             middle = partial(self.middle, source)
             inner = [middle(skip, step) for skip, step in zip(skips, steps, strict=False)]
-            restored = finish(middle(x, steps[-1]), inner, middle(base, 1))
+            restored, away = finish(middle(x, steps[-1]), inner, middle(base, 1))
             source = middle(source, 1)
         share = self.trust(asked, permitted, source, restored, pooled)
-        return torch.cat((share, self.pilot.taken(source, restored, permitted, share, pooled)), dim=1)
+        return torch.cat((share, self.pilot.taken(away, permitted, share, pooled)), dim=1)
 
     def middle(self, image: Tensor, x: Tensor, step: int) -> Tensor:
         """The middle half of each axis of features ``x``, BxCxH'xW', of which one stands for ``step`` pixels of

@@ -10,10 +10,12 @@ import torch
 from clusir.network import checkpoint
 from clusir.network.evidence import FAMILY_COUNT
 from clusir.network.model import CONFIGS, ClusIR
+from clusir.network.pilot import TAKEN, PilotFilter
 from clusir.network.pooled import PooledStatistics
 from clusir.network.trust import RESIDUALS, TrustHead, residual_statistics
 
 TINY = replace(CONFIGS["tiny"], permissions=True)
+SHARE = -1 - TAKEN  # the last of a picture's statistics are the share and what the filter is told
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,8 @@ def doubting() -> ClusIR:
     with torch.no_grad():
         model.trust.say.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
         model.trust.say.bias.zero_()
+    assert model.pilot is not None  # whose filter would change what is kept
+    model.pilot.load_state_dict(PilotFilter().state_dict())
     return model
 
 
@@ -62,7 +66,7 @@ def test_tiles_share_what_the_windows_middles_say(doubting: ClusIR, image: torch
         done = doubting(image, None, pooled)
         numbers = pooled.recorded()
         assert numbers.shape == (1, doubting.statistics_size())
-        assert 0.01 < float(numbers[0, -1]) < 0.99
+        assert 0.01 < float(numbers[0, SHARE]) < 0.99
         routing = tuple((p.expand(2, -1), g.expand(2, -1)) for p, g in zip(done.posteriors, done.gates, strict=True))
         tiles = doubting(image, routing, PooledStatistics(numbers.expand(2, -1))).restored
         torch.testing.assert_close(tiles, done.restored, atol=2e-6, rtol=0)
@@ -71,7 +75,7 @@ def test_tiles_share_what_the_windows_middles_say(doubting: ClusIR, image: torch
         whole, windows = PooledStatistics(), PooledStatistics(together=True)
         doubting(small, None, whole)
         doubting(small, None, windows)
-        torch.testing.assert_close(whole.recorded()[:, -1], windows.recorded()[:, -1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(whole.recorded()[:, SHARE], windows.recorded()[:, SHARE], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("asked", [-1.0, -2.0, 1.0])

@@ -38,9 +38,9 @@ class JudgedPicture:
     windows: NDArray[np.float32]
     degraded: Tensor
 
-    def mended(self) -> Tensor:
-        """What there would be without the degradation, NxCxHxW in 0..1."""
-        return to_nchw([self.recipe.apply(window, frozenset()) for window in self.windows])
+    def mended(self, kept: frozenset[str] = frozenset()) -> Tensor:
+        """What there would be without the degradation but for the families ``kept``, NxCxHxW in 0..1."""
+        return to_nchw([self.recipe.apply(window, kept) for window in self.windows])
 
 
 def draw_pictures(
