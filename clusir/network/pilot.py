@@ -101,7 +101,7 @@ class PilotFilter(nn.Module):
     def __init__(self, hidden: int = 48) -> None:
         super().__init__()
         bank, octaves = cosine_bank(), _octaves()
-        self.register_buffer("bank", bank.repeat(3, 1, 1, 1), persistent=False)
+        self.register_buffer("bank", bank, persistent=False)
         self.register_buffer("inverse", _inverse(bank).repeat(3, 1, 1, 1), persistent=False)
         self.register_buffer("colours", _colours(), persistent=False)
         self.register_buffer("octaves", octaves.repeat(3, 1, 1, 1), persistent=False)
@@ -110,7 +110,7 @@ class PilotFilter(nn.Module):
         self.shrink_power, self.doubt_power = (nn.Parameter(torch.zeros(3, SIDE_PX**2)) for _ in range(2))
         self.own = nn.Parameter(torch.full((3, SIDE_PX**2), 0.5))
         self.read = nn.Conv2d(2 * 3 * octaves.shape[0], hidden, 1)
-        self.told = nn.Linear(3 + FAMILY_COUNT, hidden)
+        self.told = nn.Linear(3 + FAMILY_COUNT, self.read.in_channels)
         self.look = nn.Conv2d(hidden, hidden, 3, padding=1)
         self.say = nn.Conv2d(hidden, 2 * _BANDS, 1)
         nn.init.zeros_(self.say.weight)
@@ -151,10 +151,12 @@ class PilotFilter(nn.Module):
         """How much more each coefficient is shrunk, and doubted, Bx192xhxw each; from energies of what is left and of
         what was taken away, Bx192xhxw each."""
         faint = torch.log(s + _FAINT)
-        ground = faint.expand(-1, -1, self.octaves.shape[0] // 3).flatten(1)[..., None, None]
-        seen = [torch.log(F.conv2d(x, self.octaves, groups=3) + _FAINT) - ground for x in (energy, away)]
-        told = self.told(torch.cat((faint[..., 0] * _LOG_SCALE, permissions), dim=1))[..., None, None]
-        hidden = F.relu(self.look(F.relu(self.read(torch.cat(seen, dim=1) * _LOG_SCALE) + told)))
+        # What is told of the picture is added in front of the convolution: behind one OpenCV takes it for a map.
+        told = self.told(torch.cat((faint[..., 0] * _LOG_SCALE, permissions), dim=1))
+        ground = faint.expand(-1, -1, self.octaves.shape[0] // 3).flatten(1).repeat(1, 2) * _LOG_SCALE
+        seen = torch.cat([torch.log(F.conv2d(x, self.octaves, groups=3) + _FAINT) for x in (energy, away)], dim=1)
+        known = seen * _LOG_SCALE + (told - ground)[..., None, None]
+        hidden = F.relu(self.look(F.relu(self.read(known))))
         more_shrunk, more_doubted = torch.exp(_OVER_BLOCK * torch.tanh(self.say(hidden))).chunk(2, dim=1)
         return more_shrunk, more_doubted
 
@@ -166,7 +168,8 @@ class PilotFilter(nn.Module):
     def _blocks(self, x: Tensor) -> Tensor:
         """Coefficients of the blocks that touch a picture: Bx3xHxW to Bx192 x H/4+1 x W/4+1."""
         x = F.pad(F.conv2d(x, self.colours), (_MARGIN_PX,) * 4, mode="reflect")
-        return F.conv2d(x, self.bank, stride=STEP_PX, groups=3)
+        waves = F.conv2d(x.reshape(-1, 1, *x.shape[-2:]), self.bank, stride=STEP_PX)
+        return waves.reshape(-1, _BANDS, *waves.shape[-2:])
 
     @staticmethod
     def _bands(x: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def test_a_map_of_an_adopted_graph(tmp_path: Path, nhwc: bool) -> None:
     refused = CliRunner().invoke(export, [str(a) for a in command])
     assert "of a map a picture may be given: --map m" in " ".join(refused.output.split())
     wrong = CliRunner().invoke(export, [str(a) for a in (*command[:-2], "--set", "m=0", "--map", "strength")])
-    assert "--map strength: strength float32 1 has not one channel and the picture's size" in wrong.output
+    assert "--map strength: strength float32 1 is no map (four axes, one channel, the picture's size)" in wrong.output
     done = CliRunner().invoke(export, [str(a) for a in (*command, "--map", "m=1", "--tile", "64", "--halo", "8")])
     assert done.exit_code == 0, done.output
     assert "takes m=1 where nobody gives a picture of it" in done.output
