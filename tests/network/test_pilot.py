@@ -10,7 +10,9 @@ import scipy.fft
 import scipy.ndimage
 import torch
 
+from clusir.degrade.recipe import FAMILY_NAMES
 from clusir.network import checkpoint
+from clusir.network.exposure import correct
 from clusir.network.pilot import TAKEN, PilotFilter, cosine_bank
 from clusir.network.pooled import PooledStatistics
 
@@ -52,30 +54,74 @@ def test_blocks_taken_apart_and_put_together_are_the_picture(pair: tuple[torch.T
     assert nothing_kept.abs().max() < 1e-4
 
 
+COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+
+
+def blocks(x: torch.Tensor) -> np.ndarray:
+    """scipy's transform of every block of 8x8 of a picture 1x3xHxW, by colour: 3xhxwx8x8."""
+    padded = np.pad(np.tensordot(COLOURS, x[0].double().numpy() * 8, 1), ((0, 0), (4, 4), (4, 4)), mode="reflect")
+    views = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), axis=(1, 2))[:, ::4, ::4]
+    return np.asarray(scipy.fft.dctn(views, axes=(3, 4), norm="ortho"))
+
+
+def around(energy: np.ndarray) -> np.ndarray:
+    """The mean over the blocks around each that there are, of 3xhxwx8x8."""
+    weights = (1, 3, 3, 1, 1)
+    there = scipy.ndimage.uniform_filter(np.ones_like(energy), weights, mode="constant")
+    return np.asarray(scipy.ndimage.uniform_filter(energy, weights, mode="constant") / there)
+
+
+def network_over_blocks(pilot: PilotFilter, energy: np.ndarray, away: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """How much more each coefficient is shrunk, and doubted, 2x3xhxwx8x8, from energies 3xhxwx8x8."""
+    weights = {name: value.double().numpy() for name, value in pilot.named_parameters()}
+    octave = [0, *(1 + int(math.log2(k)) for k in range(1, 8))]
+    seen = []
+    for x in (energy, away):
+        for colour, s in zip(x, told[1:4], strict=True):
+            for down in range(4):
+                for right in range(4):
+                    rows, columns = (np.flatnonzero(np.array(octave) == k) for k in (down, right))
+                    mean = colour[:, :, rows[:, None], columns].mean(axis=(2, 3))
+                    seen.append(0.3 * (np.log(mean + 2e-4) - np.log(s + 2e-4)))
+    given = weights["told.weight"] @ np.append(0.3 * np.log(told[1:4] + 2e-4), told[4:]) + weights["told.bias"]
+    known = np.array(seen) + given[:, None, None]
+    read = np.tensordot(weights["read.weight"][..., 0, 0], known, 1) + weights["read.bias"][:, None, None]
+    read = np.pad(read.clip(0), ((0, 0), (1, 1), (1, 1)))
+    views = np.lib.stride_tricks.sliding_window_view(read, (3, 3), axis=(1, 2))
+    look = np.einsum("chwij,ocij->ohw", views, weights["look.weight"]) + weights["look.bias"][:, None, None]
+    said = np.tensordot(weights["say.weight"][..., 0, 0], look.clip(0), 1) + weights["say.bias"][:, None, None]
+    more = np.exp(3 * np.tanh(said)).reshape(2, 3, 8, 8, *said.shape[1:])
+    return np.moveaxis(more, (2, 3), (4, 5))
+
+
 @torch.no_grad()
 def test_a_block_is_filtered_by_its_formula(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Grey pictures, whose colours differ in nothing, by scipy's transform of every block."""
-    image, restored = (x.mean(dim=1, keepdim=True).expand_as(x) for x in pair)
-    pilot, s, shrink, give, doubt, own = filled(0.3, 0.6, 2.0, says=(0.2, -0.1)), 0.5, 0.3, 0.6, 2.0, 0.2
+    """Where a small network says of each block where to filter more, by scipy's transform of every block."""
+    away, restored = 0.5 * (pair[0] - pair[1]), pair[1]
+    pilot, shrink, give, doubt, own = filled(0.3, 0.6, 2.0, says=(0.2, -0.1)), 0.3, 0.6, 2.0, 0.2
+    torch.manual_seed(0)
+    torch.nn.init.normal_(pilot.say.weight, std=0.05)
     pilot.own.fill_(own)
-    found = restored + pilot(image - restored, restored, torch.tensor([[1.0, s, s, s, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]))
-    shrink, doubt = (x * math.exp(3 * math.tanh(said)) for x, said in ((shrink, 0.2), (doubt, -0.1)))
+    told = np.array([1.0, 0.5, 0.3, 0.2, 1.0, 0.0, 0.4, 0.0, 0.0, 0.7])
+    found = pilot(away, restored, torch.from_numpy(told).float()[None])
 
-    def blocks(x: torch.Tensor) -> np.ndarray:
-        padded = np.pad(x[0, 0].double().numpy() * 3**0.5 * 8, 4, mode="reflect")
-        views = np.lib.stride_tricks.sliding_window_view(padded, (8, 8))[::4, ::4]
-        return np.asarray(scipy.fft.dctn(views, axes=(2, 3), norm="ortho"))
-
-    y, d = blocks(restored), blocks(image - restored)
-    mean = scipy.ndimage.uniform_filter(y * y, (3, 3, 1, 1))[1:-1, 1:-1]  # blocks with all eight around them
-    y, d = y[1:-1, 1:-1], d[1:-1, 1:-1]
-    energy = own * y * y + (1 - own) * mean
-    new = scipy.fft.idctn(
-        y - y * shrink * s / (energy + shrink * s) + d * give * energy / (energy + doubt * s), axes=(2, 3), norm="ortho"
+    y, d, s = blocks(restored), blocks(away), told[1:4, None, None, None, None]
+    energy = own * y * y + (1 - own) * around(y * y)
+    more_shrunk, more_doubted = network_over_blocks(pilot, energy, around(d * d), told)
+    assert np.std(more_shrunk / more_doubted) > 0.1
+    shrink, doubt = shrink * more_shrunk * s, doubt * more_doubted * s
+    change = scipy.fft.idctn(
+        d * give * energy / (energy + doubt) - y * shrink / (energy + shrink), axes=(3, 4), norm="ortho"
     )
-    # The cell of 4x4 pixels that four blocks share, the first of them the one at the corner of the picture.
-    first = new[0, 0, 4:, 4:] + new[0, 1, 4:, :4] + new[1, 0, :4, 4:] + new[1, 1, :4, :4]
-    np.testing.assert_allclose(found[0, 1, 4:8, 4:8].numpy(), first / 4 / 8 / 3**0.5, atol=1e-6)
+    # A cell of 4x4 pixels is shared by four blocks.
+    cells = (
+        change[:, :-1, :-1, 4:, 4:]
+        + change[:, :-1, 1:, 4:, :4]
+        + change[:, 1:, :-1, :4, 4:]
+        + change[:, 1:, 1:, :4, :4]
+    )
+    picture = cells.transpose(0, 1, 3, 2, 4).reshape(3, *found.shape[2:])
+    np.testing.assert_allclose(found[0].numpy(), np.tensordot(COLOURS.T, picture, 1) / 4 / 8, atol=1e-5)
 
 
 @torch.no_grad()
@@ -175,3 +221,24 @@ def test_the_network_keeps_its_answer_without_a_fitted_filter_and_tiles_share_wh
     model.pilot.load_state_dict(PilotFilter().state_dict())
     plain = model(image, None, None, NOISE).restored
     assert (plain - seen.restored).abs().max() > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("families", [("noise",), ("noise", "blur"), ("noise", "low_light")])
+def test_what_was_taken_is_what_the_network_took_of_its_own_base(families: tuple[str, ...]) -> None:
+    """Of the picture itself, of the deblurred one, and of one whose tones were mended, with their correction."""
+    model = checkpoint.load(checkpoint.shipped())
+    assert model.pilot is not None
+    assert model.tone is not None
+    assert model.exposure is not None
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2)) * 0.05 + 0.05
+    given: dict[str, torch.Tensor] = {}
+    model.tone.register_forward_hook(lambda _part, _given, out: given.update(base=out))
+    model.exposure.register_forward_hook(lambda _part, _given, out: given.update(correction=out))
+    model.pilot.register_forward_pre_hook(lambda _part, args: given.update(away=args[0], restored=args[1]))
+    model(image, None, None, torch.tensor([[float(name in families) for name in FAMILY_NAMES]]))
+    base = correct(given["base"], given["correction"])
+    torch.testing.assert_close(given["away"] + given["restored"], base, atol=2e-6, rtol=0)
+    assert given["away"].abs().max() > 1e-3
+    assert given["correction"].any() == ("low_light" in families)
+    assert (given["base"] - image).abs().max() > 1e-3 or families == ("noise",)

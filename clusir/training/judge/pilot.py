@@ -37,7 +37,7 @@ _FLOOR = 1e-5  # 50 dB
 _HARM = 4.0
 _WORSE_DB = 0.1
 _EVERYTHING = 0.5  # of the pictures may have anything mended of which there is a trace
-_EDGE_PX = 8  # of a window, whose neighbours the filter does not see
+_EDGE_PX = 12  # of a window, whose neighbours the filter does not see
 _MOST_LOG, _MOST_POWER = 3.0, 0.5  # of numbers that products of both, with a picture's noise, are finite in float16
 
 
