@@ -89,10 +89,15 @@ def measured(
     whole.
 
     A file of one size cannot be asked for the whole, and its tiles are returned as they were; so they are where the
-    whole, by its height and width, does not fit into memory (``fits``).
+    whole, by its height and width, does not fit into memory (``fits``): a quarter and a half of it, in front, tell.
     """
     height, width = size.padded(min(tiles.tile, _STRIP_PX)), size.padded(2 * tiles.tile - 2 * tiles.halo)
-    if size.static_px or not fits(height, width):
+    if size.static_px:
+        return tiles
+    for part in (4, 2):
+        if not fits(height, width) and fits(height, size.padded(width // part)):
+            run(natural_picture(height, size.padded(width // part), channels))
+    if not fits(height, width):
         return tiles
     picture = natural_picture(height, width, channels)
     colours = np.ascontiguousarray(picture[0, : colours_of(channels)].transpose(1, 2, 0))
@@ -116,9 +121,10 @@ def told_of(reach: Reach, tiles: Tiles, size: SizeRequirements) -> list[str]:
         if size.static_px
         else f"takes multiples of {size.multiple_of} px from {size.minimum} px on"
     )
-    cost = (
-        "" if tiles.error is None else f"; a photo in two of them differs from one piece by {tiles.error:.2g} of 0..1"
-    )
+    if tiles.error is not None:
+        cost = f"; a photo in two of them differs from one piece by {tiles.error:.2g} of 0..1"
+    else:
+        cost = "" if size.static_px else "; what they cost is not measured: two of them do not fit into memory"
     notes = [f"{sizes}; tiles of {tiles.tile} px with a halo of {tiles.halo} px{cost}"]
     if reach.whole:
         notes.append(

@@ -7,11 +7,11 @@ import ctypes
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clusir.runtimes.machine.allowed import free_bytes, resident_bytes
+from clusir.runtimes.machine.allowed import free_bytes, held_bytes
 from clusir.runtimes.runners.base import Array
 
 __all__ = ["TORCH", "Memory", "Watched", "steps_to"]
@@ -20,6 +20,7 @@ TORCH = "PyTorch"
 _SHARE = 0.8  # of what is free: other programs take some of it meanwhile
 _PERIOD_S = 0.005
 _LARGE = 256 * 256  # pixels that no picture is given without another before it
+_CLOSE = 4.0  # times the pixels: up to here one picture alone says what a larger one takes, however long both are
 _FAR_APART = 1.4  # pixels of two pictures whose difference says how memory grows: closer ones differ by chance
 
 Size = tuple[int, int]
@@ -28,12 +29,12 @@ Size = tuple[int, int]
 class Memory:
     """What pictures took of the memory, by runtime, and so what larger ones will.
 
-    ``free``: bytes that may still be taken; ``resident``: bytes that this process holds. ``told``: one sentence for
+    ``free``: bytes that may still be taken; ``held``: bytes that this process holds. ``told``: one sentence for
     each size that was not compared as it was asked for.
     """
 
-    def __init__(self, free: Callable[[], int] = free_bytes, resident: Callable[[], int] = resident_bytes) -> None:
-        self._free, self._resident = free, resident
+    def __init__(self, free: Callable[[], int] = free_bytes, held: Callable[[], int] = held_bytes) -> None:
+        self._free, self._held = free, held
         self._grown: dict[str, dict[Size, int]] = {}
         self._least: dict[str, int] = {}  # held before a picture was given
         self.told: list[str] = []
@@ -46,9 +47,9 @@ class Memory:
         # all that this one takes.
         if not known or math.prod(size) < max(map(math.prod, known)):
             _give_back()
-        start = self._resident()
+        start = self._held()
         least = self._least[runtime] = min(start, self._least.get(runtime, start))
-        with _peak(self._resident) as peak:
+        with _peak(self._held) as peak:
             yield
         known[size] = max(known.get(size, 0), peak[0] - least)
 
@@ -64,16 +65,8 @@ class Memory:
         within = [took for (h, w), took in known.items() if size[0] <= h and size[1] <= w]
         if within:
             return min(within)
-        # Attention along one axis grows with its length: a long picture counts as one of that length.
-        pixels = int(math.sqrt(size[0] * size[1]) * max(size))
-        points = sorted((h * w, took) for (h, w), took in known.items())
-        last, took = points[-1]
-        if pixels <= last:
-            return max(took for _, took in points)
-        slopes = [(took - less) / (last**2 - n**2) for n, less in points if n * _FAR_APART <= last]
-        if not slopes:
-            return int(took * (pixels / last) ** 2)
-        return int(max(took * pixels / last, took + max(slopes) * (pixels**2 - last**2)))
+        close = (took * times**2 for at, took in known.items() if took and (times := _times(size, at)) <= _CLOSE)
+        return math.ceil(min([_through(known, size), *close]))
 
     def spare(self) -> int:
         """Bytes that a picture may take."""
@@ -107,6 +100,25 @@ class Memory:
         return tuple(dict.fromkeys(self.told))
 
 
+def _through(known: Mapping[Size, int], size: Size) -> float:
+    """What ``size`` takes by all that is known of smaller ones. Attention along one axis grows with its length: a long
+    picture counts as one of that length."""
+    pixels = int(math.sqrt(size[0] * size[1]) * max(size))
+    points = sorted((h * w, took) for (h, w), took in known.items())
+    last, took = points[-1]
+    if pixels <= last:
+        return max(took for _, took in points)
+    slopes = [(took - less) / (last**2 - n**2) for n, less in points if n * _FAR_APART <= last]
+    if not slopes:
+        return took * (pixels / last) ** 2
+    return max(took * pixels / last, took + max(slopes) * (pixels**2 - last**2))
+
+
+def _times(size: Size, known: Size) -> float:
+    """How many times the pixels of ``known`` a picture has that is as high and wide as both: no axis grows more."""
+    return math.prod(map(max, size, known)) / math.prod(known)
+
+
 def steps_to(sizes: Sequence[Size], padded: Callable[[int], int]) -> list[Size]:
     """``sizes`` behind a quarter and a half of the first, where that is large: nothing would be known of the memory
     that it takes. ``padded``: a length to one that the file takes."""
@@ -134,13 +146,13 @@ class Watched:
 
 
 @contextmanager
-def _peak(resident: Callable[[], int]) -> Iterator[Sequence[int]]:
-    """The most that was resident within it, in the one element of a list; looked at often, in a thread of its own."""
-    peak, done = [resident()], threading.Event()
+def _peak(held: Callable[[], int]) -> Iterator[Sequence[int]]:
+    """The most that was held within it, in the one element of a list; looked at often, in a thread of its own."""
+    peak, done = [held()], threading.Event()
 
     def look() -> None:
         while not done.wait(_PERIOD_S):
-            peak[0] = max(peak[0], resident())
+            peak[0] = max(peak[0], held())
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -149,7 +161,7 @@ def _peak(resident: Callable[[], int]) -> Iterator[Sequence[int]]:
     finally:
         done.set()
         thread.join()
-        peak[0] = max(peak[0], resident())
+        peak[0] = max(peak[0], held())
 
 
 def _give_back() -> None:

@@ -74,7 +74,9 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """How far a pixel looks and what tiles cost are measured on small pictures, for tests that ask for neither: each
-    export would run a dozen pictures of 320 px and a photo of two tiles of 256 px or more."""
+    export would run a dozen pictures of 320 px and a photo of two tiles of 256 px or more. They fit into memory,
+    however much others hold of it."""
+    monkeypatch.setattr("clusir.export.validate.memory.Memory.spare", lambda _: 1 << 40)
     monkeypatch.setattr("clusir.export.tiled._REACH_PX", 96)
     monkeypatch.setattr("clusir.export.subjects.tiles._TILE_PX", 64)
     for owner in ("subjects.tiles", "tiled"):

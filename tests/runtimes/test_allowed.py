@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from clusir.runtimes.machine import allowed
-from clusir.runtimes.machine.allowed import cores, free_bytes, memory_bytes, resident_bytes, thread_limit
+from clusir.runtimes.machine.allowed import cores, free_bytes, held_bytes, memory_bytes, resident_bytes, thread_limit
 
 NO_LIMIT = "9223372036854771712"
 
@@ -148,6 +148,14 @@ def test_a_mount_with_a_space_in_its_name(tmp_path: Path) -> None:
     proc = kernel(tmp_path, "0::/\n", [], {"a b/memory.max": str(77 << 20)})
     (proc / "mountinfo").write_text(f"30 25 0:1 / {tmp_path}/a\\040b rw - cgroup2 cgroup2 rw\n")
     assert memory_bytes(proc) == 77 << 20
+
+
+def test_pages_of_files_are_not_held(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text(
+        "VmRSS:\t 900 kB\nRssAnon:\t 50 kB\nRssFile:\t 845 kB\nRssShmem:\t 5 kB\nVmSwap:\t 7 kB\n"
+    )
+    assert held_bytes(tmp_path) == 62 << 10
+    assert held_bytes(tmp_path / "none") > 1 << 20, "another system: what is resident"
 
 
 def test_this_process() -> None:

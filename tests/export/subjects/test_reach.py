@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from clusir.export import tiled
+from clusir.export.passes.simplify import AttachMetadata
 from clusir.export.pooling.find import Blocked
-from clusir.export.subjects.onnx_probe import measure_reach
+from clusir.export.subjects.onnx_probe import Reach, measure_reach
 from clusir.export.subjects.tiles import Tiles, measured
 from clusir.export.validate.memory import Memory, Watched
 from clusir.spec import ModelSpec, SizeRequirements
@@ -93,6 +94,22 @@ def test_pictures_that_do_not_fit_into_memory_are_not_asked_for(tmp_path: Path) 
             assert measured(tmp_path / "none.onnx", watched, spec.size, tiles, 3, watched.fits) == tiles
 
 
+def test_a_strip_that_seems_too_large_is_reached_in_steps(tmp_path: Path) -> None:
+    spec, widths, path = ModelSpec(size=SizeRequirements(1, 1), channels=3), list[int](), tmp_path / "model.onnx"
+    onnx.save(AttachMetadata(spec).apply(edged(1)).model, path)
+
+    def run(image: Picture) -> Picture:
+        widths.append(image.shape[3])
+        return image
+
+    reached = measured(path, run, spec.size, Tiles(64, 16), 3, lambda _, width: width <= 2 * max([*widths, 12]))
+    assert (widths, reached.error is not None) == ([24, 48, 96], True)
+    widths.clear()
+    left = measured(path, run, spec.size, Tiles(64, 16), 3, lambda _, width: width <= 24)
+    assert (widths, left.error) == ([24], None)
+    assert "two of them do not fit into memory" in tiled.told_of(Reach(16, 0.0, False), left, spec.size)[0]
+
+
 @pytest.mark.parametrize(("power", "tile"), [(2, 1536), (4, 512)], ids=["as pixels", "as their square"])
 def test_where_the_whole_matters_a_tile_is_as_large_as_a_gigabyte_allows(power: int, tile: int) -> None:
     """400 bytes a pixel at 320 px, and as much at larger ones, or as much more as they have pixels."""
@@ -103,7 +120,7 @@ def test_where_the_whole_matters_a_tile_is_as_large_as_a_gigabyte_allows(power: 
         return image
 
     for free, want in ((10**12, tile), (10**8, 512)):
-        watched = Watched(Memory(free=lambda free=free: free, resident=lambda: held[0]), "ort", run)  # type: ignore[misc]
+        watched = Watched(Memory(free=lambda free=free: free, held=lambda: held[0]), "ort", run)  # type: ignore[misc]
         spec = ModelSpec(size=SizeRequirements(8, 8), channels=3)
         for side in (160, 320):
             held[0] = 0
