@@ -124,17 +124,20 @@ def run_module(request: VerifyRequest, module: str) -> None:
 
 def run_bisect(a: Path, b: Path, tolerance: float, out: Path, as_json: bool) -> None:
     """Find the first tensor in which ``a`` (ONNX, or a checkpoint for PyTorch) and ``b`` (ONNX) differ. Raises
-    ValidationError where there is one, so that a script sees it in the exit code."""
+    ValidationError where there is one, so that a script sees it in the exit code, and UsageError where they are not of
+    one subject."""
     from clusir.export.validate.bisect import bisect
     from clusir.export.validate.bisect_torch import bisect_module
     from clusir.export.validate.feeds import bisection_feeds
+    from clusir.export.validate.subject import common_side, refuse_other_subjects
 
     for path in (a, b):
         if not path.is_file():
-            raise UsageError(f"{path}: no such file")
+            raise UsageError(f"--bisect: {path} is {'a folder; name a file in it' if path.is_dir() else 'no file'}")
     if b.suffix != ".onnx" or a.suffix not in (".onnx", ".safetensors"):
         raise UsageError(f"--bisect {a} {b}: B is an .onnx file, A an .onnx or a .safetensors file")
-    feeds = bisection_feeds(b)
+    refuse_other_subjects(a, b)
+    feeds = bisection_feeds(b, common_side(a, b))
     if a.suffix == ".safetensors":
         found = bisect_module(checkpoints.load(a), b, feeds, tolerance, out)
     else:

@@ -323,7 +323,7 @@ def load_graph(source: Path | ModelProto) -> Graph:
     if inside is not None:
         experts = "; of experts that run in branches, quantise the dense form: --router dense"
         raise ExportError(
-            f"{inside.op_type} {inside.name} holds a graph of its own; only plain graphs are quantised"
+            f"{inside.op_type} {inside.name} holds a graph of its own; only plain graphs are quantised and bisected"
             f"{experts if inside.op_type == 'If' else ''}"
         )
     name_nodes(model)

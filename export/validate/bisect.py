@@ -107,9 +107,24 @@ def bisect(
 
 
 def _need_inputs(graph: Graph, feeds: Feeds) -> None:
-    for name in graph.inputs:
+    for port in graph.model.graph.input:
+        name, dims = port.name, [dim.dim_value for dim in port.type.tensor_type.shape.dim]
+        if name in graph.initialisers:
+            continue
         if name not in feeds:
             raise UsageError(f"no value was given for the graph input {name}; inputs are {', '.join(graph.inputs)}")
+        given = np.shape(feeds[name])
+        if len(given) != len(dims) or any(dim not in (0, side) for dim, side in zip(dims, given, strict=True)):
+            takes = "x".join(str(dim or "?") for dim in dims)
+            raise UsageError(
+                f"the graph input {name} takes {takes} and is given {'x'.join(map(str, given))}; compare files whose "
+                "inputs are alike"
+            )
+
+
+def _inner(graph: Graph) -> set[str]:
+    """Float tensors that are no outputs of the graph."""
+    return set(_float_outputs(graph)) - {value.name for value in graph.model.graph.output}
 
 
 def _positive(tolerance: float) -> float:
@@ -156,6 +171,11 @@ def _search(
         for name in chunk:
             apart = difference(want[name], got[name])
             if not (apart.relative <= tolerance):
+                if trusted is not None and not _inner(suspect) & known and _inner(trusted):
+                    raise UsageError(
+                        f"the two models share no tensor name but that of {name}, which differs: two networks, or one "
+                        "written by two exporters; compare two files of one export"
+                    )
                 node = suspect.producer[name]
                 found = Divergence(
                     name, node.name, node.op_type, apart.relative, apart.max_abs, tolerance, len(aligned)

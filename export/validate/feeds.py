@@ -21,15 +21,15 @@ from clusir.spec import ModelSpec
 __all__ = ["bisection_feeds", "random_feeds"]
 
 
-def bisection_feeds(path: Path) -> dict[str, Array]:
-    """A degraded photo at the size of the graph's tile, and even routing, or permissions that ask for nothing, where it
-    takes them. A file without metadata of clusir gets numbers."""
+def bisection_feeds(path: Path, side: int | None = None) -> dict[str, Array]:
+    """A degraded photo of ``side`` pixels (None: the size of the graph's tile), and even routing, or permissions that
+    ask for nothing, where the graph takes them. A file without metadata of clusir gets numbers."""
     model = onnx.load(path)
     try:
         spec = ModelSpec.from_metadata(read_metadata(path))
     except ClusirError:
         return random_feeds(model, (64, 64))
-    side = spec.size.static_px or spec.size.padded(min(spec.tile_px, 256))
+    side = side or spec.size.padded(min(spec.tile_px, 256))
     photo = built_in_photos(16).photos[0]
     crop = fill(photo.crop(0, 0, max(photo.height, photo.width)), side, side)
     degraded = degrade(crop, "noise", 0.5, np.random.default_rng(0))[..., : spec.channels]

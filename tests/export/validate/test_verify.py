@@ -25,6 +25,7 @@ from clusir.export.validate.files import ParityPlan, validate_files
 from clusir.export.validate.parity import check_rows
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
+from clusir.spec import SizeRequirements
 
 
 @pytest.fixture(scope="session")
@@ -282,6 +283,75 @@ def test_bisection_of_a_spoilt_file(bundle: Path, tmp_path: Path) -> None:
 
     assert json.loads(done.stdout, parse_constant=refuse)["relative"] == "inf"
     assert json.loads((tmp_path / "nan" / "divergence.json").read_text(), parse_constant=refuse)["found"]
+
+
+def strange(model: onnx.ModelProto) -> None:
+    """Other names inside, and another answer."""
+    ports = {port.name for port in (*model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if name in ports or not name else f"their_{name}" for name in names]
+    for tensor in model.graph.initializer:
+        tensor.name = f"their_{tensor.name}"
+    del model.graph.value_info[:]
+
+
+def wider(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.tile(onnx.numpy_helper.to_array(tensor), 2), tensor.name))
+
+
+OTHERS: dict[str, Callable[[Edit], None]] = {
+    "other": lambda file: file.spec(checkpoint_sha256="1" * 64),
+    "untrained": lambda file: file.spec(checkpoint_sha256=""),
+    "brought": lambda file: file.spec(clusters=(), experts=(), cluster_labels=()),
+    "fixed": lambda file: file.spec(size=SizeRequirements(16, 16, 64), tile_px=64),
+    "grey": lambda file: file.spec(channels=1),
+    "wider": lambda file: file.change(wider),
+    "strange": lambda file: (file.change(strange), file.output("restored", "Mul", 0.5)),  # type: ignore[func-returns-value]
+    "none": lambda file: file.path.write_text("no model"),  # type: ignore[func-returns-value]
+}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "why"),
+    [
+        (
+            "mine.safetensors",
+            "model.router.onnx",
+            "the whole network and model.router.onnx is a router graph.*model.onnx",
+        ),
+        ("mine.safetensors", "model.tile.onnx", "the whole network and model.tile.onnx is a tile graph.*model.onnx"),
+        ("mine.safetensors", "model.onnx", "of checkpoint [0-9a-f]{12} and model.onnx of checkpoint 000000000000"),
+        ("mine.safetensors", "brought.onnx", "of checkpoint [0-9a-f]{12} and brought.onnx of a brought network"),
+        (
+            "model.onnx",
+            "model.router.onnx",
+            "the whole network and model.router.onnx is a router graph.*name model.onnx",
+        ),
+        ("model.tile.onnx", "model.onnx", "a tile graph and model.onnx is the whole network.*two files of one graph"),
+        ("model.onnx", "other.onnx", "of checkpoint 000000000000 and other.onnx of checkpoint 111111111111"),
+        ("model.onnx", "untrained.onnx", "of checkpoint 000000000000 and untrained.onnx of an untrained network"),
+        ("model.onnx", "brought.onnx", "and brought.onnx of a brought network"),
+        ("model.onnx", "fixed.onnx", "model.onnx takes 48 px only and fixed.onnx 64 px only"),
+        ("model.onnx", "grey.onnx", r"the graph input image takes \?x3x48x48 and is given 1x1x48x48"),
+        (
+            "model.onnx",
+            "wider.onnx",
+            "constant_0 is 8x3x3x3 in model.onnx and 8x3x3x6 in wider.onnx, and so are .* weights: two networks",
+        ),
+        ("model.onnx", "strange.onnx", "share no tensor name but that of restored, which differs"),
+        ("model.onnx", "none.onnx", "not an ONNX file"),
+        ("model.onnx", "golden", "is a folder; name a file in it"),
+        ("model.onnx", "gone.onnx", "gone.onnx is no file"),
+    ],
+)
+def test_files_of_two_subjects_are_not_bisected(bundle: Path, a: str, b: str, why: str) -> None:
+    (bundle / "mine.safetensors").write_bytes(b"weights")
+    if (change := OTHERS.get(Path(b).stem)) is not None:
+        shutil.copy(bundle / "model.onnx", bundle / b)
+        change(Edit(bundle / b))
+    refused(verify("--bisect", bundle / a, bundle / b), 2, why)
 
 
 @pytest.mark.parametrize(
