@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clusir.errors import BackendError, ExportError
 from clusir.runtimes.runners.metadata import read_metadata
-from clusir.runtimes.runners.quiet import import_openvino
+from clusir.runtimes.runners.quiet import import_openvino, unreported
 
 __all__ = ["write_openvino"]
 
@@ -29,7 +29,8 @@ def write_openvino(models: Sequence[Path], folder: Path) -> list[Path]:
     for path in models:
         target = folder / f"{path.name.removesuffix('.onnx')}.xml"
         try:
-            model = openvino.convert_model(path)
+            with unreported():
+                model = openvino.convert_model(path)
         except Exception as error:  # OpenVINO's exceptions share no base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ExportError(f"OpenVINO refuses {path.name}: {reason[:300]}") from error

@@ -31,6 +31,7 @@ from clusir.export.quantize.steps import (
 )
 from clusir.export.quiet import hushed
 from clusir.names import install_line
+from clusir.runtimes.runners.quiet import unreported
 
 if TYPE_CHECKING:
     from clusir.export.precision.evaluate import Evaluator
@@ -76,8 +77,9 @@ def quantize_nncf(
     without VNNI.
     """
     try:
-        import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+        with unreported():
+            import nncf
+            from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     except ImportError as error:
         raise BackendError(
             f"engine nncf: nncf cannot be imported ({error}); "
@@ -103,7 +105,7 @@ def quantize_nncf(
     source = ModelProto()
     source.CopyFrom(graph.model)
     try:
-        with hushed(("nncf",), logging.ERROR):  # what matters of its notes is in the report
+        with unreported(), hushed(("nncf",), logging.ERROR):  # what matters of its notes is in the report
             if evaluator is None or max_drop_db is None:
                 model = nncf.quantize(source, data, advanced_parameters=advanced, **options)
             else:

@@ -15,8 +15,10 @@ from standin_bundle import GOLDEN, GRAPHS, Edit, constant_nan, spec_of
 
 from clusir.errors import ValidationError
 from clusir.export.formats import executorch, ort_mobile
+from clusir.export.formats.openvino import write_openvino
 from clusir.export.formats.ort_mobile import _quiet
 from clusir.export.trace.forms import GRAPHS as FORMS
+from clusir.runtimes.runners.quiet import import_openvino, unreported
 
 
 @pytest.mark.parametrize("graph", list(GRAPHS))
@@ -50,6 +52,32 @@ def test_the_converter_is_quiet_and_the_program_is_not() -> None:
         assert not its.isEnabledFor(logging.WARNING)
         assert logging.getLogger("another.program").isEnabledFor(logging.WARNING)
     assert (logging.root.manager.disable, its.level) == before
+
+
+def test_a_conversion_reports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the statistics' package is in use: each event would fork this process. Afterwards it is as it was."""
+    openvino = import_openvino()
+    from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+    from openvino_telemetry.utils.sender import TelemetrySender
+
+    sent, asked, convert = [], [], openvino.convert_model
+    monkeypatch.setattr(TelemetrySender, "send", lambda *event: sent.append(event))
+    monkeypatch.setattr(OptInChecker, "check", lambda *_: ConsentCheckResult.NO_FILE)
+
+    def report(path: Path) -> Any:
+        asked.append(OptInChecker().check(False))
+        TelemetrySender.send(TelemetrySender(), None, None)
+        return convert(path)
+
+    monkeypatch.setattr(openvino, "convert_model", report)
+    write_openvino([GOLDEN / GRAPHS["router"]], tmp_path)
+    with unreported():
+        with unreported():
+            pass
+        report(GOLDEN / GRAPHS["router"])
+    assert (asked, sent) == ([ConsentCheckResult.DECLINED] * 2, [])
+    report(GOLDEN / GRAPHS["router"])
+    assert (asked[-1], len(sent) > 0) == (ConsentCheckResult.NO_FILE, True)
 
 
 NAN = float("nan")
