@@ -19,8 +19,9 @@ from clusir.errors import ModelFormatError
 __all__ = ["SPEC_VERSION", "ModelSpec", "SizeRequirements"]
 
 SPEC_VERSION = 1  # written by default
-# Written where ``scale`` is not 1, and where there are maps, so that readers that know nothing of them refuse the file.
-_SCALED_VERSION, _MAPPED_VERSION = 2, 3
+# Written where ``scale`` is not 1, where there are maps, and where there are numbers, so that readers that know nothing
+# of them refuse the file.
+_SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION = 2, 3, 4
 MAX_SCALE = 8
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
@@ -29,10 +30,16 @@ _GRAPHS = ("whole", "tile", "router", *_POOLING)
 _MAX_TILE_PX = 4096  # a tile is held in memory several times over
 _MAX_LEVELS = 64
 _MAX_CLUSTERS = 4096
-_LEFT_OUT = ("statistics", "families", "evidence_thresholds", "evidence_floors", "maps", "map_defaults")
-_MOST_MAPS = 8
+_LEFT_OUT = (
+    "statistics", "families", "evidence_thresholds", "evidence_floors", "maps", "map_defaults", "numbers",
+    "number_defaults", "number_ranges",
+)  # fmt: skip
+_MOST_MAPS = MOST_NUMBERS = 8
+# Names of tensors that the graphs of a model have beside a number.
+TENSORS = frozenset(("posterior", "gate", "expert_probability", "statistics", "permissions", "evidence", "weight",
+                      "given", "known", "level", "largest"))  # fmt: skip
 _MAX_TEXT = 1024  # characters
-_MAX_BOUND = 1e6
+MAX_NUMBER = _MAX_BOUND = 1e6
 _LEAST_WIDTH = 1e-3  # of a value range, and of its larger bound: less cannot be told apart in float32
 
 
@@ -83,6 +90,10 @@ class ModelSpec:
     ``maps`` names further pictures of one channel and of the picture's size that the network takes (a mask, a noise
     level for each pixel), 0..1: the last planes of ``image``, behind its ``channels``, in this order; ``map_defaults``
     are the numbers that fill them where nobody gives one. A grey picture has one map at most.
+
+    ``numbers`` names further inputs [1] float32 of every graph of the model, one number for all of the picture (a noise
+    level, a JPEG quality); ``number_defaults`` are fed where nobody gives one, ``number_ranges`` (least, most) say
+    which are taken.
     """
 
     name: str = "clusir"
@@ -113,12 +124,15 @@ class ModelSpec:
     evidence_floors: tuple[float, ...] = ()
     maps: tuple[str, ...] = ()
     map_defaults: tuple[float, ...] = ()
+    numbers: tuple[str, ...] = ()
+    number_defaults: tuple[float, ...] = ()
+    number_ranges: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         def refuse(what: str) -> None:
             raise ModelFormatError(f"model metadata: {what}; export the model again with clusir-export")
 
-        versions = (SPEC_VERSION, _SCALED_VERSION, _MAPPED_VERSION)
+        versions = (SPEC_VERSION, _SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION)
         if self.spec_version not in versions:
             refuse(f"spec version {self.spec_version} is not one of {versions}, those this clusir reads")
         if not 1 <= self.scale <= MAX_SCALE:
@@ -127,6 +141,8 @@ class ModelSpec:
             object.__setattr__(self, "spec_version", _SCALED_VERSION)
         if self.maps:
             object.__setattr__(self, "spec_version", _MAPPED_VERSION)
+        if self.numbers:
+            object.__setattr__(self, "spec_version", _NUMBERED_VERSION)
         if self.graph in _POOLING and (self.routed or not self.statistics):
             refuse(f"a {self.graph} graph has statistics and no routing")
         if self.scale != 1 and self.routed:
@@ -145,6 +161,7 @@ class ModelSpec:
             *(label for level in self.cluster_labels for label in level),
             *self.families,
             *self.maps,
+            *self.numbers,
         ):
             if len(text) > _MAX_TEXT:
                 refuse(f"{text[:20]!r}... is longer than {_MAX_TEXT} characters")
@@ -186,6 +203,18 @@ class ModelSpec:
             refuse(f"maps {self.maps} with routed levels, or with a value range that is not 0..1, are not read here")
         if len(self.map_defaults) != len(self.maps) or any(not 0 <= number <= 1 for number in self.map_defaults):
             refuse(f"map defaults {self.map_defaults} are not one for each of the maps, within 0..1")
+        reserved = {*TENSORS, self.input_name, self.output_name, *self.maps}
+        if len(set(self.numbers) - reserved) != len(self.numbers) or len(self.numbers) > MOST_NUMBERS:
+            refuse(f"numbers {self.numbers} are not different names that no other tensor has, {MOST_NUMBERS} at most")
+        if self.numbers and self.routed:
+            refuse(f"numbers {self.numbers} with routed levels are not read here")
+        if not len(self.numbers) == len(self.number_defaults) == len(self.number_ranges):
+            refuse(
+                f"number defaults {self.number_defaults} and ranges {self.number_ranges} are not one for each number"
+            )
+        for number, (low, high) in zip(self.number_defaults, self.number_ranges, strict=True):
+            if not -_MAX_BOUND <= low <= number <= high <= _MAX_BOUND:
+                refuse(f"number default {number} is not within {low}..{high}, or that leaves -1e6..1e6")
         if any(not 0 <= bound < math.inf for bound in self.tolerances.values()):
             refuse(f"tolerances {dict(self.tolerances)} are not finite numbers from 0 on")
 
@@ -206,8 +235,8 @@ class ModelSpec:
 
     def to_metadata(self) -> dict[str, str]:
         """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics``, ``families``, their
-        thresholds and floors, and ``maps`` where there are none; ``scale`` is written, with spec version 2, where it is
-        not 1. With maps the spec version is 3."""
+        thresholds and floors, ``maps`` and ``numbers`` where there are none; ``scale`` is written, with spec version 2,
+        where it is not 1. With maps the spec version is 3, with numbers 4."""
         values = {k: v for k, v in asdict(self).items() if k not in _LEFT_OUT or v}
         if self.scale == 1:
             del values["scale"]
@@ -288,9 +317,12 @@ def _coerce(key: str, value: Any) -> Any:
         return (_number(low), _number(high))
     if key in ("clusters", "experts"):
         return tuple(_integer(v) for v in _list(value))
-    if key in ("families", "maps"):
+    if key == "number_ranges":
+        pairs = (_list(v) for v in _list(value))
+        return tuple((_number(low), _number(high)) for low, high in pairs)
+    if key in ("families", "maps", "numbers"):
         return tuple(_string(v) for v in _list(value))
-    if key in ("evidence_thresholds", "evidence_floors", "map_defaults"):
+    if key in ("evidence_thresholds", "evidence_floors", "map_defaults", "number_defaults"):
         return tuple(_number(v) for v in _list(value))
     if key == "cluster_labels":
         return tuple(tuple(_string(label) for label in _list(level)) for level in _list(value))

@@ -45,8 +45,7 @@ from clusir.export.validate.pictures import PictureCheck, compare_pictures
 from clusir.export.validate.tolerances import tolerance
 from clusir.runtimes import open_runner
 from clusir.runtimes.runners.base import Array
-from clusir.runtimes.runners.opening import set_inputs
-from clusir.spec import ModelSpec, SizeRequirements
+from clusir.spec import MAX_NUMBER, ModelSpec, SizeRequirements
 
 __all__ = ["Adoption", "AdoptionConfig", "adopt"]
 
@@ -109,8 +108,9 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     notes = probe_answers(run, side, ports.planes)
     spec = ModelSpec(
         name=out.stem, size=size, tile_px=side, halo_px=0, channels=ports.channels, scale=scale, dft_form="none",
-        maps=tuple(config.description.maps), map_defaults=tuple(config.description.maps.values()),
+        maps=tuple(told.maps), map_defaults=tuple(told.maps.values()),
     )  # fmt: skip
+    spec = told.numbered(spec)
     progress("graph passes")
     model = _open_axes(standard, ports, spec)
     steps = Pipeline(_steps(model, config.passes))
@@ -156,9 +156,9 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
         notes.append("computes in float16, written in float32; --precision fp16 makes a small file beside it")
     if integers:
         notes.append("computes in integers, as it came: compared on photos, to 30 dB")
-    if ports.others:
-        given = ", ".join(f"{free_name(name)}={value:g}" for name, value in config.description.values.items())
-        notes.append(f"takes {given} where nobody sets it: clusir-run --set, on ONNX Runtime")
+    numbers = zip(spec.numbers, spec.number_defaults, spec.number_ranges, strict=True)
+    notes += [f"takes {name}={value:g} where nobody sets it: clusir-run --set {name}=NUMBER{_within(limits)}"
+              for name, value, limits in numbers]  # fmt: skip
     notes += [f"takes {name}={value:g} where nobody gives a picture of it: clusir-run --set {name}=FILE"
               for name, value in zip(spec.maps, spec.map_defaults, strict=True)]  # fmt: skip
     notes += placed.notes
@@ -213,22 +213,25 @@ def _compare_settings(
     path: Path, theirs: ModelProto, ports: Ports, config: AdoptionConfig, check: PictureCheck
 ) -> list[tuple[str, str, Agreement]]:
     """The written file, its further inputs set to other numbers than its own, against the file as it came."""
-    if not ports.others or "ort" not in config.backends:
+    if not ports.others:
         return []
     told = config.description
-    other = replace(told, values={name: 0.75 * value + 0.01 for name, value in told.values.items()})
+    other = replace(told, values={name: told.another(name) for name in told.values})
     reference = _Reference(theirs, ports, other)
     height, width = check.sizes[0]
     picture = natural_picture(height, width, check.channels)
-    with open_runner(path, "ort", "cpu") as run:
-        set_inputs(run, {free_name(name): _as_stored(ports, name, value) for name, value in other.values.items()})
-        found = compare(reference(picture), run.run({"image": picture}), check.bound)
-    return [("ort", "other settings", checked(found, "ort, other settings"))]
+    rows = []
+    for backend in config.backends:
+        with open_runner(path, backend, "cpu") as run:
+            numbers = {free_name(name): np.array([value], np.float32) for name, value in other.values.items()}
+            found = compare(reference(picture), run.run({"image": picture, **numbers}), check.bound)
+        rows.append((backend, "other settings", checked(found, f"{backend}, other settings")))
+    return rows
 
 
-def _as_stored(ports: Ports, name: str, value: float) -> float:
-    """The number in the type of its input."""
-    return float(np.asarray(value).astype(_dtype(next(port for port in ports.others if port.name == name))))
+def _within(limits: tuple[float, float]) -> str:
+    low, high = limits
+    return "" if limits == (-MAX_NUMBER, MAX_NUMBER) else f", {low:g}..{high:g}"
 
 
 class _Reference:
@@ -255,7 +258,8 @@ class _Reference:
             shape = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
             if len(shape) == 4:
                 shape = [shape[0] or len(image), shape[1] or 1, shape[2] or image.shape[2], shape[3] or image.shape[3]]
-            feeds[port.name] = np.full([side or 1 for side in shape], told.values[port.name], _dtype(port))
+            sides = [side or 1 for side in shape]
+            feeds[port.name] = _stored(np.full(sides, told.values[port.name], np.float32), port)
         answer = np.asarray(self._probe.run(feeds)[ports.answer.name], np.float32)
         answer = answer.transpose(0, 3, 1, 2) if ports.answer_layout == "NHWC" else answer
         answer = answer * deviation + mean
@@ -269,7 +273,7 @@ def _stored(values: Array, port: onnx.ValueInfoProto) -> Array:
     if port.type.tensor_type.elem_type in WHOLE_NUMBERS:
         values = np.round(values)
         values = values.clip(0, 255) if port.type.tensor_type.elem_type == onnx.TensorProto.UINT8 else values
-    return np.ascontiguousarray(values, _dtype(port))
+    return np.asarray(values, _dtype(port), order="C")  # of a number alone it stays one
 
 
 def _dtype(port: onnx.ValueInfoProto) -> np.dtype[np.generic]:

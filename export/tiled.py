@@ -21,6 +21,7 @@ from onnx import ModelProto
 
 from clusir.errors import ExportError, ValidationError
 from clusir.export.graph.index import drop_unused
+from clusir.export.graph.numbers import numbers_as_inputs
 from clusir.export.graph.session import Probe
 from clusir.export.kept import usual_memory
 from clusir.export.passes.simplify import AttachMetadata
@@ -306,7 +307,10 @@ def _graphs(model: ModelProto, split: Split | None, spec: ModelSpec) -> dict[str
     parts = {"pooled" if split is not None else "whole": ("", model)}
     if split is not None:
         parts |= {"tile": (".tile", split.tile), "statistics": (".statistics", split.statistics)}
-    return {end: AttachMetadata(replace(spec, graph=kind)).apply(made).model for kind, (end, made) in parts.items()}
+    described = {
+        end: AttachMetadata(replace(spec, graph=kind)).apply(made).model for kind, (end, made) in parts.items()
+    }
+    return {end: numbers_as_inputs(made, spec.numbers) if spec.numbers else made for end, made in described.items()}
 
 
 def _cost(made: Tiled, run: Watched, tiles: Tiles) -> Tiles:

@@ -44,6 +44,19 @@ class Range(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         return float(found[1]), float(found[2])
 
 
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """``NAME=NUMBER``, or ``NAME=NUMBER:LOW..HIGH`` with what is allowed."""
+
+    name = "NAME=NUMBER[:LOW..HIGH]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float, tuple[float, float] | None]:
+        text, colon, limits = str(value).rpartition(":")
+        name, number = Setting().convert(text if colon else limits, param, ctx)
+        return name, float(number), Range().convert(limits, param, ctx) if colon else None
+
+
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """One number, or one a channel with commas between."""
 
@@ -70,8 +83,9 @@ def adoption_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--bgr", is_flag=True, help="With --from: the file takes blue first."),
         click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default=None,
                      help="With --from: where the channels stand.  [default: as the shapes say]"),
-        click.option("--set", "values", type=Setting(), multiple=True,
-                     help="With --from: a number for a further input, such as sigma=15; may be repeated."),
+        click.option("--set", "values", type=Number(), multiple=True,
+                     help="With --from: a number for a further input, such as sigma=15, or sigma=15:0..75 with what it "
+                          "may be; may be repeated."),
         click.option("--picture", metavar="INPUT", default=None,
                      help="With --from: which input is the picture, where several could be."),
         click.option("--no-passes", "passes", is_flag=True, default=True, flag_value=False,
@@ -89,7 +103,11 @@ def description(options: dict[str, Any]) -> Description:
     plain = [key for key in DESCRIBING if key not in ("values", "passes")]
     described = {key: options[key] for key in plain if options[key] is not None}
     return Description(
-        **described, values=dict(options["values"]), maps=dict(options["maps"]), answer=options["output"]
+        **described,
+        values={name: number for name, number, _ in options["values"]},
+        limits={name: limits for name, _, limits in options["values"] if limits is not None},
+        maps=dict(options["maps"]),
+        answer=options["output"],
     )
 
 

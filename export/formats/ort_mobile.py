@@ -30,6 +30,7 @@ from clusir.export.quiet import hushed, printing_to, root_hushed
 from clusir.export.validate.compare import Gates, check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.markdown import table
+from clusir.runtimes.runners.numbers import number_feeds
 from clusir.spec import ModelSpec
 
 __all__ = ["MobileFile", "MobileReport", "write_ort_mobile"]
@@ -111,7 +112,7 @@ def write_ort_mobile(models: Path | Sequence[Path], folder: Path) -> MobileRepor
 def _siblings(model: Path) -> list[Path]:
     stem = model.name.removesuffix(".onnx")
     base = re.sub(r"\.(int8|fp16|fp32)$", "", stem)
-    names = (f"{stem}.onnx", f"{stem}.tile.onnx", f"{base}.router.onnx")
+    names = (f"{stem}.onnx", f"{stem}.tile.onnx", f"{base}.router.onnx", f"{base}.statistics.onnx")
     return [model.with_name(name) for name in names]
 
 
@@ -121,12 +122,13 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _fix_batch(source: Path, path: Path) -> Path:
     """A copy with every symbolic first dimension set to 1: NNAPI and CoreML take no open ones. A router that looks at
-    several samples of a picture together keeps its own, and runs, once a picture, on the CPU."""
+    several samples of a picture together and a statistics graph keep their own, and run, once a picture, on the
+    CPU."""
     from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed
 
     model = onnx.load(source)
     spec = ModelSpec.from_metadata(_metadata(source))
-    if spec.graph == "router" and spec.statistics:
+    if spec.graph in ("router", "statistics") and spec.statistics:
         onnx.save(model, path)
         return path
     names = {port.type.tensor_type.shape.dim[0].dim_param for port in (*model.graph.input, *model.graph.output)}
@@ -202,12 +204,14 @@ def _compare(source: Path, path: Path, spec: ModelSpec) -> float:
 
 
 def _example(session: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Seeded inputs: a picture of noise, and vectors that sum to 1."""
+    """Seeded inputs: a picture of noise, vectors that sum to 1, and the defaults of numbers."""
     rng = np.random.default_rng(0)
     side = spec.size.static_px or spec.size.padded(64)
-    feeds = {}
+    feeds = dict(number_feeds(spec))
     for port in session.get_inputs():
-        shape = (1, spec.planes, side, side) if len(port.shape) == 4 else (1, port.shape[1])
+        if port.name in feeds:
+            continue
+        shape = (1, port.shape[1], side, side) if len(port.shape) == 4 else (1, port.shape[1])
         values = rng.random(shape, dtype=np.float32)
         feeds[port.name] = values if len(shape) == 4 else values / values.sum()
     return feeds

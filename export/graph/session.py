@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from clusir.errors import ExportError
+from clusir.runtimes.runners.numbers import number_feeds
+from clusir.spec import ModelSpec
 
 __all__ = ["Array", "Feeds", "Probe"]
 
@@ -49,9 +51,15 @@ class Probe:
         except Exception as error:  # ORT raises its own types, which are not public
             raise ExportError(f"ONNX Runtime refuses the graph: {str(error).splitlines()[0]}") from error
         self.outputs: list[str] = [value.name for value in self._session.get_outputs()]
-        self.inputs: list[str] = [value.name for value in self._session.get_inputs()]
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        spec = ModelSpec.from_metadata(metadata) if "clusir.numbers" in metadata else ModelSpec()
+        self._numbers = number_feeds(spec)
+        inputs = [value.name for value in self._session.get_inputs()]
+        self.inputs: list[str] = [name for name in inputs if name not in self._numbers]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """All outputs and watched tensors for one set of inputs (extra entries of ``feeds`` are left out)."""
-        values = self._session.run(None, {name: feeds[name] for name in self.inputs})
+        """All outputs and watched tensors for one set of inputs (extra entries of ``feeds`` are left out). Numbers
+        that the model's metadata names have their defaults where they are not given."""
+        given = {name: feeds.get(name, number) for name, number in self._numbers.items()}
+        values = self._session.run(None, {name: feeds[name] for name in self.inputs} | given)
         return dict(zip(self.outputs, cast("list[Array]", values), strict=True))

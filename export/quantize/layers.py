@@ -96,7 +96,10 @@ class Graph:
 
     @property
     def inputs(self) -> list[str]:
-        return [value.name for value in self.model.graph.input if value.name not in self.initialisers]
+        """Without numbers, which have defaults."""
+        numbers = self.spec.numbers if self.spec is not None else ()
+        names = [value.name for value in self.model.graph.input]
+        return [name for name in names if name not in self.initialisers and name not in numbers]
 
     @property
     def outputs(self) -> list[str]:

@@ -8,7 +8,7 @@ the graph.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from onnx.external_data_helper import uses_external_data
 from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
 from clusir.export.graph.tidy import graphs_of, prefixed, tidied
 from clusir.export.subjects.onnx_ports import WHOLE_NUMBERS, Ports, find_ports
+from clusir.spec import MAX_NUMBER, MOST_NUMBERS, TENSORS, ModelSpec
 
 __all__ = ["Description", "free_name", "in_standard_form", "ranked", "read_onnx"]
 
@@ -44,10 +45,10 @@ class Description:
     ``value_range``: what black and white are as numbers, in and out (of uint8, 0 and 255 where 0..1 is said).
     ``mean`` and ``deviation``, a number or one a channel, in units of that range: the input is (x - mean) / deviation,
     the answer is taken back likewise. ``bgr``: the order of three channels. ``layout``: ``NCHW``, ``NHWC`` or ``auto``
-    (as the shapes say). ``values``: numbers for further inputs; ``maps``: those that are pictures of one channel as
-    large as the picture, 0..1, and what fills them where nobody gives one. ``picture`` and ``answer``: names of the
-    input and the output that are pictures, where
-    several could be.
+    (as the shapes say). ``values``: numbers for further inputs, ``limits``: the least and the most that some may be;
+    ``maps``: those that are pictures of one channel as large as the picture, 0..1, and what fills them where nobody
+    gives one. ``picture`` and ``answer``: names of the input and the output that are pictures, where several could
+    be.
     """
 
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -59,6 +60,7 @@ class Description:
     picture: str | None = None
     answer: str | None = None
     maps: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.value_range
@@ -71,6 +73,32 @@ class Description:
                 raise UsageError(f"{name} {numbers} is not one number, or three")
         if not all(number > 0 for number in self.deviation):
             raise UsageError(f"deviation {self.deviation} is not above 0")
+        if len(self.values) > MOST_NUMBERS:
+            raise UsageError(f"--set: {len(self.values)} numbers, {MOST_NUMBERS} at most are inputs of a file")
+        for name, value in self.values.items():
+            low, high = self._within(name)
+            if not -MAX_NUMBER <= low <= value <= high <= MAX_NUMBER:
+                raise UsageError(
+                    f"--set {name}={value:g}: it is not within {low:g}..{high:g}, or that leaves -1e6..1e6"
+                )
+
+    def _within(self, name: str) -> tuple[float, float]:
+        return self.limits.get(name, (-MAX_NUMBER, MAX_NUMBER))
+
+    def numbered(self, spec: ModelSpec) -> ModelSpec:
+        """``spec`` of a model that takes the numbers beside the picture."""
+        return replace(
+            spec,
+            numbers=tuple(map(free_name, self.values)),
+            number_defaults=tuple(self.values.values()),
+            number_ranges=tuple(map(self._within, self.values)),
+        )
+
+    def another(self, name: str) -> float:
+        """A number for an input that is not its default, and is allowed."""
+        low, high = self._within(name)
+        other = min(max(0.75 * self.values[name] + 0.01, low), high)
+        return other if other != self.values[name] else 0.5 * (low + min(high, low + 1))
 
     def range_of(self, port: ValueInfoProto) -> tuple[float, float]:
         """What black and white are at an input or an output."""
@@ -285,7 +313,8 @@ def _further_inputs(
         name, inner = free_name(port.name), f"{_PREFIX}{port.name}"
         a_map = len(shape) == 4 and 0 in shape[2:]
         sides = [1, 1, 1, 1] if a_map else [side or 1 for side in shape]
-        value = np.full(sides, values[port.name], helper.tensor_dtype_to_np_dtype(element))
+        number = round(values[port.name]) if element in WHOLE_NUMBERS else values[port.name]
+        value = np.full(sides, number, helper.tensor_dtype_to_np_dtype(element))
         constants.append(numpy_helper.from_array(value, name))
         settable.append(helper.make_tensor_value_info(name, element, sides))
         if not a_map:
@@ -321,7 +350,7 @@ def _maps(ports: Ports, constants: list[TensorProto]) -> list[NodeProto]:
 
 def free_name(name: str) -> str:
     """What a further input is called in the standard form, where the picture's own names are taken."""
-    return f"{name}_" if name in ("image", "restored", "statistics", "weight", "given", "known") else name
+    return f"{name}_" if name in ("image", "restored", *TENSORS) else name
 
 
 def _port(name: str, shape: list[int | str | None]) -> ValueInfoProto:

@@ -27,6 +27,8 @@ def split_settings(settings: Mapping[str, Setting], spec: ModelSpec) -> tuple[di
     for name, value in settings.items():
         number = isinstance(value, (int, float, np.integer, np.floating))
         if name not in spec.maps:
+            if name in spec.numbers and not number:
+                raise UsageError(f"--set {name}={_shown(value)}: the model takes one number, no picture")
             if not number:
                 has = f"it has {', '.join(spec.maps)}" if spec.maps else "it has none"
                 raise UsageError(f"--set {name}={_shown(value)}: the model takes no map of that name; {has}")

@@ -28,7 +28,8 @@ from clusir.runtimes.restore.tiling import Plan, plan_picture
 from clusir.runtimes.runners.base import Array, Runner
 from clusir.runtimes.runners.files import ModelFiles, find_model
 from clusir.runtimes.runners.late import LateRunner
-from clusir.runtimes.runners.opening import open_late, open_runner, set_inputs
+from clusir.runtimes.runners.numbers import number_feeds
+from clusir.runtimes.runners.opening import open_late, open_runner
 
 __all__ = ["ALPHA_MODES", "ROUTINGS", "ArraySource", "Restorer", "RowSource", "Work"]
 
@@ -114,7 +115,7 @@ class Restorer:
         self._bf16 = precision == BFLOAT16
         tiles = self.files.tile is not None and self.files.router is not None
         # With a tile graph and a router, a picture of several tiles never runs the whole graph.
-        opened = open_late if tiles and not settings else partial(open_runner, graph="whole")
+        opened = open_late if tiles else partial(open_runner, graph="whole")
         self._runner = opened(self.files.whole, device=device, fallback=fallback, bf16=self._bf16, **self._open_options)
         self.spec = self._runner.spec
         self.name = self._runner.name
@@ -129,8 +130,8 @@ class Restorer:
         self.routing = "shared" if can_share and routing != "tile" else "tile"
         self.settings = dict(settings or {})
         try:
-            self._maps, self._numbers = split_settings(self.settings, self.spec)
-            set_inputs(self._runner, self._numbers)
+            self._maps, numbers = split_settings(self.settings, self.spec)
+            self._numbers = number_feeds(self.spec, numbers, self.files.whole.name)
             self.steering = steer(self.spec, fix, strength)
             if statistics == "exact" and not self.spec.shares_statistics:
                 raise UsageError(f"exact statistics: {self.files.whole} pools nothing over the picture; leave it out")
@@ -347,7 +348,7 @@ class Restorer:
 
     def _timed(self, runner: Runner, feeds: dict[str, Array], work: Work) -> dict[str, Array]:
         begin = time.perf_counter()
-        out = runner.run(feeds)
+        out = runner.run(feeds | self._numbers)
         work.infer_s += time.perf_counter() - begin
         return out
 
@@ -369,8 +370,6 @@ class Restorer:
                 options = options | {"backend": "auto"}
             router = open_runner(second, graph=kind, **options)
             check_together(self.spec, self.files.whole, [(self.files.tile, tile.spec), (second, router.spec)])
-            for sidecar in (tile, router):
-                set_inputs(sidecar, self._numbers)
             self._sidecars = (tile, router)
         return self._sidecars
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clusir.spec import ModelSpec
 
-__all__ = ["Array", "Runner", "Settable"]
+__all__ = ["Array", "Runner"]
 
 Array = NDArray[np.float32]
 
@@ -27,7 +27,8 @@ class Runner(Protocol):
     spec: ModelSpec
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once. ``feeds`` maps every graph input to a float32 array (images NCHW); returns every graph output."""
+        """Run once. ``feeds`` maps every graph input to a float32 array (images NCHW); returns every graph output. An
+        input that is one of ``spec.numbers`` may be left out: it has its default."""
         ...
 
     def expect(self, size: tuple[int, int] | None) -> None:
@@ -51,10 +52,3 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-@runtime_checkable
-class Settable(Protocol):
-    """A runner whose model's further inputs can be given other numbers than those in the file."""
-
-    def set_inputs(self, values: Mapping[str, float]) -> None: ...

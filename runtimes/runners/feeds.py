@@ -8,6 +8,7 @@ import numpy as np
 
 from clusir.errors import UsageError
 from clusir.runtimes.runners.base import Array
+from clusir.runtimes.runners.numbers import number_feeds
 from clusir.spec import ModelSpec, SizeRequirements
 
 __all__ = ["check_feeds"]
@@ -24,8 +25,12 @@ def check_feeds(
     ``inputs`` maps a graph input to its shape (an int is fixed, anything else is free). Raises UsageError where an
     input is missing, unknown, or has another rank or another fixed length, or where the picture has a height or width
     that the size rule of ``spec`` does not allow: a runtime may answer such a one with another shape, or with numbers
-    that mean nothing. float64 and float16 are converted.
+    that mean nothing. float64 and float16 are converted. Numbers of ``spec`` that are not given have their defaults;
+    those that the runtime does not know are left out, since OpenVINO drops inputs that nothing reads.
     """
+    if spec is not None and spec.numbers:
+        feeds = {**number_feeds(spec), **feeds}
+        feeds = {key: value for key, value in feeds.items() if key in inputs or key not in spec.numbers}
     if set(feeds) != set(inputs):
         raise UsageError(f"{name}: given inputs {sorted(feeds)}, the model takes {sorted(inputs)}")
     ready = {}

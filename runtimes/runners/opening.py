@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 from clusir.errors import BackendError, UsageError
 from clusir.names import BACKENDS, DEVICES, MODULES, install_line, installed_backends
-from clusir.runtimes.runners.base import Runner, Settable
+from clusir.runtimes.runners.base import Runner
 from clusir.runtimes.runners.external import check_weights
 from clusir.runtimes.runners.late import LateRunner
 from clusir.runtimes.runners.metadata import read_metadata
@@ -133,19 +132,6 @@ def _computes_on_cpu(backend: str, device: str, bf16: bool) -> bool:
     except ImportError:
         pass
     return False
-
-
-def set_inputs(runner: Runner, values: Mapping[str, float]) -> None:
-    """Give ``runner`` numbers for further inputs of its model, by name. Raises UsageError where it has no such input,
-    or where its backend computes with the numbers that are in the file."""
-    if not values:
-        return
-    if not isinstance(runner, Settable):
-        raise UsageError(
-            f"--set {next(iter(values))}: backend {runner.name} computes with the number that is in the file; "
-            "use --backend ort"
-        )
-    runner.set_inputs(values)
 
 
 def _open(path: Path, backend: str, device: str, threads: int | None, graph: str | None, bf16: bool) -> Runner:

@@ -164,8 +164,9 @@ def _length(dimension: Any) -> int | None:
 
 
 def _takes_one(spec: ModelSpec, model: Any) -> bool:
-    """Whether the first axis of every input alone has no fixed length; a router takes all its looks at once."""
-    shapes = [port.partial_shape for port in model.inputs]
+    """Whether the first axis alone of every input, but for numbers, has no fixed length; a router takes all its looks
+    at once."""
+    shapes = [port.partial_shape for port in model.inputs if _input_name(port, spec) not in spec.numbers]
     alone = all(s.rank.is_static and s[0].is_dynamic and all(d.is_static for d in list(s)[1:]) for s in shapes)
     return spec.graph != "router" and alone
 
@@ -197,7 +198,7 @@ def _close_batch(model: Any) -> None:
 def _input_name(port: Any, spec: ModelSpec) -> str:
     """An input's name in the ONNX file: a float16 graph's cast behind it lends it a second one."""
     names = port.get_names()
-    known = (name for name in (spec.input_name, *INPUTS[1:]) if name in names)
+    known = (name for name in (spec.input_name, *INPUTS[1:], *spec.numbers) if name in names)
     return next(known, str(port.any_name))
 
 

@@ -6,7 +6,6 @@ warning and continues on the CPU when its CUDA libraries do not load.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clusir.errors import BackendError, ClusirError, ModelFormatError, UsageError
+from clusir.errors import BackendError, ClusirError, ModelFormatError
 from clusir.names import INSTALL_GPU, install_line
 from clusir.runtimes.machine.allowed import cores, thread_limit
 from clusir.runtimes.runners.base import Array
@@ -28,15 +26,6 @@ from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
 
-_TYPES: dict[str, Any] = {
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 _SLEEPING_THREADS = 2  # so many sleep while they wait; more were not measured
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -104,7 +93,6 @@ class OrtRunner:
         self.name = f"ort:{wanted}"
         self._inputs = {i.name: i.shape for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
-        self._settings: dict[str, NDArray[Any]] = {}
 
     def _read_spec(self) -> ModelSpec | None:
         """The spec of an ``.onnx`` file, read before the runtime sees it; None for ``.ort`` (asked of the session)."""
@@ -163,12 +151,12 @@ class OrtRunner:
         BackendError where a GPU's first answer is wrong."""
         ready = check_feeds(feeds, self._inputs, self.name, self.spec)
         try:
-            outputs = self._session_for(ready).run(self._outputs, ready | self._settings)
+            outputs = self._session_for(ready).run(self._outputs, ready)
         except Exception as error:
             raise ClusirError(f"{self.name} failed on {self._path.name}: {_first_line(error)}") from error
         found = {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
         if self._judge is not None:
-            right = self._judge().run(self._outputs, ready | self._settings)
+            right = self._judge().run(self._outputs, ready)
             refuse_wrong(found, dict(zip(self._outputs, right, strict=True)), self._path)
             self._judge = None
         return found
@@ -193,21 +181,6 @@ class OrtRunner:
         if self._expected is not None and feeds[self.spec.input_name].shape == self._expected:
             return self._fixed[self._expected]
         return self._session
-
-    def set_inputs(self, values: Mapping[str, float]) -> None:
-        """Numbers for inputs beside the picture that the file has defaults for, such as a noise level; they hold until
-        they are set again. Raises UsageError for a name that is no such input, and for what is no finite number."""
-        there = {value.name: value for value in self._session.get_overridable_initializers()}
-        for name, number in values.items():
-            if name not in there:
-                has = f"it has {', '.join(there)}" if there else "it takes the picture alone"
-                raise UsageError(f"--set {name}: {self._path.name} has no such input; {has}")
-            if not math.isfinite(number):
-                raise UsageError(f"--set {name}={number}: it is no finite number")
-        self._settings = {
-            name: np.full(there[name].shape, number, _TYPES.get(there[name].type, np.float32))
-            for name, number in values.items()
-        }
 
     def placement(self) -> dict[str, int]:
         """Nodes per execution provider, as ONNX Runtime assigned them when it opened the file."""

@@ -36,7 +36,7 @@ LIES: dict[str, dict[str, object]] = {
     "graph_whole": {"graph": "whole"},
     "input_name": {"input_name": "picture"},
     "output_name": {"output_name": "posterior"},
-    "version": {"spec_version": 4},
+    "version": {"spec_version": 5},
     "scale": {"spec_version": 2, "scale": 2},
     "version_huge": {"spec_version": 2**63},
     "multiple_of_zero": {"size": {"multiple_of": 0, "minimum": 0, "static_px": 0}},

@@ -116,10 +116,10 @@ def test_the_page_works_without_its_server_and_can_be_installed(node: str, dist:
 
 
 def test_the_bundle_is_small(dist: Path) -> None:
-    """Everything but the wasm runtime (.wasm and its .mjs loader), for both back ends together, is under 104 kB."""
+    """Everything but the wasm runtime (.wasm and its .mjs loader), for both back ends together, is under 106 kB."""
     sizes = {path.name: path.stat().st_size for path in dist.iterdir() if path.suffix in (".js", ".css", ".html")}
     assert {"clusir.js", "worker.js", "demo.js", "index.html"} <= set(sizes)
-    assert sum(sizes.values()) < 104_000, sizes
+    assert sum(sizes.values()) < 106_000, sizes
 
 
 def browse(dist: Path, model: Path, picture: Path, shots: Path) -> dict[str, dict[str, float]]:

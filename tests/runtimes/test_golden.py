@@ -14,7 +14,7 @@ from clusir.errors import ClusirError, UsageError
 from clusir.runtimes.restore.pixels import from_unit, to_unit
 from clusir.runtimes.restore.restorer import ArraySource, Restorer
 from tests.golden.make.cases import FAMILIES, GoldenCase, colours, load_golden
-from tests.golden.make.standin import write_enlarging, write_masked, write_standin
+from tests.golden.make.standin import write_enlarging, write_masked, write_numbered, write_standin
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = load_golden(GOLDEN)
@@ -76,6 +76,7 @@ def test_python_restores_without_routing(entry: dict[str, Any], backend: str) ->
         if isinstance(given, dict):
             samples = np.frombuffer((GOLDEN / given["input"]).read_bytes(), _KINDS[given["type"]])
             maps[name] = samples.reshape(*shape[:2], -1)
+    maps |= entry.get("numbers", {})
     with Restorer(GOLDEN / entry["model"], backend=backend, device="cpu", settings=maps) as restorer:
         restored = restorer.restore(pixels)
         assert np.abs(restorer.restore(to_unit(pixels)) - expected).max() <= entry["tolerance"]
@@ -91,6 +92,8 @@ def test_the_cases_reach_what_can_go_wrong() -> None:
     assert any(min(case.pixels.shape[:2]) > 48 + 32 for case in CASES)  # three tiles each way, in the stand-in's 48 px
     assert any(case.model.name == "standin_range.onnx" for case in CASES)
     assert len(REFUSED) >= 6
+    numbered = [entry for entry in MANIFEST["enlarged"] if entry["model"] == "standin_numbered.onnx"]
+    assert [sorted(entry.get("numbers", {})) for entry in numbered] == [[], ["quality", "sigma"], ["sigma"]]
     masked = {entry["name"] for entry in MANIFEST["enlarged"] if entry["model"] == "standin_masked.onnx"}
     assert masked == {"masked_u8", "masked_alpha_u16", "masked_grey_u8", "unmasked_u8"}
     assert sum(case.strength != "1" or case.fix is not None for case in CASES) >= 4
@@ -104,11 +107,17 @@ def test_the_cases_reach_what_can_go_wrong() -> None:
     assert all(change > least[name] for name, change in changes.items() if name not in at_rest)
 
 
-@pytest.mark.parametrize(("name", "write"), [("standin_x2", write_enlarging), ("standin_masked", write_masked)])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("standin_x2", write_enlarging), ("standin_masked", write_masked), ("standin_numbered", write_numbered)],
+)
 def test_the_other_stand_ins_are_what_their_generators_write(
     tmp_path: Path, name: str, write: Callable[[Path, str], Path]
 ) -> None:
-    assert write(tmp_path, name).read_bytes() == (GOLDEN / f"{name}.onnx").read_bytes()
+    write(tmp_path, name)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == sorted(path.name for path in GOLDEN.glob(f"{name}*.onnx"))
+    assert all((tmp_path / one).read_bytes() == (GOLDEN / one).read_bytes() for one in made)
 
 
 STANDINS: dict[str, dict[str, object]] = {

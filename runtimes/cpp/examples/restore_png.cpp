@@ -1,4 +1,4 @@
-// Restores one PNG: clusir-restore MODEL.onnx IN.png OUT.png [--backend ort|openvino] [--threads N]
+// Restores one PNG: clusir-restore MODEL.onnx IN.png OUT.png [--backend ort|openvino] [--threads N] [--set NAME=NUMBER]
 //
 // Keeps the size, 8 or 16 bits, and alpha; grey and palette pictures come out as RGB.
 #include <clusir/clusir.hpp>
@@ -12,6 +12,7 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -119,8 +120,33 @@ void write(Output& file, Picture& picture) {
     png_write_end(png, info);
 }
 
+// NAME=NUMBER at the end of `settings`; false for other text.
+bool setting(const std::string& text, std::vector<std::pair<std::string, double>>& settings) {
+    const std::size_t equals = text.rfind('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) return false;
+    char* end = nullptr;
+    const double number = std::strtod(text.c_str() + equals + 1, &end);
+    if (*end != '\0') return false;
+    settings.emplace_back(text.substr(0, equals), number);
+    return true;
+}
+
+// The settings as numbers, or where the model has a map of the name as what fills it.
+clusir::Steer steer_of(const clusir::Model& model, const std::vector<std::pair<std::string, double>>& settings) {
+    const char* maps = clusir_metadata(model.get(), "maps");
+    clusir::Steer steer;
+    for (const auto& [name, number] : settings) {
+        if (maps != nullptr && std::string(maps).find("\"" + name + "\"") != std::string::npos)
+            steer.maps.push_back({name.c_str(), nullptr, static_cast<float>(number)});
+        else
+            steer.numbers.push_back({name.c_str(), number});
+    }
+    return steer;
+}
+
 int usage(std::ostream& out, int status) {
-    out << "usage: clusir-restore MODEL.onnx IN.png OUT.png [--backend auto|ort|openvino] [--threads N]\n";
+    out << "usage: clusir-restore MODEL.onnx IN.png OUT.png [--backend auto|ort|openvino] [--threads N] "
+           "[--set NAME=NUMBER]\n";
     return status;
 }
 
@@ -130,12 +156,15 @@ int main(int argc, char** argv) {
     std::vector<std::string> names;
     std::string backend = "auto";
     int threads = 0;
+    std::vector<std::pair<std::string, double>> settings;
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i];
         if (argument == "--backend" && i + 1 < argc)
             backend = argv[++i];
         else if (argument == "--threads" && i + 1 < argc && std::isdigit(static_cast<unsigned char>(*argv[i + 1])))
             threads = std::atoi(argv[++i]);
+        else if (argument == "--set" && i + 1 < argc && setting(argv[i + 1], settings))
+            ++i;
         else if (argument == "--help" || argument == "-h")
             return usage(std::cout, 0);
         else if (argument.rfind("--", 0) == 0)
@@ -148,10 +177,11 @@ int main(int argc, char** argv) {
         const clusir::Model model(names[0], backend, threads);
         Picture in = read(names[1]), out = in;
         Output file(names[2]);
-        const auto routing = model.restore(in.image(), out.image(), [](std::uint32_t done, std::uint32_t total) {
+        const auto told = [](std::uint32_t done, std::uint32_t total) {
             std::cerr << "\rtile " << done << " of " << total << (done == total ? "\n" : "") << std::flush;
             return true;
-        });
+        };
+        const auto routing = model.restore(in.image(), out.image(), told, nullptr, steer_of(model, settings));
         write(file, out);
         file.finish();
         std::uint32_t at = 0;

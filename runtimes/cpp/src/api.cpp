@@ -10,6 +10,7 @@
 
 #include "error.hpp"
 #include "model.hpp"
+#include "numbers.hpp"
 #include "pixels.hpp"
 #include "steering.hpp"
 
@@ -65,8 +66,9 @@ void require(bool condition, const char* what) {
 // two. One list per struct, oldest first; a caller built against an older header leaves the rest zero.
 constexpr std::size_t kOpenOptionsSizes[] = {offsetof(clusir_open_options, weights), sizeof(clusir_open_options)};
 constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix),
-                                            offsetof(clusir_run_options, exact_statistics), offsetof(clusir_run_options, maps),
-                                            sizeof(clusir_run_options)};
+                                            offsetof(clusir_run_options, exact_statistics),
+                                            offsetof(clusir_run_options, maps),
+                                            offsetof(clusir_run_options, numbers), sizeof(clusir_run_options)};
 constexpr std::size_t kRunnerSizes[] = {sizeof(clusir_runner)};
 constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), sizeof(clusir_spec)};
 
@@ -232,12 +234,16 @@ clusir_status clusir_restore(clusir_model* model, const clusir_image* in, const 
         clusir::detail::check_samples(from);
         require(options.maps != nullptr || options.map_count == 0, "options: maps is null with a count");
         const auto maps = clusir::detail::read_maps(options.maps, options.map_count, spec, from);
+        require(options.numbers != nullptr || options.number_count == 0, "options: numbers is null with a count");
+        const auto numbers = clusir::detail::read_numbers(options.numbers, options.number_count, spec);
         const auto text = [](const char* given_text) { return std::string(given_text == nullptr ? "" : given_text); };
         const auto steering = clusir::detail::steer(spec, text(options.fix), text(options.strength));
-        const auto routing = model->model->restore(from, to, maps, steering, options.exact_statistics != 0, [&](uint32_t done, uint32_t total) {
+        const auto step = [&](uint32_t done, uint32_t total) {
             if (options.cancel != nullptr && options.cancel->now.load(std::memory_order_relaxed)) return false;
             return options.progress == nullptr || options.progress(options.user, done, total) == 0;
-        });
+        };
+        const bool exact = options.exact_statistics != 0;
+        const auto routing = model->model->restore({from, maps, numbers}, to, steering, exact, step);
         if (options.posterior != nullptr)
             std::copy(routing.posterior.begin(), routing.posterior.end(), options.posterior);
         if (options.gate != nullptr) std::copy(routing.gate.begin(), routing.gate.end(), options.gate);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "error.hpp"
+#include "numbers.hpp"
 #include "pixels.hpp"
 #include "statistics.hpp"
 
@@ -40,6 +41,13 @@ void expect(const Port& port, const Shape& shape) {
     }
 }
 
+// Each number is an input [1]; OpenVINO drops those that nothing reads.
+void check_numbers(const Graph& graph, const ModelSpec& spec) {
+    for (const auto& found : graph.inputs()) {
+        if (std::find(spec.numbers.begin(), spec.numbers.end(), found.name) != spec.numbers.end()) expect(found, {1});
+    }
+}
+
 void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     const std::int64_t side = spec.static_px ? spec.static_px : -1;
     const Shape image{1, spec.planes(), side, side};
@@ -47,6 +55,7 @@ void check_tile_graph(const Graph& graph, const ModelSpec& spec) {
     const std::int64_t large = side < 0 ? side : spec.upscale * side;
     expect(port(graph.outputs(), spec.output_name, "output"), {1, spec.channels, large, large});
     const bool given = spec.graph == "tile";
+    check_numbers(graph, spec);
     if (given && spec.statistics) expect(port(graph.inputs(), "statistics", "input"), {1, spec.statistics});
     if (!spec.routed()) return;
     const auto& ports = given ? graph.inputs() : graph.outputs();
@@ -64,7 +73,8 @@ void check_together(const ModelSpec& spec, const ModelSpec& second, const std::s
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
                         of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families,
-                        of.evidence_thresholds, of.evidence_floors, of.maps, of.map_defaults);
+                        of.evidence_thresholds, of.evidence_floors, of.maps, of.map_defaults, of.numbers,
+                        of.number_defaults, of.number_ranges);
     };
     if (form(second) != form(spec))
         bad_model("the tile graph and the " + kind + " graph are of two different models");
@@ -75,6 +85,7 @@ void check_statistics_graph(const Graph& graph, const ModelSpec& spec) {
     if (image.size() != 4 || image[0] > 1) bad_model("the statistics graph takes no single windows");
     expect(port(graph.inputs(), spec.input_name, "input"), {-1, spec.planes(), -1, -1});
     expect(port(graph.inputs(), "weight", "input"), {-1, 1, -1, -1});
+    check_numbers(graph, spec);
     for (const char* name : {"given", "known"}) expect(port(graph.inputs(), name, "input"), {1, spec.statistics});
     expect(port(graph.outputs(), "statistics", "output"), {1, spec.statistics});
     for (const char* name : {"level", "largest"}) expect(port(graph.outputs(), name, "output"), {spec.statistics});
@@ -188,11 +199,12 @@ Routing Model::route(const clusir_image& in, const Axis& rows, const Axis& colum
     return routing;
 }
 
-void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
-                     std::vector<float>& restored, RoutingMean& own) const {
+void Model::run_tile(std::vector<float>& planes, const std::vector<float>& numbers, const Routing& shared,
+                     const Axis& rows, const Axis& columns, std::vector<float>& restored, RoutingMean& own) const {
     const Shape shape{1, spec_.planes(), rows.tile, columns.tile}, clusters{1, spec_.posterior_size()},
         experts{1, spec_.gate_size()};
     std::vector<Feed> feeds{{spec_.input_name.c_str(), shape, planes.data()}};
+    feed_numbers(*graph_, spec_, numbers, feeds);
     const Shape large{1, spec_.channels, spec_.upscale * rows.tile, spec_.upscale * columns.tile};
     std::vector<Fetch> fetches{{spec_.output_name.c_str(), large, restored.data()}};
     std::vector<float> posterior(static_cast<std::size_t>(spec_.posterior_size())),
@@ -216,9 +228,9 @@ void Model::run_tile(std::vector<float>& planes, const Routing& shared, const Ax
     if (!second_ && nothing_to_mend(evidence, std::vector<float>(evidence.size(), -1.0F), spec_)) restored = planes;
 }
 
-Routing Model::restore(const clusir_image& in, const clusir_image& out, const std::vector<MapPlane>& maps,
-                       const Steering& steering, bool exact,
+Routing Model::restore(const Given& given, const clusir_image& out, const Steering& steering, bool exact,
                        const std::function<bool(std::uint32_t, std::uint32_t)>& step) const {
+    const auto& [in, maps, numbers] = given;
     if (second_ == nullptr && !steering.plain())
         throw Failure(
             CLUSIR_INVALID_ARGUMENT,
@@ -250,7 +262,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const st
     }
     RoutingMean own(spec_);
     if (second_ && spec_.routed()) routing = route(in, rows, columns, steering.permissions);
-    if (second_ && !spec_.routed()) routing.statistics = pool(*second_, in, maps, spec_, exact);
+    if (second_ && !spec_.routed()) routing.statistics = pool(*second_, given, spec_, exact);
     if (second_ && nothing_to_mend(routing.evidence, steering.permissions, spec_)) {
         for (std::uint32_t y = 0; y < in.height; ++y) copy_row(in, out, y);
         step(total, total);
@@ -276,7 +288,7 @@ Routing Model::restore(const clusir_image& in, const clusir_image& out, const st
             const auto left = static_cast<std::size_t>(large_columns.starts[tx]);
             const std::size_t width = std::min<std::size_t>(tile_w, out.width - left);
             gather(in, maps, spec_, rows, columns, rows.starts[ty], columns.starts[tx], planes);
-            run_tile(planes, routing, rows, columns, restored, own);
+            run_tile(planes, numbers, routing, rows, columns, restored, own);
             for (std::size_t y = top; y < bottom; ++y) {
                 const float weight = large_rows.weights[ty][y - top];
                 if (weight == 0.0F) continue;

@@ -33,16 +33,15 @@ public:
     // `step(done, total)` returns false to stop; then Failure(CLUSIR_CANCELLED) is thrown. May be called by any number
     // of threads at once.
     // `exact`: of a network that pools over the whole picture, all of it is pooled, not windows.
-    Routing restore(const clusir_image& in, const clusir_image& out, const std::vector<MapPlane>& maps,
-                    const Steering& steering, bool exact,
+    Routing restore(const Given& given, const clusir_image& out, const Steering& steering, bool exact,
                     const std::function<bool(std::uint32_t, std::uint32_t)>& step) const;
 
 private:
     Routing route(const clusir_image& in, const Axis& rows, const Axis& columns,
                   const std::vector<float>& permissions) const;
     // `own`: where a whole graph, which routes every tile by itself, leaves its routing.
-    void run_tile(std::vector<float>& planes, const Routing& shared, const Axis& rows, const Axis& columns,
-                  std::vector<float>& restored, RoutingMean& own) const;
+    void run_tile(std::vector<float>& planes, const std::vector<float>& numbers, const Routing& shared,
+                  const Axis& rows, const Axis& columns, std::vector<float>& restored, RoutingMean& own) const;
 
     std::string backend_;
     std::unique_ptr<Graph> graph_, second_;  // the second one: the router graph, or the statistics graph

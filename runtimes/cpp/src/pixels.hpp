@@ -35,6 +35,13 @@ struct MapPlane {
 std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, const ModelSpec& spec,
                                 const clusir_image& in);
 
+// A picture, and what the network takes beside it: maps and numbers in the order of the spec.
+struct Given {
+    const clusir_image& in;
+    const std::vector<MapPlane>& maps;
+    const std::vector<float>& numbers;
+};
+
 // Fills planes [spec.planes(), rows.tile, columns.tile] with one tile, reflected where it reaches over the picture's
 // edge: the channels of `image`, then `maps`.
 void gather(const clusir_image& image, const std::vector<MapPlane>& maps, const ModelSpec& spec, const Axis& rows,

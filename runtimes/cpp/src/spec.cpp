@@ -14,11 +14,11 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kFirstVersion = 1, kLastVersion = 3;  // of the metadata; 2 where scale is not 1, 3 with maps
+constexpr int kFirstVersion = 1, kLastVersion = 4;  // 2 where scale is not 1, 3 with maps, 4 with numbers
 constexpr int kLargestScale = 8;
 // A tile is held in memory several times over; the largest that is sensible is far below what the format can say.
 constexpr int kLargestTile = 4096;
-constexpr std::size_t kMostLevels = 64, kMostMaps = 8;
+constexpr std::size_t kMostLevels = 64, kMostMaps = 8, kMostNumbers = 8;
 constexpr int kMostClusters = 4096;
 constexpr int kMostStatistics = 1 << 24;
 constexpr std::size_t kLongestText = 1024;  // characters
@@ -151,6 +151,35 @@ void read_maps(const Fields& fields, ModelSpec& spec) {
         Fields::refuse("maps", "are beside routed levels, or beside a value range that is not 0..1");
 }
 
+void read_numbers(const Fields& fields, ModelSpec& spec) {
+    spec.numbers = read_names(fields, "numbers");
+    if (spec.numbers.size() > kMostNumbers) Fields::refuse("numbers", "are more than 8");
+    if (!spec.numbers.empty() && spec.routed()) Fields::refuse("numbers", "are beside routed levels");
+    std::set<std::string> taken{"posterior", "gate",  "expert_probability", "statistics", "permissions",
+                                "evidence",  "weight", "given", "known", "level", "largest"};
+    taken.insert({spec.input_name, spec.output_name});
+    taken.insert(spec.maps.begin(), spec.maps.end());
+    for (const auto& name : spec.numbers) {
+        if (taken.count(name)) Fields::refuse("numbers", "has the name of another tensor");
+    }
+    json values, ranges;
+    if (!fields.read("number_defaults", values)) values = json::array();
+    if (!fields.read("number_ranges", ranges)) ranges = json::array();
+    const auto each = [&](const json& list) { return list.is_array() && list.size() == spec.numbers.size(); };
+    if (!each(values)) Fields::refuse("number_defaults", "has not one number for each of the numbers");
+    if (!each(ranges)) Fields::refuse("number_ranges", "has not one pair for each of the numbers");
+    for (std::size_t i = 0; i < spec.numbers.size(); ++i) {
+        const auto& pair = ranges[i];
+        if (!values[i].is_number() || !pair.is_array() || pair.size() != 2 || !pair[0].is_number() || !pair[1].is_number())
+            Fields::refuse("number_ranges", "and defaults are no numbers");
+        const double low = pair[0].get<double>(), value = values[i].get<double>(), high = pair[1].get<double>();
+        if (!(-kLargestBound <= low && low <= value && value <= high && high <= kLargestBound))
+            Fields::refuse("number_ranges", "does not hold the default, or leaves -1e6..1e6");
+        spec.number_defaults.push_back(value);
+        spec.number_ranges.emplace_back(low, high);
+    }
+}
+
 void read_labels(const Fields& fields, ModelSpec& spec) {
     json labels;
     if (!fields.read("cluster_labels", labels)) return;
@@ -220,6 +249,7 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     read_range(fields, spec);
     read_families(fields, spec);
     read_maps(fields, spec);
+    read_numbers(fields, spec);
     read_labels(fields, spec);
     read_tolerances(fields, spec);
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace clusir::detail {
@@ -39,7 +40,10 @@ constexpr const char* kSpecFields[] = {"name",
                                        "evidence_thresholds",
                                        "evidence_floors",
                                        "maps",
-                                       "map_defaults"};
+                                       "map_defaults",
+                                       "numbers",
+                                       "number_defaults",
+                                       "number_ranges"};
 
 struct ModelSpec {
     std::string name = "clusir";
@@ -63,6 +67,9 @@ struct ModelSpec {
     std::vector<double> evidence_floors;  // empty: the router takes no permissions below -1
     std::vector<std::string> maps;        // further planes of the input, behind the picture's channels
     std::vector<double> map_defaults;     // what fills a map that is not given
+    std::vector<std::string> numbers;     // further inputs [1] of every graph
+    std::vector<double> number_defaults;  // what is fed where nobody gives one
+    std::vector<std::pair<double, double>> number_ranges;
     std::vector<std::vector<std::string>> cluster_labels;
     std::map<std::string, double> tolerances;
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "numbers.hpp"
 #include "pixels.hpp"
 #include "routing.hpp"
 
@@ -40,14 +41,17 @@ struct Pooled {
 };
 
 Pooled run(const Graph& graph, const Batch& batch, const Shape& window, const ModelSpec& spec,
-           const std::vector<float>& given, const std::vector<float>& known) {
+           const std::vector<float>& numbers, const std::vector<float>& given, const std::vector<float>& known) {
     const std::int64_t count = spec.statistics;
     const auto size = static_cast<std::size_t>(count);
     Pooled found{std::vector<float>(size), std::vector<float>(size), std::vector<float>(size)};
-    graph.run({{spec.input_name.c_str(), {batch.count, spec.planes(), window[0], window[1]}, batch.images.data()},
-               {"weight", {batch.count, 1, window[0], window[1]}, batch.weights.data()},
-               {"given", {1, count}, given.data()},
-               {"known", {1, count}, known.data()}},
+    std::vector<Feed> feeds{
+        {spec.input_name.c_str(), {batch.count, spec.planes(), window[0], window[1]}, batch.images.data()},
+        {"weight", {batch.count, 1, window[0], window[1]}, batch.weights.data()},
+        {"given", {1, count}, given.data()},
+        {"known", {1, count}, known.data()}};
+    feed_numbers(graph, spec, numbers, feeds);
+    graph.run(feeds,
               {{"statistics", {1, count}, found.row.data()},
                {"level", {count}, found.level.data()},
                {"largest", {count}, found.largest.data()}});
@@ -85,8 +89,8 @@ std::vector<Window> windows_along(std::int64_t length, const ModelSpec& spec, bo
     return windows;
 }
 
-std::vector<float> pool(const Graph& graph, const clusir_image& in, const std::vector<MapPlane>& maps,
-                        const ModelSpec& spec, bool exact) {
+std::vector<float> pool(const Graph& graph, const Given& picture, const ModelSpec& spec, bool exact) {
+    const auto& [in, maps, numbers] = picture;
     const auto rows = windows_along(in.height, spec, exact), columns = windows_along(in.width, spec, exact);
     const Shape window{rows[0].side, columns[0].side};
     Axis along_y, along_x;
@@ -114,7 +118,7 @@ std::vector<float> pool(const Graph& graph, const clusir_image& in, const std::v
                     std::fill(line + column.first, line + column.last, 1.0F);
                 }
                 if (++batch.count < static_cast<std::int64_t>(together)) continue;
-                found = run(graph, batch, window, spec, given, known);
+                found = run(graph, batch, window, spec, numbers, given, known);
                 double weight = 0.0;
                 for (const float one : batch.weights) weight += static_cast<double>(one);
                 for (std::size_t i = 0; i < size; ++i) {

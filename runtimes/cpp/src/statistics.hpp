@@ -22,7 +22,6 @@ std::vector<Window> windows_along(std::int64_t length, const ModelSpec& spec, bo
 
 // The statistics [spec.statistics] of a picture, by its statistics graph. Throws Failure(CLUSIR_FAILED) for NaN and
 // infinity.
-std::vector<float> pool(const Graph& graph, const clusir_image& in, const std::vector<MapPlane>& maps,
-                        const ModelSpec& spec, bool exact);
+std::vector<float> pool(const Graph& graph, const Given& picture, const ModelSpec& spec, bool exact);
 
 }  // namespace clusir::detail

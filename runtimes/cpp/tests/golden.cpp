@@ -209,7 +209,10 @@ void check_enlarged(Checks& checks, const json& entry, const std::string& folder
                             static_cast<std::uint32_t>(samples.back().size() / pixels), kind, 0});
         maps.push_back({map.c_str(), &pictures.back(), 0.0F});
     }
-    const clusir::Steer steer{"", "", false, maps};
+    std::vector<clusir_number> numbers;
+    const json told = entry.value("numbers", json::object());
+    for (const auto& [number, value] : told.items()) numbers.push_back({number.c_str(), value.get<double>()});
+    const clusir::Steer steer{"", "", false, maps, numbers};
     model.restore(in, clusir::view(floats.data(), scale * width, scale * height, channels), nullptr, nullptr, steer);
     checks.that(largest(floats.data(), expected.data(), expected.size()) <= entry["tolerance"].get<double>(),
                 name + ": restored differs by more than the tolerance");
@@ -223,9 +226,21 @@ void check_enlarged(Checks& checks, const json& entry, const std::string& folder
         worst = std::max(worst, std::fabs(value - double{expected[i]} * top));
     }
     checks.that(worst <= 0.5 + entry["tolerance"].get<double>() * top, name + ": integers");
+    std::vector<clusir_number> wrong{{"none", 0.0}};
+    if (clusir_metadata(model.get(), "numbers") != nullptr) wrong.push_back({"sigma", 76.0});
+    for (const auto& one : wrong) {
+        try {
+            const clusir::Steer steered{"", "", false, {}, {one}};
+            model.restore(in, {out.data(), scale * width, scale * height, channels, type, 0}, nullptr, nullptr, steered);
+            checks.that(false, name + ": a number that it does not take is taken");
+        } catch (const clusir::Error& error) {
+            const bool told = std::string(error.what()).find(one.name) != std::string::npos;
+            checks.that(told && error.status() == CLUSIR_INVALID_ARGUMENT, name + ": " + error.what());
+        }
+    }
     try {  // a map of another name, or an output that is not as large as the model's
         const clusir_image small{out.data(), width, height, channels, type, 0};
-        const clusir::Steer unknown{"", "", false, {{"none", nullptr, 0.0F}}};
+        const clusir::Steer unknown{"", "", false, {{"none", nullptr, 0.0F}}, {}};
         model.restore(in, small, nullptr, nullptr, scale == 1 ? unknown : steer);
         checks.that(false, name + ": an unknown map, or an output of the input's size is taken");
     } catch (const clusir::Error& error) {

@@ -54,7 +54,7 @@ void arguments(clusir_model* model) {
     run.progress = [](void*, std::uint32_t, std::uint32_t) { return 0; };
     for (std::size_t size = 0; size <= sizeof run + 8; ++size) {
         if (size == sizeof run || size == offsetof(clusir_run_options, fix) ||
-            size == offsetof(clusir_run_options, exact_statistics) || size == offsetof(clusir_run_options, maps))
+            size == offsetof(clusir_run_options, exact_statistics) || size == offsetof(clusir_run_options, maps) || size == offsetof(clusir_run_options, numbers))
             continue;
         run.struct_size = size;
         refused(clusir_restore(model, &in, &out, &run), CLUSIR_INVALID_ARGUMENT,

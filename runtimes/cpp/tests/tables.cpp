@@ -53,7 +53,7 @@ ModelSpec read_spec(const json& entry) {
 json as_json(const ModelSpec& spec) {
     return {{"name", spec.name},
             {"graph", spec.graph},
-            {"spec_version", !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2},
+            {"spec_version", !spec.numbers.empty() ? 4 : !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2},
             {"checkpoint_sha256", spec.checkpoint_sha256},
             {"layout", "NCHW"},
             {"colour_order", "RGB"},
@@ -78,7 +78,10 @@ json as_json(const ModelSpec& spec) {
             {"evidence_thresholds", spec.evidence_thresholds},
             {"evidence_floors", spec.evidence_floors},
             {"maps", spec.maps},
-            {"map_defaults", spec.map_defaults}};
+            {"map_defaults", spec.map_defaults},
+            {"numbers", spec.numbers},
+            {"number_defaults", spec.number_defaults},
+            {"number_ranges", spec.number_ranges}};
 }
 
 void specs(const std::string& folder) {

@@ -14,6 +14,8 @@ let latest = 0; // counts the files that were given
 let name = "photo";
 let given; // the file that is shown: restored again where another choice of what to mend is made
 const strength = () => $("strength").valueAsNumber / 100;
+const numbers = () =>
+  Object.fromEntries([...$("numbers").querySelectorAll("input")].map(({ name, valueAsNumber }) => [name, valueAsNumber]));
 const ticked = () => [...$("families").querySelectorAll("input:checked")].map(({ value }) => value);
 
 const fail = (error) => {
@@ -74,6 +76,7 @@ async function restore(photo, signal) {
       signal,
       fix: nothing ? undefined : fix,
       strength: nothing ? 0 : 1, // the slider blends what is shown
+      numbers: numbers(),
       onProgress: (done, total) => {
         Object.assign($("progress"), { value: done, max: total });
         const left = done ? ((performance.now() - start) / done) * (total - done) : 0;
@@ -109,9 +112,21 @@ const element = (kind, properties, ...children) => {
   return made;
 };
 
-/** The boxes of a model's families, made once; without families only the slider is there. */
-function wheel({ families }) {
+/** The boxes of a model's families and the fields of its numbers, made once; without them only the slider is there. */
+function wheel({ families, numbers: named, number_defaults: defaults, number_ranges: ranges }) {
   show("wheel", true);
+  if (!$("numbers").childElementCount) {
+    const fields = named.map((number, i) => {
+      const [min, max] = ranges[i];
+      return element(
+        "label",
+        {},
+        `${number} `,
+        element("input", { type: "number", name: number, min, max, step: "any", value: defaults[i], required: true }),
+      );
+    });
+    $("numbers").replaceChildren(...fields);
+  }
   show("mend", families.length > 0);
   if ($("families").childElementCount) return;
   const boxes = families.map((family) =>
@@ -192,6 +207,9 @@ $("strength").addEventListener("input", () => {
 $("mend").addEventListener("change", ({ target }) => {
   if (target.id === "auto") for (const box of $("families").querySelectorAll("input")) box.disabled = target.checked;
   if (given) take(given);
+});
+$("numbers").addEventListener("change", ({ target }) => {
+  if (given && target.reportValidity()) take(given);
 });
 $("cancel").addEventListener("click", () => abort?.abort());
 $("another").addEventListener("click", () => $("file").click());

@@ -41,6 +41,8 @@ export interface RestoreOptions {
   statistics?: "sampled" | "exact";
   /** Of a network that takes some: a mask, a noise level for each pixel. */
   maps?: Maps;
+  /** Of a network that takes some, such as a noise level: by name, within `spec.number_ranges`. */
+  numbers?: Record<string, number>;
 }
 
 /** The URL of a file, or its bytes. */

@@ -6,7 +6,7 @@
 //
 // The work is done in a worker, so the page stays responsive; nothing leaves the page.
 
-import { channelsOf, mapsOf } from "./pixels.js";
+import { channelsOf, mapsOf, numbersOf } from "./pixels.js";
 import { ModelError, weightsOf } from "./spec.js";
 import { hints, steer } from "./steering.js";
 
@@ -151,13 +151,14 @@ export class Restorer {
    * `strength` how far: 0..1, "0.8,noise=0.6" or {family: strength}. Other words and numbers are RangeErrors.
    * `statistics`: of a network that pools over the whole picture, "sampled" (default) pools windows, "exact" all of it.
    * `maps`: of a network that takes some (`spec.maps`, such as a mask) numbers 0..1, or pictures of the same size.
+   * `numbers`: of a network that takes some (`spec.numbers`, such as a noise level), each within `spec.number_ranges`.
    *
    * Settles in every case: it is rejected where the restorer was closed, its worker died, or the picture is none. An
    * abort after the last tile changes nothing.
    * @returns {Promise<{data, width, height, posterior, gate, evidence, hints}>} `data` of the same type, alpha kept; for an ImageBitmap
    * `bitmap` instead
    */
-  async restore(picture, { onProgress, signal, fix, strength, statistics, maps = {} } = {}) {
+  async restore(picture, { onProgress, signal, fix, strength, statistics, maps = {}, numbers = {} } = {}) {
     signal?.throwIfAborted();
     const steering = steer(this.spec, fix, strength);
     const bitmap = kindOf(picture) === "ImageBitmap";
@@ -165,9 +166,11 @@ export class Restorer {
     else if (!picture.width) throw new RangeError("the bitmap was closed or handed over; it has no pixels");
     const { width, height } = picture;
     mapsOf(maps, this.spec, picture);
+    numbersOf(numbers, this.spec);
     const image = bitmap ? picture : { data: picture.data.slice(), width, height };
     const transfer = [bitmap ? picture : image.data.buffer];
-    const { id, promise } = this.#connection.send({ action: "restore", image, steering, statistics, maps }, transfer, onProgress);
+    const message = { action: "restore", image, steering, statistics, given: { maps, numbers } };
+    const { id, promise } = this.#connection.send(message, transfer, onProgress);
     const stop = () => this.#connection.post({ action: "cancel", id });
     signal?.addEventListener("abort", stop, { once: true });
     try {

@@ -55,6 +55,22 @@ export function mapsOf(given, { maps = [], map_defaults: defaults = [] }, { widt
   });
 }
 
+/** The numbers of a model as tensors by name: those that are `given`, else their defaults. Throws RangeError for other
+ * names, and for what is no number within its range. */
+export function numbersOf(given, { numbers = [], number_defaults: defaults, number_ranges: ranges }) {
+  for (const name of Object.keys(given)) {
+    if (!numbers.includes(name))
+      throw new RangeError(`the model takes no number '${name}'; it has ${numbers.join(", ") || "none"}`);
+  }
+  const tensor = (name, i) => {
+    const value = given[name] ?? defaults[i];
+    const [low, high] = ranges[i];
+    if (typeof value === "number" && value >= low && value <= high) return [Float32Array.of(value), [1]];
+    throw new RangeError(`number '${name}' is ${value}, not within ${low}..${high}`);
+  };
+  return Object.fromEntries(numbers.map((name, i) => [name, tensor(name, i)]));
+}
+
 /** Throws RangeError for float samples outside 0..1, alpha among them. */
 export function checkSamples(data) {
   if (topOf(data) === 1 && !data.every((value) => value >= 0 && value <= 1))

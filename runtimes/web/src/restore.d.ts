@@ -20,7 +20,7 @@ export interface Restored<S extends Samples = Samples> extends Picture<S> {
 export interface ModelSpec {
   name: string;
   graph: "whole" | "tile" | "router" | "pooled" | "statistics";
-  spec_version: 1 | 2 | 3;
+  spec_version: 1 | 2 | 3 | 4;
   checkpoint_sha256: string;
   layout: "NCHW";
   colour_order: "RGB";
@@ -55,6 +55,11 @@ export interface ModelSpec {
   maps: string[];
   /** What fills a map that is not given, 0..1. */
   map_defaults: number[];
+  /** Further inputs, one number for all of the picture, such as a noise level; what each is where it is not given, and
+   * the least and the most that it may be. */
+  numbers: string[];
+  number_defaults: number[];
+  number_ranges: [number, number][];
   /** No field of the file: whether its statistics graph takes one window at a time. */
   one_window?: boolean;
 }
@@ -98,7 +103,7 @@ export function restore<S extends Samples>(
   pause: (done: number, total: number) => void | Promise<void>,
   steering?: Steering,
   statistics?: "sampled" | "exact",
-  maps?: Maps,
+  given?: { maps?: Maps; numbers?: Record<string, number> },
 ): Promise<{
   data: S;
   width: number;

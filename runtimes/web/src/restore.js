@@ -1,7 +1,7 @@
 // The loop that restores a picture with two graphs; knows no runtime, no worker, no page.
 import { ModelError, planesOf, readMetadata, readSpec, sum, takesBatches, weightsOf } from "./spec.js";
 import { isPlain, nothingToMend, steer } from "./steering.js";
-import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, mapsOf, writeRow } from "./pixels.js";
+import { channelsOf, checkFinite, checkSamples, enlargedAlpha, gather, mapsOf, numbersOf, writeRow } from "./pixels.js";
 import { enlarged, planAxis, sample } from "./tiling.js";
 import { gates, mean } from "./routing.js";
 import { pool } from "./statistics.js";
@@ -12,6 +12,7 @@ export { ModelError, readMetadata, readSpec, steer, weightsOf };
 const SHARED = [
   ...["checkpoint_sha256", "clusters", "experts", "top_k", "channels", "value_range", "input_name", "tile_px", "size"],
   ...["statistics", "families", "evidence_thresholds", "evidence_floors", "maps", "map_defaults"],
+  ...["numbers", "number_defaults", "number_ranges"],
 ];
 
 /**
@@ -55,16 +56,18 @@ export function secondOf(spec) {
  * @param pause (done, total) => Promise
  * @param steering {permissions, blend} of `steer`: what may be mended, and how far; strength 0 runs nothing
  * @param statistics of a network that pools over the whole picture: "sampled" pools windows of it, "exact" all of it
- * @param maps {name: number | {data, width, height}} of a network that takes some, such as a mask; each of the picture's
- * size. Those that are not named have their defaults
+ * @param given {maps, numbers} of a network that takes some: maps, such as a mask, are {name: number | {data, width,
+ * height}}, each of the picture's size; numbers, such as a noise level, {name: number}. Those that are not named have
+ * their defaults
  * @returns {Promise<{data, width, height, posterior, gate, evidence: Float32Array}>} `data` of the same type;
  * width and height are spec.scale times those of the image, and alpha is enlarged bicubically
  */
-export async function restore(picture, spec, run, pause, steering = steer(spec), statistics = "sampled", maps = {}) {
+export async function restore(picture, spec, run, pause, steering = steer(spec), statistics = "sampled", { maps = {}, numbers = {} } = {}) {
   const channels = channelsOf(picture, spec);
   const { data, width, height } = picture;
   checkSamples(data);
   const image = { data, width, height, maps: mapsOf(maps, spec, picture) };
+  const given = numbersOf(numbers, spec); // what every tile is given beside its pixels
   const rows = planAxis(height, spec);
   const columns = planAxis(width, spec);
   const total = rows.starts.length * columns.starts.length;
@@ -100,9 +103,8 @@ export async function restore(picture, spec, run, pause, steering = steer(spec),
   const seen = { posterior: [], expert: [], evidence: [] };
   let posterior = new Float32Array(0);
   let gate = posterior;
-  const given = {}; // what every tile is given beside its pixels
   if (shared && pools) {
-    const ask = (feeds) => run("statistics", feeds);
+    const ask = (feeds) => run("statistics", { ...feeds, ...numbersOf(numbers, spec) });
     const found = await pool(image, channels, spec, ask, statistics === "exact", () => pause(0, total));
     given.statistics = [found, [1, spec.statistics]];
   } else if (shared) {

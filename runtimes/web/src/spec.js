@@ -115,7 +115,7 @@ function isRange(value) {
 export const FIELDS = {
   name: ["clusir", isText],
   graph: ["whole", (value) => ["whole", "tile", "router", "pooled", "statistics"].includes(value)],
-  spec_version: [undefined, within(1, 3)], // 2 where scale is not 1, 3 where there are maps
+  spec_version: [undefined, within(1, 4)], // 2 where scale is not 1, 3 where there are maps, 4 with numbers
   checkpoint_sha256: ["", isText],
   layout: ["NCHW", (value) => value === "NCHW"],
   colour_order: ["RGB", (value) => value === "RGB"],
@@ -141,6 +141,9 @@ export const FIELDS = {
   evidence_floors: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
   maps: [[], (value) => listOf(isText)(value) && value.length <= 8 && new Set(value).size === value.length],
   map_defaults: [[], listOf((value) => typeof value === "number" && value >= 0 && value <= 1)],
+  numbers: [[], (value) => listOf(isText)(value) && value.length <= 8 && new Set(value).size === value.length],
+  number_defaults: [[], listOf(isNumber)],
+  number_ranges: [[], listOf((pair) => Array.isArray(pair) && pair.length === 2 && pair.every(isNumber))],
 };
 
 /** For JSON.parse: refuses numbers that no double holds; zero has no sign. */
@@ -183,6 +186,7 @@ export function readSpec(metadata) {
   if (spec.maps.length && (spec.clusters.length || String(spec.value_range) !== "0,1"))
     refuse("model metadata: maps beside routed levels, or with a value range that is not 0..1, are not read here");
   if (spec.channels === 1 && spec.maps.length > 1) refuse("model metadata: a grey picture has one map at most");
+  checkNumbers(spec);
   if (["pooled", "statistics"].includes(spec.graph) && (spec.clusters.length || !spec.statistics))
     refuse(`model metadata: a ${spec.graph} graph has statistics and no routing`);
   const labels = spec.cluster_labels;
@@ -193,6 +197,22 @@ export function readSpec(metadata) {
     refuse("model metadata: cluster labels do not match the clusters");
   }
   return spec;
+}
+
+// Names of tensors that the graphs of a model have beside a number.
+const TENSORS = [
+  ...["posterior", "gate", "expert_probability", "statistics", "permissions", "evidence"],
+  ...["weight", "given", "known", "level", "largest"],
+];
+
+function checkNumbers({ numbers, number_defaults: defaults, number_ranges: ranges, clusters, ...spec }) {
+  if (numbers.length && clusters.length) refuse("model metadata: numbers beside routed levels are not read here");
+  const taken = [...TENSORS, spec.input_name, spec.output_name, ...spec.maps];
+  if (numbers.some((name) => taken.includes(name))) refuse("model metadata: a number has the name of another tensor");
+  if (defaults.length !== numbers.length || ranges.length !== numbers.length)
+    refuse("model metadata: numbers, their defaults and ranges do not belong together");
+  if (ranges.some(([low, high], i) => !(low >= -1e6 && low <= defaults[i] && defaults[i] <= high && high <= 1e6)))
+    refuse("model metadata: a range does not hold its number's default, or leaves -1e6..1e6");
 }
 
 /** How many channels the input has: the picture's, and its maps. */

@@ -33,7 +33,7 @@ const actions = {
     return { spec };
   },
 
-  async restore({ id, image, steering, statistics, maps }) {
+  async restore({ id, image, steering, statistics, given }) {
     const run = async (graph, feeds) => {
       const tensors = {};
       for (const [name, [data, dims]] of Object.entries(feeds)) tensors[name] = new ort.Tensor("float32", data, dims);
@@ -44,13 +44,13 @@ const actions = {
       await breathe();
       if (cancelled.has(id)) throw new DOMException("the restoration was cancelled", "AbortError");
     };
-    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause, steering, statistics, maps);
+    if (!(image instanceof ImageBitmap)) return restore(image, spec, run, pause, steering, statistics, given);
     const { width, height } = image;
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
     image.close();
     const pixels = context.getImageData(0, 0, width, height);
-    const { data, ...told } = await restore(pixels, spec, run, pause, steering, statistics, maps);
+    const { data, ...told } = await restore(pixels, spec, run, pause, steering, statistics, given);
     return { bitmap: await createImageBitmap(new ImageData(data, told.width, told.height)), ...told };
   },
 };

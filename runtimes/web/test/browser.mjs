@@ -170,6 +170,25 @@ async function demo(page, origin) {
   };
 }
 
+/** A field for each number that the model takes; another one restores the photo again. */
+async function numbers(page, origin) {
+  await page.goto(`${origin}/index.html?model=/repository/tests/golden/standin_numbered.onnx`);
+  const pixel = () => page.evaluate(() => {
+    const canvas = new OffscreenCanvas(1, 1);
+    const context = canvas.getContext("2d");
+    context.drawImage(document.querySelector("#after"), 0, 0);
+    return [...context.getImageData(0, 0, 1, 1).data].join();
+  });
+  await page.setInputFiles("#file", photo);
+  await page.waitForSelector("#save:not([hidden])", { timeout: 60000 });
+  const plain = await pixel();
+  check((await page.inputValue("[name=sigma]")) === "15", "a number's field has its default");
+  await page.fill("[name=sigma]", "75");
+  await page.dispatchEvent("[name=sigma]", "change");
+  for (let tries = 0; (await pixel()) === plain && tries < 300; tries++) await page.waitForTimeout(100);
+  check((await pixel()) !== plain, "another number restores the photo again");
+}
+
 const browser = await launch(executablePath);
 const result = {};
 try {
@@ -182,6 +201,7 @@ try {
       result.demo = await demo(page, server.origin);
       const own = server.requests.every((path) => !path.includes("restored"));
       check(own, "nothing is sent");
+      await numbers(page, server.origin);
     } else {
       // The page isolates itself where the server does not, and comes back with threads.
       await page.goto(`${server.origin}/index.html`);

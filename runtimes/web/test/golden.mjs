@@ -58,7 +58,7 @@ export async function runGolden(folder, read, open) {
     model.close?.();
     report.push({ name, difference, failures });
   }
-  for (const { name, model, width, height, type, input, restored, scale, tolerance, maps = {} } of manifest.enlarged) {
+  for (const { name, model, width, height, type, input, restored, scale, tolerance, maps = {}, numbers } of manifest.enlarged) {
     const [Samples, top] = TYPES[type];
     const data = new Samples((await read(at(input))).slice().buffer);
     const expected = new Float32Array((await read(at(restored))).slice().buffer);
@@ -68,18 +68,23 @@ export async function runGolden(folder, read, open) {
       maps[map] = { data: new TYPES[given.type][0]((await read(at(given.input))).slice().buffer), width, height };
     }
     const floats = Float32Array.from(data, (value) => value / top);
-    const result = await opened.restore({ data: floats, width, height }, { maps });
+    const result = await opened.restore({ data: floats, width, height }, { maps, numbers });
     const failures = [];
     if (result.width !== scale * width || result.height !== scale * height)
       failures.push(`${result.width}x${result.height}`);
     const difference = largest(result.data, expected);
     if (!(difference <= tolerance)) failures.push(`restored differs by ${difference}`);
-    const whole = await opened.restore({ data, width, height }, { maps });
+    const whole = await opened.restore({ data, width, height }, { maps, numbers });
     const levels = largest(
       whole.data,
       expected.map((value) => Math.round(value * top)),
     );
     if (!(levels <= 1)) failures.push(`integers differ by ${levels} levels`);
+    for (const wrong of [{ none: 1 }, ...(opened.spec.numbers.length ? [{ sigma: 76 }] : [])]) {
+      const answer = opened.restore({ data, width, height }, { numbers: wrong });
+      const told = await answer.then(() => "no error", ({ message }) => message);
+      if (!told.includes(`'${Object.keys(wrong)[0]}'`)) failures.push(`a number that it does not take: ${told}`);
+    }
     opened.close?.();
     report.push({ name, difference, failures });
   }

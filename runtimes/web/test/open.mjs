@@ -33,7 +33,7 @@ export async function open(url, pause = async () => {}) {
     const tensors = Object.entries(feeds).map(([name, [data, dims]]) => [name, new ort.Tensor("float32", data, dims)]);
     return sessions[graph].run(Object.fromEntries(tensors));
   };
-  const restored = async (image, { fix, strength, statistics, maps } = {}) =>
-    restore(image, spec, run, pause, steer(spec, fix, strength), statistics, maps);
+  const restored = async (image, { fix, strength, statistics, maps, numbers } = {}) =>
+    restore(image, spec, run, pause, steer(spec, fix, strength), statistics, { maps, numbers });
   return { spec, files, restore: restored };
 }

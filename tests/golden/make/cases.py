@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from clusir.errors import UsageError
 from clusir.runtimes.restore.restorer import Restorer
-from tests.golden.make.standin import write_enlarging, write_masked, write_standin
+from tests.golden.make.standin import write_enlarging, write_masked, write_numbered, write_standin
 
 __all__ = ["GoldenCase", "colours", "golden_picture", "load_golden", "restore_with_python", "to_unit", "write_golden"]
 
@@ -198,8 +198,10 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
 
 
 def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
-    """Cases of a model that enlarges twice, alpha among the channels of what is restored, and of one with maps."""
+    """Cases of a model that enlarges twice, alpha among the channels of what is restored, of one with maps, and of
+    one with numbers that pools over the picture."""
     large, masked = write_enlarging(folder, "standin_x2"), write_masked(folder, "standin_masked")
+    numbered = write_numbered(folder, "standin_numbered")
     entries = []
     mask = np.asarray(golden_picture(101, 70, 1, seed=24) > 110, np.uint8) * 255
     plan: tuple[tuple[str, Path, NDArray[Any], dict[str, Any]], ...] = (
@@ -212,12 +214,18 @@ def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
           "level": golden_picture(60, 30, 3, kind="f32", seed=26)}),
         ("masked_grey_u8", masked, golden_picture(40, 75, 1, seed=23), {"mask": 0.75, "level": 0.5}),
         ("unmasked_u8", masked, golden_picture(30, 20, seed=27), {}),
+        ("numbered_u8", numbered, golden_picture(70, 101, seed=28), {}),
+        ("numbered_set_u8", numbered, golden_picture(70, 101, seed=28), {"sigma": 60, "quality": -1.5}),
+        ("numbered_tile_u16", numbered, golden_picture(40, 30, 4, kind="u16", seed=29), {"sigma": 0.25}),
     )  # fmt: skip
     for name, model, pixels, maps in plan:
         with Restorer(model, backend="ort", device="cpu", threads=2, settings=maps) as restorer:
             restored = restorer.restore(to_unit(pixels))
-        told = {}
+        told, numbers = {}, {}
         for key, given in maps.items():
+            if key in ("sigma", "quality"):
+                numbers[key] = given
+                continue
             told[key] = given
             if isinstance(given, np.ndarray):
                 told[key] = {"input": f"in/{name}.{key}.bin", "type": _type_of(given)}
@@ -227,6 +235,7 @@ def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
         kind = _type_of(pixels)
         size = {"width": pixels.shape[1], "height": pixels.shape[0], "channels": pixels.shape[2], "type": kind}
         files = {"input": f"in/{name}.bin", "restored": f"out/{name}.bin", **({"maps": told} if told else {})}
+        files |= {"numbers": numbers} if numbers else {}
         scale = 2 if model == large else 1
         entries.append({"name": name, "model": model.name, **size, "scale": scale, **files, "tolerance": TOLERANCE})
     return entries

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clusir.spec import ModelSpec, SizeRequirements
 
-__all__ = ["standin_spec", "write_enlarging", "write_masked", "write_standin"]
+__all__ = ["standin_spec", "write_enlarging", "write_masked", "write_numbered", "write_standin"]
 
 _FEATURES = 8
 
@@ -249,6 +249,52 @@ def write_masked(folder: Path, name: str) -> Path:
     constants = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.array([3, 1, 1]), "parts")]
     graph = helper.make_graph(nodes, "masked", pictures[:1], pictures[1:], constants)
     return _saved(graph, spec, folder / f"{name}.onnx")
+
+
+def write_numbered(folder: Path, name: str) -> Path:
+    """``name.onnx``, ``name.tile.onnx`` and ``name.statistics.onnx``: a model without routing that takes ``sigma``
+    (0..75, 15) and ``quality`` (-2..2, 1). It blurs as far as sigma says, and is brightened by its mean, which
+    tiles share, as quality says."""
+    spec = ModelSpec(name="numbered", size=SizeRequirements(8, 8, 0), tile_px=48, halo_px=8, dft_form="none",
+                     statistics=2, checkpoint_sha256="1" * 64, numbers=("sigma", "quality"),
+                     number_defaults=(15.0, 1.0), number_ranges=((0.0, 75.0), (-2.0, 2.0)), graph="pooled")  # fmt: skip
+    pooled, tile, statistics = _Graph(seed=31), _Graph(seed=31), _Graph(seed=32)
+    found = _mean_of(statistics, statistics.op("Mul", "image", "weight"), "weight")
+    row = statistics.op("Concat", statistics.slice("given", 0, 1), found, axis=1)
+    half = statistics.op("Greater", "known", statistics.constant(np.float32([0.5])))
+    statistics.op("Where", half, "given", row, output="statistics")
+    # Not constants: a runtime may fold an output that depends on no input out of the graph.
+    none = statistics.op("Mul", statistics.op("ReduceSum", "known", keepdims=0), statistics.constant(np.float32([0])))
+    statistics.op("Add", statistics.constant(np.float32([0, 1])), none, output="level")
+    statistics.op("Add", statistics.constant(np.zeros(2, np.float32)), none, output="largest")
+    image: list[int | str] = ["batch", 3, "height", "width"]
+    numbers: dict[str, list[int | str]] = {"sigma": [1], "quality": [1]}
+    for graph, mean in ((pooled, None), (tile, tile.slice("statistics", 1, 2))):
+        own = _mean_of(graph, "image", None) if mean is None else mean
+        blur = graph.op("Conv", "image", graph.weight(3, 3, 7, 7, scale=0.015), pads=[3, 3, 3, 3])
+        far = graph.op("Mul", "sigma", graph.constant(np.float32([0.01])))
+        bright = graph.op("Mul", graph.op("Mul", own, "quality"), graph.constant(np.float32([0.001])))
+        bright = graph.op("Reshape", bright, graph.constant(np.array([-1, 1, 1, 1])))
+        graph.op("Sum", "image", graph.op("Mul", blur, far), bright, output="restored")
+    path = folder / f"{name}.onnx"
+    _save(path, pooled, spec, {"image": image, **numbers}, {"restored": image})
+    given: dict[str, list[int | str]] = {"statistics": ["batch", 2]}
+    _save(folder / f"{name}.tile.onnx", tile, replace(spec, graph="tile"), {"image": image, **given, **numbers},
+          {"restored": image})  # fmt: skip
+    asked: dict[str, list[int | str]] = {"weight": ["batch", 1, "height", "width"], "given": [1, 2], "known": [1, 2]}
+    _save(folder / f"{name}.statistics.onnx", statistics, replace(spec, graph="statistics"),
+          {"image": image, **asked, **numbers}, {"statistics": [1, 2], "level": [2], "largest": [2]})  # fmt: skip
+    return path
+
+
+def _mean_of(graph: _Graph, value: str, weight: str | None) -> str:
+    """[1, 1], or [B, 1] without a ``weight``: the mean of the pixels that count, times sigma."""
+    if weight is None:
+        mean = graph.op("ReduceMean", value, graph.constant(np.array([1, 2, 3])), keepdims=0)
+        return graph.op("Mul", graph.op("Reshape", mean, graph.constant(np.array([-1, 1]))), "sigma")
+    pixels = graph.op("Mul", graph.op("ReduceSum", weight), graph.constant(np.float32([3])))
+    mean = graph.op("Div", graph.op("ReduceSum", value), pixels)
+    return graph.op("Mul", graph.op("Reshape", mean, graph.constant(np.array([1, 1]))), "sigma")
 
 
 def write_enlarging(folder: Path, name: str, scale: int = 2) -> Path:

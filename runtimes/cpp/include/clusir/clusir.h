@@ -117,6 +117,13 @@ typedef struct clusir_map {
     float value;
 } clusir_map;
 
+/* A number that a network takes beside the picture, such as a noise level: `name` as the model names it (the field
+ * "numbers" of its metadata), `value` within its range ("number_ranges"). */
+typedef struct clusir_number {
+    const char* name;
+    double value;
+} clusir_number;
+
 /* How to run. `fix` and the strengths of families need a model with families and its two graphs; an overall strength
  * works with any. Strength 0 copies `in`, runs nothing, and fills posterior, gate and evidence with zeros. Start from
  * {.struct_size = sizeof(clusir_run_options)}. */
@@ -133,6 +140,8 @@ typedef struct clusir_run_options {
     int32_t exact_statistics; /* of a network that pools over the whole picture: 0 pools windows of it, 1 all of it */
     const clusir_map* maps; /* NULL, or map_count of them; a map of the model that is not among them has its default */
     size_t map_count;
+    const clusir_number* numbers; /* NULL, or number_count of them; a number that is not among them has its default */
+    size_t number_count;
 } clusir_run_options;
 
 /* Opens a model file; `path` is UTF-8. What its graphs keep their weights in (NAME.onnx.data) lies beside them. With NAME.tile.onnx and NAME.router.onnx beside NAME.onnx (for NAME.int8.onnx:

@@ -60,11 +60,13 @@ struct Routing {
     std::vector<float> posterior, gate, evidence;
 };
 
-// Which degradations may be mended, and how far, what is pooled, and maps; see clusir_run_options. Empty: the default.
+// Which degradations may be mended, and how far, what is pooled, maps and numbers; see clusir_run_options. Empty: the
+// default.
 struct Steer {
     std::string fix, strength;
     bool exact_statistics = false;
     std::vector<clusir_map> maps = {};
+    std::vector<clusir_number> numbers = {};
 };
 
 // How to open a model; see clusir_open_options.
@@ -117,6 +119,8 @@ public:
         options.exact_statistics = steer.exact_statistics ? 1 : 0;
         options.maps = steer.maps.data();
         options.map_count = steer.maps.size();
+        options.numbers = steer.numbers.data();
+        options.number_count = steer.numbers.size();
         check(clusir_restore(handle_.get(), &in, &out, &options));
         return routing;
     }

@@ -14,6 +14,8 @@ public:
         const ModelSpec spec = ModelSpec::from_metadata(metadata_);
         if (spec.graph != "whole" || spec.routed() || spec.static_px == 0)
             bad_model("the description is not that of a whole graph of one size, without routing outside");
+        if (!spec.numbers.empty() || !spec.maps.empty())
+            bad_model("the description names maps or numbers; a runner of the caller's takes the picture alone");
         const std::int64_t side = spec.static_px, large = spec.upscale * side;
         inputs_.push_back({spec.input_name, {1, spec.channels, side, side}, true});
         outputs_.push_back({spec.output_name, {1, spec.channels, large, large}, true});
