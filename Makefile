@@ -1,5 +1,5 @@
 # `make demo` shows the whole path, `make test` checks it; both set up .venv on a machine that has nothing installed.
-PYTHON ?= python3
+PYTHON ?= $(shell .ci/python.sh)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
