@@ -1,11 +1,11 @@
-"""Maps that come with a picture: the last planes of the input, behind one or three channels of colours."""
+"""The planes of an input: one or three channels of colours, and behind them the maps that come with a picture."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["colours_of", "maps_for"]
+__all__ = ["channels_fault", "colours_of", "maps_for"]
 
 _BLOBS = 3
 
@@ -13,6 +13,24 @@ _BLOBS = 3
 def colours_of(planes: int) -> int:
     """How many of the ``planes`` of an input are a picture's own: 1 of one or two, else 3."""
     return 1 if planes <= 2 else 3
+
+
+def channels_fault(came: int, went: int) -> str:
+    """Why a network from ``came`` to ``went`` channels restores no pictures, and what to do; empty where it does."""
+    if came == went and came in (1, 3):
+        return ""
+    if came == 4:
+        return (
+            "pictures are given as grey or RGB, and their alpha is kept, not restored: wrap the network so that it"
+            " takes RGB, its fourth channel as a map (--map alpha=1), and returns the first three"
+        )
+    if (came, went) == (1, 3):
+        return (
+            "a restored picture has as many channels as came: wrap the network so that it takes RGB and makes it grey"
+        )
+    if came in (1, 3):
+        return f"a restored picture has as many channels as came: wrap the network so that it returns {came}"
+    return "pictures are given as grey or RGB: wrap the network so that it takes 1 channel or 3, and returns as many"
 
 
 def maps_for(planes: int, height: int, width: int, seed: int) -> NDArray[np.float32]:

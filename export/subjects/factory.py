@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clusir.calibration.planes import channels_fault
 from clusir.errors import ClusirError, UnsupportedModelError, UsageError
 from clusir.export.quiet import printing_to
 from clusir.export.subjects.portable import portable
@@ -78,8 +79,10 @@ def parse_input(text: str) -> tuple[int, int, int, int]:
     if not match:
         raise UsageError(f"--input {text!r} is not BxCxHxW, for example 1x3x128x128")
     batch, channels, height, width = (int(g) for g in match.groups())
-    if batch < 1 or channels not in (1, 3) or not (8 <= height <= 4096 and 8 <= width <= 4096):
-        raise UsageError(f"--input {text!r}: batch at least 1, 1 or 3 channels, height and width within 8..4096")
+    if fault := channels_fault(channels, channels):
+        raise UsageError(f"--input {text!r}: {channels} channels; {fault}")
+    if batch < 1 or not (8 <= height <= 4096 and 8 <= width <= 4096):
+        raise UsageError(f"--input {text!r}: batch at least 1, height and width within 8..4096")
     return batch, channels, height, width
 
 

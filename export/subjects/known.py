@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clusir.calibration.planes import channels_fault
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
 
 __all__ = ["Known", "Painter", "called", "for_any_number", "load_known"]
@@ -196,7 +197,8 @@ def _described(path: Path, found: Any) -> Known:
     channels = (found.input_channels, found.output_channels)
     if channels not in ((1, 1), (3, 3), (1, 3)):
         raise UnsupportedModelError(
-            f"checkpoint {path}: {name} takes {channels[0]} channels and returns {channels[1]}; pictures have 1 or 3"
+            f"checkpoint {path}: {name} takes {channels[0]} channels, returns {channels[1]}; "
+            f"{channels_fault(*channels)}; export it with --module"
         )
     rule = found.size_requirements
     multiple = math.lcm(rule.multiple_of, 1)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
+from clusir.calibration.planes import channels_fault
 from clusir.errors import UnsupportedModelError, UsageError
 
 __all__ = ["WHOLE_NUMBERS", "Ports", "find_ports", "pictures_of"]
 
 _PICTURE_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
 WHOLE_NUMBERS = (TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
-_CHANNELS = (1, 3)
+_CHANNELS, _RGBA = (1, 3), 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def find_ports(
     if channels not in _CHANNELS:
         raise UnsupportedModelError(
             f"input {came_in.name} has {channels or 'an open number of'} channels ({_text(came_in)}); "
-            "pictures have 1 or 3"
+            f"{channels_fault(channels, channels)}"
         )
     if batch > 1:
         raise UnsupportedModelError(f"input {came_in.name} fixes a batch of {batch}; export it again with a batch of 1")
@@ -137,7 +138,7 @@ def pictures_of(values: list[ValueInfoProto]) -> list[ValueInfoProto]:
 def _layout(name: str, shape: list[int], wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
+    first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS or (shape[3] == _RGBA != shape[1])
     if first and last:
         raise UsageError(f"input {name}: {shape} may be NCHW or NHWC; say which with --layout")
     return "NHWC" if last else "NCHW"

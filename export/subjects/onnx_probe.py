@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from clusir.calibration.photos import built_in_photos
-from clusir.calibration.planes import colours_of, maps_for
+from clusir.calibration.planes import channels_fault, colours_of, maps_for
 from clusir.errors import ClusirError, UnsupportedModelError, UsageError
 from clusir.export.graph.session import Probe
 from clusir.spec import MAX_SCALE, SizeRequirements
@@ -89,7 +89,11 @@ def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, S
         except Exception as error:  # the runtime raises its own types, which are not public
             reasons.append(str(error).strip().splitlines()[0][:160])
             return None
-        if found.ndim != 4 or found.shape[1] != colours_of(channels):
+        if found.ndim == 4 and (fault := channels_fault(colours_of(channels), found.shape[1])):
+            raise UnsupportedModelError(
+                f"the graph goes from {colours_of(channels)} to {found.shape[1]} channels; {fault}"
+            )
+        if found.ndim != 4:
             shape = "x".join(map(str, found.shape))
             reasons.append(f"an answer of {shape} to a picture of 1x{colours_of(channels)}x{h}x{w}")
             return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from clusir.calibration.planes import colours_of
+from clusir.calibration.planes import channels_fault, colours_of
 from clusir.errors import UnsupportedModelError, UsageError
 from clusir.export.subjects.gradients import gradients
 from clusir.spec import MAX_SCALE
@@ -144,6 +144,8 @@ def _not_the_size(image: Tensor, made: Tensor, shapes: str = "") -> str:
     if shapes.count("x") > 2 * _shape(made).count("x"):
         head = f"the model turns {_shape(image)} into {shapes}"
     if made.dim() == 4 and image.dim() == 4:
+        if fault := channels_fault(colours_of(image.shape[1]), made.shape[1]):
+            return f"{head}; {fault}"
         high, wide = made.shape[2] / image.shape[2], made.shape[3] / image.shape[3]
         if high == wide and high > 1:
             return f"{head}: {high:g} times the size; an answer is a whole number of times as large, 1 to {MAX_SCALE}"

@@ -19,7 +19,7 @@ from clusir.cli.run import main as run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-network.md"
 COMMANDS: dict[str, click.Command] = {"clusir-export": export, "clusir-run": run}
-SECTIONS = ("module", "ONNX file", "super-resolution", "noise level", "mask", "experts", "whole picture")
+SECTIONS = ("module", "ONNX file", "super-resolution", "noise level", "mask", "RGBA", "experts", "whole picture")
 
 NETWORKS = """
 import torch
@@ -53,6 +53,15 @@ class Paint(nn.Module):
 
     def forward(self, image, mask):
         return image + mask * (self.body(torch.cat([image * (1 - mask), mask], 1)) - image)
+
+
+class RGBA(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, image, alpha):
+        return self.network(torch.cat([image, alpha], 1))[:, :3]
 
 
 def _seeded(make):

@@ -274,3 +274,32 @@ def test_what_torch_writes(tmp_path: Path, dynamo: bool) -> None:
     with torch.no_grad():
         wanted = network(torch.from_numpy(PICTURE)).numpy()
     np.testing.assert_allclose(answer(made, PICTURE), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "came", "went", "says"),
+    [
+        ("NCHW", 4, 4, "x has 4 channels .* takes RGB, its fourth channel as a map .*, and returns the first three"),
+        ("NHWC", 4, 4, "x has 4 channels .* takes RGB, its fourth channel as a map"),
+        ("NCHW", 4, 3, "x has 4 channels .* takes RGB, its fourth channel as a map"),
+        ("NCHW", 3, 4, "from 3 to 4 channels; a restored picture has as many channels as came: .* it returns 3"),
+        ("NHWC", 3, 4, "from 3 to 4 channels; .* it returns 3"),
+        ("NCHW", 1, 3, "from 1 to 3 channels; .* takes RGB and makes it grey"),
+        ("NCHW", 2, 2, "x has 2 channels .* takes 1 channel or 3"),
+    ],
+)
+def test_other_channels_are_refused_with_what_to_do(
+    tmp_path: Path, came: int, went: int, says: str, layout: str
+) -> None:
+    weight = constant("k", np.full((went, came, 3, 3), 0.1, np.float32))
+    shape, nodes = (None, came, None, None), [conv()]
+    if layout == "NHWC":
+        shape = (None, None, None, came)
+        nodes = [
+            helper.make_node("Transpose", ["x"], ["a"], perm=[0, 3, 1, 2]),
+            conv("a", "b"),
+            helper.make_node("Transpose", ["b"], ["y"], perm=[0, 2, 3, 1]),
+        ]
+    source = write(tmp_path / "theirs.onnx", nodes, [weight], shape=shape, answer=(None,) * 4)
+    with pytest.raises(UnsupportedModelError, match=says):
+        adopted(source)
