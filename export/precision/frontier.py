@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -143,7 +144,9 @@ def search_budget(
 
     points = [point("all INT8", set())]
     if not candidates:
-        return Frontier(tuple(points), 0, False, "No layer of this graph can be in INT8: see what each is kept for.")
+        why = Counter(layer.keep for layer in quantizer.layers)
+        told = ", ".join(f"{reason} ({count})" for reason, count in why.most_common()) or "it has no convolution"
+        return Frontier(tuple(points), 0, False, f"No layer of this graph can be in INT8: {told}.")
     if config.holds(points[0].loss):
         return Frontier(tuple(points), 0, True)
     progress("over budget: measuring what each block costs")
