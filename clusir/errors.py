@@ -34,6 +34,7 @@ __all__ = [
     "UnsupportedModelError",
     "UsageError",
     "ValidationError",
+    "first_line",
 ]
 
 
@@ -92,3 +93,8 @@ class InterruptedRun(ClusirError):
     """Stopped by the user; the work done so far is kept and can be resumed."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what an error says, at most ``most`` characters of it; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clusir.errors import ExportError
+from clusir.errors import ExportError, first_line
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.experts.conditional_find import Product, products, routing_matrices, unroll_sums
 from clusir.export.graph.index import GraphIndex, Names, copied, drop_unused, sort_nodes
@@ -69,7 +69,7 @@ class BranchExperts(GraphPass):
         try:
             onnx.checker.check_model(model, full_check=True)
         except onnx.checker.ValidationError as error:
-            raise ExportError(f"the graph with branches is not valid: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"the graph with branches is not valid: {first_line(error)}") from error
 
 
 def _branch(index: GraphIndex, product: Product) -> bool:

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from clusir.errors import ExportError
+from clusir.errors import ExportError, first_line
 from clusir.runtimes.runners.numbers import number_feeds
 from clusir.spec import ModelSpec
 
@@ -49,7 +49,7 @@ class Probe:
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ORT raises its own types, which are not public
-            raise ExportError(f"ONNX Runtime refuses the graph: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"ONNX Runtime refuses the graph: {first_line(error)}") from error
         self.outputs: list[str] = [value.name for value in self._session.get_outputs()]
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         spec = ModelSpec.from_metadata(metadata) if "clusir.numbers" in metadata else ModelSpec()

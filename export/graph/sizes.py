@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import onnx
 
-from clusir.errors import ExportError
+from clusir.errors import ExportError, first_line
 
 __all__ = ["Sized", "has_open_sides", "runtime_shapes"]
 
@@ -58,7 +58,7 @@ def runtime_shapes(model: onnx.ModelProto, batch: int, sides: tuple[int, int]) -
     try:
         session = onnxruntime.InferenceSession(sized.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own types, which are not public
-        raise ExportError(f"the graph does not open at {sides[0]}x{sides[1]}: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the graph does not open at {sides[0]}x{sides[1]}: {first_line(error)}") from error
     values = [*session.get_inputs(), *session.get_outputs()]
     whole = [value for value in values if all(isinstance(length, int) for length in value.shape)]
     found = {value.name: Sized(tuple(value.shape), value.type == "tensor(float)") for value in whole}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clusir.export.lowering.complex_pair import Pair, as_pair, roll
+from clusir.export.lowering.complex_pair import Pair, as_pair, joined, roll, split_pair
 
 __all__ = ["FFT_HANDLERS", "aten_transforms", "fft_c2c", "fft_c2r", "fft_r2c", "pair_translations"]
 
@@ -84,15 +84,6 @@ def pair_translations(table: Mapping[Any, Callable[..., Any]]) -> dict[Any, Call
     return {**table, **added}
 
 
-def _join(a: Any) -> Tensor:
-    a = as_pair(a)
-    return torch.stack([a.re, a.im], dim=-1)
-
-
-def _split(values: Tensor) -> Pair:
-    return Pair(values[..., 0], values[..., 1])
-
-
 def _positive(dim: Sequence[int], rank: int) -> list[int]:
     return [d % rank for d in dim]
 
@@ -127,12 +118,12 @@ def _r2c(x: Tensor, dim: Sequence[int], norm: int, onesided: bool) -> Pair:
     dim = _positive(dim, x.dim())
     _check_lengths(x, dim)
     if not _OPAQUE.get():
-        return _split(torch.view_as_real(_ATEN._fft_r2c.default(x, dim, norm, onesided)))
-    return _split(fft_r2c(x, dim, norm, onesided))
+        return split_pair(torch.view_as_real(_ATEN._fft_r2c.default(x, dim, norm, onesided)))
+    return split_pair(fft_r2c(x, dim, norm, onesided))
 
 
 def _c2r(a: Any, dim: Sequence[int], norm: int, last_dim_size: Any) -> Tensor:
-    x = _join(a)
+    x = joined(a)
     dim = _positive(dim, x.dim() - 1)
     result: Tensor
     if _OPAQUE.get():
@@ -143,12 +134,12 @@ def _c2r(a: Any, dim: Sequence[int], norm: int, last_dim_size: Any) -> Tensor:
 
 
 def _c2c(a: Any, dim: Sequence[int], norm: int, forward: bool) -> Pair:
-    x = _join(a)
+    x = joined(a)
     dim = _positive(dim, x.dim() - 1)
     _check_lengths(x, dim)
     if not _OPAQUE.get():
-        return _split(torch.view_as_real(_ATEN._fft_c2c.default(torch.view_as_complex(x), dim, norm, forward)))
-    return _split(fft_c2c(x, dim, norm, forward))
+        return split_pair(torch.view_as_real(_ATEN._fft_c2c.default(torch.view_as_complex(x), dim, norm, forward)))
+    return split_pair(fft_c2c(x, dim, norm, forward))
 
 
 def _mode(norm: str | None, inverse: bool) -> int:

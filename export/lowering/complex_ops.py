@@ -31,7 +31,9 @@ from clusir.export.lowering.complex_pair import (
     complex_sub,
     complex_where,
     filled,
+    joined,
     loose,
+    split_pair,
 )
 
 __all__ = ["COMPONENTWISE", "HANDLERS"]
@@ -146,15 +148,6 @@ def _full_like(a: Any, value: Any, *, dtype: torch.dtype | None = None, **more: 
     return Pair(torch.full_like(like, number.re, dtype=dtype), torch.full_like(like, number.im, dtype=dtype))
 
 
-def _split(values: Tensor) -> Pair:
-    return Pair(values[..., 0], values[..., 1])
-
-
-def _join(a: Any) -> Tensor:
-    a = as_pair(a)
-    return torch.stack([a.re, a.im], dim=-1)
-
-
 HANDLERS: dict[str, Callable[..., Any]] = {
     "add": complex_add,
     "sub": complex_sub,
@@ -179,8 +172,8 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "imag": lambda a: a.im,
     "complex": lambda a, b: filled(a, b),
     "polar": complex_polar,
-    "view_as_complex": _split,
-    "view_as_real": _join,
+    "view_as_complex": split_pair,
+    "view_as_real": joined,
     "exp": complex_exp,
     "log": complex_log,
     "sqrt": complex_sqrt,

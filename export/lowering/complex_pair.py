@@ -33,9 +33,11 @@ __all__ = [
     "complex_sub",
     "complex_where",
     "filled",
+    "joined",
     "loose",
     "roll",
     "safe_atan2",
+    "split_pair",
 ]
 
 
@@ -242,3 +244,14 @@ def roll(x: Tensor, shifts: Sequence[Any] | Any, dims: Sequence[int] | Any = ())
         start = (size - shift) % size  # where the rolled tensor begins in the old one
         x = torch.cat([x.narrow(dim, start, size - start), x.narrow(dim, 0, start)], dim)
     return x
+
+
+def joined(a: Any) -> Tensor:
+    """A complex tensor as a real one, its two parts last."""
+    a = as_pair(a)
+    return torch.stack([a.re, a.im], dim=-1)
+
+
+def split_pair(values: Tensor) -> Pair:
+    """What :func:`joined` made, as a pair."""
+    return Pair(values[..., 0], values[..., 1])

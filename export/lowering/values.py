@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["PLACED_IN", "Write", "first", "plain_writes", "second"]
+__all__ = ["PLACED_IN", "Write", "first", "is_composite", "plain_writes", "second"]
 
 # Operators that torch itself computes as others, of a new tensor whatever they are given.
 _OF_NEW = frozenset(
@@ -140,7 +140,7 @@ def _shared(node: fx.Node) -> Iterator[fx.Node]:
             if argument.alias_info is not None:
                 yield from (leaf for leaf in _leaves(given) if isinstance(leaf, fx.Node))
         yield from (leaf for given in node.kwargs.values() for leaf in _leaves(given) if isinstance(leaf, fx.Node))
-    elif _is_composite(target) and schema.name.removeprefix("aten::") not in _OF_NEW:
+    elif is_composite(target) and schema.name.removeprefix("aten::") not in _OF_NEW:
         yield from node.all_input_nodes
 
 
@@ -152,7 +152,8 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _is_composite(target: torch._ops.OpOverload) -> bool:
+def is_composite(target: torch._ops.OpOverload) -> bool:
+    """Whether torch itself computes an operator as others, whatever it is given."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key) or key in target.py_kernels
 

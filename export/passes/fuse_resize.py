@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from clusir.errors import ExportError
+from clusir.errors import ExportError, first_line
 from clusir.export.base import GraphPass, PassResult
 from clusir.export.graph.edit import GraphEdit
 from clusir.export.graph.index import copied
@@ -93,7 +93,7 @@ def _matrices(linear: LinearGraph, value: str) -> _Axes | str:
     try:
         answer = linear.run(region, feeds)
     except Exception as error:  # ONNX Runtime's own types, which are not public
-        return f"ONNX Runtime does not run it alone ({str(error).splitlines()[0]})"
+        return f"ONNX Runtime does not run it alone ({first_line(error)})"
     expected = axes.rows.astype(np.float64) @ feeds[node.input[0]] @ axes.columns.T.astype(np.float64)
     if not np.abs(answer - expected).max() <= _ROUNDING * np.abs(expected).max():
         return "it is no product of one matrix for the height and one for the width"

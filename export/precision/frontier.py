@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from clusir.errors import ExportError
@@ -45,19 +45,18 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class Point:
-    """One variant. ``int8_share`` of the multiply-accumulates; ``latency_ms`` by backend, where it was measured."""
+    """One variant. ``int8_share`` of the multiply-accumulates."""
 
     name: str
     float_layers: tuple[str, ...]
     loss: QualityLoss
     bytes: int
     int8_share: float
-    latency_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name, "float_layers": list(self.float_layers), "loss": self.loss.to_json(),
-            "bytes": self.bytes, "int8_share": self.int8_share, "latency_ms": self.latency_ms,
+            "bytes": self.bytes, "int8_share": self.int8_share,
         }  # fmt: skip
 
 
@@ -75,11 +74,6 @@ class Frontier:
     def best(self) -> Point:
         return self.points[self.chosen]
 
-    def with_latency(self, latency_ms: Sequence[dict[str, float]]) -> Frontier:
-        """The same with measured times, one dictionary a point."""
-        points = tuple(replace(p, latency_ms=dict(t)) for p, t in zip(self.points, latency_ms, strict=True))
-        return replace(self, points=points)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "points": [point.to_json() for point in self.points], "chosen": self.chosen, "met": self.met,
@@ -88,10 +82,8 @@ class Frontier:
 
     def to_markdown(self) -> str:
         """The frontier as a table (the chosen row in bold), then the blocks that hurt most."""
-        backends = sorted({backend for point in self.points for backend in point.latency_ms})
         head = ["variant", "layers in float", "INT8 MACs", "mean drop dB", "worst drop dB", "worst on", "MB"]
-        lines = ["| " + " | ".join([*head, *(f"{b} ms" for b in backends)]) + " |"]
-        lines.append("|---|---:|---:|---:|---:|---|---:|" + "---:|" * len(backends))
+        lines = ["| " + " | ".join(head) + " |", "|---|---:|---:|---:|---:|---|---:|"]
         for index, point in enumerate(self.points):
             cells = [
                 f"**{point.name}**" if index == self.chosen else point.name,
@@ -101,7 +93,6 @@ class Frontier:
                 f"{point.loss.worst_db:.3f}",
                 point.loss.worst,
                 f"{point.bytes / 1e6:.2f}",
-                *(f"{point.latency_ms[b]:.1f}" if b in point.latency_ms else "" for b in backends),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         if self.stopped:

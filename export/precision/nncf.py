@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import ModelProto
 
-from clusir.errors import BackendError, ExportError, UsageError
+from clusir.errors import BackendError, ExportError, UsageError, first_line
 from clusir.export.quantize.float16 import structural_float32
 from clusir.export.quantize.integers import ToIntegers
 from clusir.export.quantize.ranges import Calibration
@@ -119,7 +119,7 @@ def quantize_nncf(
                     **options,
                 )
     except Exception as error:  # NNCF raises its own types and those of the runtime below it
-        raise ExportError(f"NNCF refuses the graph: {str(error).splitlines()[0]}; use --engine ort") from error
+        raise ExportError(f"NNCF refuses the graph: {first_line(error)}; use --engine ort") from error
     del model.graph.value_info[:]
     if graph.spec is not None:
         notes = json.dumps({"engine": "nncf", **acting}, sort_keys=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusir.errors import UnsupportedModelError
+from clusir.errors import UnsupportedModelError, first_line
 from clusir.export.subjects.outputs import scale_of, tensors_of
 from clusir.export.validate.compare import measure
 
@@ -131,7 +131,7 @@ def _batched(model: nn.Module, images: Tensor) -> Tensor | str:
     except Exception as error:
         if images.shape[0] == 1:
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return f"the model takes one picture at a time (a batch raised: {reason[:120]})"
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusir.calibration.planes import channels_fault
-from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError
+from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError, first_line
 
 __all__ = ["Known", "Painter", "called", "for_any_number", "load_known"]
 
@@ -154,7 +154,7 @@ def load_known(path: str | Path) -> Known:
             f"the {len(names)} architectures that were looked for: {', '.join(names)}; bring its code with --module"
         ) from error
     except Exception as error:  # an architecture that recognises the file may still fail to build
-        raise UnsupportedModelError(f"checkpoint {path}: {type(error).__name__}: {_first_line(error)}") from error
+        raise UnsupportedModelError(f"checkpoint {path}: {type(error).__name__}: {first_line(error, 200)}") from error
     return _described(path, found)
 
 
@@ -166,7 +166,7 @@ def _spandrel() -> Any:
             f"a checkpoint of another network needs spandrel ({error}); install it with: {_INSTALL}"
         ) from error
     except Exception as error:  # torchvision for another torch fails while it is imported, with a RuntimeError
-        raise BackendError(f"spandrel cannot be imported ({_first_line(error)}); {_INSTALL}") from error
+        raise BackendError(f"spandrel cannot be imported ({first_line(error, 200)}); {_INSTALL}") from error
     try:
         import spandrel_extra_arches
     except ImportError:
@@ -181,11 +181,11 @@ def _weights(path: Path) -> dict[str, Any]:
             return dict(load_file(str(path)))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError) as error:
-        raise ModelFormatError(f"checkpoint {path}: it is no file of weights ({_first_line(error)})") from error
+        raise ModelFormatError(f"checkpoint {path}: it is no file of weights ({first_line(error, 200)})") from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ModelFormatError(
             f"checkpoint {path}: it holds more than weights, or is no file of torch; nothing in it was run. Save its "
-            f"state_dict() alone, as .safetensors or with torch.save ({_first_line(error)})"
+            f"state_dict() alone, as .safetensors or with torch.save ({first_line(error, 200)})"
         ) from error
     if not isinstance(found, dict):
         raise ModelFormatError(f"checkpoint {path}: it holds {type(found).__name__}, not a table of weights")
@@ -209,7 +209,3 @@ def _described(path: Path, found: Any) -> Known:
         return Known(Painter(model, call).eval(), name, (1, channels[1], side, side), (), _MASK)
     network, notes = called(model, for_any_number(name, call), channels)
     return Known(network, name, (1, channels[1], side, side), notes)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -25,7 +25,7 @@ from onnx import (
 )
 from onnx.external_data_helper import uses_external_data
 
-from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError
+from clusir.errors import ModelFormatError, UnsupportedModelError, UsageError, first_line
 from clusir.export.graph.tidy import graphs_of, prefixed, tidied
 from clusir.export.subjects.onnx_ports import WHOLE_NUMBERS, Ports, find_ports
 from clusir.spec import MAX_NUMBER, MOST_NUMBERS, TENSORS, ModelSpec
@@ -124,11 +124,11 @@ def read_onnx(path: str | Path) -> ModelProto:
     except Exception as error:  # protobuf, onnx and the checker of external data raise types of their own
         if _has_external_data(path):
             raise ModelFormatError(
-                f"model {path}: its weights cannot be read ({_first_line(error)}); keep the files of weights, "
+                f"model {path}: its weights cannot be read ({first_line(error, 200)}); keep the files of weights, "
                 "whole, in the model's folder"
             ) from error
         raise ModelFormatError(
-            f"model {path}: it is not an ONNX file that can be read ({_first_line(error)})"
+            f"model {path}: it is not an ONNX file that can be read ({first_line(error, 200)})"
         ) from error
     if not model.graph.node:
         raise ModelFormatError(f"model {path}: it is not an ONNX file, or an empty one")
@@ -188,7 +188,7 @@ def _at_least_opset(model: ModelProto, path: Path) -> ModelProto:
             model = onnx.version_converter.convert_version(model, _OPSET)
         except Exception as error:  # the converter raises RuntimeError and its own ConvertError
             raise UnsupportedModelError(
-                f"model {path}: opset {version} cannot be brought to {_OPSET} ({_first_line(error)}); "
+                f"model {path}: opset {version} cannot be brought to {_OPSET} ({first_line(error, 200)}); "
                 f"export it again with opset {_OPSET}"
             ) from error
     model.ir_version = min(model.ir_version, _IR_VERSION)
@@ -355,7 +355,3 @@ def free_name(name: str) -> str:
 
 def _port(name: str, shape: list[int | str | None]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from clusir.calibration.photos import built_in_photos
 from clusir.calibration.planes import channels_fault, colours_of, maps_for
-from clusir.errors import ClusirError, UnsupportedModelError, UsageError
+from clusir.errors import ClusirError, UnsupportedModelError, UsageError, first_line
 from clusir.export.graph.session import Probe
 from clusir.spec import MAX_SCALE, SizeRequirements
 
@@ -87,7 +87,7 @@ def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, S
         try:
             found = run(natural_picture(h, w, channels))
         except Exception as error:  # the runtime raises its own types, which are not public
-            reasons.append(str(error).strip().splitlines()[0][:160])
+            reasons.append(first_line(error, 160))
             return None
         if found.ndim == 4 and (fault := channels_fault(colours_of(channels), found.shape[1])):
             raise UnsupportedModelError(

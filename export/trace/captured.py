@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from clusir.errors import ClusirError
+from clusir.errors import ClusirError, first_line
 from clusir.export.trace.carried import Carried, over_time, step_of
 from clusir.export.trace.loops import Loop
 
@@ -111,5 +111,5 @@ def evaluate(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     except ClusirError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = first_line(error, 160)
         raise loop.refuse(f"{getattr(func, '__name__', func)}: {reason}") from error

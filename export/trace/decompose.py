@@ -18,6 +18,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import traceback as fx_traceback
 
 from clusir.export.lowering.splice import NotSplicedError, Splice, of_vmap, writes
+from clusir.export.lowering.values import is_composite
 from clusir.export.quiet import replaced
 from clusir.export.trace.tables import Tables, decomposed_by, tables
 
@@ -89,7 +90,7 @@ def _spliced(program: torch.export.ExportedProgram, table: Tables) -> torch.expo
     def stays(target: Any) -> bool:
         if not isinstance(target, torch._ops.OpOverload) or target in kept:
             return True
-        return target not in composite and target not in plain and not _is_composite(target)
+        return target not in composite and target not in plain and not is_composite(target)
 
     splice = Splice(program.graph, plain)
     with decomposed_by(composite), enable_python_dispatcher():
@@ -102,12 +103,6 @@ def _spliced(program: torch.export.ExportedProgram, table: Tables) -> torch.expo
             else:
                 splice.values[node] = splice.made_by(node, node.target, *args, **kwargs)
     return splice.program(program, program.state_dict, program.constants)
-
-
-def _is_composite(target: torch._ops.OpOverload) -> bool:
-    """Whether torch itself computes an operator as others, whatever it is given."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key) or key in target.py_kernels
 
 
 def _promoted(module: fx.GraphModule) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clusir.errors import BackendError, ClusirError, ImageError
+from clusir.errors import BackendError, ClusirError, ImageError, first_line
 from clusir.names import install_line
 from clusir.runtimes.batch.jobs import Job
 from clusir.runtimes.batch.journal import Journal
@@ -134,7 +134,7 @@ def connect(address: str | None = None) -> Any:
                 include_dashboard=False if address in (None, "local") else None,
             )
         except Exception as error:  # ray raises ConnectionError, ValueError, RuntimeError and its own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise BackendError(
                 f"ray at {address or 'local'}: cannot connect ({reason[:200]}); is it running?"
             ) from error

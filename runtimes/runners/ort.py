@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clusir.errors import BackendError, ClusirError, ModelFormatError
+from clusir.errors import BackendError, ClusirError, ModelFormatError, first_line
 from clusir.names import INSTALL_GPU, install_line
 from clusir.runtimes.machine.allowed import cores, thread_limit
 from clusir.runtimes.runners.base import Array
@@ -141,10 +141,10 @@ class OrtRunner:
         except Exception as error:  # onnxruntime's exceptions share no base class
             if device == "webgpu":
                 raise BackendError(
-                    f"device webgpu: {self._path.name} does not open on it ({_first_line(error)}); use --device cpu or "
+                    f"device webgpu: {self._path.name} does not open on it ({first_line(error)}); use --device cpu or "
                     "--fallback"
                 ) from error
-            raise ModelFormatError(f"model {self._path}: onnxruntime refuses it ({_first_line(error)})") from error
+            raise ModelFormatError(f"model {self._path}: onnxruntime refuses it ({first_line(error)})") from error
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see :class:`clusir.runtimes.runners.base.Runner`. Raises ClusirError where the runtime fails,
@@ -153,7 +153,7 @@ class OrtRunner:
         try:
             outputs = self._session_for(ready).run(self._outputs, ready)
         except Exception as error:
-            raise ClusirError(f"{self.name} failed on {self._path.name}: {_first_line(error)}") from error
+            raise ClusirError(f"{self.name} failed on {self._path.name}: {first_line(error)}") from error
         found = {n: np.asarray(v, dtype=np.float32) for n, v in zip(self._outputs, outputs, strict=True)}
         if self._judge is not None:
             right = self._judge().run(self._outputs, ready)
@@ -211,8 +211,3 @@ def _assigned(session: Any) -> dict[str, int]:
     if not counts:  # an onnxruntime that does not record the assignment: name the providers, claim no numbers
         counts.update(dict.fromkeys(session.get_providers(), 0))
     return dict(counts)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
