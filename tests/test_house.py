@@ -146,6 +146,14 @@ def test_no_file_is_longer_than_400_lines() -> None:
     assert long == {}
 
 
+def test_nobody_imports_openvino_so_that_it_reports_that() -> None:
+    """``import_openvino`` is the way: each report would fork the process, too."""
+    files = [*modules().values(), *(ROOT / "tests").rglob("*.py")]
+    plain = [str(p.relative_to(ROOT)) for p in files if any(name == "openvino" for name, _ in imports(p))]
+    allowed = {"runtimes/runners/quiet.py", "runtimes/runners/openvino.py"}  # itself; names of what is imported
+    assert {p for p in plain if not p.startswith("tests/bench/")} == allowed
+
+
 # Functions of more parameters than seven, each with its reason.
 MANY_PARAMETERS = {
     "runtimes/restore/restorer.py Restorer.__init__": "the public constructor: each is an option with a default",

@@ -81,9 +81,9 @@ def library_of_wheel(need: str, platform: str, member: str) -> Path:
 
 def openvino_cmake() -> Path:
     """The folder of OpenVINOConfig.cmake in the installed wheel."""
-    import openvino
+    from clusir.runtimes.runners.quiet import import_openvino
 
-    return Path(openvino.__file__).parent / "cmake"
+    return Path(import_openvino().__file__).parent / "cmake"
 
 
 def ort_header() -> Path:
