@@ -158,7 +158,6 @@ def _evidence(out: Path) -> str:
         + _exposure(found.get("exposure"))
         + _trust(found.get("trust"))
         + _pilot(found.get("pilot"))
-        + _decoder(found.get("decoder"))
     )
 
 
@@ -188,16 +187,6 @@ def _pilot(found: dict[str, float] | None) -> str:
         f"\n\nOf {found['pictures']} held-out pictures on which the filter behind the network acts, the gain is "
         f"{found['gain_before']:+.2f} dB in the mean without it and {found['gain_after']:+.2f} with it; it makes "
         f"{found['worse']:.1%} worse by over 0.1 dB."
-    )
-
-
-def _decoder(found: dict[str, float] | None) -> str:
-    if not found or not found["pictures"]:
-        return ""
-    return (
-        f"\n\nOf {found['pictures']} held-out pictures in which something is mended, the gain is "
-        f"{found['gain_before']:+.2f} dB in the mean before the decoder was fitted once more and "
-        f"{found['gain_after']:+.2f} after it; {found['worse']:.1%} became worse by over 0.1 dB."
     )
 
 

@@ -101,9 +101,6 @@ class TrainConfig:
     # Crops of 256 px on which the evidence for each family is fitted after the last step (clusir.training.judge), and
     # as many each for the heads behind it and the filter: about half an hour of one core. 0: every family is sure.
     evidence_crops: int = 8000
-    # Steps of four crops of 160 px in which the decoder is fitted once more behind all of these (see
-    # clusir.training.judge.decoder): a second of one core each. 0: it stays as it is.
-    decoder_steps: int = 0
     # Feel the rounding of the INT8 file (see train_qat); ranges are measured on this many batches of 8.
     qat: bool = False
     qat_batches: int = 12
@@ -162,7 +159,6 @@ class TrainConfig:
         for name, least in (
             ("drawn_pictures", 0),
             ("evidence_crops", 0),
-            ("decoder_steps", 0),
             ("calibration_batches", 1),
             ("validation_photos", 1),
         ):

@@ -343,7 +343,7 @@ def train(
         label_weights(out / AVERAGE_NAME, run.validation, config.validation_crop_px, config.validation_photos)
         if config.permissions and config.evidence_crops:
             say("fitting the evidence for each family (minutes; evidence_crops in the configuration)")
-            judge_weights(out / AVERAGE_NAME, run.photos, run.validation, config)
+            judge_weights(out / AVERAGE_NAME, run.photos, run.validation, config.weights, config.evidence_crops)
     if log is not None:
         log.close()
         if used >= 1.0 and run.validation is not None:

@@ -278,9 +278,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path)
         train(replace(SMALL, steps=1), folder, tmp_path / "run", start=tmp_path / "other.safetensors")
 
 
-PERMITTED = replace(
-    SMALL, permissions=True, restricted=1.0, as_taken=0.5, drawn_pictures=2, evidence_crops=20, decoder_steps=1, steps=2
-)
+PERMITTED = replace(SMALL, permissions=True, restricted=1.0, as_taken=0.5, drawn_pictures=2, evidence_crops=20, steps=2)
 
 
 def test_a_network_with_permissions_trains_and_its_obedience_is_validated(
@@ -300,12 +298,7 @@ def test_a_network_with_permissions_trains_and_its_obedience_is_validated(
     floors, thresholds = trained.evidence.floors, trained.evidence.thresholds
     assert torch.equal(floors[:4], thresholds[:4])
     assert ((floors[4:] >= 0.05) & (floors[4:] <= thresholds[4:])).all()
-    assert set(json.loads((tmp_path / "run" / "evidence.json").read_text())) > {
-        "thresholds",
-        "floors",
-        "curves",
-        "decoder",
-    }
+    assert set(json.loads((tmp_path / "run" / "evidence.json").read_text())) > {"thresholds", "floors", "curves"}
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert checkpoint.sha256(path) in card
     assert "random weights" in card

@@ -23,9 +23,7 @@ from torch import Tensor, nn
 from clusir.degrade.recipe import FAMILY_NAMES, Recipe
 from clusir.network import checkpoint
 from clusir.network.model import ClusIR
-from clusir.training.config import TrainConfig
 from clusir.training.data import TONAL
-from clusir.training.judge.decoder import calibrate_decoder
 from clusir.training.judge.exposure import calibrate_exposure
 from clusir.training.judge.pictures import draw_pictures, evidence_statistics
 from clusir.training.judge.pilot import calibrate_pilot
@@ -114,25 +112,20 @@ def _choose(
     return taught, [apart[int(k)] for k in rng.integers(len(apart), size=crops // 2)]
 
 
-def judge_weights(path: Path, photos: PhotoSet, validation: PhotoSet, config: TrainConfig) -> EvidenceReport:
+def judge_weights(
+    path: Path, photos: PhotoSet, validation: PhotoSet, weights: dict[str, float], crops: int
+) -> EvidenceReport:
     """:func:`calibrate_evidence` of the checkpoint at ``path``, then :func:`calibrate_exposure`,
-    :func:`calibrate_trust`, which judges what came of both, :func:`calibrate_pilot`, which filters what is kept, and
-    :func:`calibrate_decoder`, which fits the decoder to all of these. It is written again; ``evidence.json`` beside it
-    holds what they found."""
-    weights, crops = config.weights, config.evidence_crops
+    :func:`calibrate_trust`, which judges what came of both, and :func:`calibrate_pilot`, which filters what is kept. It
+    is written again; ``evidence.json`` beside it holds what they found."""
     model = checkpoint.load(path)
     report = calibrate_evidence(model, photos, validation, weights, crops=crops)
     exposure = calibrate_exposure(model, *_choose(photos, validation, crops, np.random.default_rng(2)), weights)
     trust = calibrate_trust(model, *_choose(photos, validation, crops, np.random.default_rng(1)), weights)
     pilot = calibrate_pilot(model, *_choose(photos, validation, crops, np.random.default_rng(3)), weights)
-    decoder = calibrate_decoder(
-        model, *_choose(photos, validation, crops, np.random.default_rng(4)), weights, steps=config.decoder_steps
-    ) if config.decoder_steps else None  # fmt: skip
     metadata = {key: text for key, text in checkpoint.read_metadata(path).items() if key != "config"}
     checkpoint.save(model, path, metadata)
     found = report.to_dict() | {"exposure": asdict(exposure), "trust": asdict(trust), "pilot": asdict(pilot)}
-    if decoder is not None:
-        found["decoder"] = asdict(decoder)
     (path.parent / "evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return report
 

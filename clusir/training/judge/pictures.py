@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from clusir.network.pooled import PooledStatistics
 from clusir.training.data import TONAL, as_taken, draw_training_recipe, soften, to_nchw
 from clusir.training.photos import PhotoSet
 
-__all__ = ["JudgedPicture", "draw_pictures", "evidence_statistics", "low_key", "permitted_of"]
+__all__ = ["JudgedPicture", "draw_pictures", "evidence_statistics", "low_key"]
 
 _COUNTS = (0.4, 0.4, 0.15, 0.05)
 _SOFT = 0.5  # of the crops with a camera's noise, as soft as its lens draws
@@ -81,14 +80,6 @@ def evidence_statistics(model: ClusIR, degraded: Tensor) -> Tensor:
     pooled = PooledStatistics(together=True)
     seen = model.cue.statistics(degraded, model.traces(degraded, pooled), pooled)
     return model.evidence.statistics(degraded, seen, pooled)[0]
-
-
-@torch.no_grad()
-def permitted_of(model: ClusIR, drawn: JudgedPicture, asked: Tensor) -> Tensor:
-    """How far each family may be mended in a picture, F in 0..1, where the evidence has its say; ``asked``, 1xF."""
-    assert model.evidence is not None
-    evidence = torch.sigmoid(model.evidence.judge(evidence_statistics(model, drawn.degraded)[None]))
-    return model.evidence.permit(asked, evidence)[0]
 
 
 def low_key(picture: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:

@@ -22,22 +22,10 @@ from clusir.network.cues import FAULTS
 from clusir.network.model import ClusIR
 from clusir.network.pilot import STEP_PX, PilotFilter
 from clusir.network.pooled import PooledStatistics
-from clusir.training.judge.pictures import draw_pictures, permitted_of
+from clusir.training.judge.pictures import draw_pictures, evidence_statistics
 from clusir.training.photos import PhotoSet
 
-__all__ = [
-    "OVER_FILTER",
-    "PilotPicture",
-    "PilotReport",
-    "bounded",
-    "calibrate_pilot",
-    "filter_gains",
-    "fit_pilot",
-    "unbounded",
-]
-
-OVER_FILTER = ("shrink", "give", "doubt", "shrink_power", "doubt_power", "own")
-"""The names of the filter's own numbers, each with a range; the others are those of its network over blocks."""
+__all__ = ["PilotPicture", "PilotReport", "calibrate_pilot", "filter_gains", "fit_pilot"]
 
 _MOST = 3000  # pictures to learn from: there are 45,000 numbers, and each picture has 4,000 blocks
 _WINDOW_PX = 128
@@ -113,6 +101,7 @@ def _look(
     rng: np.random.Generator,
 ) -> list[PilotPicture]:
     """What becomes of the pictures on which the filter acts: unasked, or where anything may be mended."""
+    assert model.evidence is not None
     assert model.pilot is not None
     read: list[tuple[Tensor, ...]] = []
     hook = model.pilot.register_forward_pre_hook(lambda _filter, given: read.append(given))
@@ -120,7 +109,8 @@ def _look(
     try:
         for drawn in draw_pictures(chosen, weights, crop_px, rng, (1,)):
             asked = torch.full((1, len(FAMILY_NAMES)), -2.0 if rng.random() < _EVERYTHING else -1.0)
-            permitted = permitted_of(model, drawn, asked)
+            evidence = torch.sigmoid(model.evidence.judge(evidence_statistics(model, drawn.degraded)[None]))
+            permitted = model.evidence.permit(asked, evidence)[0]
             if not permitted[FAULTS].any():
                 continue
             model(drawn.degraded, None, PooledStatistics(together=True), asked)
@@ -151,31 +141,18 @@ def fit_pilot(
             group["lr"] = rate * (1 - step / steps)
         rows = [pictures[int(k)] for k in torch.randint(0, len(pictures), (_BATCH,))]
         away, restored, wanted, taken = _batch(rows, window_px)
-        change: Tensor = functional_call(pilot, bounded(free), (away, restored, taken))
+        change: Tensor = functional_call(pilot, _bounded(free), (away, restored, taken))
         after, before = (_error(x, wanted) for x in (restored + change, restored))
         lost = torch.log(after + _FLOOR) - torch.log(before + _FLOOR)
         optimizer.zero_grad()
         torch.autograd.backward((lost + _HARM * F.relu(lost)).mean())
         optimizer.step()
     with torch.no_grad():
-        for name, value in bounded(free).items():
+        for name, value in _bounded(free).items():
             pilot.get_parameter(name).copy_(value)
 
 
-def unbounded(pilot: PilotFilter) -> dict[str, Tensor]:
-    """Numbers of any size that :func:`bounded` brings to the filter's, to be fitted; what is at an end of its range
-    comes a little within it."""
-    found = {name: pilot.get_parameter(name).detach().clone() for name in OVER_FILTER}
-    free = {name: torch.logit(found[name].clamp(1e-4, 1 - 1e-4)) for name in ("give", "own")}
-    for name in ("shrink", "doubt"):
-        log = torch.log(found[name].clamp(min=1e-3)) / _MOST_LOG
-        free[name] = _MOST_LOG * torch.atanh(log.clamp(-0.999, 0.999))
-        power = found[f"{name}_power"] / _MOST_POWER
-        free[f"{name}_power"] = torch.atanh(power.clamp(-0.999, 0.999))
-    return {name: value.requires_grad_() for name, value in free.items()}
-
-
-def bounded(free: dict[str, Tensor]) -> dict[str, Tensor]:
+def _bounded(free: dict[str, Tensor]) -> dict[str, Tensor]:
     """The filter's numbers, each within its range, from numbers of any size. A block's mean is not shrunk."""
     bounded = {name: torch.sigmoid(free[name]) for name in ("give", "own")}
     bounded |= {name: torch.exp(_MOST_LOG * torch.tanh(free[name] / _MOST_LOG)) for name in ("shrink", "doubt")}
