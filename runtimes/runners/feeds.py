@@ -26,7 +26,7 @@ def check_feeds(
     input is missing, unknown, or has another rank or another fixed length, or where the picture has a height or width
     that the size rule of ``spec`` does not allow: a runtime may answer such a one with another shape, or with numbers
     that mean nothing. float64 and float16 are converted. Numbers of ``spec`` that are not given have their defaults;
-    those that the runtime does not know are left out, since OpenVINO drops inputs that nothing reads.
+    those that the runtime does not know are left out: OpenVINO drops inputs that nothing reads of a file in memory.
     """
     if spec is not None and spec.numbers:
         feeds = {**number_feeds(spec), **feeds}

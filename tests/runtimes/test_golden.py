@@ -13,6 +13,7 @@ import pytest
 from clusir.errors import ClusirError, UsageError
 from clusir.runtimes.restore.pixels import from_unit, to_unit
 from clusir.runtimes.restore.restorer import ArraySource, Restorer
+from clusir.runtimes.runners.quiet import import_openvino
 from tests.golden.make.cases import FAMILIES, GoldenCase, colours, load_golden
 from tests.golden.make.standin import write_enlarging, write_masked, write_numbered, write_standin
 
@@ -83,6 +84,21 @@ def test_python_restores_without_routing(entry: dict[str, Any], backend: str) ->
     assert restored.dtype == pixels.dtype
     top = np.iinfo(pixels.dtype).max
     assert np.abs(restored - expected * np.float64(top)).max() <= 0.5 + entry["tolerance"] * top
+
+
+def test_a_conversion_may_have_dropped_a_number_that_nothing_reads(tmp_path: Path) -> None:
+    openvino = import_openvino()
+    for end in ("", ".tile", ".statistics"):
+        read = (GOLDEN / f"standin_numbered{end}.onnx").read_bytes()
+        model = openvino.Core().read_model(model=read, weights=b"")
+        openvino.save_model(model, tmp_path / f"standin_numbered{end}.xml", compress_to_fp16=False)
+    assert "quality" not in {name for port in model.inputs for name in port.names}
+    pixels = np.random.default_rng(0).random((70, 101, 3), dtype=np.float32)
+    answers = []
+    for path, backend in ((GOLDEN / "standin_numbered.onnx", "ort"), (tmp_path / "standin_numbered.xml", "openvino")):
+        with Restorer(path, backend=backend, settings={"sigma": 40, "quality": 2}) as restorer:
+            answers.append(restorer.restore(pixels))
+    np.testing.assert_allclose(*answers, atol=1e-5)
 
 
 def test_the_cases_reach_what_can_go_wrong() -> None:

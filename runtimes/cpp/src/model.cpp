@@ -41,7 +41,7 @@ void expect(const Port& port, const Shape& shape) {
     }
 }
 
-// Each number is an input [1]; OpenVINO drops those that nothing reads.
+// Each number is an input [1]; OpenVINO drops those that nothing reads of a file in memory.
 void check_numbers(const Graph& graph, const ModelSpec& spec) {
     for (const auto& found : graph.inputs()) {
         if (std::find(spec.numbers.begin(), spec.numbers.end(), found.name) != spec.numbers.end()) expect(found, {1});

@@ -14,8 +14,8 @@ namespace clusir::detail {
 // Failure(CLUSIR_INVALID_ARGUMENT) for other names, and for values outside their range.
 std::vector<float> read_numbers(const clusir_number* given, std::size_t count, const ModelSpec& spec);
 
-// Adds each as an input [1], where the graph has it: OpenVINO drops those that nothing reads. `numbers` must outlive the
-// feeds.
+// Adds each as an input [1], where the graph has it: OpenVINO drops those that nothing reads of a file in memory.
+// `numbers` must outlive the feeds.
 void feed_numbers(const Graph& graph, const ModelSpec& spec, const std::vector<float>& numbers,
                   std::vector<Feed>& feeds);
 
