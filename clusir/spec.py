@@ -23,6 +23,7 @@ SPEC_VERSION = 1  # written by default
 # of them refuse the file.
 _SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION = 2, 3, 4
 MAX_SCALE = 8
+BLUR_BESIDE_FAULTS = 0.6  # the evidence of blur from which on it is mended unasked beside noise or JPEG
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."
 _POOLING = ("pooled", "statistics")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clusir.network.cues import BLUR, FAULTS
 from clusir.network.pooled import PooledStatistics, over_batch
 from clusir.network.traces import BANDS, TRACES
+from clusir.spec import BLUR_BESIDE_FAULTS
 
 __all__ = ["FAMILY_COUNT", "TONES", "EvidenceHead", "TonalStatistics"]
 
@@ -32,7 +33,7 @@ _WIDE_STEPS = (2, 3)
 # Beside noise or JPEG blur needs more evidence than alone: noise hides it, and sharpening lifts what is left of noise.
 # Of 370 crops of held-out photos with evidence of both, mending the blur, too, lost 0.12 dB where its evidence was
 # below 0.5 (0.43 on those without blur; on those with it it gained 0.01) and 0.01 up to 0.7, and gained 0.32 above.
-_BESIDE_FAULTS = 0.6
+_BESIDE_FAULTS = BLUR_BESIDE_FAULTS
 
 TONES = 4 * len(_THRESHOLDS) + 4 + 2 * len(_THRESHOLDS) * len(_WIDE_STEPS)
 """How many numbers :class:`TonalStatistics` gives."""

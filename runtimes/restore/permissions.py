@@ -14,7 +14,7 @@ import numpy as np
 
 from clusir.errors import UsageError
 from clusir.runtimes.runners.base import Array
-from clusir.spec import ModelSpec
+from clusir.spec import BLUR_BESIDE_FAULTS, ModelSpec
 
 __all__ = ["PERHAPS", "Steering", "asked_families", "asked_strength", "hints", "mended", "nothing_to_mend", "steer"]
 
@@ -122,8 +122,17 @@ def asked_strength(strength: float | str | Mapping[str, float]) -> tuple[float, 
 
 
 def mended(evidence: Array, permissions: Array, spec: ModelSpec) -> Array:
-    """How far each family was allowed to be mended, [F] in 0..1, by its own evidence: blur beside noise or JPEG may be
-    left all the same, which the graph alone knows."""
+    """How far each family was allowed to be mended, [F] in 0..1. Beside noise or JPEG blur is left, where its evidence
+    is not strong and nobody asked for it by name."""
+    share = _by_own_evidence(evidence, permissions, spec)
+    names = np.array(spec.families)
+    calibrated = np.asarray(spec.evidence_thresholds, np.float32) > 0
+    doubted = (names == "blur") & calibrated & (permissions < 0) & (evidence < np.float32(BLUR_BESIDE_FAULTS))
+    faults = (share[..., np.isin(names, ("noise", "jpeg"))] > 0).any(-1, keepdims=True)
+    return np.where(doubted & faults, np.float32(0), share)
+
+
+def _by_own_evidence(evidence: Array, permissions: Array, spec: ModelSpec) -> Array:
     anything = permissions < -1
     least = np.asarray(spec.evidence_thresholds, np.float32)
     if spec.evidence_floors:
@@ -139,12 +148,14 @@ def nothing_to_mend(evidence: Array, permissions: Array, spec: ModelSpec) -> boo
 
 
 def hints(evidence: Array | None, permissions: Array, spec: ModelSpec) -> list[str]:
-    """What the picture may suffer from and was left alone, for example ``perhaps hazy: --fix haze``."""
+    """What the picture may suffer from and was left alone, for example ``perhaps hazy: --fix haze``: with evidence of
+    :data:`PERHAPS`, or with enough of its own and left for the sake of another."""
     if evidence is None or not spec.families:
         return []
     left = mended(evidence, permissions, spec) == 0
+    told = (evidence >= PERHAPS) | (_by_own_evidence(evidence, permissions, spec) > 0)
     return [
         f"perhaps {_LOOKS.get(family, family)}: --fix {family.replace('_', '-')}"
-        for family, probability, alone in zip(spec.families, evidence, left, strict=True)
-        if alone and probability >= PERHAPS
+        for family, alone in zip(spec.families, left & told, strict=True)
+        if alone
     ]

@@ -188,7 +188,7 @@ def test_blends(entry: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("entry", table("steering")["hints"], ids=str)
 def test_hints(entry: dict[str, list[Any]]) -> None:
-    spec = with_families(["noise", "jpeg", "haze", "low_light"], entry)
+    spec = with_families(entry.get("families", ["noise", "jpeg", "haze", "low_light"]), entry)
     evidence, permissions = (np.array(entry[key], np.float32) for key in ("evidence", "permissions"))
     found = [line.rpartition("--fix ")[2].replace("-", "_") for line in hints(evidence, permissions, spec)]
     assert found == entry["left"]

@@ -2,6 +2,8 @@
 
 /** The evidence from which on a family that was left alone is mentioned. */
 const PERHAPS = 0.5;
+/** The evidence of blur from which on it is mended unasked beside noise or JPEG. */
+const BLUR_BESIDE_FAULTS = 0.6;
 const LOOKS = {
   noise: "noisy",
   jpeg: "compressed",
@@ -102,10 +104,21 @@ export function nothingToMend(evidence, permissions, spec) {
   return families.length > 0 && scale === 1 && !any;
 }
 
-/** What the picture may suffer from and was left alone: [{family, text}], for example text "perhaps hazy". */
+/**
+ * What the picture may suffer from and was left alone: [{family, text}], for example text "perhaps hazy". Beside noise
+ * or JPEG blur is left where its evidence is not strong and nobody asked for it by name.
+ */
 export function hints(evidence, permissions, { families, evidence_thresholds, evidence_floors: floors = [] }) {
+  const own = families.map((_, i) => mends(permissions[i], evidence[i], evidence_thresholds[i], floors[i]));
+  const faults = families.some((family, i) => ["noise", "jpeg"].includes(family) && own[i]);
   return families.flatMap((family, i) => {
-    const mended = mends(permissions[i], evidence[i], evidence_thresholds[i], floors[i]);
-    return !mended && evidence[i] >= PERHAPS ? [{ family, text: `perhaps ${LOOKS[family] ?? family}` }] : [];
+    const doubted =
+      family === "blur" &&
+      faults &&
+      evidence_thresholds[i] > 0 &&
+      permissions[i] < 0 &&
+      evidence[i] < Math.fround(BLUR_BESIDE_FAULTS);
+    const left = own[i] ? doubted : evidence[i] >= PERHAPS;
+    return left ? [{ family, text: `perhaps ${LOOKS[family] ?? family}` }] : [];
   });
 }

@@ -154,8 +154,8 @@ for (const { before, restored, strength, gives } of wheel.blends) {
   );
 }
 const KNOWN = ["noise", "jpeg", "haze", "low_light"];
-for (const { evidence, thresholds, floors, permissions, left } of wheel.hints) {
-  const spec = { families: KNOWN, evidence_thresholds: thresholds, evidence_floors: floors };
+for (const { families = KNOWN, evidence, thresholds, floors, permissions, left } of wheel.hints) {
+  const spec = { families, evidence_thresholds: thresholds, evidence_floors: floors };
   const found = hints(Float32Array.from(evidence), Float32Array.from(permissions), spec);
   check(
     same(
