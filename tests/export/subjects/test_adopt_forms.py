@@ -243,7 +243,7 @@ def sequence(path: Path) -> Path:
     ("make", "why"),
     [
         (training, "Dropout computes as in training; export it again in eval mode"),
-        (colouring, "an answer of 1x3x192x192 to a picture of 1x1x192x192"),
+        (colouring, "goes from 1 to 3 channels; a restored picture has as many channels as came: wrap the network"),
         (sequence, r"returns no picture .*y \(no tensor\); export it again"),
     ],
 )

@@ -185,7 +185,7 @@ def test_a_network_that_colours_grey_pictures_takes_colour(tmp_path: Path) -> No
     grey = torch.rand(1, 1, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(known.network(grey.expand(1, 3, 6, 6)), given.model(grey))
-    with pytest.raises(UnsupportedModelError, match="takes 2 channels and returns 3"):
+    with pytest.raises(UnsupportedModelError, match="takes 2 channels, returns 3; pictures are given as grey"):
         _described(tmp_path / "theirs.pth", found((2, 3)))
 
 
