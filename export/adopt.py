@@ -33,6 +33,7 @@ from clusir.export.subjects.onnx_ports import WHOLE_NUMBERS, Ports, find_ports
 from clusir.export.subjects.onnx_probe import (
     Reach,
     natural_picture,
+    one_at_a_time,
     probe_answers,
     probe_sizes,
     runner,
@@ -106,6 +107,8 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     scale, size = probe_sizes(run, ports.planes, ports.size)
     side = size.static_px or size.padded(_PROBE_PX)
     notes = probe_answers(run, side, ports.planes)
+    if not ports.batch and (alone := one_at_a_time(run, side, ports.planes)):
+        ports, notes = replace(ports, batch=1), [*notes, alone]
     spec = ModelSpec(
         name=out.stem, size=size, tile_px=side, halo_px=0, channels=ports.channels, scale=scale, dft_form="none",
         maps=tuple(told.maps), map_defaults=tuple(told.maps.values()),
@@ -235,13 +238,16 @@ def _within(limits: tuple[float, float]) -> str:
 
 
 class _Reference:
-    """The file as it came, on ONNX Runtime, its description done in numpy instead of in the graph."""
+    """The file as it came, on ONNX Runtime, a picture at a time; its description done in numpy, not in the graph."""
 
     def __init__(self, theirs: ModelProto, ports: Ports, told: Description) -> None:
         self.ports, self.told = ports, told
         self._probe = Probe(theirs, threads=1, optimise=False)
 
     def __call__(self, image: Array) -> dict[str, Array]:
+        return {"restored": np.concatenate([self._of(image[k : k + 1]) for k in range(len(image))])}
+
+    def _of(self, image: Array) -> Array:
         told, ports = self.told, self.ports
         low, high = told.range_of(ports.picture)
         mean, deviation = (np.asarray(n, np.float32).reshape(1, -1, 1, 1) for n in (told.mean, told.deviation))
@@ -265,7 +271,7 @@ class _Reference:
         answer = answer * deviation + mean
         answer = answer[:, ::-1] if told.bgr else answer
         low, high = told.range_of(ports.answer)
-        return {"restored": np.ascontiguousarray((answer - np.float32(low)) / np.float32(high - low))}
+        return np.ascontiguousarray((answer - np.float32(low)) / np.float32(high - low))
 
 
 def _stored(values: Array, port: onnx.ValueInfoProto) -> Array:

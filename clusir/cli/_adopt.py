@@ -29,7 +29,7 @@ __all__ = ["DESCRIBING", "adoption_options", "description", "run_adoption"]
 
 # The options that only --from reads, by their names in the command's function.
 DESCRIBING = ("value_range", "mean", "deviation", "bgr", "layout", "values", "picture", "passes")
-_TAKEN = ("backends", "tile_px", "halo_px", "as_json", "output", "maps", *PRECISION_OPTIONS)
+_TAKEN = ("backends", "tile_px", "halo_px", "as_json", "debug", "output", "maps", *PRECISION_OPTIONS)
 
 
 class Range(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on

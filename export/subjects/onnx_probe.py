@@ -16,7 +16,7 @@ from clusir.errors import ClusirError, UnsupportedModelError, UsageError, first_
 from clusir.export.graph.session import Probe
 from clusir.spec import MAX_SCALE, SizeRequirements
 
-__all__ = ["Reach", "measure_reach", "natural_picture", "probe_answers", "probe_sizes"]
+__all__ = ["Reach", "measure_reach", "natural_picture", "one_at_a_time", "probe_answers", "probe_sizes"]
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
@@ -26,6 +26,7 @@ _BASES = (192, 256, 240, 224, 128, 64, 320, 512)
 _MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)
 _QUARTER_LEVEL = 0.25 / 255
 _LEVEL = 1 / 255
+_IN_A_BATCH = 1e-3  # of 0..1: a picture's answer beside another and alone
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,19 @@ def probe_answers(run: Run, side: int, channels: int) -> list[str]:
             f"the answer is {'brighter' if moved > 0 else 'darker'} by {abs(moved):.2f} of the range on a photo"
         )
     return notes
+
+
+def one_at_a_time(run: Run, side: int, channels: int) -> str:
+    """Why the graph takes one picture at a time although its shapes say any number; empty where it takes two."""
+    pair = [natural_picture(side, side, channels, seed) for seed in (0, 1)]
+    try:
+        together = run(np.concatenate(pair))
+    except Exception as error:
+        return f"takes one picture at a time: two raised {first_line(error)}"
+    alone = np.concatenate([run(picture) for picture in pair])
+    if together.shape != alone.shape or not np.allclose(together, alone, atol=_IN_A_BATCH):
+        return "takes one picture at a time: its answer to a picture depends on the others of a batch"
+    return ""
 
 
 def measure_reach(run: Run, side: int, channels: int, first: int = 0) -> Reach:

@@ -54,7 +54,7 @@ def test_adopt_then_restore(theirs: Path, tmp_path: Path) -> None:
 
 def test_json(theirs: Path, tmp_path: Path) -> None:
     options = ["--onnx", str(tmp_path / "o.onnx"), "--from", str(theirs), "--range", "0..255", "--backends", "ort"]
-    done = CliRunner().invoke(main, [*options, "--json", "--tile", "128", "--halo", "8"])
+    done = CliRunner().invoke(main, [*options, "--json", "--tile", "128", "--halo", "8", "--debug"])
     told = json.loads(done.stdout)
     assert (told["tile_px"], told["halo_px"], told["scale"], told["reach"]["whole_picture"]) == (128, 8, 1, False)
     assert {row["backend"] for row in told["agreements"]} == {"ort"}

@@ -174,6 +174,34 @@ def scanning(path: Path) -> Path:
     return write(path, [conv("x", "a"), scan], [K, constant("one", 1.0)])
 
 
+def for_one(path: Path) -> Path:
+    """Its shapes say any number of pictures, its last Reshape one."""
+    nodes = [
+        conv("x", "a"),
+        helper.make_node("Shape", ["x"], ["s"], start=1),
+        helper.make_node("Concat", ["one", "s"], ["t"], axis=0),
+        helper.make_node("Reshape", ["a", "t"], ["y"]),
+    ]
+    return write(path, nodes, [K, constant("one", [1], np.int64)])
+
+
+def beside(path: Path) -> Path:
+    """What a picture differs by from the mean of its batch counts twice."""
+    nodes = [conv("x", "a"), helper.make_node("ReduceMean", ["a"], ["m"], axes=[0]),
+             helper.make_node("Sub", ["a", "m"], ["d"]), helper.make_node("Add", ["a", "d"], ["y"])]  # fmt: skip
+    return write(path, nodes, [K], opset=15)
+
+
+@pytest.mark.parametrize(("make", "why"), [(for_one, "two raised"), (beside, "depends on the others of a batch")])
+def test_a_file_that_takes_one_picture_whatever_its_shapes_say(
+    tmp_path: Path, make: Callable[[Path], Path], why: str
+) -> None:
+    made = on_one(make(tmp_path / "theirs.onnx"))
+    right(made)
+    assert any(note.startswith("takes one picture at a time") and why in note for note in made.notes)
+    assert onnx.load(made.path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
 @pytest.mark.parametrize("make", [branching, looping, scanning])
 def test_graphs_inside_nodes(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     right(adopted(make(tmp_path / "theirs.onnx")))
