@@ -25,8 +25,9 @@ def user_error(error: Exception) -> UnsupportedModelError:
     if isinstance(error, TypeError) and "forward() missing" in reason:
         return UnsupportedModelError(
             f"{reason}: a restorer takes one picture; name what is a picture of the same size, such as a mask, "
-            "with --map; for other inputs wrap the model in an nn.Module whose forward takes the picture alone and "
-            "hands them over from buffers"
+            "with --map; for a number that may be set write the file with torch.onnx.export and give it to --from with "
+            "--set; for other inputs wrap the model in an nn.Module whose forward takes the picture alone and hands "
+            "them over from buffers"
         )
     return UnsupportedModelError(f"{line}: the model's own code raised {type(error).__name__}: {reason}")
 

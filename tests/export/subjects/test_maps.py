@@ -143,7 +143,7 @@ def test_options_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     command = ["--onnx", "out.onnx", "--module", "fillers:Net", "--input", "1x3x32x32", "--backends", "ort"]
     for more, says in (
-        ([], "name what is a picture of the same size, such as a mask, with --map"),
+        ([], "name what is a picture of the same size, such as a mask, with --map; for a number"),
         (["--map", "holes"], "--map holes: the model's forward takes image, mask"),
         (["--map", "mask=2"], "a map is filled with 0..1"),
         (["--map", "mask", "--input", "1x1x32x32", "--map", "more"], "1 at most"),
