@@ -23,6 +23,9 @@ SPEC_VERSION = 1  # written by default
 # of them refuse the file.
 _SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION = 2, 3, 4
 MAX_SCALE = 8
+# Beside noise or JPEG blur needs more evidence than alone: noise hides it, and sharpening lifts what is left of noise.
+# Of 370 crops of held-out photos with evidence of both, mending the blur, too, lost 0.12 dB where its evidence was
+# below 0.5 (0.43 on those without blur; on those with it it gained 0.01) and 0.01 up to 0.7, and gained 0.32 above.
 BLUR_BESIDE_FAULTS = 0.6  # the evidence of blur from which on it is mended unasked beside noise or JPEG
 MAX_STATISTICS = 1 << 24  # 64 MiB of float32; the configuration "base" has half a million
 _PREFIX = "clusir."

@@ -30,10 +30,6 @@ _SOFTNESS = 0.03
 # hazy one has not. On 6,000 held-out crops, one of a thousand without them taken for them, 93 % of what is dark at
 # middle severity and above is found with these and 70 % without, 95 and 90 % of what is hazy (means of two fits).
 _WIDE_STEPS = (2, 3)
-# Beside noise or JPEG blur needs more evidence than alone: noise hides it, and sharpening lifts what is left of noise.
-# Of 370 crops of held-out photos with evidence of both, mending the blur, too, lost 0.12 dB where its evidence was
-# below 0.5 (0.43 on those without blur; on those with it it gained 0.01) and 0.01 up to 0.7, and gained 0.32 above.
-_BESIDE_FAULTS = BLUR_BESIDE_FAULTS
 
 TONES = 4 * len(_THRESHOLDS) + 4 + 2 * len(_THRESHOLDS) * len(_WIDE_STEPS)
 """How many numbers :class:`TonalStatistics` gives."""
@@ -116,7 +112,7 @@ class EvidenceHead(nn.Module):
         share = torch.where(anything, -permissions - 1, -permissions)
         permitted = torch.where(permissions < 0, share * sure, permissions)
         faults = permitted[:, FAULTS].amax(dim=1, keepdim=True) > 0
-        beside = _BESIDE_FAULTS * (self.thresholds[BLUR] > 0).to(evidence.dtype)  # 0 until it is calibrated
+        beside = BLUR_BESIDE_FAULTS * (self.thresholds[BLUR] > 0).to(evidence.dtype)  # 0 until it is calibrated
         doubted = faults & (evidence[:, BLUR] < beside) & (permissions[:, BLUR] < 0)
         blur = permitted[:, BLUR] * (1 - doubted.to(permitted.dtype))
         return torch.cat((permitted[:, : BLUR.start], blur, permitted[:, BLUR.stop :]), dim=1)

@@ -48,7 +48,7 @@ def test_an_untrained_network_ignores_permissions_and_returns_its_input(image: t
 def test_a_family_with_less_evidence_than_its_threshold_loses_its_permission(
     model: ClusIR, image: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clusir.network.evidence._BESIDE_FAULTS", 0.0)
+    monkeypatch.setattr("clusir.network.evidence.BLUR_BESIDE_FAULTS", 0.0)
     with torch.no_grad():
         evidence = model(image[:1]).evidence
         assert evidence is not None
