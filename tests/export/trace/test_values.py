@@ -175,6 +175,16 @@ def test_a_power_of_two_has_its_whole_logarithm() -> None:
         assert program(torch.zeros(2, 3, 9, n))[0].unique().tolist() == [4 + 100 * int(math.log2(n))]
 
 
+def test_a_logarithm_of_another_base_is_counted_where_python_has_it_exactly() -> None:
+    def levels(x: Tensor) -> Tensor:
+        return x[:, :, :1, :1] * 0 + int(math.log(x.shape[2], 4)) + 100 * math.ceil(math.log(x.shape[3] // 2, 16))
+
+    program = trace_module(Runs(levels).eval(), torch.rand(2, 3, 75, 142)).original.module()
+    for n in (15, 16, 17, 63, 64, 65, 256):
+        assert program(torch.zeros(2, 3, n, 9))[0].unique().tolist() == [int(math.log(n, 4)) + 100]
+        assert program(torch.zeros(2, 3, 9, 2 * n))[0].unique().tolist() == [1 + 100 * math.ceil(math.log(n, 16))]
+
+
 @pytest.mark.parametrize("known", [{64, 128}, {64: 2.0}, {(64, 64): 2.0}], ids=["set", "number", "pair"])
 def test_a_size_is_not_looked_up_among_numbers(known: Any) -> None:
     def chooses(x: Tensor) -> Tensor:
