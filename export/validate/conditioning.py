@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from clusir.export.subjects.checks import last_bit_moved, reference
 from clusir.export.validate.float64 import InFloat64
 from clusir.export.validate.tolerances import tolerance
 
-__all__ = ["ROUNDING_FACTOR", "Roundings", "jumps", "rounding", "well_conditioned"]
+__all__ = ["ROUNDING_FACTOR", "Roundings", "jumps", "rounding", "undecided_pixels", "well_conditioned"]
 
 # Two roundings of an ill-conditioned model may fall on either side of its exact answer, and not equally far.
 ROUNDING_FACTOR = 4.0
@@ -27,6 +28,7 @@ _BIT = 2.0**-24
 _DRAWS = 3
 _MORE_DRAWS = 8  # of a choice that falls to one side of two, half of the draws do not tell
 _MOVED, _FAR = 7, 32.0
+_MOST_PIXELS = 1e-4  # of a picture: as many may be left open by the reference
 
 
 @torch.no_grad()
@@ -99,22 +101,77 @@ def well_conditioned(user: nn.Module, plain: Tensor, answers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def jumps(user: nn.Module, picture: Tensor, answer: Tensor, least: float) -> float:
-    """How far the model's own answer to a picture 1xCxHxW moves where its pixels and its sums are rounded another way,
-    relative to the larger of 1 and its largest magnitude: the first of some ways that moves it by ``least``, or the
-    largest of all.
+def jumps(user: nn.Module, picture: Tensor, answer: Tensor, got: Tensor, least: float) -> float:
+    """How far the model's own answer to a picture 1xCxHxW moves, where a file's answer ``got`` is farthest from it,
+    when its pixels and its sums are rounded another way; relative to the larger of 1 and its largest magnitude: the
+    first of some ways that moves it by ``least``, or the largest of all.
 
     A network that looks up the nearest code of a book, or rounds what it computes, has two answers where float32 does
     not tell which is nearer.
     """
     largest, found = max(1.0, float(answer.abs().max())), 0.0
+    where = int((answer - got).abs().argmax())
     for draw in range(_MORE_DRAWS):
-        with _OtherwiseRounded(draw, exact=True):
-            moved = reference(user, last_bit_moved(picture, draw))
-        found = max(found, float((answer - moved).abs().max()) / largest)
+        found = max(found, float((answer - _moved(user, picture, draw)).abs().flatten()[where]) / largest)
         if found >= least:
             break
     return found
+
+
+@torch.no_grad()
+def undecided_pixels(user: nn.Module, pictures: Tensor, want: Tensor, got: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Which pixels BxHxW of a file's answers ``got`` to pictures are off the model's, ``want`` BxCxHxW, because
+    rounding decides them, and which for no such reason; None where rounding decides no pixel, or more than one in ten
+    thousand.
+
+    The first are those where the file answers as the model itself does in float64, where its pixels and sums are
+    rounded another way, or where a remainder is taken of a number a hair below 0. A hue of -1e-9 modulo 1 is 1 in
+    float32, and code that paints by the six sixths of it leaves that pixel black.
+    """
+    others = [_moved(user, pictures, draw) for draw in range(_MORE_DRAWS)]
+    with _HairBelow() as met:
+        below = reference(user, pictures)
+    if met.changed:
+        others.append(below)
+    with contextlib.suppress(Exception):  # a model that holds float32 of its own has no float64 form
+        others.append(InFloat64(user)(pictures))
+    largest = want.abs().flatten(1).amax(1).clamp(min=1.0).view(-1, 1, 1)
+    bound = largest * (tolerance("brought").max_abs or 0.0)
+
+    def near(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().amax(1) <= bound  # not of NaN
+
+    off = ~near(got, want)
+    undecided, wrong = torch.zeros_like(off), off
+    for other in others:
+        undecided = undecided | ~near(want, other)
+        wrong = wrong & ~near(got, other)
+    few = bool((undecided.flatten(1).double().mean(1) <= _MOST_PIXELS).all())
+    return (off & ~wrong, wrong) if few and bool(undecided.any()) else None
+
+
+def _moved(user: nn.Module, pictures: Tensor, draw: int) -> Tensor:
+    with _OtherwiseRounded(draw, exact=True):
+        return reference(user, last_bit_moved(pictures, draw))
+
+
+class _HairBelow(TorchFunctionMode):
+    """Within it, the remainder of a number that is a multiple of the divisor but for rounding is the divisor itself, as
+    float32 makes it of a number a hair below that multiple. ``changed``: whether there was one."""
+
+    changed = False
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function not in _REMAINDERS or not isinstance(found, Tensor) or not found.is_floating_point():
+            return found
+        divisor = torch.as_tensor(args[1] if len(args) > 1 else (kwargs or {})["other"], dtype=found.dtype)
+        part = found / divisor
+        at = (part < _BITS_OF_SUMS) | (part > 1 - _BITS_OF_SUMS)
+        self.changed |= bool(at.any())
+        return found.copy_(torch.where(at, divisor, found))
 
 
 class _OtherwiseRounded(TorchFunctionMode):
@@ -154,4 +211,5 @@ class _OtherwiseRounded(TorchFunctionMode):
 _TRANSFORMS = {getattr(torch.fft, name) for name in torch.fft.__all__ if name.endswith(("fft", "fft2", "fftn"))}
 _SUMS = {getattr(owner, name) for owner in (torch, Tensor) for name in ("mean", "sum", "std", "var", "norm")}
 _SUMS |= {torch.linalg.vector_norm, torch.linalg.norm}
+_REMAINDERS = {torch.remainder, Tensor.remainder, Tensor.remainder_, Tensor.__mod__, Tensor.__imod__}
 _PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}

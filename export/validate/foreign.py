@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from clusir.export.subjects.checks import first_tensor
 from clusir.export.subjects.copies import copied
 from clusir.export.validate.cases import Case, ModuleCheck, cases_of, expected_of, photo_of, probes
 from clusir.export.validate.compare import check, compare
-from clusir.export.validate.conditioning import ROUNDING_FACTOR, Roundings, jumps, well_conditioned
+from clusir.export.validate.conditioning import ROUNDING_FACTOR, Roundings, jumps, undecided_pixels, well_conditioned
 from clusir.export.validate.memory import TORCH
 from clusir.export.validate.pictures import PictureCheck
 from clusir.export.validate.tolerances import tolerance, widened
@@ -50,7 +50,8 @@ class ModuleRow:
     """One comparison that is within its bound. ``error``: largest absolute difference of any output, relative to the
     larger of 1 and its largest magnitude; ``count``: values compared; ``rounding``: where the bound of the table was
     missed, by how much float32 alone moves PyTorch's own answer, of which four times is allowed. ``undecided``: of a
-    picture that is left out, by how much its answer jumps where PyTorch rounds another way."""
+    picture that is left out, by how much its answer jumps where PyTorch rounds another way. ``pixels``: how many are
+    left out, since rounding decides PyTorch's own answer there."""
 
     backend: str
     what: str
@@ -58,11 +59,15 @@ class ModuleRow:
     count: int
     rounding: float = 0.0
     undecided: float = 0.0
+    pixels: int = 0
 
     def __str__(self) -> str:
         if self.undecided:
             why = f"rounding decides PyTorch's own answer, which jumps by {self.undecided:.2g}"
             return f"{self.backend}: {self.what}: left out ({why})"
+        if self.pixels:
+            why = "rounding decides them: PyTorch itself answers otherwise in float64 or a hair beside"
+            return f"{self.backend}: {self.what}: {self.pixels} pixels left out ({why}), the others: {self.error:.1e}"
         own = f" (ill-conditioned: rounding moves PyTorch's own answer by {self.rounding:.2g})" if self.rounding else ""
         return f"{self.backend}: {self.what}{own}: {self.error:.1e}"
 
@@ -110,7 +115,8 @@ def validate(
     there is nothing to compare. ``cases``: those of the module, where they are known (:func:`cases_of`).
 
     A picture that the model's own rounding decides, so that its answer jumps as far (:func:`jumps`), is left out, and
-    said in its row; of more than one in eight ValidationError is raised.
+    said in its row; of more than one in eight ValidationError is raised. So are single pixels
+    (:func:`undecided_pixels`).
 
     At every size also black, white and one-coloured pictures, except where the model's own answer to one is not finite,
     or jumps with the last bit of the picture, of a spectrum or of a sum. What does not fit into memory on a runtime is
@@ -160,6 +166,13 @@ def _compared(backend: str, runner: Runner, case: Case, given: ModuleCheck, sure
         try:
             yield _row(backend, what, given, some, answers, sure)
         except ValidationError:
+            settled = None if case.plain else _settled(given, some, answers)
+            if settled is not None:
+                others, pixels = settled
+                if not pixels:
+                    raise
+                yield replace(_row(backend, what, given, some, others, sure), pixels=pixels)
+                continue
             names = [f"{case.label} {number}" for number in range(start, stop)]
             kept = None if case.plain else sure.decided(names, some, answers)
             if kept is None:
@@ -169,6 +182,21 @@ def _compared(backend: str, runner: Runner, case: Case, given: ModuleCheck, sure
             if kept.any():
                 left = tuple({name: array[kept.numpy()] for name, array in each.items()} for each in answers)
                 yield _row(backend, f"{what}, the others", given, some[kept], (left[0], left[1]), sure)
+
+
+def _settled(given: ModuleCheck, pictures: Tensor, answers: _Answers) -> tuple[_Answers, int] | None:
+    """The answers without the single pixels that PyTorch's own rounding decides, and how many those are: 0 where others
+    are off, too. None where there are none, so that the picture as a whole may be what rounding decides."""
+    want, got = (torch.from_numpy(each["restored"]) for each in answers)
+    height, width = pictures.shape[2:]
+    if want.shape != got.shape or not given.memory.fits(TORCH, (height, width), _DOUBLED):
+        return None
+    found = undecided_pixels(given.user, pictures, want, got)
+    if found is None:
+        return None
+    left, wrong = found
+    restored = torch.where(left[:, None], want, got).numpy()
+    return (answers[0], {**answers[1], "restored": restored}), 0 if wrong.any() else int(left.sum())
 
 
 class _Sure:
@@ -210,7 +238,7 @@ class _Sure:
                 continue
             least = apart / ROUNDING_FACTOR
             if self.undecided.get(name, 0.0) < least:
-                found = jumps(self._user, pictures[one], want[one], least)
+                found = jumps(self._user, pictures[one], want[one], got[one], least)
                 if found < least:
                     return None
                 self.undecided[name] = found
@@ -300,7 +328,7 @@ def _forced(path: Path, given: ModuleCheck) -> list[ModuleRow]:
 
 def warnings_of(rows: Sequence[ModuleRow]) -> tuple[str, ...]:
     """A sentence where a comparison needed more than the table allows, and one for each picture that was left out."""
-    left = [row for row in rows if row.undecided]
+    left = [row for row in rows if row.undecided or row.pixels]
     told = tuple(dict.fromkeys(str(row).partition(": ")[2] for row in left))
     wide = [row for row in rows if row.rounding]
     if not wide:
