@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import TensorArgument
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from clusir.export.lowering.complex_pair import Pair
 from clusir.export.lowering.values import PLACED_IN, Write, first, plain_writes, second
@@ -42,6 +44,35 @@ def _in_order(operand: Any) -> Any:
     """A tensor of the same shape and type whose strides are plain: they are no part of ONNX, and torch takes another
     way for a transposed map, which ends in a write."""
     return torch.empty_like(operand, memory_format=torch.contiguous_format) if isinstance(operand, Tensor) else operand
+
+
+def _key(function: Any, args: Any, kwargs: Any, leaves: dict[fx.Node, int]) -> Any:
+    """Equal where ``function`` runs the same operators, its operands being of the same sizes and types, in plain order;
+    None where that is not known."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            known = value.meta["val"]
+            if isinstance(known, Tensor):
+                return leaves[value], known.dtype, known.device, tuple(map(plain, known.shape))
+            return leaves[value], plain(known)
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return type(value), value.node.expr
+        if isinstance(value, Tensor):
+            raise TypeError("a constant")
+        return type(value), repr(value) if isinstance(value, float) else value  # 1 equals 1.0 and True, 0.0 equals -0.0
+
+    def frozen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return tuple((name, frozen(part)) for name, part in value.items())
+        return (type(value), *map(frozen, value)) if isinstance(value, (list, tuple)) else plain(value)
+
+    try:
+        key = function, frozen(args), frozen(kwargs)
+        hash(key)
+    except TypeError:  # a slice, a Pair
+        return None
+    return key
 
 
 class NotSplicedError(Exception):
@@ -114,6 +145,7 @@ class Splice:
         self.graph = fx.Graph()
         self._table = table
         self._sizes: dict[Any, fx.Node] = {}
+        self._traced: dict[Any, tuple[fx.GraphModule, Any]] = {}
         self.values: dict[fx.Node, Any] = {}
         self._mode = detect_fake_mode([node.meta.get("val") for node in old.nodes])
 
@@ -144,6 +176,21 @@ class Splice:
         tensors and symbolic sizes. ``origin``: the old node, whose line in the user's code they inherit."""
         leaves: dict[fx.Node, int] = {}
         _mapped((args, kwargs), lambda leaf: leaves.setdefault(leaf, len(leaves)) if isinstance(leaf, fx.Node) else 0)
+        key = None if self._table is None else _key(function, args, kwargs, leaves)
+        found = None if key is None else self._traced.get(key)
+        if found is None:
+            found = self._trace(function, args, kwargs, leaves)
+            # Numbers that are no size are each run's own.
+            if key is not None and not free_unbacked_symbols([node.meta.get("val") for node in found[0].graph.nodes]):
+                self._traced[key] = found
+        traced, shape = found
+        made = self._inlined(origin, traced, list(leaves))
+        return _mapped(shape, lambda leaf: made[leaf.number] if isinstance(leaf, _Place) else leaf)
+
+    def _trace(
+        self, function: Callable[..., Any], args: Any, kwargs: Any, leaves: dict[fx.Node, int]
+    ) -> tuple[fx.GraphModule, Any]:
+        """(What ``function`` runs on the nodes ``leaves``, what it returns with a :class:`_Place` for each value)."""
         shape: list[Any] = []
 
         def run(values: list[Any]) -> list[Any]:
@@ -160,13 +207,12 @@ class Splice:
             return results
 
         assert self._mode is not None
-        with self._mode, torch.no_grad():
+        with self._mode, torch.no_grad(), _use_lazy_graph_module(True):  # nobody calls it: no code is made of it
             operands = [leaf.meta["val"] for leaf in leaves]
             if self._table is not None:
                 operands = [_in_order(operand) for operand in operands]
             traced = make_fx(run, self._table, pre_dispatch=self._table is None)(operands)
-        made = self._inlined(origin, traced, list(leaves))
-        return _mapped(shape[-1], lambda leaf: made[leaf.number] if isinstance(leaf, _Place) else leaf)
+        return traced, shape[-1]
 
     def _inlined(self, origin: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]) -> list[Any]:
         placeholders = iter(inputs)

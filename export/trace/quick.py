@@ -7,10 +7,11 @@ import functools
 import math
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch._decomp.decompositions
@@ -19,6 +20,7 @@ import torch._export.utils
 import torch._meta_registrations
 import torch.fx.experimental.proxy_tensor
 import torch.fx.proxy
+from onnx_ir.schemas import OpSignature
 from torch import Tensor
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensor
@@ -99,6 +101,15 @@ def _materialise_once() -> None:
         _materialised[:] = names
 
 
+class _Call(NamedTuple):
+    """What a ``traceback.StackSummary`` is made of, which reads the line where none is given."""
+
+    filename: str
+    lineno: int
+    name: str
+    line: str | None = None
+
+
 class _Calls:
     """The calls that lead to a node. torch's own reads the source line of each, of which a tracer keeps the few in
     ``forward``."""
@@ -110,13 +121,10 @@ class _Calls:
     def extract(cls) -> _Calls:
         return cls(sys._getframe(1))
 
-    def summary(self) -> traceback.StackSummary:
-        """Outermost first; a line is read when it is asked for."""
-        calls = [
-            traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, lookup_line=False)
-            for frame, line in traceback.walk_stack(self._innermost)
-        ]
-        return traceback.StackSummary(reversed(calls))
+    def summary(self) -> list[_Call]:
+        """Outermost first."""
+        calls = [(frame.f_code, line) for frame, line in traceback.walk_stack(self._innermost)]
+        return [_Call(code.co_filename, line, code.co_name) for code, line in reversed(calls)]
 
 
 # Whether a map lies in memory in plain order or channels last is asked for each node, with questions to the solver; an
@@ -124,12 +132,35 @@ class _Calls:
 _without_memory_format = functools.partial(_extract_tensor_metadata, include_contiguity=False)
 
 
+_signature = OpSignature.from_op_schema
+_SIGNATURES: dict[tuple[str, int], OpSignature] = {}
+
+
+def _signature_once(schema: Any) -> OpSignature:
+    """The signature of an operator of ONNX, which torch works out again for each node that it writes."""
+    if schema.domain:
+        return _signature(schema)
+    key = schema.name, schema.since_version
+    if key not in _SIGNATURES:
+        _SIGNATURES[key] = _signature(schema)
+    return _SIGNATURES[key]
+
+
+# What a class must have to be of a protocol is worked out for each question whether a value is, several for a node;
+# Python 3.12 keeps it itself.
+_OF_PROTOCOL = (
+    ((typing, "_get_protocol_attrs", functools.cache(vars(typing)["_get_protocol_attrs"])),)
+    if sys.version_info < (3, 12)
+    else ()
+)
+
+
 @contextlib.contextmanager
 def quick_tracing() -> Iterator[None]:
     """Inside, fake tensors are not looked up in torch's cache (with symbolic sizes hardly one is found, and what goes
     in is made a second time to be checked), transforms and resampled maps are asked for their sizes alone, resized maps
-    have sizes in whole numbers, operators are looked up once, no node is asked how it lies in memory, and of the calls
-    that lead to it the kept ones alone are read."""
+    have sizes in whole numbers, operators are looked up once, no node is asked how it lies in memory, of the calls
+    that lead to it the kept ones alone are read, and what ONNX and protocols ask for is worked out once."""
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (torch._meta_registrations, "_exec_fft", _transformed),
@@ -139,6 +170,8 @@ def quick_tracing() -> Iterator[None]:
             (torch._export.utils, "_materialize_cpp_cia_ops", _materialise_once),
             (torch.fx.experimental.proxy_tensor, "_extract_tensor_metadata", _without_memory_format),
             (torch.fx.proxy, "CapturedTraceback", _Calls),
+            (OpSignature, "from_op_schema", _signature_once),
+            *_OF_PROTOCOL,
         ):
             stack.enter_context(replaced(owner, name, value))
         yield
