@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusir.export.experts.coverage import missing_from_program
+from clusir.export.lowering import splice
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.sizes import Guards
 from clusir.export.trace.tables import decomposed_by, tables
@@ -111,6 +112,23 @@ def test_tensors_are_joined_without_sequences(runs: list[str]) -> None:
     assert error <= 1e-6
     assert not [node.op_type for node in model.graph.node if "Sequence" in node.op_type]
     assert not runs
+
+
+class Alike(nn.Module):
+    """One operator four times, of which two are the same: another number, and a map of another size."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        narrow = F.softshrink(image[..., 1:], 0.25)
+        return F.softshrink(image, 0.5) + F.softshrink(image, 0.25) + F.softshrink(narrow[..., :1] + image, 0.25)
+
+
+def test_what_stands_for_an_operator_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[object] = []
+    kept = splice.make_fx
+    monkeypatch.setattr(splice, "make_fx", lambda *args, **more: (traced.append(args), kept(*args, **more))[1])
+    _, error = written(Alike())
+    assert error <= 1e-6
+    assert len(traced) == 3
 
 
 class WrittenThroughViews(nn.Module):
