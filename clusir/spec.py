@@ -19,9 +19,9 @@ from clusir.errors import ModelFormatError
 __all__ = ["SPEC_VERSION", "ModelSpec", "SizeRequirements"]
 
 SPEC_VERSION = 1  # written by default
-# Written where ``scale`` is not 1, where there are maps, and where there are numbers, so that readers that know nothing
-# of them refuse the file.
-_SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION = 2, 3, 4
+# Written where ``scale`` is not 1, where there are maps, where there are numbers, and where sizes have a maximum, so
+# that readers that know nothing of them refuse the file.
+_SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION, _BOUNDED_VERSION = 2, 3, 4, 5
 MAX_SCALE = 8
 # Beside noise or JPEG blur needs more evidence than alone: noise hides it, and sharpening lifts what is left of noise.
 # Of 370 crops of held-out photos with evidence of both, mending the blur, too, lost 0.12 dB where its evidence was
@@ -32,6 +32,7 @@ _PREFIX = "clusir."
 _POOLING = ("pooled", "statistics")
 _GRAPHS = ("whole", "tile", "router", *_POOLING)
 _MAX_TILE_PX = 4096  # a tile is held in memory several times over
+_MAX_PX = 65536
 _MAX_LEVELS = 64
 _MAX_CLUSTERS = 4096
 _LEFT_OUT = (
@@ -52,19 +53,29 @@ class SizeRequirements:
     """Which heights and widths, in pixels, a graph accepts.
 
     ``static_px`` is the one square size of a static graph (0 = dynamic); a dynamic graph takes any height and width
-    that is a multiple of ``multiple_of`` and at least ``minimum``.
+    that is a multiple of ``multiple_of``, at least ``minimum``, and at most ``maximum`` (0: there is none). Beyond it
+    the network is another one, or none: a table of positions ends, a loop has a turn more.
     """
 
     multiple_of: int = 16
     minimum: int = 16
     static_px: int = 0
+    maximum: int = 0
 
     def padded(self, length: int) -> int:
-        """The smallest accepted length (pixels) that is at least ``length``; a static graph always says its own."""
+        """The smallest accepted length (pixels) that is at least ``length``, the largest one where none is; a static
+        graph always says its own."""
         if self.static_px:
             return self.static_px
         length = max(length, self.minimum)
-        return -(-length // self.multiple_of) * self.multiple_of
+        length = -(-length // self.multiple_of) * self.multiple_of
+        return min(length, self.maximum // self.multiple_of * self.multiple_of) if self.maximum else length
+
+    def __str__(self) -> str:
+        if self.static_px:
+            return f"{self.static_px} px only"
+        most = f"to {self.maximum} px" if self.maximum else "px on"
+        return f"multiples of {self.multiple_of} px from {self.minimum} {most}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class ModelSpec:
         def refuse(what: str) -> None:
             raise ModelFormatError(f"model metadata: {what}; export the model again with clusir-export")
 
-        versions = (SPEC_VERSION, _SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION)
+        versions = (SPEC_VERSION, _SCALED_VERSION, _MAPPED_VERSION, _NUMBERED_VERSION, _BOUNDED_VERSION)
         if self.spec_version not in versions:
             refuse(f"spec version {self.spec_version} is not one of {versions}, those this clusir reads")
         if not 1 <= self.scale <= MAX_SCALE:
@@ -147,6 +158,8 @@ class ModelSpec:
             object.__setattr__(self, "spec_version", _MAPPED_VERSION)
         if self.numbers:
             object.__setattr__(self, "spec_version", _NUMBERED_VERSION)
+        if self.size.maximum:
+            object.__setattr__(self, "spec_version", _BOUNDED_VERSION)
         if self.graph in _POOLING and (self.routed or not self.statistics):
             refuse(f"a {self.graph} graph has statistics and no routing")
         if self.scale != 1 and self.routed:
@@ -174,12 +187,15 @@ class ModelSpec:
         if not (-_MAX_BOUND <= low < high <= _MAX_BOUND and high - low >= width):
             refuse(f"value range {low}..{high} does not rise by at least {width:g}, or leaves -1e6..1e6")
         size = self.size
-        if not (1 <= size.multiple_of <= 4096 and 1 <= size.minimum <= 65536 and 0 <= size.static_px <= _MAX_TILE_PX):
-            refuse(f"size rule {size} is out of bounds")
+        lengths = 1 <= size.multiple_of <= 4096 and 1 <= size.minimum <= _MAX_PX and 0 <= size.maximum <= _MAX_PX
+        if not (lengths and 0 <= size.static_px <= _MAX_TILE_PX):
+            refuse(f"size rule {size!r} is out of bounds")
+        if size.maximum and (size.static_px or self.statistics):
+            refuse(f"a maximum of {size.maximum} px beside one size, or beside statistics, is not read here")
         if not (1 <= self.tile_px <= _MAX_TILE_PX and 0 <= 2 * self.halo_px < self.tile_px):
             refuse(f"tile {self.tile_px} px with halo {self.halo_px} px leaves no core, or is over {_MAX_TILE_PX} px")
         if size.padded(self.tile_px) != self.tile_px:
-            refuse(f"tile {self.tile_px} px does not fit the size rule {size}")
+            refuse(f"tile {self.tile_px} px does not fit the size rule: {size}")
         if len(self.clusters) != len(self.experts) or len(self.clusters) > _MAX_LEVELS:
             refuse(f"clusters {self.clusters} and experts {self.experts} do not name the same at most 64 levels")
         if any(not 1 <= n <= _MAX_CLUSTERS for n in (*self.clusters, *self.experts)):
@@ -240,8 +256,10 @@ class ModelSpec:
     def to_metadata(self) -> dict[str, str]:
         """``{"clusir.<field>": JSON}`` for ONNX ``metadata_props``; without ``statistics``, ``families``, their
         thresholds and floors, ``maps`` and ``numbers`` where there are none; ``scale`` is written, with spec version 2,
-        where it is not 1. With maps the spec version is 3, with numbers 4."""
+        where it is not 1. With maps the spec version is 3, with numbers 4, with a maximum of sizes 5."""
         values = {k: v for k, v in asdict(self).items() if k not in _LEFT_OUT or v}
+        if not self.size.maximum:
+            del values["size"]["maximum"]
         if self.scale == 1:
             del values["scale"]
         return {_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in values.items()}

@@ -290,4 +290,5 @@ def _sizes(size: SizeRequirements, tile: int) -> list[tuple[int, int]]:
     if size.static_px:
         return [(size.static_px, size.static_px)]
     multiple, least = size.multiple_of, size.minimum
-    return [(tile, tile), (least, size.padded(least + multiple)), (size.padded(96 + multiple), size.padded(150))]
+    sizes = [(tile, tile), (least, size.padded(least + multiple)), (size.padded(96 + multiple), size.padded(150))]
+    return [*sizes, (least, size.padded(size.maximum))] if size.maximum else sizes

@@ -45,7 +45,7 @@ from clusir.export.tiled import Tiled, tiled
 from clusir.export.trace.deformable import NOTE as MMCV
 from clusir.export.trace.deformable import mmcv_importable
 from clusir.export.trace.program import TracedModel, UntraceableError, random_draw, trace_module
-from clusir.export.trace.sizes import Guards, size_rule, validation_sizes
+from clusir.export.trace.sizes import Guards, narrow, size_rule, validation_sizes
 from clusir.export.trace.writer import write_program
 from clusir.export.validate.cases import ModuleCheck, probes
 from clusir.export.validate.each_pass import ParityAfterEach, parity_at
@@ -266,9 +266,16 @@ def _attempt(subject: Subject, options: ModuleOptions, unused: Sequence[str], pr
     taken = accepted_multiple(subject.takes, height, width)
     why = "" if taken else why_no_other(subject.refusal, height, width)
     tried: list[tuple[int, int]] = []
-    for size in trace_sizes(subject.dense, taken) if taken else ():
+    left = [(size, taken) for size in trace_sizes(subject.dense, taken)] if taken else []
+    while left:
+        size, sizes = left.pop(0)
+        if not subject.takes(*size):
+            continue  # it takes smaller ones
         try:
-            return _export(subject, options, size, taken, unused, tried, progress)
+            return _export(subject, options, size, sizes, unused, tried, progress)
+        except NarrowError as error:
+            progress(f"put off at {size[0]}x{size[1]}: {error}")
+            left.append((size, replace(sizes, narrow=True)))
         except (UntraceableError, ValidationError) as error:
             why = str(error)
             progress(f"given up at {size[0]}x{size[1]}: {why}")
@@ -324,8 +331,10 @@ def _export(
     backends, left = backends_of(options)
     if left:
         notes.append(left)
-    rule = _rule(model, traced, subject, multiple, backends[0], progress)
+    rule = _rule(model, traced, subject, taken, backends[0], progress)
     model = Pipeline([JoinGates(gates)]).run(model)
+    if options.tile is not None and rule.maximum and options.tile > rule.maximum:
+        raise UsageError(f"--tile {options.tile}: the model takes {rule}; leave --tile out, or give a smaller one")
     tile = None if options.tile is None else rule.padded(options.tile)
     made = tiled(model, subject.spec(rule, options.maps, options.router, options.dft), (tile, options.halo), progress)
     spec = made.spec
@@ -355,13 +364,13 @@ def _rule(
     model: onnx.ModelProto,
     traced: TracedModel,
     subject: Subject,
-    multiple: int | None,
+    taken: Accepted | None,
     backend: str,
     progress: Progress,
 ) -> SizeRequirements:
     batch, channels, _, _ = subject.shape
     height, width = traced.traced_size
-    if multiple is None:
+    if taken is None:
         if height != width:
             raise UnsupportedModelError(
                 f"the model's code fixes the size, and {height}x{width} is no square tile; give --input a square size"
@@ -371,10 +380,17 @@ def _rule(
     probe = ModelSpec(size=SizeRequirements(1, 1), channels=colours_of(channels))
     model = AttachMetadata(probe).apply(model).model
     with agreement_by_size(model, subject.user, channels, 1 if traced.dynamic_batch else batch, backend) as agrees:
-        rule = size_rule(Guards(traced.original, channels), agrees, multiple, traced.traced_size)
+        guards = Guards(traced.original, channels)
+        rule = size_rule(guards, agrees, taken.multiple, traced.traced_size, subject.takes)
     if rule is None:
         raise ValidationError(
             f"the model's code takes another path for other sizes than {height}x{width}, and no rule 'multiple of m' "
             "describes for which; pad inside the model instead of branching on the size"
         )
+    if narrow(rule) and not taken.narrow:
+        raise NarrowError(f"the file agrees with the model at {rule}")
     return rule
+
+
+class NarrowError(ValidationError):
+    """A file is right up to a small size: that of another trace may be right at more."""

@@ -252,6 +252,8 @@ def _split(model: ModelProto, run: Watched, spec: ModelSpec, reach: Reach) -> _F
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     if spec.size.static_px:
         return none("the graph takes one size, so that what follows the picture's size cannot be told")
+    if spec.size.maximum:
+        return none(f"the network takes {spec.size.maximum} px at most, so that nothing can be told of larger pictures")
     if batch > 1:
         return none(f"the graph takes {batch} pictures at a time")
     if len(model.graph.output) > 1:

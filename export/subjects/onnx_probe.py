@@ -14,6 +14,7 @@ from clusir.calibration.photos import built_in_photos
 from clusir.calibration.planes import channels_fault, colours_of, maps_for
 from clusir.errors import ClusirError, UnsupportedModelError, UsageError, first_line
 from clusir.export.graph.session import Probe
+from clusir.export.subjects.sizes import largest_length
 from clusir.spec import MAX_SCALE, SizeRequirements
 
 __all__ = ["Reach", "measure_reach", "natural_picture", "one_at_a_time", "probe_answers", "probe_sizes"]
@@ -26,6 +27,8 @@ _BASES = (192, 256, 240, 224, 128, 64, 320, 512)
 _MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)
 _QUARTER_LEVEL = 0.25 / 255
 _LEVEL = 1 / 255
+_LONGEST_PX = 4096  # of a strip; no tile is larger
+_STRIP_PIXELS = 1 << 16
 _IN_A_BATCH = 1e-3  # of 0..1: a picture's answer beside another and alone
 
 
@@ -121,7 +124,11 @@ def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, S
     if multiple is None or not (fits(base + 3 * multiple, base + multiple)):
         return scale, SizeRequirements(1, 1, base)  # declared open, and only one size runs
     least = next(n for n in range(multiple, base + 1, multiple) if n >= 8 and fits(n, n))
-    return scale, SizeRequirements(multiple, least)
+    longest = min(_LONGEST_PX, max(_STRIP_PIXELS // least, base)) // multiple * multiple
+    most = largest_length(fits, multiple, least, longest)
+    while most and most > base and not fits(most, most):  # what both sides decide: a table of all tokens
+        most = max(base, most // 2 // multiple * multiple)
+    return scale, SizeRequirements(multiple, least, maximum=most or 0)
 
 
 def probe_answers(run: Run, side: int, channels: int) -> list[str]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Accepted", "accepted_multiple", "small_size", "trace_sizes", "why_no_other"]
+__all__ = ["Accepted", "accepted_multiple", "largest_length", "last_that", "small_size", "trace_sizes", "why_no_other"]
 
+_LITTLE = 17  # pixels; the longer side is then 83 at least
 _LEAST = 72  # pixels; smaller maps meet minima of windows and pads that larger ones do not
 _PIXELS_FOR_A_WORD = 512**2  # of a picture that is asked about for what a note says of it
 _FINE = 16  # pixels; a file for multiples of so many wastes little
@@ -19,10 +20,12 @@ _FINE = 16  # pixels; a file for multiples of so many wastes little
 @dataclass(frozen=True)
 class Accepted:
     """A model takes heights and widths that are odd multiples of ``multiple`` and at least ``least``, in pixels;
-    whether smaller ones too was not asked."""
+    whether smaller ones too was not asked. ``narrow``: whether a file for a part of them, up to a small maximum, is
+    good enough, since no trace gave one for all."""
 
     multiple: int
     least: int = _LEAST
+    narrow: bool = False
 
 
 def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int) -> Accepted | None:
@@ -37,12 +40,20 @@ def accepted_multiple(takes: Callable[[int, int], bool], height: int, width: int
     divisors = [d for d in range(1, common + 1) if common % d == 0]
     found = next((Accepted(d) for d in divisors if takes(*small_size(Accepted(d)))), None)
     large = max(height, width)
+    if found is None and (little := _little(takes, [d for d in divisors if d <= _FINE])):
+        return little
     if large <= _LEAST or (found is not None and found.multiple <= _FINE):
         return found
     if found is None and not takes(*small_size(Accepted(common, large))):
         return None  # what takes no multiple of all divisors takes none of a single one
     coarser = [Accepted(d, large) for d in divisors if found is None or d < found.multiple]
     return next((sizes for sizes in coarser if takes(*small_size(sizes))), found)
+
+
+def _little(takes: Callable[[int, int], bool], divisors: list[int]) -> Accepted | None:
+    """What a model takes that takes no picture of 72 px and more beside one that is longer: a table of positions ends
+    before."""
+    return next((sizes for d in divisors if takes(*small_size(sizes := Accepted(d, _LITTLE)))), None)
 
 
 def why_no_other(refusal: Callable[[int, int], str], height: int, width: int) -> str:
@@ -96,7 +107,8 @@ def trace_sizes(model: nn.Module, sizes: Accepted) -> Iterator[tuple[int, int]]:
     """Heights and widths to trace at, the best first: none equals the other, or a length that the model was built for.
 
     A tracer that meets two equal lengths, or a length that equals a constant, takes them for the same thing. Odd
-    multiples come first, so that code which "pads only if needed" pads; then multiples of 64, where it does not.
+    multiples come first, so that code which "pads only if needed" pads; then multiples of 64, where it does not. The
+    last is small, for code that counts levels or turns by the size, or has a table of positions: as few as there are.
     """
     built = {n for p in (*model.parameters(), *model.buffers()) for n in p.shape if n > 8}
     yield _odd_sizes(sizes, built)
@@ -104,3 +116,24 @@ def trace_sizes(model: nn.Module, sizes: Accepted) -> Iterator[tuple[int, int]]:
     if step <= 512 and step != sizes.multiple:
         first = max(3, -(-sizes.least // step) | 1)
         yield first * step, (first + 2) * step
+    yield small_size(sizes)
+
+
+def largest_length(takes: Callable[[int, int], bool], multiple: int, minimum: int, longest: int) -> int | None:
+    """The largest multiple that is taken on either axis beside ``minimum``; None where ``longest``, a multiple too, is:
+    a table of positions ends, and no guard says where."""
+
+    def fits(count: int) -> bool:
+        return takes(count * multiple, minimum) and takes(minimum, count * multiple)
+
+    if longest <= minimum or fits(longest // multiple):
+        return None
+    return last_that(fits, minimum // multiple, longest // multiple) * multiple
+
+
+def last_that(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The last number for which something holds, as it does for ``low`` and not for ``high``."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -52,17 +52,17 @@ def choose_tiles(
     halo = halo_px if halo_px is not None else -(-(_WHOLE_HALO_PX if reach.whole else reach.pixels) // grid) * grid
     if size.static_px:
         if tile_px not in (None, size.static_px):
-            raise UsageError(f"--tile {tile_px}: the graph takes {size.static_px} px and no other size")
+            raise UsageError(f"--tile {tile_px}: the graph takes {size}")
         tile = size.static_px
     elif tile_px is not None:
         tile = tile_px
         if size.padded(tile) != tile:
-            raise UsageError(
-                f"--tile {tile}: the graph takes multiples of {size.multiple_of} px from {size.minimum} on"
-            )
+            raise UsageError(f"--tile {tile}: the graph takes {size}")
     else:
         wanted = whole_px() if reach.whole else max(_TILE_PX, min(8 * halo, _LARGEST_TILE_PX))
         tile = size.padded(wanted)
+        if tile < wanted:  # the maximum
+            tile = max(tile // grid * grid, size.padded(1))
     if halo_px is None:
         most = (tile - 1) // 4
         halo = min(halo, most // grid * grid or most)
@@ -88,11 +88,12 @@ def measured(
     """The tiles with what they cost: a strip of a photo in two tiles by the file at ``path`` against ``run`` on the
     whole.
 
-    A file of one size cannot be asked for the whole, and its tiles are returned as they were; so they are where the
-    whole, by its height and width, does not fit into memory (``fits``): a quarter and a half of it, in front, tell.
+    A file of one size, or of none as large, cannot be asked for the whole, and its tiles are returned as they were; so
+    they are where the whole, by its height and width, does not fit into memory (``fits``): a quarter and a half of it,
+    in front, tell.
     """
     height, width = size.padded(min(tiles.tile, _STRIP_PX)), size.padded(2 * tiles.tile - 2 * tiles.halo)
-    if size.static_px:
+    if size.static_px or width <= tiles.tile:
         return tiles
     for part in (4, 2):
         if not fits(height, width) and fits(height, size.padded(width // part)):
@@ -116,15 +117,12 @@ def tolerances_of(tiles: Tiles) -> dict[str, float]:
 
 def told_of(reach: Reach, tiles: Tiles, size: SizeRequirements) -> list[str]:
     """Sentences on sizes, tiles and what they cost."""
-    sizes = (
-        f"takes {size.static_px} px only"
-        if size.static_px
-        else f"takes multiples of {size.multiple_of} px from {size.minimum} px on"
-    )
+    sizes = f"takes {size}"
     if tiles.error is not None:
         cost = f"; a photo in two of them differs from one piece by {tiles.error:.2g} of 0..1"
     else:
-        cost = "" if size.static_px else "; what they cost is not measured: two of them do not fit into memory"
+        why = "the network takes no picture of two" if size.maximum else "two of them do not fit into memory"
+        cost = "" if size.static_px else f"; what they cost is not measured: {why}"
     notes = [f"{sizes}; tiles of {tiles.tile} px with a halo of {tiles.halo} px{cost}"]
     if reach.whole:
         notes.append(

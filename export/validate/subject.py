@@ -56,9 +56,7 @@ def common_side(a: Path, b: Path) -> int | None:
     side = second.size.padded(min(second.tile_px, 256))
     wanted = side if first is None else first.size.padded(side)
     if first is not None and second.size.padded(wanted) != wanted:
-        sizes = [f"{s.static_px} px only" if s.static_px else f"multiples of {s.multiple_of} px from {s.minimum} on"
-                 for s in (first.size, second.size)]  # fmt: skip
-        raise UsageError(f"--bisect: {a.name} takes {sizes[0]} and {b.name} {sizes[1]}; name files for one size")
+        raise UsageError(f"--bisect: {a.name} takes {first.size} and {b.name} {second.size}; name files for one size")
     return wanted
 
 

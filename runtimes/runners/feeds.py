@@ -52,8 +52,5 @@ def check_feeds(
 def _check_size(given: Sequence[int], rule: SizeRequirements, name: str) -> None:
     if all(rule.padded(length) == length for length in given):
         return
-    allowed = f"multiples of {rule.multiple_of} px, at least {rule.minimum} px"
-    if rule.static_px:
-        allowed = f"{rule.static_px}x{rule.static_px} px only"
     shown = "x".join(map(str, given))
-    raise UsageError(f"{name}: the picture is {shown} px, the model takes {allowed}; pad it, or use clusir-run")
+    raise UsageError(f"{name}: the picture is {shown} px, the model takes {rule}; pad it, or use clusir-run")

@@ -139,7 +139,8 @@ def test_read_samples(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", table("plans")["cases"], ids=lambda entry: f"{entry['length']} by {entry['tile_px']}")
 def test_plans(entry: dict[str, Any]) -> None:
-    size = SizeRequirements(entry.get("multiple_of", 16), entry.get("minimum", 16), entry.get("static_px", 0))
+    rule = {"multiple_of": 16, "minimum": 16, "static_px": 0, "maximum": 0}
+    size = SizeRequirements(**{key: entry.get(key, usual) for key, usual in rule.items()})
     axis = plan_axis(entry["length"], ModelSpec(tile_px=entry["tile_px"], halo_px=entry["halo_px"], size=size))
     assert axis.tile == entry["tile"]
     assert list(axis.sample()) == entry["sample"]

@@ -180,7 +180,8 @@ clusir_status clusir_get_spec(const clusir_model* model, clusir_spec* spec) {
                                from.high,
                                from.checkpoint_sha256.c_str(),
                                static_cast<uint32_t>(from.upscale),
-                               static_cast<uint32_t>(from.families.size())};
+                               static_cast<uint32_t>(from.families.size()),
+                               static_cast<uint32_t>(from.maximum)};
         std::memcpy(spec, &full, spec->struct_size);
     });
 }

@@ -72,9 +72,9 @@ void check_together(const ModelSpec& spec, const ModelSpec& second, const std::s
     if (second.graph != kind) bad_model("the " + kind + " file says that it is a " + second.graph + " graph");
     const auto form = [](const ModelSpec& of) {
         return std::tie(of.checkpoint_sha256, of.clusters, of.experts, of.top_k, of.channels, of.low, of.high,
-                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.statistics, of.families,
-                        of.evidence_thresholds, of.evidence_floors, of.maps, of.map_defaults, of.numbers,
-                        of.number_defaults, of.number_ranges);
+                        of.input_name, of.tile_px, of.static_px, of.multiple_of, of.minimum, of.maximum, of.statistics,
+                        of.families, of.evidence_thresholds, of.evidence_floors, of.maps, of.map_defaults,
+                        of.numbers, of.number_defaults, of.number_ranges);
     };
     if (form(second) != form(spec))
         bad_model("the tile graph and the " + kind + " graph are of two different models");

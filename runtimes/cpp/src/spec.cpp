@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kFirstVersion = 1, kLastVersion = 4;  // 2 where scale is not 1, 3 with maps, 4 with numbers
+constexpr int kFirstVersion = 1, kLastVersion = 5;  // 2 where scale is not 1, 3 maps, 4 numbers, 5 a maximum
 constexpr int kLargestScale = 8;
 // A tile is held in memory several times over; the largest that is sensible is far below what the format can say.
 constexpr int kLargestTile = 4096;
@@ -89,6 +89,7 @@ void read_size(const Fields& fields, ModelSpec& spec) {
     if (size.contains("multiple_of")) spec.multiple_of = Fields::checked("size", size["multiple_of"], 1, 4096);
     if (size.contains("minimum")) spec.minimum = Fields::checked("size", size["minimum"], 1, 65536);
     if (size.contains("static_px")) spec.static_px = Fields::checked("size", size["static_px"], 0, kLargestTile);
+    if (size.contains("maximum")) spec.maximum = Fields::checked("size", size["maximum"], 0, 65536);
 }
 
 void read_range(const Fields& fields, ModelSpec& spec) {
@@ -262,8 +263,11 @@ ModelSpec ModelSpec::from_metadata(const Metadata& metadata) {
     if (spec.channels == 2) Fields::refuse("channels", "is not 1 or 3");
     if (2 * spec.halo_px >= spec.tile_px) Fields::refuse("halo_px", "leaves no core of the tile");
     const bool fits = spec.static_px ? spec.tile_px == spec.static_px
-                                     : spec.tile_px >= spec.minimum && spec.tile_px % spec.multiple_of == 0;
+                                     : spec.tile_px >= spec.minimum && spec.tile_px % spec.multiple_of == 0 &&
+                                           (spec.maximum == 0 || spec.tile_px <= spec.maximum);
     if (!fits) Fields::refuse("tile_px", "does not fit the size rule");
+    if (spec.maximum && (spec.static_px || spec.statistics))
+        Fields::refuse("size", "has a maximum beside one size, or beside statistics");
     if (spec.clusters.size() != spec.experts.size())
         Fields::refuse("experts", "does not name the levels of the clusters");
     if (spec.upscale != 1 && spec.routed()) Fields::refuse("scale", "is not 1 beside routed levels");

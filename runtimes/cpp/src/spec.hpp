@@ -56,7 +56,7 @@ struct ModelSpec {
     int channels = 3;
     double low = 0.0, high = 1.0;       // value_range
     float offset = 0.0F, scale = 1.0F;  // the same as the model's numbers: offset + scale * (0..1)
-    int multiple_of = 16, minimum = 16, static_px = 0;
+    int multiple_of = 16, minimum = 16, static_px = 0, maximum = 0;  // maximum 0: there is none
     int tile_px = 256, halo_px = 16;
     std::vector<int> clusters, experts;  // per routed level
     int top_k = 1;

@@ -34,7 +34,8 @@ void weigh(Axis& axis, std::int64_t halo) {
 std::int64_t padded(std::int64_t length, const ModelSpec& spec) {
     if (spec.static_px) return spec.static_px;
     const std::int64_t multiple = spec.multiple_of;
-    return (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple * multiple;
+    const std::int64_t count = (std::max<std::int64_t>(length, spec.minimum) + multiple - 1) / multiple;
+    return (spec.maximum ? std::min(count, spec.maximum / multiple) : count) * multiple;
 }
 
 Axis plan_axis(std::int64_t length, const ModelSpec& spec) {

@@ -53,7 +53,7 @@ ModelSpec read_spec(const json& entry) {
 json as_json(const ModelSpec& spec) {
     return {{"name", spec.name},
             {"graph", spec.graph},
-            {"spec_version", !spec.numbers.empty() ? 4 : !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2},
+            {"spec_version", spec.maximum ? 5 : !spec.numbers.empty() ? 4 : !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2},
             {"checkpoint_sha256", spec.checkpoint_sha256},
             {"layout", "NCHW"},
             {"colour_order", "RGB"},
@@ -61,7 +61,7 @@ json as_json(const ModelSpec& spec) {
             {"input_name", spec.input_name},
             {"output_name", spec.output_name},
             {"channels", spec.channels},
-            {"size", {{"multiple_of", spec.multiple_of}, {"minimum", spec.minimum}, {"static_px", spec.static_px}}},
+            {"size", {{"multiple_of", spec.multiple_of}, {"minimum", spec.minimum}, {"static_px", spec.static_px}, {"maximum", spec.maximum}}},
             {"tile_px", spec.tile_px},
             {"halo_px", spec.halo_px},
             {"precision", spec.precision},
@@ -217,6 +217,7 @@ void plans(const std::string& folder) {
         spec.multiple_of = entry.value("multiple_of", 16);
         spec.minimum = entry.value("minimum", 16);
         spec.static_px = entry.value("static_px", 0);
+        spec.maximum = entry.value("maximum", 0);
         const Axis axis = plan_axis(entry["length"], spec);
         checks.that(axis.tile == entry["tile"].get<std::int64_t>(), name + ": tile");
         checks.that(json(sample(axis)) == entry["sample"], name + ": sample");

@@ -29,7 +29,7 @@ export interface ModelSpec {
   input_name: string;
   output_name: string;
   channels: 1 | 3;
-  size: { multiple_of: number; minimum: number; static_px: number };
+  size: { multiple_of: number; minimum: number; static_px: number; maximum: number };
   tile_px: number;
   halo_px: number;
   precision: string;

@@ -115,7 +115,7 @@ function isRange(value) {
 export const FIELDS = {
   name: ["clusir", isText],
   graph: ["whole", (value) => ["whole", "tile", "router", "pooled", "statistics"].includes(value)],
-  spec_version: [undefined, within(1, 4)], // 2 where scale is not 1, 3 where there are maps, 4 with numbers
+  spec_version: [undefined, within(1, 5)], // 2 where scale is not 1, 3 with maps, 4 with numbers, 5 with a maximum
   checkpoint_sha256: ["", isText],
   layout: ["NCHW", (value) => value === "NCHW"],
   colour_order: ["RGB", (value) => value === "RGB"],
@@ -166,11 +166,14 @@ export function readSpec(metadata) {
     }
     if (!check(spec[field])) refuse(`model metadata: clusir.${field} is ${JSON.stringify(spec[field])?.slice(0, 80)}`);
   }
-  const { multiple_of = 16, minimum = 16, static_px = 0 } = spec.size; // other keys are a newer writer's
-  spec.size = { multiple_of, minimum, static_px };
+  const { multiple_of = 16, minimum = 16, static_px = 0, maximum = 0 } = spec.size; // other keys are a newer writer's
+  spec.size = { multiple_of, minimum, static_px, maximum };
   if (!within(1, 4096)(multiple_of) || !within(1, 65536)(minimum) || !within(0, 4096)(static_px)) {
     refuse("model metadata: the size rule is out of bounds");
   }
+  if (!within(0, 65536)(maximum)) refuse("model metadata: the maximum of sizes is out of bounds");
+  if (maximum && (static_px || spec.statistics))
+    refuse("model metadata: a maximum beside one size, or beside statistics, is not read here");
   if (2 * spec.halo_px >= spec.tile_px) refuse("model metadata: the halo leaves no core of the tile");
   if (padded(spec.tile_px, spec.size) !== spec.tile_px) refuse("model metadata: the tile does not fit the size rule");
   if (spec.clusters.length !== spec.experts.length)
@@ -218,9 +221,13 @@ function checkNumbers({ numbers, number_defaults: defaults, number_ranges: range
 /** How many channels the input has: the picture's, and its maps. */
 export const planesOf = ({ channels, maps = [] }) => channels + maps.length;
 
-/** The smallest accepted length, in pixels, that is at least `length`; a static graph always says its own. */
-export function padded(length, { multiple_of, minimum, static_px }) {
-  return static_px || Math.ceil(Math.max(length, minimum) / multiple_of) * multiple_of;
+/**
+ * The smallest accepted length, in pixels, that is at least `length`, the largest one where none is; a static graph
+ * always says its own.
+ */
+export function padded(length, { multiple_of, minimum, static_px, maximum = 0 }) {
+  const most = maximum ? Math.floor(maximum / multiple_of) : Infinity;
+  return static_px || Math.min(Math.ceil(Math.max(length, minimum) / multiple_of), most) * multiple_of;
 }
 
 export const sum = (values) => values.reduce((total, value) => total + value, 0);

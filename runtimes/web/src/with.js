@@ -68,7 +68,7 @@ function sizeOf(session, { tile, halo, multipleOf = 1 }) {
   if (static_px && tile !== undefined && tile !== static_px) {
     throw new RangeError(`tile ${tile}: the model takes ${static_px} px only`);
   }
-  const rule = { multiple_of: multipleOf, minimum: multipleOf, static_px };
+  const rule = { multiple_of: multipleOf, minimum: multipleOf, static_px, maximum: 0 };
   const tile_px = static_px || whole("tile", tile ?? padded(TILE_PX, rule), 1);
   if (!static_px && tile_px % multipleOf) throw new RangeError(`tile ${tile_px} is no multiple of ${multipleOf}`);
   const halo_px = whole("halo", halo ?? Math.min(HALO_PX, Math.floor(tile_px / 4)), 0);

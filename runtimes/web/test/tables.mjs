@@ -76,7 +76,7 @@ for (const { name, probability, k, gate } of table("gates").cases) {
 
 const ranged = ({ low, high }) => ({
   ...readSpec(new Map([["clusir.spec_version", "1"]])),
-  ...{ value_range: [low, high], tile_px: 1, halo_px: 0, size: { multiple_of: 1, minimum: 1, static_px: 0 } },
+  ...{ value_range: [low, high], tile_px: 1, halo_px: 0, size: { multiple_of: 1, minimum: 1, static_px: 0, maximum: 0 } },
 });
 const pixels = table("pixels");
 for (const entry of pixels.written) {
@@ -119,8 +119,8 @@ for (const entry of pixels.read) {
 
 const plans = table("plans");
 for (const entry of plans.cases) {
-  const { tile_px, halo_px, multiple_of = 16, minimum = 16, static_px = 0 } = entry;
-  const axis = planAxis(entry.length, { tile_px, halo_px, size: { multiple_of, minimum, static_px } });
+  const { tile_px, halo_px, multiple_of = 16, minimum = 16, static_px = 0, maximum = 0 } = entry;
+  const axis = planAxis(entry.length, { tile_px, halo_px, size: { multiple_of, minimum, static_px, maximum } });
   const name = `plan of ${entry.length} by ${tile_px}`;
   check(axis.tile === entry.tile, `${name}: tile ${axis.tile}`);
   check(same(sample(axis), entry.sample), `${name}: sample ${sample(axis)}`);

@@ -43,9 +43,7 @@ def made_of(folder: Path) -> str:
     except ClusirError as error:
         return f"refused: {error}".replace(f"{folder}/", "").replace(str(folder), "FOLDER")
     worst = max(agreement.max_abs for _, _, agreement in made.agreements)
-    size = made.spec.size
-    sizes = f"{size.static_px} px only" if size.static_px else f"from {size.minimum} px on"
-    return f"right to {worst:.0e}, {sizes}, tiles of {made.spec.tile_px} px"
+    return f"right to {worst:.0e}, {made.spec.size}, tiles of {made.spec.tile_px} px"
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def fp32(name: str, folder: Path, row: Row, size: int = 0) -> None:
         row["seconds"] = round(time.process_time() - began, 1)
     row |= {"scale": made.spec.scale, "channels": made.spec.channels, "tile": made.spec.tile_px,
             "halo": made.spec.halo_px, "multiple": made.spec.size.multiple_of, "minimum": made.spec.size.minimum,
-            "static": made.spec.size.static_px, "statistics": made.spec.statistics,
+            "static": made.spec.size.static_px, "maximum": made.spec.size.maximum, "statistics": made.spec.statistics,
             "notes": [*network.notes, *made.notes], "tiling": made.spec.tolerances.get("tiling")}  # fmt: skip
     sizes = untraced(made.spec.size, set(made.sizes)) if not made.spec.size.static_px else [tuple(made.sizes[0])]
     reference = as_one(known(name, folder)[0])  # one that has not run

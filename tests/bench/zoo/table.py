@@ -71,7 +71,8 @@ def _cells(row: Row) -> list[str]:
         what = "refused" if "fp32_refused" in row else "failed"
         return [row["name"], "", "", "", f"{row.get('fp32_seconds', '')}", what, what, "", "", "", ""]
     fixed = f"{row['static']} px {'asked for' if row.get('asked') else 'only'}"
-    size = fixed if row["static"] else f"{row['multiple']}n from {row['minimum']}"
+    most = f" to {row['maximum']}" if row.get("maximum") else ""
+    size = fixed if row["static"] else f"{row['multiple']}n from {row['minimum']}{most}"
     shared = str(row["statistics"]) if row["statistics"] else "whole" if _whole(row) else "nothing"
     weights = f"{row['parameters'] / 1e6:.2f} M"
     lower = [_decibels(row.get(f"{precision}_db")) for precision in ("fp16", "int8")]

@@ -118,6 +118,25 @@ def test_sizes_that_only_multiples_fit(tmp_path: Path) -> None:
     assert (made.spec.size.multiple_of, made.spec.size.minimum) == (8, 8)
 
 
+def test_a_table_that_ends_is_a_maximum(tmp_path: Path) -> None:
+    """A position for each of 300 rows, looked up."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["h"], start=2, end=3),
+        helper.make_node("Squeeze", ["h"], ["rows"]),
+        helper.make_node("Range", ["zero", "rows", "one"], ["at"]),
+        helper.make_node("Gather", ["table", "at"], ["found"], axis=2),
+        helper.make_node("Add", ["x", "found"], ["b"]),
+        conv("b"),
+    ]
+    table = np.linspace(0, 0.1, 300, dtype=np.float32).reshape(1, 1, 300, 1)
+    numbers = [numpy_helper.from_array(np.int64(value), name) for name, value in (("zero", 0), ("one", 1))]
+    made = adopted(write(tmp_path / "theirs.onnx", nodes, [constant("k", KERNEL), constant("table", table), *numbers]))
+    assert (made.spec.size.minimum, made.spec.size.maximum) == (8, 300)
+    assert any("takes multiples of 1 px from 8 to 300 px" in note for note in made.notes)
+    with Restorer(made.path, threads=1) as restorer:
+        assert restorer.restore(np.zeros((700, 40, 3), np.uint8)).shape == (700, 40, 3)
+
+
 def test_one_size(tmp_path: Path) -> None:
     made = adopted(plain(tmp_path / "theirs.onnx", shape=(1, 3, 96, 96)))
     assert (made.spec.size.static_px, made.spec.tile_px) == (96, 96)

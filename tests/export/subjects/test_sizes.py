@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -12,13 +13,21 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from clusir.errors import ValidationError
+from clusir.errors import UsageError, ValidationError
 from clusir.export.module import export_module
 from clusir.export.passes.simplify import AttachMetadata
-from clusir.export.subjects.sizes import Accepted, accepted_multiple, small_size, trace_sizes, why_no_other
+from clusir.export.subjects.sizes import (
+    Accepted,
+    accepted_multiple,
+    largest_length,
+    small_size,
+    trace_sizes,
+    why_no_other,
+)
 from clusir.export.validate.cases import ModuleCheck
 from clusir.export.validate.each_pass import parity_at
 from clusir.export.validate.foreign import validate
+from clusir.runtimes import Restorer, open_runner
 from clusir.spec import ModelSpec, SizeRequirements
 
 
@@ -143,3 +152,99 @@ def test_a_size_at_which_the_file_fails_is_a_disagreement(tmp_path: Path) -> Non
     assert validate(tmp_path / "net.onnx", ModuleCheck(same, same, [(16, 16)], batch=2))
     with pytest.raises(ValidationError, match=r"^ort, 24x24 pictures 1\.\.2: .*Reshape"):
         validate(tmp_path / "net.onnx", ModuleCheck(same, same, [(24, 24)], batch=2))
+
+
+class Turns(nn.Module):
+    """A loop with a turn more for each four times the longer side, two at least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turns = max(int(math.log(x.shape[2] // 4, 4)), int(math.log(x.shape[3] // 4, 4)))
+        for _ in range(max(turns, 2) if isinstance(turns, int) else turns):
+            x = x + 0.1 * self.mix(torch.relu(x))
+        return x
+
+
+class Positions(nn.Module):
+    """A table of positions for each side, or of all tokens of 8 px; sliced, or looked up."""
+
+    def __init__(self, kind: str, count: int) -> None:
+        super().__init__()
+        self.kind, self.mix = kind, nn.Conv2d(3, 3, 3, padding=1)
+        self.down, self.up = nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 192, 1)
+        self.table = nn.Embedding(count, 3 if kind != "tokens" else 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if self.kind == "sliced":
+            rows = self.table.weight.t()[None]
+            return self.mix(x) + 0.1 * rows[:, :, :height, None] + 0.1 * rows[:, :, None, :width]
+        if self.kind == "looked up":
+            rows = self.table(torch.arange(height)).t()[None]
+            columns = self.table(torch.arange(width)).t()[None]
+            return self.mix(x) + 0.1 * rows[..., None] + 0.1 * columns[:, :, None]
+        small = self.down(x)
+        tokens = small.flatten(2) + 0.1 * self.table.weight.t()[None, :, : height * width // 64]
+        return x + 0.1 * nn.functional.pixel_shuffle(self.up(tokens.view_as(small)), 8)
+
+
+class Branches(nn.Module):
+    """Another function of pictures over a size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5 if max(x.shape[2:]) > 300 else x * 0.7
+
+
+@pytest.mark.parametrize(
+    ("network", "multiple", "maximum"),
+    [
+        (Turns(), 1, 255),
+        (Positions("sliced", 128), 1, 128),
+        (Positions("looked up", 400), 1, 400),
+        (Positions("tokens", 1024), 8, 256),
+    ],
+    ids=["turns", "sliced", "looked up", "tokens"],
+)
+def test_a_network_that_ends_at_a_size_is_exported_up_to_it(
+    network: nn.Module, multiple: int, maximum: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    made = export_module(network.eval(), "1x3x64x64", tmp_path / "net.onnx", backends=("ort",))
+    size = made.spec.size
+    assert (size.multiple_of, size.maximum, made.spec.spec_version) == (multiple, maximum, 5)
+    assert size.minimum <= 16
+    assert made.spec.tile_px <= maximum
+    assert any(str(size) in note for note in made.notes)
+    assert {(size.minimum, size.padded(maximum)), (size.padded(maximum), size.minimum)} <= set(made.sizes)
+    with open_runner(made.path, "ort", "cpu") as runner:
+        most = size.padded(maximum)
+        picture = np.random.default_rng(0).random((1, 3, most, size.minimum), np.float32)
+        with torch.no_grad():
+            want = network(torch.from_numpy(picture)).numpy()
+        np.testing.assert_allclose(runner.run({"image": picture})["restored"], want, atol=1e-5)
+        with pytest.raises(UsageError, match=rf"the model takes multiples of {multiple} px from \d+ to {maximum} px"):
+            runner.run({"image": np.zeros((1, 3, most + multiple, size.minimum), np.float32)})
+    with Restorer(made.path, threads=1) as restorer:
+        assert restorer.restore(np.zeros((maximum + 9, 40, 3), np.uint8)).shape == (maximum + 9, 40, 3)
+
+
+def test_a_tile_over_the_maximum_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--tile 512: the model takes multiples of 1 px from 1 to 300 px"):
+        export_module(Branches().eval(), "1x3x64x64", tmp_path / "net.onnx", backends=("ort",), tile=512)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_maximum_is_found_on_either_axis_by_halving() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def takes(height: int, width: int) -> bool:
+        asked.append((height, width))
+        return height <= 2000 and width <= 1000
+
+    assert largest_length(takes, 8, 16, 4096) == 1000
+    assert len(asked) < 24
+    assert largest_length(lambda h, w: True, 8, 16, 4096) is None
+    assert largest_length(takes, 8, 16, 16) is None

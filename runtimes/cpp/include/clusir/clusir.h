@@ -102,6 +102,7 @@ typedef struct clusir_spec {
     const char* checkpoint_sha256; /* of the weights, hex; "" where the model does not say */
     uint32_t scale;                /* how many times as wide and high the answer is */
     uint32_t families;             /* families of degradations that may be mended or not; 0: the model cannot be told */
+    uint32_t maximum_px;           /* the largest height and width that the graph takes; 0: there is none */
 } clusir_spec;
 
 /* Called before the first tile (done 0) and after every tile, on the thread that called clusir_restore. Nonzero stops;
