@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["curve_svg", "read_curve"]
 
-_PANEL, _TALL, _GAP, _COLUMNS = 170, 96, 26, 4
+_PANEL, _TALL, _GAP, _COLUMNS = 220, 96, 26, 3  # the longest name and its figure side by side
 
 
 def read_curve(log: Path, prefix: str = "gain/") -> dict[str, list[tuple[int, float]]]:
