@@ -9,17 +9,19 @@ TESTS := -m pytest -q -n auto --maxprocesses 5 --dist loadfile --no-loadscope-re
 .PHONY: demo test full style lint docs dist page clean weights
 
 # Unpacking takes longest, and pip does it on one core: what is largest is unpacked by two, and a third adds what is
-# missing, or says why it cannot. Compiled on all cores, which pip would not do either. Some packages hold files of other
-# Pythons; of those left out hardly a file is imported. pandas, and what of Ray is used: each of a dozen processes of a
-# cluster would compile them by itself.
+# missing, or says why it cannot. What is there by then is compiled beside it, the rest on all cores, which pip would not
+# do either. Some packages hold files of other Pythons; of those left out hardly a file is imported. pandas, and what of
+# Ray is used: each of a dozen processes of a cluster would compile them by itself.
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c .ci/constraints.txt
 RARE := tests?|testing|rllib|tune|serve|llm|train|sklearn|networkx|pip|setuptools|mypy|mypyc|_inductor|lexers|distutils
 RARE := $(RARE)|onnxruntime/(transformers|tools)|scipy/(stats|optimize|signal|integrate)|sympy/(physics|combinatorics)
+COMPILE = $(BIN)/python -m compileall -qq -x '/($(RARE))/'
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps torch & $(PIP) --no-deps openvino ray pyarrow scipy pandas onnxruntime; wait
-	$(PIP) -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 -x '/($(RARE))/' $(VENV)/lib clusir export runtimes calibration || true
+	there=$$(ls -d $(VENV)/lib/python*/site-packages/*/); $(COMPILE) $$there & \
+	$(PIP) -e '.[dev]'; installed=$$?; wait; exit $$installed
+	$(COMPILE) -j 0 $(VENV)/lib clusir export runtimes calibration || true
 	touch $@
 
 demo: $(STAMP)

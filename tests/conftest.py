@@ -20,22 +20,31 @@ os.environ["CLUSIR_CACHE"] = "off"  # compiled graphs that no other run asks for
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle. Early
-# too, beside what computes: what mostly waits (for a build that more tests need, packages, half a core, a cluster).
+# What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle. What
+# mostly waits (for a build that more tests need, packages, half a core, a cluster, commands that end) stands between
+# what computes: two of them at a time leave a core idle.
 LONGEST_FIRST = (
     "tests/embed/test_cpp.py",
     "tests/test_wheel.py",
     "tests/export/subjects/test_habits.py",
     "tests/export/subjects/test_module.py",
     "tests/cli/test_run_container.py",
-    "tests/runtimes/batch/test_ray.py",
     "tests/export/subjects",
+    "tests/runtimes/batch/test_ray.py",
     "tests/export/validate",
+    "tests/cli/test_run_situations.py",
+    "tests/export/passes",
+    "tests/cli/test_run.py",
+    "tests/export/pooling",
+    "tests/export/precision",
+    "tests/cli/test_page_folder.py",
+    "tests/export/quantize",
+    "tests/runtimes/test_scale.py",
     "tests/export",
     "tests/embed",
-    "tests/cli",
     "tests/runtimes/test_seams.py",
     "tests/training",
+    "tests/cli",
     "tests/runtimes/batch",
 )
 
