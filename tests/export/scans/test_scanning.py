@@ -28,12 +28,12 @@ def no_descriptions() -> Iterator[None]:
 
 
 def assert_right(path: Path, model: nn.Module, *shapes: tuple[int, int, int]) -> None:
+    images = [torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(w)) for b, h, w in shapes]
+    with torch.no_grad():
+        wanted = [model(image).numpy() for image in images]
     for backend in ("ort", "openvino"):
         with open_runner(path, backend, "cpu", 1) as runner:
-            for batch, height, width in shapes:
-                image = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(width))
-                with torch.no_grad():
-                    want = model(image).numpy()
+            for image, want in zip(images, wanted, strict=True):
                 np.testing.assert_allclose(runner.run({"image": image.numpy()})["restored"], want, atol=1e-5, rtol=0)
 
 

@@ -29,12 +29,12 @@ KINDS: dict[str, tuple[Habit, ...]] = {
 
 
 def assert_right(path: Path, kind: str, *shapes: tuple[int, int, int]) -> None:
+    images = [torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(h)) for b, h, w in shapes]
+    with torch.no_grad(), portable():
+        wanted = [torch.cat([Together(*KINDS[kind]).eval()(one[None]) for one in image]).numpy() for image in images]
     for backend in ("ort", "openvino"):
         with open_runner(path, backend, "cpu", 1) as runner:
-            for batch, height, width in shapes:
-                image = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
-                with torch.no_grad(), portable():
-                    want = torch.cat([Together(*KINDS[kind]).eval()(one[None]) for one in image]).numpy()
+            for image, want in zip(images, wanted, strict=True):
                 got = runner.run({"image": image.numpy()})["restored"]
                 np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, np.abs(want).max()), rtol=0)
 

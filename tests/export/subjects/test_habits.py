@@ -44,14 +44,14 @@ def export(model: nn.Module, folder: Path, **options: object) -> ModuleExport:
 
 def assert_right(made: ModuleExport, factory: Callable[[], nn.Module], *shapes: tuple[int, int, int]) -> None:
     """The file agrees with a fresh module on both runtimes at shapes (batch, height, width)."""
+    images = [image for shape in shapes for image in (pictures(*shape), torch.zeros(shape[0], 3, *shape[1:]))]
+    with torch.no_grad(), portable():
+        wanted = [torch.cat([factory().eval()(one[None]) for one in image]).numpy() for image in images]
     for backend in BACKENDS:
         with open_runner(made.path, backend, "cpu", 1) as runner:
-            for batch, height, width in shapes:
-                for image in (pictures(batch, height, width), torch.zeros(batch, 3, height, width)):
-                    with torch.no_grad(), portable():
-                        want = torch.cat([factory().eval()(one[None]) for one in image]).numpy()
-                    got = runner.run({"image": image.numpy()})["restored"]
-                    np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
+            for image, want in zip(images, wanted, strict=True):
+                got = runner.run({"image": image.numpy()})["restored"]
+                np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
 
 
 SHAPES = ((2, 64, 64), (1, 50, 83), (1, 96, 40))

@@ -39,16 +39,16 @@ def export(model: nn.Module, folder: Path, **options: object) -> ModuleExport:
 def assert_right(result: ModuleExport, model: nn.Module, *shapes: tuple[int, int, int]) -> None:
     """The file agrees with the user's own module on both runtimes, at shapes (batch, height, width) and levels that the
     export did not see."""
+    # One dark, one bright: routers of the patterns follow brightness.
+    cases = [(shape, level) for shape in shapes for level in (0.15, 1.9)]
+    images = [pictures(*shape, level, seed=shape[1] + shape[0]) for shape, level in cases]
+    wanted = [reference(model, image).numpy() for image in images]
     for backend in BACKENDS:
         with open_runner(result.path, backend, "cpu", 1) as runner:
-            for batch, height, width in shapes:
-                # One dark, one bright: routers of the patterns follow brightness.
-                for level in (0.15, 1.9):
-                    image = pictures(batch, height, width, level, seed=height + batch)
-                    got = runner.run({"image": image.numpy()})["restored"]
-                    want = reference(model, image).numpy()
-                    assert got.shape == want.shape
-                    np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
+            for image, want in zip(images, wanted, strict=True):
+                got = runner.run({"image": image.numpy()})["restored"]
+                assert got.shape == want.shape
+                np.testing.assert_allclose(got, want, atol=TOLERANCE * max(1.0, np.abs(want).max()), rtol=0)
 
 
 @pytest.fixture(autouse=True)

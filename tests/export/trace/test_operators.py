@@ -38,12 +38,13 @@ def test_an_operator_is_right_at_any_size(function: Callable[[Tensor], Tensor]) 
     traced = trace_module(Applies(function).eval(), picture(1, 21, 27))
     assert (traced.dynamic_batch, traced.dynamic_size) == (True, True)
     model, _ = write_program(traced)
+    images = [picture(*shape) for shape in ((1, 20, 26), (1, 33, 17), (2, 14, 41))]
+    # A histogram of the first picture alone is no function of each picture.
+    whole = function is operators.histogram
+    wanted = [function(image).numpy() if whole else one_at_a_time(function, image) for image in images]
     for backend in ("ort", "openvino"):
         run = on(backend, model)
-        for shape in ((1, 20, 26), (1, 33, 17), (2, 14, 41)):
-            image = picture(*shape)
-            # A histogram of the first picture alone is no function of each picture.
-            want = function(image).numpy() if function is operators.histogram else one_at_a_time(function, image)
+        for image, want in zip(images, wanted, strict=True):
             np.testing.assert_allclose(run(image.numpy()), want, atol=1e-5 * max(1.0, np.abs(want).max()), rtol=0)
 
 
