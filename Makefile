@@ -3,6 +3,8 @@ PYTHON ?= $(shell .ci/python.sh)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment that is there keeps its Python, unless PYTHON asks for another: made over in place it would be of both.
+KEEP = [ "$(origin PYTHON)" = file ] && $(BIN)/python -c 'import ctypes, pip' 2>/dev/null
 # A file of tests belongs to one process, in the order of tests/conftest.py, which also says how many processes.
 TESTS := -m pytest -q -n auto --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
@@ -17,7 +19,7 @@ RARE := tests?|testing|rllib|tune|serve|llm|train|sklearn|networkx|pip|setuptool
 RARE := $(RARE)|onnxruntime/(transformers|tools)|scipy/(stats|optimize|signal|integrate)|sympy/(physics|combinatorics)
 COMPILE = $(BIN)/python -m compileall -qq -x '/($(RARE))/'
 $(STAMP): pyproject.toml .ci/constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	$(KEEP) || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) --no-deps torch & $(PIP) --no-deps openvino ray pyarrow scipy pandas onnxruntime; wait
 	there=$$(ls -d $(VENV)/lib/python*/site-packages/*/); $(COMPILE) $$there & \
 	$(PIP) -e '.[dev]'; installed=$$?; wait; exit $$installed
