@@ -15,8 +15,8 @@ TESTS := -m pytest -q -n auto --maxprocesses 5 --dist loadfile --no-loadscope-re
 # do either. Some packages hold files of other Pythons; of those left out hardly a file is imported. pandas, and what of
 # Ray is used: each of a dozen processes of a cluster would compile them by itself.
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c .ci/constraints.txt
-RARE := tests?|testing|rllib|tune|serve|llm|train|sklearn|networkx|pip|setuptools|mypy|mypyc|_inductor|lexers|distutils
-RARE := $(RARE)|onnxruntime/(transformers|tools)|scipy/(stats|optimize|signal|integrate)|sympy/(physics|combinatorics)
+RARE := tests?|testing|rllib|tune|serve|llm|train|sklearn|pip|setuptools|mypy|mypyc|_inductor|lexers|distutils
+RARE := $(RARE)|onnxruntime/(transformers|tools)|scipy/(stats|optimize|signal|integrate)|sympy/physics
 COMPILE = $(BIN)/python -m compileall -qq -x '/($(RARE))/'
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(KEEP) || $(PYTHON) -m venv --clear $(VENV)

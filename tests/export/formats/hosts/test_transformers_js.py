@@ -6,7 +6,9 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -96,12 +98,19 @@ class Shipped(NamedTuple):
     made: Written
 
 
-@pytest.fixture
-def shipped(network: Callable[..., Path], tmp_path: Path) -> Shipped:
-    source = open_source(dense(tmp_path))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    folder = tmp_path_factory.mktemp("made")
+    source = open_source(dense(folder))
     few = Int8Config(balance=BalanceConfig(size=4, pool=8, minimum=1), evaluation_crops=1)
-    (made,) = export_targets(source, tmp_path / "out", hosts_of([JS]), int8=few)
-    return Shipped(source, made)
+    (written,) = export_targets(source, folder / "out", hosts_of([JS]), int8=few)
+    return Shipped(source, written)
+
+
+@pytest.fixture
+def shipped(made: Shipped, tmp_path: Path) -> Shipped:
+    """A copy of the folder, for a test to change."""
+    return made._replace(made=replace(made.made, folder=Path(shutil.copytree(made.made.folder, tmp_path / JS))))
 
 
 def dense(folder: Path) -> Path:
