@@ -159,9 +159,8 @@ SPOILT: dict[str, tuple[Callable[[Path], None], int, str]] = {
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_bundle_is_refused(bundle: Path, name: str) -> None:
     spoil, code, why = SPOILT[name]
-    for part in ("openvino", "mobile"):
-        if not name.startswith(part):  # each file of them would be run too
-            shutil.rmtree(bundle / part)
+    for part in {"openvino", "mobile"} - {name.partition(":")[0]}:  # each file of them would be run too
+        shutil.rmtree(bundle / part)
     spoil(bundle)
     seal(bundle)
     refused(verify(bundle, "--backend", "ort", "--batches", "1"), code, why)
