@@ -70,6 +70,11 @@ def export_targets(
         given = host.prepare(source)
         if faults := host.lint(given):
             raise UnsupportedModelError(f"--target {host.name}: {'; '.join(faults)}")
+        if (most := given.spec.size.maximum) and host.form(given).any_size:
+            raise UnsupportedModelError(
+                f"--target {host.name}: it gives pictures of any size, and the network takes {most} px at most; export "
+                "it for one size with --size first, and give that file with --from"
+            )
         prepared.append(given)
     written = []
     for host, given in zip(hosts, prepared, strict=True):

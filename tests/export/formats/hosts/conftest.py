@@ -19,9 +19,12 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def network(tmp_path: Path) -> Make:
-    """Writes the network as a model file of clusir's; ``side``: 0 for any multiple of 8 px; ``more``: of ModelSpec."""
+    """Writes the network as a model file of clusir's; ``side``: 0 for any multiple of 8 px, up to ``most``; ``more``: of
+    ModelSpec."""
 
-    def make(side: int = 0, *, name: str = "blur", batch: int | str = "batch", channels: int = 3, **more: Any) -> Path:
+    def make(
+        side: int = 0, *, name: str = "blur", batch: int | str = "batch", channels: int = 3, most: int = 0, **more: Any
+    ) -> Path:
         net = Net()
         net.input("image", batch, channels, side or "height", side or "width")
         kernel = np.zeros((channels, channels, 3, 3), np.float32)
@@ -29,8 +32,8 @@ def network(tmp_path: Path) -> Make:
         smooth = net.op("Conv", "image", net.const(kernel), pads=[1, 1, 1, 1])
         deep = net.op("SpaceToDepth", smooth, blocksize=8)  # what makes it a multiple of 8
         net.output(net.op("DepthToSpace", deep, name="restored", blocksize=8))
-        spec = ModelSpec(name=name, size=SizeRequirements(8, 8, side), tile_px=side or 128, halo_px=16, dft_form="none",
-                         channels=channels, **more)  # fmt: skip
+        spec = ModelSpec(name=name, size=SizeRequirements(8, 8, side, most), tile_px=side or 128, halo_px=16,
+                         dft_form="none", channels=channels, **more)  # fmt: skip
         path = tmp_path / f"{name}.onnx"
         onnx.save(AttachMetadata(spec).apply(net.model()).model, str(path))
         return path

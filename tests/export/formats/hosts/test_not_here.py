@@ -52,6 +52,15 @@ def test_ffmpeg_gives_whole_frames(network: Make, tmp_path: Path) -> None:
     assert "tilesize=[64, 64]" in (made.folder / "RUN.txt").read_text("utf-8")
 
 
+@pytest.mark.parametrize("name", ["ffmpeg", "vs-mlrt", "triton", "darktable", "transformers.js"])
+def test_who_gives_pictures_of_any_size_is_given_no_network_that_ends_at_one(
+    network: Make, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"any size, and the network takes 512 px at most; .* with --size"):
+        written(name, network(most=512), tmp_path)
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize(("side", "dims"), [(0, "3, -1, -1"), (64, "3, 64, 64")])
 def test_the_configuration_of_a_server(network: Make, tmp_path: Path, side: int, dims: str) -> None:
     made = written("triton", network(side), tmp_path)
