@@ -19,7 +19,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def network(tmp_path: Path) -> Make:
-    """Writes the network as a model file of clusir's; ``side``: 0 for any multiple of 8 px, up to ``most``; ``more``: of
+    """Writes the network as a model file of clusir's; ``side``: 0 for multiples of 8 px, up to ``most``; ``more``: of
     ModelSpec."""
 
     def make(
