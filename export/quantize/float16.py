@@ -34,6 +34,7 @@ _DELICATE = frozenset((
     "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "GlobalAveragePool", "Pow", "Sqrt", "Reciprocal",
     "Exp", "Log", "DFT", "Range", "CumSum", "Resize", "Greater", "Less", "Equal",
 ))  # fmt: skip
+_ROUNDS = frozenset(("Floor", "Ceil", "Round", "Mod"))
 _LIMIT = 65504.0
 
 
@@ -193,6 +194,7 @@ def structural_float32(graph: Graph) -> dict[str, str]:
     # What filters the answer against the picture reads the picture, too, behind all of the network.
     deep = {layer.node for layer in layers if not layer.keep}
     before = graph.before({name for name in graph.shown(first) if not graph.before({name}) & deep})
+    decided = _decided(graph, {layer.node for layer in layers})
     edge = {*graph.inputs, *graph.outputs}
     for node in graph.model.graph.node:
         if node.name in router:
@@ -203,11 +205,27 @@ def structural_float32(graph: Graph) -> dict[str, str]:
             reasons[node.name] = "what the picture passes before the first convolution"
         elif node.op_type in _DELICATE:
             reasons[node.name] = "sum, norm, softmax or comparison"
+        elif node.name in decided:
+            reasons[node.name] = "what is rounded to whole numbers"
         elif node.op_type in ("MatMul", "Gemm") and any(name in graph.initialisers for name in node.input):
             reasons[node.name] = "product with a constant matrix (DFT, or one vector per picture)"
         elif node.op_type == "Add" and edge & set(node.output) and edge & set(node.input):
             reasons[node.name] = "global residual"
     return reasons
+
+
+def _decided(graph: Graph, layers: set[str]) -> set[str]:
+    """What is rounded to whole numbers, with all that makes it up to the layer before: a hue that float16 rounds to 1
+    is in none of its six sixths."""
+    found = {node.name for node in graph.model.graph.node if node.op_type in _ROUNDS}
+    queue = [node for node in graph.model.graph.node if node.name in found]
+    while queue:
+        for name in queue.pop().input:
+            before = graph.producer.get(name)
+            if before is not None and before.name not in found and before.name not in layers:
+                found.add(before.name)
+                queue.append(before)
+    return found
 
 
 def _float_tensors(graph: Graph) -> list[str]:

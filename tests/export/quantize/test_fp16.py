@@ -188,3 +188,25 @@ def test_the_residual_keeps_the_digits_of_the_picture(tmp_path: Path) -> None:
     convert_fp16(tmp_path / "m.onnx", tmp_path / "out.onnx")
     feeds = net.feeds()
     assert np.array_equal(Probe(onnx.load(tmp_path / "out.onnx")).run(feeds)["y"], feeds["x"])
+
+
+def test_what_is_rounded_to_whole_numbers_stays_in_float32(tmp_path: Path) -> None:
+    """A hue modulo 1, painted by the half that it lies in: of one a hair below 0 float16 makes 1, which is in none."""
+    net = Net()
+    net.input("image", "b", 3, "h", "w")
+    deep = net.op("Conv", "image", net.random(8, 3, 3, 3, name="first"), pads=[1, 1, 1, 1])
+    flat = net.op("Mul", net.op("Conv", deep, net.random(3, 8, 3, 3, name="last"), pads=[1, 1, 1, 1]), net.const(1e-4))
+    hue = net.op("Sub", flat, net.op("Floor", flat, name="whole"), name="hue")
+    half = net.op("Floor", net.op("Mul", hue, net.const(2.0), name="twice"), name="half")
+    low, high = (net.op("Equal", half, net.const(float(number))) for number in (0, 1))
+    colour = net.op("Where", low, net.const(0.5), net.op("Where", high, net.const(0.5), net.const(0.0)))
+    net.output(net.op("Identity", colour, name="restored"))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    feeds = [{"image": np.random.default_rng(0).random((1, 3, 64, 64), np.float32)}]
+    report = convert_fp16(tmp_path / "net.onnx", tmp_path / "out.onnx", feeds)
+    assert report.reasons["what is rounded to whole numbers"] >= 4
+    assert report.agreement_db is not None
+    assert report.agreement_db > 60
+    assert not report.added_blocks
+    halves = {t.name for t in onnx.load(tmp_path / "out.onnx").graph.initializer if t.data_type == TensorProto.FLOAT16}
+    assert "last" in halves
