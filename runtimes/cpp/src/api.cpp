@@ -70,7 +70,8 @@ constexpr std::size_t kRunOptionsSizes[] = {offsetof(clusir_run_options, fix),
                                             offsetof(clusir_run_options, maps),
                                             offsetof(clusir_run_options, numbers), sizeof(clusir_run_options)};
 constexpr std::size_t kRunnerSizes[] = {sizeof(clusir_runner)};
-constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), sizeof(clusir_spec)};
+constexpr std::size_t kSpecSizes[] = {offsetof(clusir_spec, scale), offsetof(clusir_spec, maximum_px),
+                                      sizeof(clusir_spec)};
 
 template <std::size_t N>
 void require_size(std::size_t size, const std::size_t (&known)[N]) {

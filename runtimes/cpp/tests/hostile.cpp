@@ -99,12 +99,18 @@ void arguments(clusir_model* model) {
     checks.that(
         clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.spec.families == 99 && guarded.spec.tile_px == 48,
         "a spec of a header without scale and families");
+    guarded.spec.maximum_px = 99;
+    guarded.spec.struct_size = offsetof(clusir_spec, maximum_px);
+    checks.that(clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.spec.maximum_px == 99 &&
+                    guarded.spec.families == 0,
+                "a spec of a header without a maximum");
     guarded.spec.struct_size = sizeof guarded.spec;
     checks.that(clusir_get_spec(model, &guarded.spec) == CLUSIR_OK && guarded.behind[0] == 0x5A, "a spec and no more");
     checks.that(guarded.spec.channels == 3 && guarded.spec.tile_px == 48 && guarded.spec.static_px == 48 &&
                     guarded.spec.statistics == 8 && guarded.spec.families == 0 && guarded.spec.value_low == 0.0 &&
                     guarded.spec.value_high == 1.0 && guarded.spec.posterior_size == 7 &&
-                    guarded.spec.minimum_px == 16 && std::strlen(guarded.spec.checkpoint_sha256) == 64,
+                    guarded.spec.minimum_px == 16 && guarded.spec.maximum_px == 0 &&
+                    std::strlen(guarded.spec.checkpoint_sha256) == 64,
                 "the spec's fields");
     checks.that(clusir_level_clusters(model, 99) == 0 && clusir_level_experts(nullptr, 0) == 0,
                 "levels that are not there");

@@ -51,9 +51,15 @@ ModelSpec read_spec(const json& entry) {
 }
 
 json as_json(const ModelSpec& spec) {
+    const int older = !spec.numbers.empty() ? 4 : !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2;
+    const int version = spec.maximum ? 5 : older;
+    const json size = {{"multiple_of", spec.multiple_of},
+                       {"minimum", spec.minimum},
+                       {"static_px", spec.static_px},
+                       {"maximum", spec.maximum}};
     return {{"name", spec.name},
             {"graph", spec.graph},
-            {"spec_version", spec.maximum ? 5 : !spec.numbers.empty() ? 4 : !spec.maps.empty() ? 3 : spec.upscale == 1 ? 1 : 2},
+            {"spec_version", version},
             {"checkpoint_sha256", spec.checkpoint_sha256},
             {"layout", "NCHW"},
             {"colour_order", "RGB"},
@@ -61,7 +67,7 @@ json as_json(const ModelSpec& spec) {
             {"input_name", spec.input_name},
             {"output_name", spec.output_name},
             {"channels", spec.channels},
-            {"size", {{"multiple_of", spec.multiple_of}, {"minimum", spec.minimum}, {"static_px", spec.static_px}, {"maximum", spec.maximum}}},
+            {"size", size},
             {"tile_px", spec.tile_px},
             {"halo_px", spec.halo_px},
             {"precision", spec.precision},
