@@ -28,7 +28,7 @@ _MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56
 _QUARTER_LEVEL = 0.25 / 255
 _LEVEL = 1 / 255
 _LONGEST_PX = 4096  # of a strip; no tile is larger
-_STRIP_PIXELS = 1 << 16
+_STRIP_PIXELS, _SQUARE_PX = 1 << 16, 512
 _IN_A_BATCH = 1e-3  # of 0..1: a picture's answer beside another and alone
 
 
@@ -124,10 +124,7 @@ def probe_sizes(run: Run, channels: int, fixed: tuple[int, int]) -> tuple[int, S
     if multiple is None or not (fits(base + 3 * multiple, base + multiple)):
         return scale, SizeRequirements(1, 1, base)  # declared open, and only one size runs
     least = next(n for n in range(multiple, base + 1, multiple) if n >= 8 and fits(n, n))
-    longest = min(_LONGEST_PX, max(_STRIP_PIXELS // least, base)) // multiple * multiple
-    most = largest_length(fits, multiple, least, longest)
-    while most and most > base and not fits(most, most):  # what both sides decide: a table of all tokens
-        most = max(base, most // 2 // multiple * multiple)
+    most = largest_length(fits, multiple, least, min(_LONGEST_PX, max(_STRIP_PIXELS // least, base)), _SQUARE_PX)
     return scale, SizeRequirements(multiple, least, maximum=most or 0)
 
 

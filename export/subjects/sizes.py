@@ -119,16 +119,22 @@ def trace_sizes(model: nn.Module, sizes: Accepted) -> Iterator[tuple[int, int]]:
     yield small_size(sizes)
 
 
-def largest_length(takes: Callable[[int, int], bool], multiple: int, minimum: int, longest: int) -> int | None:
-    """The largest multiple that is taken on either axis beside ``minimum``; None where ``longest``, a multiple too, is:
-    a table of positions ends, and no guard says where."""
+def largest_length(
+    takes: Callable[[int, int], bool], multiple: int, minimum: int, longest: int, square: int
+) -> int | None:
+    """The largest multiple that is taken on either axis beside ``minimum``, and, up to ``square``, on both; None where
+    ``longest`` and ``square`` are taken: a table of positions, or of all tokens, ends, and no guard says where."""
 
-    def fits(count: int) -> bool:
+    def strips(count: int) -> bool:
         return takes(count * multiple, minimum) and takes(minimum, count * multiple)
 
-    if longest <= minimum or fits(longest // multiple):
-        return None
-    return last_that(fits, minimum // multiple, longest // multiple) * multiple
+    least, most = minimum // multiple, longest // multiple
+    bounded = most > least and not strips(most)
+    most = last_that(strips, least, most) if bounded else max(most, square // multiple)
+    side = min(most, square // multiple)
+    if side > least and not takes(side * multiple, side * multiple):
+        return last_that(lambda count: takes(count * multiple, count * multiple), least, side) * multiple
+    return most * multiple if bounded else None
 
 
 def last_that(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -121,7 +121,7 @@ def size_rule(
         found = SizeRequirements(multiple, minimum, maximum=_most(guards, agrees, multiple, minimum, traced))
         if not found.maximum:
             longest = max(minimum, 2 * height * width // minimum // multiple * multiple)
-            most = largest_length(takes, multiple, minimum, min(longest, _LONG[-1] // multiple * multiple))
+            most = largest_length(takes, multiple, minimum, min(longest, _LONG[-1]), _USEFUL_PX)
             found = replace(found, maximum=0 if most is None else most)
         if not narrow(found) and found.maximum != minimum:
             return found

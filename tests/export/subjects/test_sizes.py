@@ -187,7 +187,7 @@ class Positions(nn.Module):
             columns = self.table(torch.arange(width)).t()[None]
             return self.mix(x) + 0.1 * rows[..., None] + 0.1 * columns[:, :, None]
         small = self.down(x)
-        tokens = small.flatten(2) + 0.1 * self.table.weight.t()[None, :, : height * width // 64]
+        tokens = small.flatten(2) + 0.1 * self.table(torch.arange(height * width // 64)).t()[None]
         return x + 0.1 * nn.functional.pixel_shuffle(self.up(tokens.view_as(small)), 8)
 
 
@@ -204,7 +204,7 @@ class Branches(nn.Module):
         (Turns(), 1, 255),
         (Positions("sliced", 128), 1, 128),
         (Positions("looked up", 400), 1, 400),
-        (Positions("tokens", 1024), 8, 256),
+        (Positions("tokens", 900), 8, 240),
     ],
     ids=["turns", "sliced", "looked up", "tokens"],
 )
@@ -244,7 +244,9 @@ def test_a_maximum_is_found_on_either_axis_by_halving() -> None:
         asked.append((height, width))
         return height <= 2000 and width <= 1000
 
-    assert largest_length(takes, 8, 16, 4096) == 1000
+    assert largest_length(takes, 8, 16, 4096, 256) == 1000
     assert len(asked) < 24
-    assert largest_length(lambda h, w: True, 8, 16, 4096) is None
-    assert largest_length(takes, 8, 16, 16) is None
+    assert largest_length(lambda h, w: True, 8, 16, 4096, 256) is None
+    assert largest_length(takes, 8, 16, 16, 16) is None
+    assert largest_length(lambda h, w: h * w <= 40_000, 8, 8, 4096, 256) == 200  # a strip is within it
+    assert largest_length(lambda h, w: h * w <= 16_000, 8, 8, 4096, 256) == 120
