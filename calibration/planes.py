@@ -20,10 +20,12 @@ def channels_fault(came: int, went: int) -> str:
     if came == went and came in (1, 3):
         return ""
     if came == 4:
-        return (
-            "pictures are given as grey or RGB, and their alpha is kept, not restored: wrap the network so that it"
-            " takes RGB, its fourth channel as a map (--map alpha=1), and returns the first three"
-        )
+        if went in (3, 4):
+            return (
+                "RGBA is taken as RGB with its alpha as a map, beside which there is none: leave --map out, or wrap the"
+                " network so that it takes RGB and maps of one channel"
+            )
+        return "a restored picture has as many colours as came: wrap the network so that it returns RGB or RGBA"
     if (came, went) == (1, 3):
         return (
             "a restored picture has as many channels as came: wrap the network so that it takes RGB and makes it grey"

@@ -40,6 +40,7 @@ _LEFT_OUT = (
     "number_defaults", "number_ranges",
 )  # fmt: skip
 _MOST_MAPS = MOST_NUMBERS = 8
+OWN_ALPHA = "alpha"  # the map that is a picture's own alpha where nobody gives another: what RGBA has behind RGB
 # Names of tensors that the graphs of a model have beside a number.
 TENSORS = frozenset(("posterior", "gate", "expert_probability", "statistics", "permissions", "evidence", "weight",
                       "given", "known", "level", "largest"))  # fmt: skip

@@ -20,13 +20,14 @@ from clusir.export.base import Pass, Pipeline
 from clusir.export.graph.session import Probe
 from clusir.export.graph.tidy import graphs_of
 from clusir.export.kept import kept_memory
-from clusir.export.options import with_maps
+from clusir.export.options import notes_on_maps, with_maps
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import CheckStandard, SimplifyGraph, operators
 from clusir.export.passes.steady_norm import SteadyNorm
 from clusir.export.precision.place import Placed, known_files, place
 from clusir.export.precision.run import PrecisionConfig
+from clusir.export.rgba import with_own_alpha
 from clusir.export.subjects.onnx_file import Description, free_name, in_standard_form, read_onnx
 from clusir.export.subjects.onnx_half import in_float32, without_doubles
 from clusir.export.subjects.onnx_ports import WHOLE_NUMBERS, Ports, find_ports
@@ -96,7 +97,7 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
         raise UsageError("no backend to compare on; name one with --backends")
     refuse_foreign(out.parent, known_files(out, config.precision), out.stem)
     progress(f"reading {source.name}")
-    theirs, told = settled(without_doubles(read_onnx(source)), config.description)
+    theirs, told = settled(*with_own_alpha(without_doubles(read_onnx(source)), config.description))
     config = replace(config, description=told)
     wide, half = in_float32(theirs)
     integers = _in_integers(theirs, config)
@@ -162,8 +163,7 @@ def adopt(source: str | Path, out: str | Path, config: AdoptionConfig, progress:
     numbers = zip(spec.numbers, spec.number_defaults, spec.number_ranges, strict=True)
     notes += [f"takes {name}={value:g} where nobody sets it: clusir-run --set {name}=NUMBER{_within(limits)}"
               for name, value, limits in numbers]  # fmt: skip
-    notes += [f"takes {name}={value:g} where nobody gives a picture of it: clusir-run --set {name}=FILE"
-              for name, value in zip(spec.maps, spec.map_defaults, strict=True)]  # fmt: skip
+    notes += notes_on_maps(dict(zip(spec.maps, spec.map_defaults, strict=True)))
     notes += placed.notes
     return Adoption(out, spec, made.reach, tuple(agreements), tuple(notes), placed)
 

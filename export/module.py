@@ -26,7 +26,7 @@ from clusir.export.experts.registry import as_form, dense_blocks
 from clusir.export.fastest import Forms, rank_forms, routers_for
 from clusir.export.kept import kept_memory
 from clusir.export.lowering.complex_fft import aten_transforms
-from clusir.export.options import ModuleOptions, backends_of, check_options, with_maps
+from clusir.export.options import ModuleOptions, backends_of, check_options, notes_on_maps, with_planes
 from clusir.export.ownership import refuse_foreign
 from clusir.export.passes.order import fusing_passes
 from clusir.export.passes.simplify import AttachMetadata, CheckStandard, SimplifyGraph
@@ -121,7 +121,7 @@ def export_module(
     chosen = ModuleOptions(**more) if options is None else options
     shape = parse_input(input_shape if isinstance(input_shape, str) else "x".join(map(str, input_shape)))
     check_options(chosen)
-    shape = with_maps(shape, chosen.maps)
+    shape, chosen = with_planes(shape, chosen)
     out = Path(out)
     refuse_foreign(out.parent, known_files(out, chosen.precision), out.stem)
     with _subject(factory, shape, chosen, progress) as (subject, unused):
@@ -134,9 +134,7 @@ def export_module(
 
         files = {out.name: written.data, **written.made.sidecars(out.stem)}
         placed = place(out, files, chosen.precision, judge, progress)
-    taken = (f"takes {name}={value:g} where nobody gives a picture of it: clusir-run --set {name}=FILE"
-             for name, value in chosen.maps.items())  # fmt: skip
-    notes = (*taken, *subject.notes, *written.notes, *sorted(subject.user.notes), *placed.notes)
+    notes = (*notes_on_maps(chosen.maps), *subject.notes, *written.notes, *sorted(subject.user.notes), *placed.notes)
     warnings = warnings_of(written.agreements)
     return ModuleExport(out, written.spec, written.sizes, written.agreements, subject.routes, notes, warnings, placed)
 

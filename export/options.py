@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from clusir.calibration.planes import channels_fault
 from clusir.errors import BackendError, UsageError
 from clusir.export.fastest import ROUTERS
 from clusir.export.lowering.fft import FORMS, Form
 from clusir.export.precision.place import check_fit
 from clusir.export.precision.run import PrecisionConfig
 from clusir.names import ONNX_BACKENDS, install_line, installed_backends
+from clusir.spec import OWN_ALPHA
 
-__all__ = ["ModuleOptions", "backends_of", "check_options", "with_maps"]
+__all__ = ["ModuleOptions", "backends_of", "check_options", "notes_on_maps", "with_maps", "with_planes"]
 
 _Shape = tuple[int, int, int, int]
 _MOST_MAPS = {1: 1, 3: 8}  # by the channels of the picture
@@ -73,6 +75,27 @@ def with_maps(shape: _Shape, maps: Mapping[str, float]) -> _Shape:
         if name == "image" or not 0 <= number <= 1:
             raise UsageError(f"--map {name}={number:g}: image is the picture, and a map is filled with 0..1")
     return batch, channels + len(maps), height, width
+
+
+def with_planes(shape: _Shape, options: ModuleOptions) -> tuple[_Shape, ModuleOptions]:
+    """``shape`` BxCxHxW of a picture with its maps behind its channels, and the options. Of RGBA alpha is a map, 1
+    where a picture has none. Raises UsageError as :func:`with_maps`, and for other maps of RGBA."""
+    batch, channels, height, width = shape
+    if channels == 4 and options.maps:
+        raise UsageError(f"--map {', '.join(options.maps)}: {channels_fault(4, 4)}")
+    if channels == 4:
+        channels, options = 3, replace(options, maps={OWN_ALPHA: 1.0})
+    return with_maps((batch, channels, height, width), options.maps), options
+
+
+def notes_on_maps(maps: Mapping[str, float]) -> list[str]:
+    """What fills each map, by name and default, where nobody gives one."""
+    own = f"a picture's own {OWN_ALPHA}, {{value:g}} where it has none"
+    plain = "{name}={value:g} where nobody gives a picture of it"
+    return [
+        f"takes {(own if name == OWN_ALPHA else plain).format(name=name, value=value)}: clusir-run --set {name}=FILE"
+        for name, value in maps.items()
+    ]
 
 
 def backends_of(options: ModuleOptions) -> tuple[list[str], str]:

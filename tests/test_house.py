@@ -49,7 +49,7 @@ FLOORS = (
     ),
     ("clusir.export.trace", "clusir.export.validate"),
     ("clusir.export.subject", "clusir.export.tiled", "clusir.export.fastest"),
-    ("clusir.export.options", "clusir.export.compared", "clusir.export.undescribed"),
+    ("clusir.export.options", "clusir.export.compared", "clusir.export.undescribed", "clusir.export.rgba"),
     ("clusir.export.pipeline", "clusir.export.module", "clusir.export.adopt"),
     ("clusir.export.formats", "clusir.export.cuda"),
     ("clusir.cli",),

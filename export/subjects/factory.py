@@ -74,12 +74,13 @@ def working_folder_first() -> Iterator[None]:
 
 
 def parse_input(text: str) -> tuple[int, int, int, int]:
-    """``"1x3x128x128"`` -> (1, 3, 128, 128). Raises UsageError for anything that is not BxCxHxW with C of 1 or 3."""
+    """``"1x3x128x128"`` -> (1, 3, 128, 128). Raises UsageError for anything that is not BxCxHxW with C of
+    1, 3 or 4."""
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", text.strip())
     if not match:
         raise UsageError(f"--input {text!r} is not BxCxHxW, for example 1x3x128x128")
     batch, channels, height, width = (int(g) for g in match.groups())
-    if fault := channels_fault(channels, channels):
+    if channels != 4 and (fault := channels_fault(channels, channels)):
         raise UsageError(f"--input {text!r}: {channels} channels; {fault}")
     if batch < 1 or not (8 <= height <= 4096 and 8 <= width <= 4096):
         raise UsageError(f"--input {text!r}: batch at least 1, height and width within 8..4096")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from clusir.calibration.planes import channels_fault
 from clusir.errors import BackendError, ModelFormatError, UnsupportedModelError, UsageError, first_line
+from clusir.spec import OWN_ALPHA
 
 __all__ = ["Known", "Painter", "called", "for_any_number", "load_known"]
 
@@ -44,6 +45,7 @@ class Known:
 
 
 _MASK = {"mask": 0.0}  # 1: what is to be painted; by default nothing
+_OPAQUE = {OWN_ALPHA: 1.0}
 _Call = Callable[[Callable[..., Any], Tensor], Tensor]
 _RANDOMISES = "randomize_noise"  # StyleGAN2's argument: whether noise is drawn anew or read from the weights
 _Colours = Callable[[Tensor], Tensor]
@@ -194,8 +196,8 @@ def _weights(path: Path) -> dict[str, Any]:
 
 def _described(path: Path, found: Any) -> Known:
     name = found.architecture.name
-    channels = (found.input_channels, found.output_channels)
-    if channels not in ((1, 1), (3, 3), (1, 3)):
+    channels: tuple[int, int] = (found.input_channels, found.output_channels)
+    if channels not in ((1, 1), (3, 3), (1, 3), (4, 3), (4, 4)):
         raise UnsupportedModelError(
             f"checkpoint {path}: {name} takes {channels[0]} channels, returns {channels[1]}; "
             f"{channels_fault(*channels)}; export it with --module"
@@ -208,4 +210,5 @@ def _described(path: Path, found: Any) -> Known:
     if found.purpose == "Inpainting":
         return Known(Painter(model, call).eval(), name, (1, channels[1], side, side), (), _MASK)
     network, notes = called(model, for_any_number(name, call), channels)
-    return Known(network, name, (1, channels[1], side, side), notes)
+    maps = _OPAQUE if found.input_channels == 4 else {}
+    return Known(network, name, (1, min(channels[1], 3), side, side), notes, maps)

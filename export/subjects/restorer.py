@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from clusir.errors import ClusirError, UnsupportedModelError, UsageError
 from clusir.export.subjects.fresh import Fresh
 from clusir.export.subjects.outputs import pick
 from clusir.export.subjects.portable import portable
 from clusir.export.subjects.user_code import innermost_user_line
+from clusir.spec import OWN_ALPHA
 
 __all__ = ["AnyOutput", "Mapped", "Restorer", "Unsullied", "user_error"]
 
@@ -34,20 +36,29 @@ def user_error(error: Exception) -> UnsupportedModelError:
 
 class Mapped(nn.Module):
     """A network of a picture and of ``maps``, by the names that its forward gives them, as one of a picture behind
-    whose colours the maps lie. Raises UsageError where forward has no such name."""
+    whose colours the maps lie. One of RGBA has no names for its channels: its one map is the picture's alpha, and of
+    what it returns the colours are taken. Raises UsageError where forward has no such name."""
 
     def __init__(self, model: nn.Module, maps: Sequence[str]) -> None:
         super().__init__()
         self.model, self.maps = model, tuple(maps)
         has = inspect.signature(model.forward).parameters
-        for name in () if any(one.kind is one.VAR_KEYWORD for one in has.values()) else self.maps:
+        free = any(one.kind is one.VAR_KEYWORD for one in has.values())
+        self.rgba = self.maps == (OWN_ALPHA,) and not free and OWN_ALPHA not in has
+        for name in () if free or self.rgba else self.maps:
             if name not in has:
                 raise UsageError(f"--map {name}: the model's forward takes {', '.join(has)}; give one of these names")
 
     def forward(self, image: Tensor) -> Any:
+        if self.rgba:
+            return tree_map(_colours, self.model(image))
         first = image.shape[1] - len(self.maps)
         maps = {name: image[:, first + n : first + n + 1] for n, name in enumerate(self.maps)}
         return self.model(image[:, :first], **maps)
+
+
+def _colours(made: Any) -> Any:
+    return made[:, :3] if isinstance(made, Tensor) and made.dim() == 4 and made.shape[1] == 4 else made
 
 
 class AnyOutput(nn.Module):

@@ -13,7 +13,7 @@ from clusir.runtimes.restore.canvas import Pixels, RowSource
 from clusir.runtimes.restore.pixels import to_unit
 from clusir.runtimes.restore.sources import Restorable, opened_source
 from clusir.runtimes.runners.base import Array
-from clusir.spec import ModelSpec
+from clusir.spec import OWN_ALPHA, ModelSpec
 
 __all__ = ["Mapped", "Setting", "mapped", "split_settings"]
 
@@ -41,13 +41,18 @@ def split_settings(settings: Mapping[str, Setting], spec: ModelSpec) -> tuple[di
 
 
 class Mapped:
-    """A picture and its maps: ``rows`` of the one, ``planes`` of the others, a channel each."""
+    """A picture and its maps: ``rows`` of the one, ``planes`` of the others, a channel each. A map called ``alpha``
+    that is not given is the picture's own alpha, where it has one."""
 
     def __init__(self, source: RowSource, spec: ModelSpec, given: Mapping[str, Setting]) -> None:
         self.source = source
         self.height, self.width, self.channels = source.height, source.width, source.channels
-        self._maps: list[float | RowSource] = []
+        self._maps: list[float | RowSource | None] = []  # None: the picture's own alpha
+        self._read: tuple[int, int, Pixels | None] = (0, 0, None)
         for name, default in zip(spec.maps, spec.map_defaults, strict=True):
+            if name == OWN_ALPHA and name not in given and source.channels in (2, 4):
+                self._maps.append(None)
+                continue
             value = given.get(name, default)
             if isinstance(value, (int, float, np.integer, np.floating)):
                 self._maps.append(float(value))
@@ -61,17 +66,29 @@ class Mapped:
             self._maps.append(opened)
 
     def rows(self, start: int, stop: int) -> Pixels:
-        return self.source.rows(start, stop)
+        pixels = self.source.rows(start, stop)
+        self._read = (start, stop, pixels)
+        return pixels
 
     def planes(self, start: int, stop: int) -> Array:
         """Rows ``start`` to ``stop`` of all maps, HxWxN float32 in 0..1; of a coloured one the mean of its colours."""
         found = [
             np.full((stop - start, self.width), one, np.float32)
             if isinstance(one, float)
+            else self._alpha(start, stop)
+            if one is None
             else _grey(one.rows(start, stop))
             for one in self._maps
         ]
         return np.stack(found, axis=2)
+
+    def _alpha(self, start: int, stop: int) -> Array:
+        """Of rows that were just read without reading them again: a source is read once, in order."""
+        first, last, pixels = self._read
+        if pixels is None or (first, last) != (start, stop):
+            pixels = self.source.rows(start, stop)
+        alpha: Array = to_unit(pixels[:, :, -1:])[:, :, 0]
+        return alpha
 
 
 def mapped(source: RowSource, spec: ModelSpec, given: Mapping[str, Setting]) -> RowSource:

@@ -60,8 +60,8 @@ class RGBA(nn.Module):
         super().__init__()
         self.network = nn.Conv2d(4, 4, 3, padding=1)
 
-    def forward(self, image, alpha):
-        return self.network(torch.cat([image, alpha], 1))[:, :3]
+    def forward(self, picture):
+        return self.network(picture)
 
 
 def _seeded(make):

@@ -217,6 +217,7 @@ void check_pair(const clusir_image& in, const clusir_image& out, const ModelSpec
 std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, const ModelSpec& spec,
                                 const clusir_image& in) {
     std::vector<MapPlane> planes(spec.maps.size());
+    std::vector<bool> told(planes.size(), false);
     for (std::size_t i = 0; i < planes.size(); ++i) planes[i].value = static_cast<float>(spec.map_defaults[i]);
     for (std::size_t i = 0; i < count; ++i) {
         if (given[i].name == nullptr) throw Failure(CLUSIR_INVALID_ARGUMENT, "options: a map has no name");
@@ -224,7 +225,9 @@ std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, cons
         const auto found = std::find(spec.maps.begin(), spec.maps.end(), name);
         if (found == spec.maps.end())
             throw Failure(CLUSIR_INVALID_ARGUMENT, "options: the model takes no " + what);
-        MapPlane& plane = planes[static_cast<std::size_t>(found - spec.maps.begin())];
+        const auto at = static_cast<std::size_t>(found - spec.maps.begin());
+        MapPlane& plane = planes[at];
+        told[at] = true;
         if (given[i].image == nullptr) {
             plane.value = given[i].value;
             if (!(plane.value >= 0.0F && plane.value <= 1.0F))
@@ -244,6 +247,15 @@ std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, cons
                 for (std::size_t c = 0; c < used; ++c) sum += double{sample_at(map, y, x * map.channels + c)};
                 plane.pixels.push_back(static_cast<float>(sum / static_cast<double>(used)));
             }
+        }
+    }
+    const auto own = std::find(spec.maps.begin(), spec.maps.end(), kOwnAlpha);
+    const auto at = static_cast<std::size_t>(own - spec.maps.begin());
+    if (own != spec.maps.end() && !told[at] && has_alpha(in)) {
+        planes[at].pixels.reserve(std::size_t{in.width} * in.height);
+        for (std::uint32_t y = 0; y < in.height; ++y) {
+            for (std::size_t x = 1; x <= in.width; ++x)
+                planes[at].pixels.push_back(sample_at(in, y, x * in.channels - 1));
         }
     }
     return planes;

@@ -45,6 +45,9 @@ constexpr const char* kSpecFields[] = {"name",
                                        "number_defaults",
                                        "number_ranges"};
 
+// The map that is a picture's own alpha where nobody gives another.
+inline constexpr const char* kOwnAlpha = "alpha";
+
 struct ModelSpec {
     std::string name = "clusir";
     std::string graph = "whole";  // whole, tile, router, pooled or statistics

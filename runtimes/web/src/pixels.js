@@ -1,6 +1,7 @@
 // Between a picture's own samples and the model's planes of float. Mirrors runtimes/restore/pixels.py.
 import { reflect } from "./tiling.js";
 
+const OWN_ALPHA = "alpha";
 const TOPS = { Uint8Array: 255, Uint8ClampedArray: 255, Uint16Array: 65535, Float32Array: 1 };
 
 /** 255, 65535 or 1: what stands for 1 in the sample type; throws TypeError for any other array. */
@@ -30,12 +31,19 @@ export function channelsOf(image, spec) {
 
 /** The maps of a model in its order, each as numbers 0..1 for every pixel of the picture, or one for all.
  * @param given {name: number | {data, width, height}}; what is not named has its default. Of a coloured picture the mean
- * of its colours is taken. Throws RangeError or TypeError for other names, sizes and numbers. */
-export function mapsOf(given, { maps = [], map_defaults: defaults = [] }, { width, height }) {
+ * of its colours is taken. A map called `alpha` that is not named is the picture's own alpha, where it has one. Throws
+ * RangeError or TypeError for other names, sizes and numbers. */
+export function mapsOf(given, { maps = [], map_defaults: defaults = [] }, picture) {
+  const { data, width, height } = picture;
   for (const name of Object.keys(given)) {
     if (!maps.includes(name)) throw new RangeError(`the model takes no map '${name}'; it has ${maps.join(", ") || "none"}`);
   }
   return maps.map((name, i) => {
+    if (name === OWN_ALPHA && given[name] === undefined && data) { // an ImageBitmap is read later
+      const channels = data.length / (width * height);
+      if (coloursOf(channels) < channels)
+        return Float32Array.from({ length: width * height }, (_, pixel) => data[(pixel + 1) * channels - 1] / topOf(data));
+    }
     const value = given[name] ?? defaults[i];
     if (typeof value === "number") {
       if (!(value >= 0 && value <= 1)) throw new RangeError(`map '${name}' is ${value}, not 0..1`);

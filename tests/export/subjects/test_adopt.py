@@ -298,9 +298,7 @@ def test_what_torch_writes(tmp_path: Path, dynamo: bool) -> None:
 @pytest.mark.parametrize(
     ("layout", "came", "went", "says"),
     [
-        ("NCHW", 4, 4, "x has 4 channels .* takes RGB, its fourth channel as a map .*, and returns the first three"),
-        ("NHWC", 4, 4, "x has 4 channels .* takes RGB, its fourth channel as a map"),
-        ("NCHW", 4, 3, "x has 4 channels .* takes RGB, its fourth channel as a map"),
+        ("NCHW", 4, 1, "from 3 to 1 channels; a restored picture has as many channels as came"),
         ("NCHW", 3, 4, "from 3 to 4 channels; a restored picture has as many channels as came: .* it returns 3"),
         ("NHWC", 3, 4, "from 3 to 4 channels; .* it returns 3"),
         ("NCHW", 1, 3, "from 1 to 3 channels; .* takes RGB and makes it grey"),

@@ -1,4 +1,4 @@
-"""Networks that take a mask, or another map, beside the picture: exported, and tiled with it."""
+"""Networks that take a mask, another map, or RGBA: exported, and tiled with what is beside the colours."""
 
 from __future__ import annotations
 
@@ -226,3 +226,111 @@ def test_an_inpainting_network_of_spandrel_takes_a_mask() -> None:
     assert dict(known.maps) == {"mask": 0.0}
     picture, mask = pictures()
     np.testing.assert_array_equal(answer(known.network, picture, mask), answer(Fill(), picture, mask))
+
+
+class Opaque(nn.Module):
+    """Restores RGBA: colours that follow alpha, and alpha itself where ``out`` is 4."""
+
+    def __init__(self, out: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.body = nn.Conv2d(4, out, 5, padding=2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x[:, : self.body.out_channels] + 0.2 * self.body(x)]
+
+
+def rgba_answer(picture: Picture, alpha: Picture) -> Picture:
+    with torch.no_grad():
+        made = Opaque().eval()(torch.from_numpy(np.dstack([picture, alpha]).transpose(2, 0, 1)[None]))[0]
+    return made[0, :3].numpy().transpose(1, 2, 0).clip(0, 1)  # type: ignore[no-any-return]
+
+
+def own_alpha(model: Path) -> None:
+    """Alpha is the picture's own, 1 where it has none, or what is set; and it is kept."""
+    picture = np.float32(0.25) + pictures()[0] / 2  # nothing is cut off, so that grey is the mean of the colours
+    alpha = np.random.default_rng(5).random((HEIGHT, WIDTH), dtype=np.float32)
+    one = np.ones_like(alpha)
+    for backend in ("ort", "openvino"):
+        with Restorer(model, backend, device="cpu", threads=1) as restorer:
+            assert (restorer.spec.channels, restorer.spec.maps, restorer.spec.map_defaults) == (3, ("alpha",), (1.0,))
+            made = restorer.restore(np.dstack([picture, alpha]))
+            np.testing.assert_allclose(made[:, :, :3], rgba_answer(picture, alpha), atol=1e-5)
+            np.testing.assert_array_equal(made[:, :, 3], alpha)
+            np.testing.assert_allclose(restorer.restore(picture), rgba_answer(picture, one), atol=1e-5)
+            grey = restorer.restore(np.dstack([picture[:, :, 0], alpha]))
+            wanted = rgba_answer(np.repeat(picture[:, :, :1], 3, axis=2), alpha)
+            np.testing.assert_allclose(grey[:, :, 0], wanted.mean(axis=2), atol=1e-5)
+    with Restorer(model, "ort", settings={"alpha": 0.25}) as restorer:
+        made = restorer.restore(np.dstack([picture, alpha]))
+        np.testing.assert_allclose(made[:, :, :3], rgba_answer(picture, one / 4), atol=1e-5)
+        np.testing.assert_array_equal(made[:, :, 3], alpha)
+
+
+def test_a_module_of_rgba(tmp_path: Path) -> None:
+    made = export_module(Opaque(), "1x4x48x48", tmp_path / "rgba.onnx", tile=64, halo=8)
+    assert made.notes[0] == "takes a picture's own alpha, 1 where it has none: clusir-run --set alpha=FILE"
+    own_alpha(tmp_path / "rgba.onnx")
+    with pytest.raises(
+        UsageError, match="--map mask: RGBA is taken as RGB with its alpha as a map, beside which there"
+    ):
+        export_module(Opaque(), "1x4x48x48", tmp_path / "more.onnx", maps={"mask": 0.0})
+
+
+@pytest.mark.parametrize(("nhwc", "kind", "out"), [(False, "float32", 4), (True, "uint8", 4), (False, "float32", 3)])
+def test_an_adopted_graph_of_rgba(tmp_path: Path, nhwc: bool, kind: str, out: int) -> None:
+    """In 0..255; of bytes what both sides round."""
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["image"], perm=[0, 3, 1, 2] if nhwc else [0, 1, 2, 3]),
+        helper.make_node("Conv", ["image", "kernel", "bias"], ["change"], pads=[2, 2, 2, 2]),
+        helper.make_node("Slice", ["image", "from", "to", "axis"], ["like"]),
+        helper.make_node("Add", ["like", "change"], ["made"]),
+        helper.make_node("Clip", ["made", "low", "high"], ["within"]),
+        helper.make_node("Round", ["within"], ["whole"]),
+        helper.make_node("Cast", ["whole" if kind == "uint8" else "made"], ["turned"], to=element),
+        helper.make_node("Transpose", ["turned"], ["y"], perm=[0, 2, 3, 1] if nhwc else [0, 1, 2, 3]),
+    ]
+    body = Opaque().body
+    numbers = {"kernel": 0.2 * body.weight[:out], "bias": 51 * body.bias[:out], "low": torch.tensor(0.0),
+               "high": torch.tensor(255.0), "from": torch.tensor([0]), "to": torch.tensor([out]),
+               "axis": torch.tensor([1])}  # fmt: skip
+    constants = [numpy_helper.from_array(value.detach().numpy(), name) for name, value in numbers.items()]
+    ports = [
+        helper.make_tensor_value_info(name, element, [1, None, None, n] if nhwc else [1, n, None, None])
+        for name, n in (("x", 4), ("y", out))
+    ]
+    graph = helper.make_graph(nodes, "theirs", ports[:1], ports[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "theirs.onnx"))
+    command = ["--onnx", "ours.onnx", "--from", "theirs.onnx", "--range", "0..255", "--tile", "64", "--halo", "8"]
+    done = CliRunner().invoke(export, [str(tmp_path / a) if a.endswith(".onnx") else a for a in command])
+    assert done.exit_code == 0, done.output
+    assert "takes a picture's own alpha" in done.output
+    if kind == "float32":
+        own_alpha(tmp_path / "ours.onnx")
+        return
+    picture, _ = pictures()
+    levels = np.rint(255 * np.dstack([picture, picture[:, :, 0]])).astype(np.uint8)
+    with Restorer(tmp_path / "ours.onnx", "ort") as restorer:
+        made = restorer.restore(levels)
+    wanted = 255 * rgba_answer(*np.split(levels / np.float32(255), [3], axis=2))
+    assert np.abs(made[:, :, :3] - wanted).max() <= 0.51
+
+
+@pytest.mark.parametrize("out", [3, 4])
+def test_an_rgba_network_of_spandrel(out: int) -> None:
+    class Found:
+        purpose, input_channels, output_channels = "Restoration", 4, out
+
+        class architecture:
+            name = "Opaque"
+
+        class size_requirements:
+            minimum, multiple_of = 0, 1
+
+        model = Opaque(out)
+
+    known = _described(Path("opaque.pth"), Found())
+    assert (known.shape[1], dict(known.maps)) == (3, {"alpha": 1.0})

@@ -198,10 +198,11 @@ def write_golden(folder: Path, restore: Restore, named: Path | None = None) -> l
 
 
 def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
-    """Cases of a model that enlarges twice, alpha among the channels of what is restored, of one with maps, and of
-    one with numbers that pools over the picture."""
+    """Cases of a model that enlarges twice, alpha among the channels of what is restored, of one with maps, of one
+    that takes RGBA, and of one with numbers that pools over the picture."""
     large, masked = write_enlarging(folder, "standin_x2"), write_masked(folder, "standin_masked")
     numbered = write_numbered(folder, "standin_numbered")
+    rgba = write_masked(folder, "standin_rgba", "alpha", 1.0)
     entries = []
     mask = np.asarray(golden_picture(101, 70, 1, seed=24) > 110, np.uint8) * 255
     plan: tuple[tuple[str, Path, NDArray[Any], dict[str, Any]], ...] = (
@@ -214,6 +215,10 @@ def _write_enlarged(folder: Path) -> list[dict[str, Any]]:
           "level": golden_picture(60, 30, 3, kind="f32", seed=26)}),
         ("masked_grey_u8", masked, golden_picture(40, 75, 1, seed=23), {"mask": 0.75, "level": 0.5}),
         ("unmasked_u8", masked, golden_picture(30, 20, seed=27), {}),
+        ("own_alpha_u8", rgba, golden_picture(101, 70, 4, seed=31), {}),
+        ("own_alpha_u16", rgba, golden_picture(60, 30, 2, kind="u16", seed=32), {}),
+        ("opaque_u8", rgba, golden_picture(40, 75, seed=33), {}),
+        ("another_alpha_u16", rgba, golden_picture(30, 40, 4, kind="u16", seed=34), {"alpha": 0.25}),
         ("numbered_u8", numbered, golden_picture(70, 101, seed=28), {}),
         ("numbered_set_u8", numbered, golden_picture(70, 101, seed=28), {"sigma": 60, "quality": -1.5}),
         ("numbered_tile_u16", numbered, golden_picture(40, 30, 4, kind="u16", seed=29), {"sigma": 0.25}),

@@ -230,11 +230,11 @@ def _told(families: dict[str, float | tuple[float, float]]) -> dict[str, tuple[s
     }
 
 
-def write_masked(folder: Path, name: str) -> Path:
+def write_masked(folder: Path, name: str, mask: str = "mask", default: float = 0.0) -> Path:
     """``name.onnx``: a model without routing that takes a mask and a level for each pixel: where the mask is 1 it
-    answers a blur of the picture with the level, elsewhere the picture."""
+    answers a blur of the picture with the level, elsewhere the picture. ``mask``: what it is called."""
     spec = ModelSpec(name="masked", size=SizeRequirements(8, 8, 48), tile_px=48, halo_px=8, dft_form="none",
-                     maps=("mask", "level"), map_defaults=(0.0, 0.25))  # fmt: skip
+                     maps=(mask, "level"), map_defaults=(default, 0.25))  # fmt: skip
     kernel = np.random.default_rng(22).uniform(-0.005, 0.02, (3, 5, 5, 5)).astype(np.float32)
     nodes = [
         helper.make_node("Split", ["image", "parts"], ["colours", "mask", "level"], axis=1),

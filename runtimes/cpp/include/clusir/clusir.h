@@ -139,7 +139,8 @@ typedef struct clusir_run_options {
     const char* strength; /* NULL (1), or text in 0..1: "0.8" blends with `in`, "noise=0.6" is a family's own */
     float* evidence;      /* NULL, or room for families floats: how likely each family is in the picture */
     int32_t exact_statistics; /* of a network that pools over the whole picture: 0 pools windows of it, 1 all of it */
-    const clusir_map* maps; /* NULL, or map_count of them; a map of the model that is not among them has its default */
+    const clusir_map* maps; /* NULL, or map_count of them; a map of the model that is not among them has its default,
+                             * and "alpha" is the picture's own where it has one */
     size_t map_count;
     const clusir_number* numbers; /* NULL, or number_count of them; a number that is not among them has its default */
     size_t number_count;
