@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from clusir.calibration.photos import built_in_photos
 from clusir.calibration.planes import channels_fault, colours_of, maps_for
-from clusir.errors import ClusirError, UnsupportedModelError, UsageError, first_line
+from clusir.errors import ClusirError, UnsupportedModelError, UsageError, ValidationError, first_line
 from clusir.export.graph.session import Probe
 from clusir.export.subjects.sizes import largest_length
 from clusir.spec import MAX_SCALE, SizeRequirements
@@ -45,11 +45,18 @@ class Reach:
 
 
 def runner(model: ModelProto) -> Run:
-    """image BxCxHxW to the answer, on ONNX Runtime. Raises ExportError where it refuses the graph."""
+    """image BxCxHxW to the answer, on ONNX Runtime, which raises ValidationError for a size at which it does not run.
+    Raises ExportError where it refuses the graph."""
     probe = Probe(model, threads=1)
 
     def run(image: Array) -> Array:
-        return probe.run({"image": image})["restored"]
+        try:
+            return probe.run({"image": image})["restored"]
+        except ClusirError:
+            raise
+        except Exception as error:  # the runtime raises its own types, which are not public
+            size = "x".join(map(str, image.shape[2:]))
+            raise ValidationError(f"the file does not run at {size}: {first_line(error, 160)}") from error
 
     return run
 

@@ -231,6 +231,12 @@ def test_a_network_that_ends_at_a_size_is_exported_up_to_it(
         assert restorer.restore(np.zeros((maximum + 9, 40, 3), np.uint8)).shape == (maximum + 9, 40, 3)
 
 
+def test_a_table_that_ends_beyond_the_sizes_asked_about_fixes_the_size(tmp_path: Path) -> None:
+    made = export_module(Positions("tokens", 1300).eval(), "1x3x64x64", tmp_path / "net.onnx", backends=("ort",))
+    assert made.spec.size.static_px == 64
+    assert any("the file does not run at 512x512" in note for note in made.notes)
+
+
 def test_a_tile_over_the_maximum_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--tile 512: the model takes multiples of 1 px from 1 to 300 px"):
         export_module(Branches().eval(), "1x3x64x64", tmp_path / "net.onnx", backends=("ort",), tile=512)
