@@ -8,6 +8,7 @@ takes, nine in ten were these three.
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +51,7 @@ def quick_decompositions() -> Iterator[None]:
 def _decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
     """What ``program.run_decompositions`` makes of it; that itself where a part cannot be made alone, or where one is
     left that has no ONNX form: only a run of the whole sees what the kernel of such an operator calls (windows of
-    Bartlett, counts of elements), and what vmap adds."""
+    Bartlett), and what vmap adds."""
     from torch.onnx._internal.exporter import _decomp
 
     written = {
@@ -98,11 +99,18 @@ def _spliced(program: torch.export.ExportedProgram, table: Tables) -> torch.expo
             args, kwargs = splice.arguments(node)
             if node.target is operator.getitem and not isinstance(args[0], fx.Node):
                 splice.values[node] = args[0][args[1]]
+            elif node.target is torch.ops.aten.sym_numel.default:
+                splice.values[node] = splice.made_by(node, _count, *args)
             elif node.op != "call_function" or stays(node.target):
                 splice.copy(node)
             else:
                 splice.values[node] = splice.made_by(node, node.target, *args, **kwargs)
     return splice.program(program, program.state_dict, program.constants)
+
+
+def _count(x: torch.Tensor) -> Any:
+    """How many elements a tensor has, by its sizes: the exporter writes these."""
+    return functools.reduce(operator.mul, x.shape, 1)
 
 
 def _promoted(module: fx.GraphModule) -> bool:

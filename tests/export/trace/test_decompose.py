@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clusir.export.experts.coverage import missing_from_program
 from clusir.export.lowering import splice
+from clusir.export.trace import decompose
 from clusir.export.trace.program import trace_module
 from clusir.export.trace.sizes import Guards
 from clusir.export.trace.tables import decomposed_by, tables
@@ -129,6 +130,22 @@ def test_what_stands_for_an_operator_is_found_once(monkeypatch: pytest.MonkeyPat
     _, error = written(Alike())
     assert error <= 1e-6
     assert len(traced) == 3
+
+
+class Counts(nn.Module):
+    """Meshgrid reads the number of elements of each axis."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        h, w = image.shape[-2:]
+        y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.arange(float(w)) / w, indexing="ij")
+        return image * torch.exp(-(y**2) - x)
+
+
+def test_numbers_of_elements_are_written_by_sizes(runs: list[str]) -> None:
+    _, error = written(Counts())
+    assert error <= 1e-6
+    assert not runs
+    assert decompose._count(torch.zeros(2, 3, 4)) == 24
 
 
 class WrittenThroughViews(nn.Module):
