@@ -75,24 +75,24 @@ def _cells(row: Row) -> list[str]:
     size = fixed if row["static"] else f"{row['multiple']}n from {row['minimum']}{most}"
     shared = str(row["statistics"]) if row["statistics"] else "whole" if _whole(row) else "nothing"
     weights = f"{row['parameters'] / 1e6:.2f} M"
-    lower = [_decibels(row.get(f"{precision}_db")) for precision in ("fp16", "int8")]
+    lower = [_decibels(_judged(row, f"{precision}_db")) for precision in ("fp16", "int8")]
     cpp = "" if "cpp" not in row else "agrees" if row["cpp"] == "agrees" else "differs"
     agree = [_decibels(_judged(row, backend)) for backend in ("ort", "openvino")]
     return [row["name"], str(row["scale"]), weights, size, f"{row['seconds']:.0f}", *agree, shared, *lower, cpp]
 
 
-def _judged(row: Row, backend: str) -> list[float]:
+def _judged(row: Row, column: str) -> list[float]:
     """Without the batch of two, which is second, where the file says that it takes one picture."""
-    found: list[float] = row[backend]
+    found: list[float] = row.get(column, [])
     alone = any("fixes the batch" in note or "takes one picture at a time" in note for note in row["notes"])
-    return [found[0], *found[2:]] if alone else found
+    return [*found[:1], *found[2:]] if alone else found
 
 
 def _whole(row: Row) -> bool:
     return any(note.startswith("the whole picture decides") for note in row["notes"])
 
 
-def _decibels(found: list[float] | None) -> str:
+def _decibels(found: list[float]) -> str:
     return "" if not found else "wrong" if min(found) < 0 else f"{min(found):.0f} dB"
 
 
