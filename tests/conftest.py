@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread 
 
 # What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle. What
 # mostly waits (for a build that more tests need, packages, half a core, a cluster, commands that end) stands between
-# what computes: several of them at a time leave a core idle.
+# what computes: two of them at a time leave a core idle.
 LONGEST_FIRST = (
     "tests/embed/test_cpp.py",
     "tests/test_wheel.py",
@@ -51,8 +51,8 @@ LONGEST_FIRST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: two processes more than there are cores, for the time that tests wait for another program."""
-    return len(os.sched_getaffinity(0)) + 2
+    """``-n auto``: a process more than there are cores, for the time that tests wait for another program."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(trylast=True)

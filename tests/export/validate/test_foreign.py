@@ -287,10 +287,11 @@ class Branching(nn.Module):
         return x * 0.5 if x.shape[-1] > 200 else x * 0.9
 
 
-def test_code_that_turns_for_large_pictures_is_no_file_for_any_size(tmp_path: Path) -> None:
+def test_code_that_turns_for_large_pictures_is_a_file_up_to_there(tmp_path: Path) -> None:
     result = export(Branching(), tmp_path)
-    assert result.spec.size.static_px == 16
-    assert any("fixes the size" in note for note in result.notes)
+    assert (result.spec.size.static_px, result.spec.size.maximum) == (0, 200)
+    assert result.spec.tile_px <= 200
+    assert any("to 200 px" in note for note in result.notes)
 
 
 def break_pass(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
