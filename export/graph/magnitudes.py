@@ -16,7 +16,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from clusir.export.graph.index import Names
 from clusir.export.graph.session import Feeds, Probe
 
-__all__ = ["Magnitude", "Magnitudes"]
+__all__ = ["Magnitude", "Magnitudes", "mask_reaches"]
+
+# What makes finite numbers of -inf, as a mask in front of a softmax is meant.
+_FORGIVES = frozenset(("Softmax", "Exp", "Sigmoid", "Clip", "Max", "ReduceMax", "Greater", "Less", "Equal", "IsInf"))
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,18 @@ class Magnitudes:
             count = int(made[size])
             found[tensor] = Magnitude(float(made[largest]), float(made[total]) / max(1, count), count)
         return found
+
+
+def mask_reaches(model: ModelProto) -> frozenset[str]:
+    """The values that an infinite constant reaches, such as the -inf of a mask, up to a softmax: they may be infinite
+    by design."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    found = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type in floats and np.isinf(numpy_helper.to_array(tensor)).any()
+    }
+    for node in model.graph.node if found else ():  # in order: a node stands behind what it reads
+        if node.op_type not in _FORGIVES and found & set(node.input):
+            found |= set(node.output)
+    return frozenset(found)

@@ -18,7 +18,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from clusir.errors import BudgetError, CalibrationError
-from clusir.export.graph.magnitudes import Magnitude, Magnitudes
+from clusir.export.graph.magnitudes import Magnitude, Magnitudes, mask_reaches
 from clusir.export.graph.session import Feeds, Probe
 from clusir.export.quantize.fit import Fitted, fit_float16
 from clusir.export.quantize.layers import FIRST, Graph, load_graph
@@ -169,13 +169,23 @@ def peaks_of(model: ModelProto, feeds: Sequence[Feeds]) -> tuple[dict[str, float
     sizing = Magnitudes(graph.model, _float_tensors(graph))
     peaks: dict[str, float] = {}
     sizes: dict[str, int] = {}
+    masked = mask_reaches(graph.model)
     for crop in feeds:
         for name, found in (*sizing.run(crop).items(), *_given(crop)):
-            if not (np.isfinite(found.largest) and np.isfinite(found.mean)):
-                raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
+            if _infinite(name, found, masked):
+                continue
             sizes[name] = found.size
             peaks[name] = max(peaks.get(name, 0.0), found.largest)
     return peaks, sizes
+
+
+def _infinite(name: str, found: Magnitude, masked: frozenset[str]) -> bool:
+    """Whether a value is infinite by design. Raises CalibrationError where it is not finite for another reason."""
+    if np.isfinite(found.largest) and np.isfinite(found.mean):
+        return False
+    if name in masked and np.isinf(found.largest):
+        return True
+    raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
 
 
 def _given(feeds: Feeds) -> list[tuple[str, Magnitude]]:
@@ -239,19 +249,22 @@ def _by_range(graph: Graph, feeds: Sequence[Feeds], config: Fp16Config) -> dict[
     if not feeds or not tensors:
         return {}
     largest, magnitude = dict.fromkeys(tensors, 0.0), dict.fromkeys(tensors, 0.0)
-    sizing = Magnitudes(graph.model, tensors)
+    sizing, masked = Magnitudes(graph.model, tensors), mask_reaches(graph.model)
+    infinite: set[str] = set()
     for crop in feeds:
         for name, found in sizing.run(crop).items():
-            if not (np.isfinite(found.largest) and np.isfinite(found.mean)):
-                raise CalibrationError(f"tensor {name} is not finite in the float32 model; check it with clusir-verify")
+            if _infinite(name, found, masked):
+                infinite.add(name)
+                continue
             largest[name] = max(largest[name], found.largest)
             magnitude[name] = max(magnitude[name], found.mean)
     reasons: dict[str, str] = {}
     for name in tensors:
         too_large = largest[name] * config.headroom > _LIMIT
         too_small = 0.0 < magnitude[name] < config.floor
-        if too_large or too_small:
+        if too_large or too_small or name in infinite:
             why = "comes near float16's largest value" if too_large else "lies below float16's digits"
+            why = "is infinite where a mask says so" if name in infinite else why
             for node in (graph.producer[name], *graph.consumers.get(name, ())):
                 reasons[node.name] = why
     return reasons

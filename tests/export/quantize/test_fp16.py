@@ -210,3 +210,37 @@ def test_what_is_rounded_to_whole_numbers_stays_in_float32(tmp_path: Path) -> No
     assert not report.added_blocks
     halves = {t.name for t in onnx.load(tmp_path / "out.onnx").graph.initializer if t.data_type == TensorProto.FLOAT16}
     assert "last" in halves
+
+
+@pytest.mark.parametrize("added", [False, True], ids=["chosen", "added"])
+def test_a_mask_of_infinite_numbers_is_no_fault(tmp_path: Path, added: bool) -> None:
+    """Rows attend to those of their half alone; what overflows of itself, far from any mask, is a fault."""
+    net = Net()
+    net.input("image", "b", 3, 16, 8)
+    deep = net.op("Relu", net.op("Conv", "image", net.random(8, 3, 3, 3, name="first"), pads=[1] * 4))
+    rows = net.op("Reshape", net.op("Transpose", deep, perm=[0, 2, 1, 3]), net.const([0, 16, 64], dtype=np.int64))
+    scores = net.op("MatMul", rows, net.op("Transpose", rows, perm=[0, 2, 1]), name="scores")
+    apart = np.arange(16)[:, None] // 8 != np.arange(16) // 8
+    if added:
+        masked = net.op("Add", scores, net.const(np.where(apart, -np.inf, 0.0)), name="masked")
+    else:
+        masked = net.op("Where", net.const(apart, dtype=np.bool_), net.const(-np.inf), scores, name="masked")
+    mixed = net.op("MatMul", net.op("Softmax", net.op("Mul", masked, net.const(0.5)), axis=-1), rows)
+    back = net.op("Reshape", mixed, net.const([0, 16, 8, 8], dtype=np.int64))
+    last = net.op(
+        "Conv", net.op("Transpose", back, perm=[0, 2, 1, 3]), net.random(3, 8, 3, 3, name="last"), pads=[1] * 4
+    )
+    net.output(net.op("Add", "image", last, name="restored"))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    feeds = [{"image": np.random.default_rng(0).random((1, 3, 16, 8), np.float32)}]
+    for config in (Fp16Config(), Fp16Config(rescale=False)):
+        report = convert_fp16(tmp_path / "net.onnx", tmp_path / "out.onnx", feeds, config)
+        assert report.reasons["is infinite where a mask says so"] >= 2
+        assert report.agreement_db is not None
+        assert report.agreement_db > 60
+    broken = onnx.load(tmp_path / "net.onnx")
+    first = next(tensor for tensor in broken.graph.initializer if tensor.name == "first")
+    first.CopyFrom(numpy_helper.from_array(np.full((8, 3, 3, 3), 3e38, np.float32), "first"))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(CalibrationError, match="is not finite in the float32 model"):
+        convert_fp16(tmp_path / "broken.onnx", tmp_path / "out.onnx", feeds)
