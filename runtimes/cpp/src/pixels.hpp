@@ -31,7 +31,8 @@ struct MapPlane {
 };
 
 // The maps of `spec` in its order: those that are given by name, else the picture's own alpha for kOwnAlpha where it has
-// one, else their defaults; of a coloured one the mean of its colours. Throws Failure(CLUSIR_INVALID_ARGUMENT) for other names, sizes, and numbers outside 0..1.
+// one, else their defaults; of a coloured one the mean of its colours. Throws Failure(CLUSIR_INVALID_ARGUMENT) for other
+// names, sizes, and numbers outside 0..1.
 std::vector<MapPlane> read_maps(const clusir_map* given, std::size_t count, const ModelSpec& spec,
                                 const clusir_image& in);
 

@@ -285,8 +285,8 @@ def test_an_adopted_graph_of_rgba(tmp_path: Path, nhwc: bool, kind: str, out: in
         helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["floats"], ["image"], perm=[0, 3, 1, 2] if nhwc else [0, 1, 2, 3]),
         helper.make_node("Conv", ["image", "kernel", "bias"], ["change"], pads=[2, 2, 2, 2]),
-        helper.make_node("Slice", ["image", "from", "to", "axis"], ["like"]),
-        helper.make_node("Add", ["like", "change"], ["made"]),
+        helper.make_node("Slice", ["image", "from", "to", "axis"], ["alpha"]),  # a name of their own
+        helper.make_node("Add", ["alpha", "change"], ["made"]),
         helper.make_node("Clip", ["made", "low", "high"], ["within"]),
         helper.make_node("Round", ["within"], ["whole"]),
         helper.make_node("Cast", ["whole" if kind == "uint8" else "made"], ["turned"], to=element),

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from clusir.errors import ValidationError
@@ -42,9 +42,18 @@ class Quotient(Chooses):
         return sums[0] / sums[1] > 1
 
 
+def saved(path: Path, nodes: list[NodeProto], constants: list[TensorProto]) -> Path:
+    """A graph from ``image`` to ``restored``, of any size and number of pictures."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3, "h", "w"]) for n in ("image", "restored")]
+    model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:], constants),
+                              opset_imports=[helper.make_opsetid("", 18)], ir_version=9)  # fmt: skip
+    helper.set_model_props(model, ModelSpec(size=SizeRequirements(1, 1)).to_metadata())
+    onnx.save(model, str(path))
+    return path
+
+
 def file(path: Path, limit: float) -> Path:
     """``Chooses`` as a graph."""
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3, "h", "w"]) for n in ("image", "restored")]
     numbers = {"half": 0.5, "quarter": 0.25, "limit": limit}
     constants = [numpy_helper.from_array(np.float32(value), name) for name, value in numbers.items()]
     constants += [numpy_helper.from_array(np.array(n), name) for n, name in (([1, 2, 3], "axes"), ([2, 3], "sides"))]
@@ -60,11 +69,7 @@ def file(path: Path, limit: float) -> Path:
         helper.make_node("Mul", ["image", "half"], ["dark"]),
         helper.make_node("Add", ["dark", "added"], ["restored"]),
     ]
-    model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:], constants),
-                              opset_imports=[helper.make_opsetid("", 18)], ir_version=9)  # fmt: skip
-    helper.set_model_props(model, ModelSpec(size=SizeRequirements(1, 1)).to_metadata())
-    onnx.save(model, str(path))
-    return path
+    return saved(path, nodes, constants)
 
 
 def test_the_picture_that_rounding_decides_is_left_out(tmp_path: Path) -> None:
@@ -108,7 +113,6 @@ class Painted(nn.Module):
 
 def painted(path: Path, zero: float, wrong: tuple[float, float] = (2.0, 0.0)) -> Path:
     """``Painted`` as a graph; ``wrong``: a pixel's value, and what is added to what it becomes."""
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3, "h", "w"]) for n in ("image", "restored")]
     numbers = {"zero": zero, "one": 1.0, "round": math.tau, "quarter": 0.25, "half": 0.5, "none": 0.0,
                "value": wrong[0], "more": wrong[1]}  # fmt: skip
     steps = [("Sub", "image zero", "turn"), ("Floor", "turn", "whole"),
@@ -118,11 +122,7 @@ def painted(path: Path, zero: float, wrong: tuple[float, float] = (2.0, 0.0)) ->
              ("Where", "is moved plain", "restored")]  # fmt: skip
     nodes = [helper.make_node(kind, given.split(), [made]) for kind, given, made in steps]
     constants = [numpy_helper.from_array(np.float32(value), name) for name, value in numbers.items()]
-    model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:], constants),
-                              opset_imports=[helper.make_opsetid("", 18)], ir_version=9)  # fmt: skip
-    helper.set_model_props(model, ModelSpec(size=SizeRequirements(1, 1)).to_metadata())
-    onnx.save(model, str(path))
-    return path
+    return saved(path, nodes, constants)
 
 
 def hair(value: float) -> float:
