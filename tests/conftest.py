@@ -17,8 +17,6 @@ from tests import needs
 # over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["CLUSIR_CACHE"] = "off"  # compiled graphs that no other run asks for would fill the user's own cache
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What takes longest comes first: a file belongs to one process, and a long one at the end leaves the others idle. What
 # mostly waits (for a build that more tests need, packages, half a core, a cluster, commands that end) stands between
@@ -47,6 +45,13 @@ LONGEST_FIRST = (
     "tests/cli",
     "tests/runtimes/batch",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes share the tests, each has one thread for matrix products and loops. This is said before
+    they start: numpy reads it when it is imported, and OpenBLAS's threads spin while they wait for each other."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -29,7 +29,7 @@ FLOORS = (
     ("clusir.runtimes.images.metadata",),
     ("clusir.runtimes.images.tiff",),
     ("clusir.runtimes.machine.allowed", "clusir.runtimes.machine.alternating"),
-    ("clusir.runtimes.machine.fingerprint",),
+    ("clusir.runtimes.machine.fingerprint", "clusir.runtimes.machine.threads"),
     ("clusir.runtimes.runners", "clusir.runtimes.images"),
     ("clusir.quality",),
     ("clusir.training",),

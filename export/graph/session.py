@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from clusir.errors import ExportError, first_line
+from clusir.runtimes.machine.threads import set_threads
 from clusir.runtimes.runners.numbers import number_feeds
 from clusir.spec import ModelSpec
 
@@ -23,7 +24,7 @@ Feeds = Mapping[str, Array]
 class Probe:
     """An ONNX Runtime session on the CPU that also returns the tensors named ``watch``.
 
-    ``optimise`` off keeps every node as it stands in the file. ``threads`` 0 is ONNX Runtime's choice. Raises
+    ``optimise`` off keeps every node as it stands in the file. ``threads`` 0 is one per core. Raises
     ExportError where ONNX Runtime does not accept the model.
     """
 
@@ -43,7 +44,7 @@ class Probe:
             model = watched
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, and told in one line
-        options.intra_op_num_threads = threads
+        set_threads(options, threads)
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from clusir.errors import BackendError, ClusirError, ModelFormatError, first_line
 from clusir.names import INSTALL_GPU, install_line
-from clusir.runtimes.machine.allowed import cores, thread_limit
+from clusir.runtimes.machine.threads import set_threads
 from clusir.runtimes.runners.base import Array
 from clusir.runtimes.runners.cuda import cuda_options, refuse_cpu_operators, start_cuda
 from clusir.runtimes.runners.feeds import check_feeds
@@ -26,7 +26,6 @@ from clusir.spec import ModelSpec
 
 __all__ = ["OrtRunner"]
 
-_SLEEPING_THREADS = 2  # so many sleep while they wait; more were not measured
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -114,20 +113,15 @@ class OrtRunner:
     ) -> tuple[Any, dict[str, int] | None]:
         """A session, and its nodes by where they run where the session does not tell (it was kept optimised);
         ``lengths`` of axes by their names in the file, which fixes them."""
-        threads = threads or thread_limit()
         options = ort.SessionOptions()
+        set_threads(options, threads)
         for name, length in (lengths or {}).items():
             options.add_free_dimension_override_by_name(name, length)
         options.log_severity_level = 4  # what fails is raised, and told in one line
-        options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         # The arena keeps the largest block of every shape it has seen: good for one static tile, a leak otherwise.
         options.enable_cpu_mem_arena = static
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # Decode and encode share the cores with inference, and so may other programs: two threads that wait spinning
-        # are no faster on an idle machine, and on a busy one they take half as much processor time again.
-        spins = (threads or cores()) > _SLEEPING_THREADS
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
         providers: list[Any] = [_CPU]
         if device == "cuda":
             providers.insert(0, (_CUDA, cuda_options(static, allow_tf32)))

@@ -184,8 +184,8 @@ def test_onnx_runtime_keeps_an_arena_for_one_size_only(tmp_path: Path, static: b
 def test_few_threads_of_onnx_runtime_sleep_while_they_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, machine: int, spins: str
 ) -> None:
-    monkeypatch.setattr("clusir.runtimes.runners.ort.cores", lambda: machine)
-    monkeypatch.setattr("clusir.runtimes.runners.ort.thread_limit", lambda: None)
+    monkeypatch.setattr("clusir.runtimes.machine.threads.cores", lambda: machine)
+    monkeypatch.setattr("clusir.runtimes.machine.threads.thread_limit", lambda: None)
     runner = open_runner(models.save_identity(tmp_path / "m.onnx", model_spec=models.spec()), "ort", "cpu", threads)
     options = runner._session.get_session_options()  # type: ignore[attr-defined]
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
