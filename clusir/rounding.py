@@ -150,7 +150,14 @@ def clip_least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> t
 
 def clip_channels(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The same for many histograms C x bins over -1..1 at once: their low and their high ends [C]."""
-    errors = (_symmetric_errors() @ counts.T).reshape(len(_FRACTIONS), len(_FRACTIONS), -1)  # low, high, channel
+    # What lies beyond one end does not depend on the other: the errors of all pairs follow from a row for each end.
+    ends = _beyond_an_end()
+    given = counts.astype(np.float64)
+    sums = np.stack([ends @ given.T, ends @ given[:, ::-1].T]).reshape(2, 2, len(_FRACTIONS), -1)
+    clipped, outside = sums.swapaxes(0, 1)
+    inside = given.sum(axis=1) - outside[0][:, None] - outside[1]  # low, high, channel
+    step = np.add.outer(_FRACTIONS, _FRACTIONS) / _LEVELS
+    errors = (step**2 / 12)[:, :, None] * inside + (clipped[0][:, None] + clipped[1])
     channels = np.arange(counts.shape[0])
     low = high = np.zeros(len(channels), np.int64)
     for _ in range(2):
@@ -167,10 +174,14 @@ def _errors(low: Any, high: Any, centres: NDArray[np.float64]) -> NDArray[np.flo
 
 
 @cache
-def _symmetric_errors() -> NDArray[np.float64]:
-    """[pairs of ends, bins] for histograms over -1..1."""
+def _beyond_an_end() -> NDArray[np.float64]:
+    """[2 x ends, bins of -1..1]: for each low end the squared error of what it clips, then for each whether it does.
+
+    The same for the high ends, with the bins in reverse.
+    """
     centres = np.linspace(-1, 1, HISTOGRAM_BINS, endpoint=False, dtype=np.float64) + 1 / HISTOGRAM_BINS
-    return np.concatenate([_errors(-low, _FRACTIONS[:, None], centres) for low in _FRACTIONS])
+    beyond = np.maximum(-_FRACTIONS[:, None] - centres, 0.0)
+    return np.concatenate([_CLIPPED * beyond**2, beyond > 0])
 
 
 CLIPPING: dict[str, Callable[[NDArray[np.int64], NDArray[np.float64]], tuple[float, float]] | None] = {

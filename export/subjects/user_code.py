@@ -12,10 +12,11 @@ import sysconfig
 import traceback
 from pathlib import Path
 from types import FunctionType, ModuleType, TracebackType
+from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["calling_user_line", "count_in", "innermost_user_line", "is_users", "line_of_node"]
+__all__ = ["calling_user_line", "code_of", "count_in", "innermost_user_line", "is_users", "line_of_node"]
 
 _LIBRARIES = tuple(Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "purelib", "platlib"))
 # An environment may see libraries of another one (--system-site-packages, a .pth file). Taken for the user's, torch
@@ -45,6 +46,23 @@ def is_users(filename: str) -> bool:
 def _is_elsewhere(absolute: str) -> bool:
     path = Path(absolute).resolve()
     return _FOLDERS.isdisjoint(path.parts) and not any(path.is_relative_to(folder) for folder in (*_LIBRARIES, *_OWN))
+
+
+def code_of(space: dict[str, Any]) -> str | None:
+    """The source of a module, given by its names; None where it was not loaded from a file that can be read."""
+    try:
+        file = str(space["__file__"])
+        status = os.stat(file)
+        return _read(file, status.st_mtime_ns, status.st_size)
+    except (KeyError, OSError, ValueError):
+        return None
+
+
+@functools.lru_cache(
+    maxsize=1024
+)  # a network is traced several times, and each time all that is loaded is looked through
+def _read(file: str, changed_ns: int, size: int) -> str:
+    return Path(file).read_text(encoding="utf-8")
 
 
 def count_in(model: nn.Module) -> None:

@@ -15,11 +15,13 @@ from graphs_under_test import shallow
 
 from clusir.calibration.sources import SyntheticSource, open_source
 from clusir.export.pipeline import ExportConfig, GraphRecord, write_graphs
+from clusir.export.subjects.sizes import largest_length
 from clusir.network.checkpoint import random_model
 from clusir.network.model import CONFIGS, ClusIR
 from clusir.runtimes import open_runner
 
 Export = tuple[ClusIR, dict[str, GraphRecord]]
+Takes = Callable[[int, int], bool]
 
 
 def write(folder: Path, model: ClusIR, config: ExportConfig) -> dict[str, GraphRecord]:
@@ -73,11 +75,19 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How far a pixel looks and what tiles cost are measured on small pictures, for tests that ask for neither: each
-    export would run a dozen pictures of 320 px and a photo of two tiles of 256 px or more. They fit into memory,
-    however much others hold of it."""
+    """How far a pixel looks, what tiles cost and whether sizes end are measured on small pictures, for tests that ask
+    for none of these: each export would run a dozen pictures of 320 px, a photo of two tiles of 256 px or more, and
+    strips of 8,192 pixels. They fit into memory, however much others hold of it."""
     monkeypatch.setattr("clusir.export.validate.memory.Memory.spare", lambda _: 1 << 40)
     monkeypatch.setattr("clusir.export.tiled._REACH_PX", 96)
+
+    def on_small(
+        takes: Callable[[int, int], bool], multiple: int, minimum: int, longest: int, square: int
+    ) -> int | None:
+        small = max(minimum, 128 // multiple * multiple)
+        return largest_length(takes, multiple, minimum, min(longest, small), min(square, small))
+
+    monkeypatch.setattr("clusir.export.trace.sizes.largest_length", on_small)
     monkeypatch.setattr("clusir.export.subjects.tiles._TILE_PX", 64)
     for owner in ("subjects.tiles", "tiled"):
         monkeypatch.setattr(f"clusir.export.{owner}.WHOLE_TILES_PX", (96,))

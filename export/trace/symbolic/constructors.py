@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from clusir.export.subjects.user_code import code_of
 from clusir.export.trace.symbolic.arrays import holds_symbols
 
 __all__ = ["constructors_in"]
@@ -74,8 +74,10 @@ def _stand_ins() -> dict[int, Any]:
 
 def constructors_in(space: dict[str, Any]) -> dict[int, Any]:
     """What stands for what in a module of the user's, by identity; nothing where it calls none of them."""
-    try:
-        code = Path(str(space.get("__file__"))).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return {}
-    return _stand_ins() if _CALLED.search(code) else {}
+    code = code_of(space)
+    return _stand_ins() if code is not None and _calls_one(code) else {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _calls_one(code: str) -> bool:
+    return _CALLED.search(code) is not None

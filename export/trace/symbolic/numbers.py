@@ -15,7 +15,6 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clusir.export.subjects.user_code import is_users
+from clusir.export.subjects.user_code import code_of, is_users
 from clusir.export.trace.loops import Loops, Parts, Steps, Zipped
 from clusir.export.trace.symbolic.arrays import call_numpy, grids, holds_symbols, numpy_names, within_torch
 from clusir.export.trace.symbolic.constructors import constructors_in
@@ -248,15 +247,16 @@ def _types_that_are_only_called(space: dict[str, Any]) -> frozenset[str]:
     """Those of ``int`` and ``float`` with which the functions of a module do nothing but call, annotate, convert arrays
     (``astype(int)``), ask for instances or ask ``type(x) is int``; with ``type`` where they do nothing but call that,
     which the question needs."""
-    try:
-        return _only_called_in(Path(str(space.get("__file__"))).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
-        return frozenset()
+    code = code_of(space)
+    return frozenset() if code is None else _only_called_in(code)
 
 
 @functools.lru_cache(maxsize=1024)  # a network is traced several times, and each time with all that is loaded
 def _only_called_in(code: str) -> frozenset[str]:
-    tree = ast.parse(code)
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError):
+        return frozenset()
     otherwise = _used_otherwise(tree, identity=True)
     if not otherwise & {"int", "float", "type"}:
         return frozenset({"int", "float", "type"})
