@@ -15,10 +15,8 @@ const folders = {
   "/repository/": repository,
   "/models/": dirname(model),
 };
-const PIXEL = Buffer.from(
-  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
-  "base64",
-);
+const PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+const DOT = { name: "dot.png", mimeType: "image/png", buffer: Buffer.from(PIXEL, "base64") };
 mkdirSync(shots, { recursive: true });
 
 let passed = 0;
@@ -101,7 +99,7 @@ async function demo(page, origin) {
 
   await started(page);
   await shoot(page, "2-working.png");
-  await page.setInputFiles("#file", { name: "dot.png", mimeType: "image/png", buffer: PIXEL });
+  await page.setInputFiles("#file", DOT);
   await page.waitForSelector("#save:not([hidden])", { timeout: 60000 });
   check((await page.textContent("#status")).startsWith("1 x 1 in"), "another photo takes the place of a running one");
   await page.setInputFiles("#file", text);
@@ -179,7 +177,7 @@ async function numbers(page, origin) {
     context.drawImage(document.querySelector("#after"), 0, 0);
     return [...context.getImageData(0, 0, 1, 1).data].join();
   });
-  await page.setInputFiles("#file", photo);
+  await page.setInputFiles("#file", DOT);
   await page.waitForSelector("#save:not([hidden])", { timeout: 60000 });
   const plain = await pixel();
   check((await page.inputValue("[name=sigma]")) === "15", "a number's field has its default");

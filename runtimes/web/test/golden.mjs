@@ -22,12 +22,14 @@ export async function runGolden(folder, read, open) {
   const at = (name) => new URL(name, folder);
   const manifest = JSON.parse(new TextDecoder().decode(await read(at("manifest.json"))));
   const report = [];
+  const models = new Map(); // each is opened once, and restores pictures of many sizes and types
+  const opened = async (name) => models.get(name) ?? models.set(name, await open(at(name))).get(name);
   for (const entry of manifest.cases) {
     const { name, width, height, channels, tolerance, fix, strength, statistics, evidence = [] } = entry;
     const [Samples, top] = TYPES[entry.type];
     const data = new Samples((await read(at(entry.input))).slice().buffer);
     const expected = new Float32Array((await read(at(entry.restored))).slice().buffer);
-    const model = await open(at(entry.model));
+    const model = await opened(entry.model);
     const failures = [];
     const expect = (holds, what) => holds || failures.push(what);
 
@@ -55,48 +57,45 @@ export async function runGolden(folder, read, open) {
       const alpha = (values) => values.filter((_, i) => i % channels === shown);
       expect(largest(alpha(same.data), alpha(data)) === 0, "alpha changed");
     }
-    model.close?.();
     report.push({ name, difference, failures });
   }
   for (const { name, model, width, height, type, input, restored, scale, tolerance, maps = {}, numbers } of manifest.enlarged) {
     const [Samples, top] = TYPES[type];
     const data = new Samples((await read(at(input))).slice().buffer);
     const expected = new Float32Array((await read(at(restored))).slice().buffer);
-    const opened = await open(at(model));
+    const enlarges = await opened(model);
     for (const [map, given] of Object.entries(maps)) {
       if (typeof given === "number") continue;
       maps[map] = { data: new TYPES[given.type][0]((await read(at(given.input))).slice().buffer), width, height };
     }
     const floats = Float32Array.from(data, (value) => value / top);
-    const result = await opened.restore({ data: floats, width, height }, { maps, numbers });
+    const result = await enlarges.restore({ data: floats, width, height }, { maps, numbers });
     const failures = [];
     if (result.width !== scale * width || result.height !== scale * height)
       failures.push(`${result.width}x${result.height}`);
     const difference = largest(result.data, expected);
     if (!(difference <= tolerance)) failures.push(`restored differs by ${difference}`);
-    const whole = await opened.restore({ data, width, height }, { maps, numbers });
+    const whole = await enlarges.restore({ data, width, height }, { maps, numbers });
     const levels = largest(
       whole.data,
       expected.map((value) => Math.round(value * top)),
     );
     if (!(levels <= 1)) failures.push(`integers differ by ${levels} levels`);
-    for (const wrong of [{ none: 1 }, ...(opened.spec.numbers.length ? [{ sigma: 76 }] : [])]) {
-      const answer = opened.restore({ data, width, height }, { numbers: wrong });
+    for (const wrong of [{ none: 1 }, ...(enlarges.spec.numbers.length ? [{ sigma: 76 }] : [])]) {
+      const answer = enlarges.restore({ data, width, height }, { numbers: wrong });
       const told = await answer.then(() => "no error", ({ message }) => message);
       if (!told.includes(`'${Object.keys(wrong)[0]}'`)) failures.push(`a number that it does not take: ${told}`);
     }
-    opened.close?.();
     report.push({ name, difference, failures });
   }
   for (const { name, model, width, height, says, fix, strength } of manifest.refused) {
-    const opened = await open(at(model));
-    const answer = opened.restore({ data: new Uint8Array(width * height * 3), width, height }, { fix, strength });
+    const answer = (await opened(model)).restore({ data: new Uint8Array(width * height * 3), width, height }, { fix, strength });
     const message = await answer.then(
       () => "no error",
       (error) => error.message,
     );
-    opened.close?.();
     report.push({ name, difference: 0, failures: message.includes(says) ? [] : [message] });
   }
+  for (const model of models.values()) model.close?.();
   return report;
 }
