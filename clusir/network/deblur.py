@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -61,9 +62,15 @@ def sharpening(kernel: NDArray[np.float32], *, windowed: bool = True) -> NDArray
 
 def wiener_bank() -> Tensor:
     """FILTERS x 31 x 31: :func:`sharpening` against lines of blur, Gaussians and disks."""
+    return torch.from_numpy(_bank().copy())
+
+
+@cache
+def _bank() -> NDArray[np.float32]:
+    """The bank is half of what it takes to make the smallest network, and the same for each."""
     lines = [line_kernel(length, 180.0 * k / _DIRECTIONS) for length in _LENGTHS_PX for k in range(_DIRECTIONS)]
     kernels = [*lines, *(gaussian_kernel(s) for s in _SIGMAS_PX), *(disk_kernel(r) for r in _RADII_PX)]
-    return torch.from_numpy(np.stack([sharpening(kernel) for kernel in kernels])).float()
+    return np.stack([sharpening(kernel) for kernel in kernels]).astype(np.float32)
 
 
 class SteeredDeblur(nn.Module):

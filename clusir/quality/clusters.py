@@ -190,34 +190,42 @@ def centre_crops(photos: Iterable[NDArray[np.uint8]], px: int, limit: int) -> li
 
 
 def cluster_report(
-    router: Router, pictures: Iterable[Array], *, kinds: Sequence[str] = KINDS, draws: int = 1, seed: int = 0
+    router: Router,
+    pictures: Iterable[Array],
+    *,
+    kinds: Sequence[str] = KINDS,
+    draws: int = 1,
+    seed: int = 0,
+    batch: int = 1,
 ) -> ClusterReport:
     """Degrade every picture with each of ``kinds`` at ``draws`` random severities, one kind at a time, and route it.
 
-    ``pictures``: HxWx3 float32 in 0..1, of a size the router takes. Raises UsageError where there is no picture.
+    ``pictures``: HxWx3 float32 in 0..1, of a size the router takes; ``batch``: how many degraded ones of each it takes
+    at a time. Raises UsageError where there is no picture.
     """
     kinds = tuple(kinds)
     clusters: list[Table] = []
     experts: list[Table] = []
     severities: list[Table] = []
-    count = 0
     for index, picture in enumerate(pictures):
-        for row, kind in enumerate(kinds):
-            for draw in range(draws):
-                recipe = draw_recipe(np.random.default_rng([seed, index, zlib.crc32(kind.encode()), draw]), (kind,), 1)
-                degraded = recipe.apply(picture)
-                posteriors, gates = router(np.ascontiguousarray(degraded.transpose(2, 0, 1)[None]))
-                if not clusters:
-                    clusters = [np.zeros((len(kinds), p.shape[1])) for p in posteriors]
-                    severities = [np.zeros((len(kinds), p.shape[1])) for p in posteriors]
-                    experts = [np.zeros((len(kinds), g.shape[1])) for g in gates]
-                for level, (posterior, gate) in enumerate(zip(posteriors, gates, strict=True)):
-                    best = int(posterior[0].argmax())
+        recipes = [
+            (row, draw_recipe(np.random.default_rng([seed, index, zlib.crc32(kind.encode()), draw]), (kind,), 1))
+            for row, kind in enumerate(kinds)
+            for draw in range(draws)
+        ]
+        for some in (recipes[at : at + batch] for at in range(0, len(recipes), batch)):
+            degraded = np.stack([recipe.apply(picture).transpose(2, 0, 1) for _, recipe in some])
+            posteriors, gates = router(degraded)
+            if not clusters:
+                clusters = [np.zeros((len(kinds), p.shape[1])) for p in posteriors]
+                severities = [np.zeros((len(kinds), p.shape[1])) for p in posteriors]
+                experts = [np.zeros((len(kinds), g.shape[1])) for g in gates]
+            for level, (posterior, gate) in enumerate(zip(posteriors, gates, strict=True)):
+                for (row, recipe), best, used in zip(some, posterior.argmax(1), gate > 0, strict=True):
                     clusters[level][row, best] += 1
                     severities[level][row, best] += recipe.steps[0].severity
-                    experts[level][row] += gate[0] > 0
-                count += 1
-    if not count:
+                    experts[level][row] += used
+    if not clusters:
         raise UsageError("cluster report: there is no picture to route; name a folder of clean photos")
     return ClusterReport(
         kinds,

@@ -11,6 +11,8 @@ from clusir.training.data import PhotoSet
 
 __all__ = ["label_weights"]
 
+_TOGETHER = 8  # pictures that the network sees at a time
+
 
 def label_weights(path: Path, photos: PhotoSet, crop_px: int, limit: int) -> ClusterReport | None:
     """Name the clusters of the checkpoint at ``path`` and store the names in it; None where no photo is large enough.
@@ -22,7 +24,7 @@ def label_weights(path: Path, photos: PhotoSet, crop_px: int, limit: int) -> Clu
     if not crops:
         return None
     model = checkpoint.load(path)
-    report = cluster_report(model_router(model), crops, draws=2)
+    report = cluster_report(model_router(model), crops, draws=2, batch=_TOGETHER)
     metadata = {k: v for k, v in checkpoint.read_metadata(path).items() if k != "config"}
     checkpoint.save(model, path, {**metadata, "cluster_labels": json.dumps(report.labels())})
     report.write(path.parent)

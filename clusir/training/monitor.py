@@ -15,12 +15,13 @@ from torch import Tensor
 from clusir.degrade.recipe import CAMERA_PRESETS, FAMILIES, FAMILY_NAMES, PRESETS, Recipe, Step, draw_step
 from clusir.network.model import ClusIR
 from clusir.quality.metrics import psnr
-from clusir.training.data import PhotoSet
+from clusir.training.data import PhotoSet, to_nchw
 
 __all__ = ["LOG_NAME", "RouterMonitor", "TrainLog", "validate"]
 
 
 LOG_NAME = "log.csv"
+_TOGETHER = 8  # pictures that the network sees at a time in validation
 
 
 class TrainLog:
@@ -132,22 +133,24 @@ def validate(model: ClusIR, photos: PhotoSet, crop_px: int, limit: int, seed: in
     after: dict[str, list[float]] = defaultdict(list)
     before: dict[str, list[float]] = defaultdict(list)
     shift: dict[str, float] = defaultdict(float)
+    drawn = [((name, may), make) for name, (make, may) in _rows(model).items()]
     for index in chosen:
         photo = photos.photos[index]
         height, width = (min(crop_px, side // multiple * multiple) for side in photo.shape[:2])
         y, x = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
         clean = photo[y : y + height, x : x + width].astype(np.float32) / np.float32(255.0)
-        for k, (name, (make, may)) in enumerate(_rows(model).items()):
-            recipe = make(np.random.default_rng([seed, int(index), k]))
-            degraded = recipe.apply(clean)
-            aim = recipe.apply(clean, [family for family in FAMILY_NAMES if family not in may])
-            batch = torch.from_numpy(np.ascontiguousarray(degraded.transpose(2, 0, 1))[None]).to(device)
-            permissions = torch.tensor([[float(family in may) for family in FAMILY_NAMES]], device=device)
-            out = model(batch, permissions=permissions).restored[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
-            after[name].append(min(psnr(np.rint(out * 255) / 255, aim), 60.0))
-            before[name].append(min(psnr(degraded, aim), 60.0))
-            if name not in PRESETS:
-                shift[name] = max(shift[name], float(np.abs((out - aim).mean(axis=(0, 1))).max()) * 255)
+        rows = [(*row, make(np.random.default_rng([seed, int(index), k]))) for k, (row, make) in enumerate(drawn)]
+        for some in (rows[at : at + _TOGETHER] for at in range(0, len(rows), _TOGETHER)):
+            degraded = [recipe.apply(clean) for _, _, recipe in some]
+            asked = torch.tensor([[float(family in may) for family in FAMILY_NAMES] for _, may, _ in some])
+            out_of = model(to_nchw(degraded).to(device), permissions=asked.to(device)).restored
+            outs = out_of.permute(0, 2, 3, 1).clamp(0, 1).cpu().numpy()
+            for (name, may, recipe), given, out in zip(some, degraded, outs, strict=True):
+                aim = recipe.apply(clean, [family for family in FAMILY_NAMES if family not in may])
+                after[name].append(min(psnr(np.rint(out * 255) / 255, aim), 60.0))
+                before[name].append(min(psnr(given, aim), 60.0))
+                if name not in PRESETS:
+                    shift[name] = max(shift[name], float(np.abs((out - aim).mean(axis=(0, 1))).max()) * 255)
     figures = {f"psnr/{name}": float(np.mean(values)) for name, values in after.items()}
     gains = {f"gain/{name}": float(np.mean(after[name]) - np.mean(before[name])) for name in after if name != "clean"}
     mean = float(np.mean([gains[f"gain/{name}"] for name in PRESETS if name != "clean"]))

@@ -85,13 +85,13 @@ def test_the_result_is_a_checkpoint_with_its_training_in_it(folder: Path, tmp_pa
 def test_training_gets_below_the_error_of_the_degradation_itself(folder: Path, tmp_path: Path) -> None:
     weights = {"noise": 1.0, "jpeg": 0.01}
     config = replace(
-        SMALL, steps=50, stages=(Stage(0.0, 8, 32, 1),), weights=weights, warmup_steps=5, learning_rate=3e-3,
+        SMALL, steps=30, stages=(Stage(0.0, 8, 32, 1),), weights=weights, warmup_steps=5, learning_rate=3e-3,
         calibrate_at=(0,), validation_crop_px=32, bend_until=0.0,
     )  # fmt: skip
     values: list[float] = []
     train(config, folder, tmp_path / "run", observe=lambda p: values.append(p.losses["loss/error"]))
     photos = PhotoSet(folder, "train")
-    batches = [draw_batch(photos, BatchPlan(8, 32, 1), (config.seed, step, 0), weights) for step in range(50)]
+    batches = [draw_batch(photos, BatchPlan(8, 32, 1), (config.seed, step, 0), weights) for step in range(30)]
     untouched = [float(log_error(b.degraded, b.clean)) for b in batches]
     assert values[0] == pytest.approx(untouched[0], rel=1e-4)  # an untrained network returns its input
     assert sum(values[-15:]) < sum(untouched[-15:]) - 15 * 0.1  # 0.9 dB
@@ -285,7 +285,7 @@ def test_a_network_with_permissions_trains_and_its_obedience_is_validated(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for judge in ("evidence", "exposure", "trust", "pilot"):  # how well they fit, their own tests say
-        monkeypatch.setattr(f"clusir.training.judge.{judge}._STEPS", 30)
+        monkeypatch.setattr(f"clusir.training.judge.{judge}._STEPS", 10)
         calibrate = getattr(evidence, f"calibrate_{judge}")
         monkeypatch.setattr(evidence, f"calibrate_{judge}", partial(calibrate, crop_px=64))
     seen = []
