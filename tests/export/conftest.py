@@ -50,13 +50,6 @@ def static_export(few_levels: ClusIR, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def dynamic_export(few_levels: ClusIR, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The whole and the tile graph at dynamic size."""
-    model, folder = few_levels, tmp_path_factory.mktemp("dynamic")
-    return model, write(folder, model, ExportConfig(dynamic=True, graphs=("whole", "tile")))
-
-
-@pytest.fixture(scope="session")
 def routed(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path]) -> routed_model.Routed:
     """The routed restorer of ``routed_model``, with a source of crops and a balanced draw."""
     folder = tmp_path_factory.mktemp("routed")
