@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <memory>
 
 #include "json.hpp"
 
@@ -165,11 +167,25 @@ void check_alpha(Checks& checks, const Case& c, const clusir::Model& model) {
     }
 }
 
-void check_refused(Checks& checks, const View& entry, const std::string& path, const char* backend,
-                   const char* library) {
+// Each is opened once, and restores pictures of many sizes and types.
+class Models {
+public:
+    Models(const char* backend, const char* library) : backend_(backend), library_(library) {}
+
+    const clusir::Model& at(const std::string& path) {
+        auto& model = opened_[path];
+        if (!model) model = std::make_unique<clusir::Model>(path, backend_, 2, library_);
+        return *model;
+    }
+
+private:
+    const std::string backend_, library_;
+    std::map<std::string, std::unique_ptr<clusir::Model>> opened_;
+};
+
+void check_refused(Checks& checks, const View& entry, const clusir::Model& model) {
     const auto width = entry["width"].as<std::uint32_t>(), height = entry["height"].as<std::uint32_t>();
     std::vector<std::uint8_t> in(std::size_t{width} * height * 3), out(in.size());
-    const clusir::Model model(path, backend, 2, library);
     try {
         model.restore(clusir::view(in.data(), width, height, 3), clusir::view(out.data(), width, height, 3), nullptr,
                       nullptr, {entry.text("fix"), entry.text("strength")});
@@ -182,8 +198,7 @@ void check_refused(Checks& checks, const View& entry, const std::string& path, c
 }
 
 // A model that enlarges: all channels, alpha among them, in floats and in the picture's own type.
-void check_enlarged(Checks& checks, const View& entry, const std::string& folder, const char* backend,
-                    const char* library) {
+void check_enlarged(Checks& checks, const View& entry, const std::string& folder, const clusir::Model& model) {
     const std::string& name = entry["name"].text();
     const auto width = entry["width"].as<std::uint32_t>(), height = entry["height"].as<std::uint32_t>(),
                channels = entry["channels"].as<std::uint32_t>(), scale = entry["scale"].as<std::uint32_t>();
@@ -192,7 +207,6 @@ void check_enlarged(Checks& checks, const View& entry, const std::string& folder
     const auto bytes = read_file(folder + "/" + entry["restored"].text());
     std::vector<float> expected(bytes.size() / sizeof(float)), floats(expected.size());
     std::memcpy(expected.data(), bytes.data(), bytes.size());
-    const clusir::Model model(folder + "/" + entry["model"].text(), backend, 2, library);
     checks.that(model.spec().scale == scale, name + ": scale");
     const clusir_image in{input.data(), width, height, channels, type, 0};
     static const clusir::detail::Json kNone;
@@ -261,6 +275,7 @@ int main(int argc, char** argv) {
     if (argc < 3) return std::printf("usage: clusir-golden FOLDER BACKEND [ORT_LIBRARY [PRECISION TOLERANCE]]\n"), 2;
     const std::string folder = argv[1], precision = argc > 5 ? argv[4] : "";
     Checks checks;
+    Models models(argv[2], argc > 3 ? argv[3] : "");
     try {
         const clusir::detail::Json read = clusir::detail::read_json(folder + "/manifest.json");
         const View manifest{&read};
@@ -272,7 +287,7 @@ int main(int argc, char** argv) {
                 const auto tile = path.substr(0, path.rfind(".onnx")) + ".tile.onnx";
                 if (!std::filesystem::exists(tile)) continue;
             }
-            const clusir::Model model(path, argv[2], 2, argc > 3 ? argv[3] : "");
+            const clusir::Model& model = models.at(path);
             const double tolerance = precision.empty() ? c.tolerance : std::atof(argv[5]);
             check_float(checks, c, model, tolerance);
             if (c.type != CLUSIR_F32) check_integers(checks, c, model, tolerance);
@@ -280,10 +295,9 @@ int main(int argc, char** argv) {
         }
         if (precision.empty()) {
             for (const View entry : manifest["enlarged"])
-                check_enlarged(checks, entry, folder, argv[2], argc > 3 ? argv[3] : "");
+                check_enlarged(checks, entry, folder, models.at(folder + "/" + entry["model"].text()));
             for (const View entry : manifest["refused"])
-                check_refused(checks, entry, folder + "/" + entry["model"].text(), argv[2],
-                              argc > 3 ? argv[3] : "");
+                check_refused(checks, entry, models.at(folder + "/" + entry["model"].text()));
         }
     } catch (const std::exception& error) {
         checks.that(false, error.what());
