@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs what the tests of the C++ library and of the two web pages need, from Debian and npm, where this machine allows
-# it: cmake, g++, libpng's headers, libtiff's tools, node, npm, Chromium, and the npm packages of runtimes/web. What is installed is
+# it: cmake, g++, two header packages, libtiff's tools, node, npm, Chromium, and the npm packages of runtimes/web. What is installed is
 # said, and so is what cannot be had; the tests that need it are then skipped with a reason of tests/needs.py.
 #   install.sh [--full]      --full: also a JDK, the cross compilers for Arm and Windows, an emulator and Wine
 set -u
 cd "$(dirname "$0")/.."
 missing=()
 need() { [ -e "$1" ] || missing+=("$2"); }
+need /usr/include/nlohmann/json.hpp nlohmann-json3-dev
 need /usr/include/png.h libpng-dev
 need "$(command -v cmake || echo none)" cmake
 need "$(command -v g++ || echo none)" g++

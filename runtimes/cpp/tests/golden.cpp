@@ -12,11 +12,13 @@
 #include <map>
 #include <memory>
 
-#include "json.hpp"
+#include <nlohmann/json.hpp>
+
+#include "support.hpp"
 
 namespace {
 
-using clusir::detail::View;
+using nlohmann::json;
 
 struct Case {
     std::string name;
@@ -32,25 +34,20 @@ struct Case {
     std::size_t row() const { return std::size_t{width} * channels * static_cast<std::size_t>(type); }
 };
 
-clusir_type type_of(const View& entry) {
-    const std::string& type = entry["type"].text();
-    return type == "u8" ? CLUSIR_U8 : type == "u16" ? CLUSIR_U16 : CLUSIR_F32;
-}
-
-Case load(const std::string& folder, const View& from) {
+Case load(const std::string& folder, const json& from) {
     Case c{};
-    c.name = from["name"].text();
-    c.width = from["width"].as<std::uint32_t>();
-    c.height = from["height"].as<std::uint32_t>();
-    c.channels = from["channels"].as<std::uint32_t>();
-    c.type = type_of(from);
-    c.tolerance = from["tolerance"].number();
-    c.posterior = from["posterior"].list<float>();
-    c.gate = from["gate"].list<float>();
-    c.evidence = from.list<float>("evidence");
-    c.steer = {from.text("fix"), from.text("strength"), from.text("statistics") == "exact"};
-    c.input = read_file(folder + "/" + from["input"].text());
-    const auto bytes = read_file(folder + "/" + from["restored"].text());
+    c.name = from["name"];
+    c.width = from["width"];
+    c.height = from["height"];
+    c.channels = from["channels"];
+    c.type = from["type"] == "u8" ? CLUSIR_U8 : from["type"] == "u16" ? CLUSIR_U16 : CLUSIR_F32;
+    c.tolerance = from["tolerance"];
+    c.posterior = from["posterior"].get<std::vector<float>>();
+    c.gate = from["gate"].get<std::vector<float>>();
+    c.evidence = from.value("evidence", std::vector<float>{});
+    c.steer = {from.value("fix", ""), from.value("strength", ""), from.value("statistics", "") == "exact"};
+    c.input = read_file(folder + "/" + from["input"].get<std::string>());
+    const auto bytes = read_file(folder + "/" + from["restored"].get<std::string>());
     c.restored.resize(bytes.size() / sizeof(float));
     std::memcpy(c.restored.data(), bytes.data(), bytes.size());
     return c;
@@ -183,58 +180,55 @@ private:
     std::map<std::string, std::unique_ptr<clusir::Model>> opened_;
 };
 
-void check_refused(Checks& checks, const View& entry, const clusir::Model& model) {
-    const auto width = entry["width"].as<std::uint32_t>(), height = entry["height"].as<std::uint32_t>();
+void check_refused(Checks& checks, const json& entry, const clusir::Model& model) {
+    const std::uint32_t width = entry["width"], height = entry["height"];
     std::vector<std::uint8_t> in(std::size_t{width} * height * 3), out(in.size());
     try {
         model.restore(clusir::view(in.data(), width, height, 3), clusir::view(out.data(), width, height, 3), nullptr,
-                      nullptr, {entry.text("fix"), entry.text("strength")});
-        checks.that(false, entry["name"].text() + ": no error");
+                      nullptr, {entry.value("fix", ""), entry.value("strength", "")});
+        checks.that(false, entry["name"].get<std::string>() + ": no error");
     } catch (const clusir::Error& error) {
-        checks.that(std::strstr(error.what(), entry["says"].text().c_str()) != nullptr &&
-                        error.status() == (entry.has("strength") ? CLUSIR_INVALID_ARGUMENT : CLUSIR_FAILED),
-                    entry["name"].text() + ": " + error.what());
+        checks.that(std::strstr(error.what(), entry["says"].get<std::string>().c_str()) != nullptr &&
+                        error.status() == (entry.contains("strength") ? CLUSIR_INVALID_ARGUMENT : CLUSIR_FAILED),
+                    entry["name"].get<std::string>() + ": " + error.what());
     }
 }
 
 // A model that enlarges: all channels, alpha among them, in floats and in the picture's own type.
-void check_enlarged(Checks& checks, const View& entry, const std::string& folder, const clusir::Model& model) {
-    const std::string& name = entry["name"].text();
-    const auto width = entry["width"].as<std::uint32_t>(), height = entry["height"].as<std::uint32_t>(),
-               channels = entry["channels"].as<std::uint32_t>(), scale = entry["scale"].as<std::uint32_t>();
-    const clusir_type type = type_of(entry);
-    auto input = read_file(folder + "/" + entry["input"].text());
-    const auto bytes = read_file(folder + "/" + entry["restored"].text());
+void check_enlarged(Checks& checks, const json& entry, const std::string& folder, const clusir::Model& model) {
+    const std::string name = entry["name"];
+    const std::uint32_t width = entry["width"], height = entry["height"], channels = entry["channels"],
+                        scale = entry["scale"];
+    const clusir_type type = entry["type"] == "u8" ? CLUSIR_U8 : CLUSIR_U16;
+    auto input = read_file(folder + "/" + entry["input"].get<std::string>());
+    const auto bytes = read_file(folder + "/" + entry["restored"].get<std::string>());
     std::vector<float> expected(bytes.size() / sizeof(float)), floats(expected.size());
     std::memcpy(expected.data(), bytes.data(), bytes.size());
     checks.that(model.spec().scale == scale, name + ": scale");
     const clusir_image in{input.data(), width, height, channels, type, 0};
-    static const clusir::detail::Json kNone;
-    const View given = entry.has("maps") ? entry["maps"] : View{&kNone};
+    const json given = entry.value("maps", json::object());
     std::vector<std::vector<std::uint8_t>> samples;
     std::vector<clusir_image> pictures;
     std::vector<clusir_map> maps;
     samples.reserve(given.size()), pictures.reserve(given.size());
-    for (std::size_t i = 0; i < given.size(); ++i) {
-        const char* map = given.key(i).c_str();
-        const View value = given[i];
-        if (value.at->is_number()) {
-            maps.push_back({map, nullptr, value.as<float>()});
+    for (const auto& [map, value] : given.items()) {
+        if (value.is_number()) {
+            maps.push_back({map.c_str(), nullptr, value.get<float>()});
             continue;
         }
-        samples.push_back(read_file(folder + "/" + value["input"].text()));
-        const clusir_type kind = type_of(value);
+        samples.push_back(read_file(folder + "/" + value["input"].get<std::string>()));
+        const clusir_type kind = value["type"] == "u8" ? CLUSIR_U8 : value["type"] == "u16" ? CLUSIR_U16 : CLUSIR_F32;
         const std::size_t pixels = std::size_t{width} * height * static_cast<std::size_t>(kind);
         pictures.push_back({samples.back().data(), width, height,
                             static_cast<std::uint32_t>(samples.back().size() / pixels), kind, 0});
-        maps.push_back({map, &pictures.back(), 0.0F});
+        maps.push_back({map.c_str(), &pictures.back(), 0.0F});
     }
     std::vector<clusir_number> numbers;
-    const View told = entry.has("numbers") ? entry["numbers"] : View{&kNone};
-    for (std::size_t i = 0; i < told.size(); ++i) numbers.push_back({told.key(i).c_str(), told[i].number()});
+    const json told = entry.value("numbers", json::object());
+    for (const auto& [number, value] : told.items()) numbers.push_back({number.c_str(), value.get<double>()});
     const clusir::Steer steer{"", "", false, maps, numbers};
     model.restore(in, clusir::view(floats.data(), scale * width, scale * height, channels), nullptr, nullptr, steer);
-    checks.that(largest(floats.data(), expected.data(), expected.size()) <= entry["tolerance"].number(),
+    checks.that(largest(floats.data(), expected.data(), expected.size()) <= entry["tolerance"].get<double>(),
                 name + ": restored differs by more than the tolerance");
     std::vector<std::uint8_t> out(expected.size() * static_cast<std::size_t>(type));
     model.restore(in, {out.data(), scale * width, scale * height, channels, type, 0}, nullptr, nullptr, steer);
@@ -245,14 +239,13 @@ void check_enlarged(Checks& checks, const View& entry, const std::string& folder
         if (type == CLUSIR_U16) std::memcpy(&value, &out[2 * i], 2);
         worst = std::max(worst, std::fabs(value - double{expected[i]} * top));
     }
-    checks.that(worst <= 0.5 + entry["tolerance"].number() * top, name + ": integers");
+    checks.that(worst <= 0.5 + entry["tolerance"].get<double>() * top, name + ": integers");
     std::vector<clusir_number> wrong{{"none", 0.0}};
     if (clusir_metadata(model.get(), "numbers") != nullptr) wrong.push_back({"sigma", 76.0});
     for (const auto& one : wrong) {
         try {
             const clusir::Steer steered{"", "", false, {}, {one}};
-            const clusir_image into{out.data(), scale * width, scale * height, channels, type, 0};
-            model.restore(in, into, nullptr, nullptr, steered);
+            model.restore(in, {out.data(), scale * width, scale * height, channels, type, 0}, nullptr, nullptr, steered);
             checks.that(false, name + ": a number that it does not take is taken");
         } catch (const clusir::Error& error) {
             const bool told = std::string(error.what()).find(one.name) != std::string::npos;
@@ -277,11 +270,11 @@ int main(int argc, char** argv) {
     Checks checks;
     Models models(argv[2], argc > 3 ? argv[3] : "");
     try {
-        const clusir::detail::Json read = clusir::detail::read_json(folder + "/manifest.json");
-        const View manifest{&read};
-        for (const View entry : manifest["cases"]) {
+        const auto text = read_file(folder + "/manifest.json");
+        const json manifest = json::parse(text.begin(), text.end());
+        for (const auto& entry : manifest["cases"]) {
             const Case c = load(folder, entry);
-            std::string path = folder + "/" + entry["model"].text();
+            std::string path = folder + "/" + entry["model"].get<std::string>();
             if (!precision.empty()) {
                 path = path.substr(0, path.rfind(".onnx")) + "." + precision + ".onnx";
                 const auto tile = path.substr(0, path.rfind(".onnx")) + ".tile.onnx";
@@ -294,10 +287,10 @@ int main(int argc, char** argv) {
             if (precision.empty()) check_alpha(checks, c, model);
         }
         if (precision.empty()) {
-            for (const View entry : manifest["enlarged"])
-                check_enlarged(checks, entry, folder, models.at(folder + "/" + entry["model"].text()));
-            for (const View entry : manifest["refused"])
-                check_refused(checks, entry, models.at(folder + "/" + entry["model"].text()));
+            for (const auto& entry : manifest["enlarged"])
+                check_enlarged(checks, entry, folder, models.at(folder + "/" + entry["model"].get<std::string>()));
+            for (const auto& entry : manifest["refused"])
+                check_refused(checks, entry, models.at(folder + "/" + entry["model"].get<std::string>()));
         }
     } catch (const std::exception& error) {
         checks.that(false, error.what());

@@ -12,8 +12,8 @@ android {
         ndk { abiFilters += "arm64-v8a" }
         externalNativeBuild {
             cmake {
-                // headers/ of the unpacked onnxruntime-android AAR
-                arguments += "-DORT_INCLUDE_DIR=${property("ortIncludeDir")}"
+                // headers/ of the unpacked onnxruntime-android AAR, and nlohmann_json's CMake folder
+                arguments += listOf("-DORT_INCLUDE_DIR=${property("ortIncludeDir")}", "-Dnlohmann_json_DIR=${property("jsonDir")}")
             }
         }
     }
