@@ -88,7 +88,7 @@ def test_same_results_and_journal_as_without_ray(cluster: Any, photos: Path, tmp
     # A second run finds everything done; one output that is gone is made again.
     (out / "0.png").unlink()
     again: list[Outcome] = []
-    restore_on_ray(jobs, OPTIONS, again.append, RayOptions(workers=2), journal)
+    restore_on_ray(jobs, OPTIONS, again.append, RayOptions(workers=1), journal)
     journal.close()
     assert {o.job.name: o.status for o in again if o.status != "skipped"} == {
         str(photos / "0.png"): "restored",
