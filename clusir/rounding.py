@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,10 +140,18 @@ def clip_least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> t
     """
     lows, highs = float(edges[0]) * _FRACTIONS, float(edges[-1]) * _FRACTIONS
     centres: NDArray[np.float64] = (edges[:-1] + edges[1:]).astype(np.float64) / 2
+    # What lies beyond one end does not depend on the other: see ``clip_channels``.
+    below, above = np.maximum(lows[:, None] - centres, 0.0), np.maximum(centres - highs[:, None], 0.0)
+    upto = np.concatenate([[0], np.cumsum(counts)])
+    under, over = upto[np.searchsorted(centres, lows)], upto[-1] - upto[np.searchsorted(centres, highs, "right")]
+    given = counts.astype(np.float64)
+    clipped = np.add.outer((below * below) @ given, (above * above) @ given)
+    step = np.maximum(np.subtract.outer(-lows, -highs), 1e-30) / _LEVELS
+    errors = step**2 / 12 * (upto[-1] - np.add.outer(under, over)) + _CLIPPED * clipped
     low = high = 0
     for _ in range(2):
-        high = int(np.argmin(_errors(lows[low], highs[:, None], centres) @ counts))
-        low = int(np.argmin(_errors(lows[:, None], highs[high], centres) @ counts))
+        high = int(np.argmin(errors[low]))
+        low = int(np.argmin(errors[:, high]))
     return float(lows[low]), float(highs[high])
 
 
@@ -164,13 +171,6 @@ def clip_channels(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArr
         high = np.argmin(errors[low, :, channels], axis=1)
         low = np.argmin(errors[:, high, channels], axis=0)
     return -_FRACTIONS[low], _FRACTIONS[high]
-
-
-def _errors(low: Any, high: Any, centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The squared error of a value in each bin for ranges low..high (broadcast against the bins)."""
-    step = np.maximum(high - low, 1e-30) / _LEVELS
-    beyond = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
-    return np.where(beyond > 0, _CLIPPED * beyond**2, step**2 / 12)
 
 
 @cache

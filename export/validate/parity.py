@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import count, product
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _MIDDLE_SEVERITY = 0.5
+_KEPT_PIXELS = 4 * 256 * 256  # of a case whose pictures are kept: each file of an export is compared on the same
 _LARGEST_STATISTIC = 1 / 32  # rows of channel attention then sum to about 1, as after a softmax
 
 
@@ -86,15 +88,23 @@ def parity_cases(
     sizes: Sequence[tuple[int, int]], batches: Sequence[int], kinds: Iterable[str] = (*KINDS, "none")
 ) -> Iterator[ParityCase]:
     """Degraded crops of free photos: every degradation at every size (height, width in pixels) and batch."""
-    photos = built_in_photos(16).photos
     for kind, (height, width), batch in product(kinds, sizes, batches):
-        rng = np.random.default_rng([height, width, batch, *kind.encode()])
-        pictures = []
-        for _ in range(batch):
-            photo = photos[int(rng.integers(len(photos)))]
-            crop = fill(photo.crop(0, 0, max(photo.height, photo.width)), height, width)
-            pictures.append(crop if kind == "none" else degrade(crop, kind, _MIDDLE_SEVERITY, rng))
-        yield ParityCase(kind, np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
+        make = _kept_pictures if batch * height * width <= _KEPT_PIXELS else _pictures
+        yield ParityCase(kind, make(kind, height, width, batch).copy())
+
+
+def _pictures(kind: str, height: int, width: int, batch: int) -> Array:
+    photos = built_in_photos(16).photos
+    rng = np.random.default_rng([height, width, batch, *kind.encode()])
+    pictures = []
+    for _ in range(batch):
+        photo = photos[int(rng.integers(len(photos)))]
+        crop = fill(photo.crop(0, 0, max(photo.height, photo.width)), height, width)
+        pictures.append(crop if kind == "none" else degrade(crop, kind, _MIDDLE_SEVERITY, rng))
+    return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
+
+
+_kept_pictures = lru_cache(32)(_pictures)
 
 
 def fill(image: Array, height: int, width: int) -> Array:

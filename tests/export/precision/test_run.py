@@ -64,7 +64,7 @@ def test_one_call_makes_every_file_and_a_report(routed: Any, folder: Path) -> No
 
 
 def test_a_budget_out_of_reach_writes_the_best_and_exits_4(routed: Any, folder: Path) -> None:
-    config = config_for(routed, precisions=("int8",), budget=BudgetConfig(max_drop_db=0.0, min_int8_share=0.9))
+    config = config_for(routed, precisions=("int8",), backends=("ort",), budget=BudgetConfig(0.0, min_int8_share=0.9))
     with pytest.raises(BudgetError, match=r"INT8 loses .* The best is written.*--max-drop") as caught:
         make_precisions(folder, "model", config, state=folder)
     assert caught.value.exit_code == 4
@@ -83,7 +83,7 @@ def test_broken_calibration_falls_back_visibly(routed: Any, folder: Path) -> Non
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([500, -500], np.float32), "bias_0"))
     onnx.save(model, folder / "model.onnx")
     (folder / "model.tile.onnx").unlink()
-    report = make_precisions(folder, "model", config_for(routed, precisions=("int8",)))
+    report = make_precisions(folder, "model", config_for(routed, precisions=("int8",), backends=("ort",)))
     assert report.coverage is not None
     assert report.coverage.under_served == ((0, 1),)
     assert "expert 1 of level 1 got 0 calibration crops, 2 are needed: its layers stay in float" in report.notes
@@ -91,7 +91,7 @@ def test_broken_calibration_falls_back_visibly(routed: Any, folder: Path) -> Non
 
 
 def test_a_manifest_draws_the_same_set_again(routed: Any, folder: Path) -> None:
-    config = config_for(routed, precisions=("int8",))
+    config = config_for(routed, precisions=("int8",), backends=("ort",))
     first = make_precisions(folder, "model", config)
     files = {path: path.read_bytes() for path in first.files.values()}
     manifest = folder / "kept.json"
