@@ -38,7 +38,7 @@ SMALL = TrainConfig(
     deblur_batches=0,
     validate_every_s=1e9,
     validation_photos=1,
-    validation_crop_px=64,
+    validation_crop_px=32,
 )
 
 

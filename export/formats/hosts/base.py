@@ -122,6 +122,9 @@ class Host(Protocol):
     def run(self, folder: Path, image: Array) -> Array:
         """What the host's own code makes of a picture 1xCxHxW. Raises NotRunHere."""
 
+    def runs(self, folder: Path, images: list[Array]) -> list[Array]:
+        """:meth:`run` of several pictures, in one process where it takes a process. Raises NotRunHere."""
+
     def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
         """What else the folder holds, on one golden case: (what, how it agrees, why it is not there where it is not).
         Raises ValidationError for a wrong answer."""
@@ -159,6 +162,12 @@ class OnnxHost:
 
     def check(self, folder: Path) -> None:
         """Running it is the check."""
+
+    def run(self, folder: Path, image: Array) -> Array:
+        raise NotImplementedError
+
+    def runs(self, folder: Path, images: list[Array]) -> list[Array]:
+        return [self.run(folder, image) for image in images]
 
     def more(self, folder: Path, image: Array, expected: Array) -> list[tuple[str, Agreement | None, str]]:
         return []

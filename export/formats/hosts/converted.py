@@ -113,8 +113,11 @@ class Converted(OnnxHost):
         """None: there is no ONNX file in the folder."""
 
     def run(self, folder: Path, image: Array) -> Array:
+        return self.runs(folder, [image])[0]
+
+    def runs(self, folder: Path, images: list[Array]) -> list[Array]:
         try:
-            return self.answers(folder, [image])[0]
+            return self.answers(folder, images)
         except Refused as reason:
             raise ExportError(f"{self.name} refuses {folder / self.files[0]}: {reason}") from reason
 

@@ -69,8 +69,11 @@ class OpenCV(OnnxHost):
         onnx.save(self._simple(model), str(folder / "model.onnx"))
 
     def run(self, folder: Path, image: Array) -> Array:
+        return self.runs(folder, [image])[0]
+
+    def runs(self, folder: Path, images: list[Array]) -> list[Array]:
         try:
-            return self.answers(folder, [image])[0]
+            return self.answers(folder, images)
         except Refused as reason:
             raise ExportError(f"OpenCV refuses {folder / 'model.onnx'}: {reason}") from reason
 

@@ -30,7 +30,7 @@ from clusir.training.quantised import (
 SMALL = TrainConfig(
     steps=4, stages=(Stage(0.0, 4, 32, 1),), warmup_steps=2, learning_rate=1e-4, half_until=0.0, qat=True,
     arithmetic="float32", deblur_batches=0, qat_batches=1, validate_every_s=1e9, validation_photos=1,
-    validation_crop_px=64,
+    validation_crop_px=32,
 )  # fmt: skip
 
 

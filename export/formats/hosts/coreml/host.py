@@ -54,5 +54,5 @@ class CoreMl(Converted):
             agreement = compare({"restored": case.expected}, {"restored": answer}, self.bound)
             check(agreement, f"the program of the package, {case.name}")
 
-    def run(self, folder: Path, image: Array) -> Array:
+    def runs(self, folder: Path, images: list[Array]) -> list[Array]:
         raise NotRunHere("Core ML runs on Apple's systems only; the program in the package was computed in numpy")

@@ -19,17 +19,17 @@ STEP_PX = (1, 2)  # down and to the right, from one frame to the next
 BLOCKS_PX = (1, 8, 32)  # grain, patches, and what is seen as breathing
 
 
-def clip(side_px: int, seed: int = 0, grain: float = 1) -> list[Array]:
-    """Thirty frames 1x3xHxW in 8 bits of a camera that moves over a photo. The noise is drawn anew for each, and its
+def clip(side_px: int, seed: int = 0, grain: float = 1, count: int = FRAMES) -> list[Array]:
+    """``count`` frames 1x3xHxW in 8 bits of a camera that moves over a photo. The noise is drawn anew for each, and its
     sigma (of 255, times ``grain``) goes from 8 to 30 and back: what a network decides anew for each frame changes on
     the way."""
     rng = np.random.default_rng(seed)
-    room = [side_px + FRAMES * step for step in STEP_PX]
+    room = [side_px + count * step for step in STEP_PX]
     photo = natural_picture(room[0], room[1], 3, 20 + seed)
     frames = []
-    for index in range(FRAMES):
+    for index in range(count):
         y, x = (index * step for step in STEP_PX)
-        sigma = grain * (8 + 22 * np.sin(np.pi * index / (FRAMES - 1)) ** 2)
+        sigma = grain * (8 + 22 * np.sin(np.pi * index / (count - 1)) ** 2)
         frame = photo[:, :, y : y + side_px, x : x + side_px]
         noisy = (frame + rng.normal(0, sigma / 255, frame.shape)).clip(0, 1)
         frames.append((np.rint(noisy * 255) / 255).astype(np.float32))
