@@ -132,7 +132,7 @@ def test_the_prefetcher_hands_out_the_batch_of_the_step_that_was_asked_for(photo
 
 def test_worker_processes_draw_the_same_batches_and_report_errors(photos: PhotoSet) -> None:
     plan = BatchPlan(4, 64, 1)
-    with Prefetcher(photos, seed=3, workers=1) as prefetcher:
+    with Prefetcher(photos, seed=3, workers=2) as prefetcher:
         for step in (4, 5):
             prefetcher.ask(step, plan)
         prefetcher.ask(6, BatchPlan(1, -64, 0))
