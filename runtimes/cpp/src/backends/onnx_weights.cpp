@@ -32,9 +32,9 @@ struct Field {
 };
 
 // The fields of a protobuf message, one after the other.
-class Fields {
+class MessageFields {
 public:
-    explicit Fields(Bytes message) : rest_(message) {}
+    explicit MessageFields(Bytes message) : rest_(message) {}
 
     bool ended() const { return rest_.empty(); }
     // False where the bytes are no message.
@@ -210,13 +210,13 @@ bool put_tensor(Bytes tensor, Weights& weights, std::string& out, bool& moved) {
     std::string kept;
     bool outside = false;
     Field field, part;
-    for (Fields fields(tensor); !fields.ended();) {
+    for (MessageFields fields(tensor); !fields.ended();) {
         if (!fields.next(field)) return false;
         if (field.number == kLocation) {
             outside = field.value == kOutside;
         } else if (field.number == kExternalData) {
             std::string key, value;
-            for (Fields parts(field.bytes); !parts.ended();) {
+            for (MessageFields parts(field.bytes); !parts.ended();) {
                 if (!parts.next(part)) return false;
                 if (part.number == kKey) key = part.bytes;
                 if (part.number == kValue) value = part.bytes;
@@ -239,7 +239,7 @@ bool put_tensor(Bytes tensor, Weights& weights, std::string& out, bool& moved) {
 bool put_graph(Bytes graph, Weights& weights, std::string& out, bool& moved) {
     std::string content;
     Field field;
-    for (Fields fields(graph); !fields.ended();) {
+    for (MessageFields fields(graph); !fields.ended();) {
         if (!fields.next(field)) return false;
         if (field.number != kInitializer || !field.has_bytes)
             content += field.all;
@@ -257,7 +257,7 @@ std::string with_weights(const Source& source, const std::string& graph) {
     std::string out;
     bool moved = false;
     Field field;
-    for (Fields fields(graph); !fields.ended();) {
+    for (MessageFields fields(graph); !fields.ended();) {
         if (!fields.next(field)) return {};
         if (field.number != kGraph || !field.has_bytes)
             out += field.all;
