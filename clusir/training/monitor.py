@@ -143,8 +143,8 @@ def validate(model: ClusIR, photos: PhotoSet, crop_px: int, limit: int, seed: in
         for some in (rows[at : at + _TOGETHER] for at in range(0, len(rows), _TOGETHER)):
             degraded = [recipe.apply(clean) for _, _, recipe in some]
             asked = torch.tensor([[float(family in may) for family in FAMILY_NAMES] for _, may, _ in some])
-            out_of = model(to_nchw(degraded).to(device), permissions=asked.to(device)).restored
-            outs = out_of.permute(0, 2, 3, 1).clamp(0, 1).cpu().numpy()
+            restored = model(to_nchw(degraded).to(device), permissions=asked.to(device)).restored
+            outs = restored.permute(0, 2, 3, 1).clamp(0, 1).cpu().numpy()
             for (name, may, recipe), given, out in zip(some, degraded, outs, strict=True):
                 aim = recipe.apply(clean, [family for family in FAMILY_NAMES if family not in may])
                 after[name].append(min(psnr(np.rint(out * 255) / 255, aim), 60.0))
