@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,28 @@ BACKENDS = ("ort", "openvino")
 _KINDS = {"u8": "u1", "u16": "<u2", "f32": "<f4"}
 
 
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Callable[..., Restorer]]:
+    """A restorer of (model, backend, fix, strength), which all pictures of these share."""
+    with ExitStack() as stack:
+
+        @cache
+        def open_once(model: Path, backend: str, fix: str | None, strength: str) -> Restorer:
+            made = Restorer(model, backend=backend, device="cpu", fix=fix, strength=strength)
+            return stack.enter_context(made)
+
+        yield open_once
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_python_gives_the_golden_pictures(case: GoldenCase, backend: str) -> None:
-    options = {"fix": case.fix, "strength": case.strength}
-    with Restorer(case.model, backend=backend, device="cpu", **options) as restorer:
-        restored, work = restorer.restore_and_tell(case.image)
-        stored = {
-            dtype: np.concatenate(list(restorer.stream(ArraySource(case.pixels), dtype=np.dtype(dtype))))
-            for dtype in ("u1", "u2", "f4")
-        }
+def test_python_gives_the_golden_pictures(case: GoldenCase, backend: str, opened: Callable[..., Restorer]) -> None:
+    restorer = opened(case.model, backend, case.fix, case.strength)
+    restored, work = restorer.restore_and_tell(case.image)
+    stored = {
+        dtype: np.concatenate(list(restorer.stream(ArraySource(case.pixels), dtype=np.dtype(dtype))))
+        for dtype in ("u1", "u2", "f4")
+    }
     assert restored.shape == case.restored.shape
     assert np.abs(restored - case.restored).max() <= case.tolerance
     assert work.routing is not None
