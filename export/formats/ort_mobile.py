@@ -30,6 +30,7 @@ from clusir.export.quiet import hushed, printing_to, root_hushed
 from clusir.export.validate.compare import Gates, check, compare
 from clusir.export.validate.tolerances import tolerance
 from clusir.markdown import table
+from clusir.runtimes.machine.threads import set_threads
 from clusir.runtimes.runners.numbers import number_feeds
 from clusir.spec import ModelSpec
 
@@ -192,6 +193,7 @@ def _compare(source: Path, path: Path, spec: ModelSpec) -> float:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    set_threads(options)
     options.log_severity_level = 4
     sessions = [
         onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in (source, path)

@@ -27,7 +27,9 @@ NAMES = {"whole": "model.onnx", "tile": "model.tile.onnx", "router": "model.rout
 
 @functools.cache
 def session(graph: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(GOLDEN / GRAPHS[graph], providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # two would spin while they wait
+    return onnxruntime.InferenceSession(GOLDEN / GRAPHS[graph], options, providers=["CPUExecutionProvider"])
 
 
 def answers(graph: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,7 +9,9 @@ from clusir.export.formats.hosts.converted import Converted
 RUNNER = """
 import sys, numpy, onnxruntime
 folder, count = sys.argv[1], int(sys.argv[2])
-session = onnxruntime.InferenceSession(folder + "/model.own", providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(folder + "/model.own", options, providers=["CPUExecutionProvider"])
 for index in range(count):
     numpy.save(f"{folder}/{index}.out.npy", session.run(None, {"input": numpy.load(f"{folder}/{index}.npy")})[0])
 """
