@@ -26,6 +26,7 @@ __all__ = ["DEBLUR_WEIGHTS", "blend_forms", "calibrate_deblur"]
 
 _STEPS, _BATCH, _RATE, _DECAY = 2500, 384, 3e-3, 3e-2
 _JITTER = 0.05  # of each statistic's own spread: a few thousand crops are soon known by heart
+_ROUND = 16  # lengths of transforms are multiples of it: 94 is twice a prime number
 _FLOOR = 2e-5  # as in clusir.training.losses
 
 DEBLUR_WEIGHTS: dict[str, float] = {
@@ -36,15 +37,21 @@ DEBLUR_WEIGHTS: dict[str, float] = {
 
 
 @torch.no_grad()
-def blend_forms(bank: Tensor, degraded: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def blend_forms(
+    bank: Tensor, degraded: Tensor, aim: Tensor, spectra: dict[tuple[int, int], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(A BxKxK, b BxK, e B) of the mean squared error over Bx3xHxW of adding a blend of ``bank`` KxSxS to every colour:
-    e - 2 b.c + c.A c. Raises ValueError where the pictures are smaller than the filters' reach."""
-    size, height, width = bank.shape[-1], *(side + 4 * REACH_PX for side in degraded.shape[-2:])
+    e - 2 b.c + c.A c. Raises ValueError where the pictures are smaller than the filters' reach. ``spectra``: those of
+    the bank, kept from picture to picture."""
+    size, kept = bank.shape[-1], {} if spectra is None else spectra
     if min(degraded.shape[-2:]) <= REACH_PX:
         raise ValueError(f"pictures of {tuple(degraded.shape[-2:])} px are smaller than the filters' reach, {REACH_PX}")
     grey = F.pad(degraded.mean(dim=1, keepdim=True), (REACH_PX,) * 4, mode="reflect")
-    filters = torch.fft.rfft2(bank, s=(height, width))
-    added = torch.fft.irfft2(torch.fft.rfft2(grey, s=(height, width)) * filters, s=(height, width))
+    # What a transform wraps around falls on what is cut off below: it needs no more room than the picture.
+    height, width = (-(-side // _ROUND) * _ROUND for side in grey.shape[-2:])
+    if (height, width) not in kept:
+        kept[height, width] = torch.fft.rfft2(bank, s=(height, width))
+    added = torch.fft.irfft2(torch.fft.rfft2(grey, s=(height, width)) * kept[height, width], s=(height, width))
     added = added[..., size - 1 : size - 1 + degraded.shape[-2], size - 1 : size - 1 + degraded.shape[-1]].flatten(2)
     missing = (aim - degraded).mean(dim=1).flatten(1)  # the same is added to every colour: only their mean counts
     pixels = added.shape[-1]
@@ -64,6 +71,7 @@ def calibrate_deblur(model: ClusIR, batches: Iterable[Batch], seed: int = 0) -> 
         raise ValueError("this configuration has no deblurring to calibrate")
     device = next(model.parameters()).device
     parts: list[tuple[Tensor, ...]] = []
+    spectra: dict[tuple[int, int], Tensor] = {}
     with torch.no_grad():
         for batch in batches:
             degraded, aim = batch.degraded.to(device), batch.clean.to(device)
@@ -71,7 +79,7 @@ def calibrate_deblur(model: ClusIR, batches: Iterable[Batch], seed: int = 0) -> 
             # Picture by picture: what stays of one is small, and between freed blocks of a whole batch's maps it kept
             # the heap from being used again (9 MB a batch).
             pairs = zip(degraded.split(1), aim.split(1), strict=True)
-            found = [blend_forms(deblur.bank, one, its_aim) for one, its_aim in pairs]
+            found = [blend_forms(deblur.bank, one, its_aim, spectra) for one, its_aim in pairs]
             parts.append((seen, *(torch.cat(column) for column in zip(*found, strict=True))))
     statistics, forms, along, error = (torch.cat(column) for column in zip(*parts, strict=True))
     with torch.random.fork_rng(devices=[]):
