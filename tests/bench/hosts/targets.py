@@ -87,7 +87,7 @@ def speed(host: Host, folder: Path, source: Source) -> str:
         for _ in range(PICTURES):
             probe.run({form.input_name: picture})
         theirs.append((time.process_time() - start) / PICTURES)
-        if isinstance(host, OpenCV) or (isinstance(host, Converted) and type(host).run is Converted.run):
+        if isinstance(host, OpenCV) or (isinstance(host, Converted) and type(host).runs is Converted.runs):
             # A process of its own each time: what it takes to start, and its first picture, are taken off.
             few, many = (of_children(lambda n=n: host.answers(folder, [picture] * n)) for n in (1, 1 + PICTURES))
             own.append((many - few) / PICTURES)

@@ -130,7 +130,7 @@ def test_what_a_process_says_is_one_line(tmp_path: Path) -> None:
 
 
 # Core ML is a Converted too, and cannot be run here: test_coreml.py.
-PHONES = sorted(name for name, host in TARGETS.items() if issubclass(host, Converted) and host.run is Converted.run)
+PHONES = sorted(name for name, host in TARGETS.items() if issubclass(host, Converted) and host.runs is Converted.runs)
 
 
 @pytest.mark.parametrize("name", PHONES)
