@@ -171,11 +171,14 @@ def test_a_program_that_writes_into_tensors_is_run_as_a_whole_once_at_most(
     assert runs.count("run_decompositions") == times
 
 
-def test_the_guards_of_a_trace_that_writes_are_kept() -> None:
+@pytest.mark.parametrize("through", [False, True], ids=["into a part", "through a view"])
+def test_the_guards_of_a_trace_that_writes_are_kept(through: bool) -> None:
+    """Where what is written is put in its place, and where the program is run once more."""
+
     class Branches(nn.Module):
         def forward(self, image: Tensor) -> Tensor:
             x = image.clone()
-            x[:, :, 1:] += 1
+            (x.permute(0, 2, 3, 1)[:, 1:] if through else x[:, :, 1:]).add_(1)
             return x * 2 if image.shape[2] > 100 else x
 
     traced = trace_module(Branches().eval(), torch.rand(2, 3, 74, 138))
