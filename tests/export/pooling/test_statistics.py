@@ -31,9 +31,11 @@ from clusir.export.precision.run import PrecisionConfig
 from clusir.export.subjects.tiles import TILING
 from clusir.runtimes import Restorer, open_runner
 from clusir.runtimes.restore.statistics import windows_along
+from clusir.runtimes.runners.quiet import import_openvino
 from clusir.spec import ModelSpec, SizeRequirements
 
 Picture = NDArray[np.float32]
+EXACT = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 MULTIPLES = {"InstanceNorms": 2, "Everywhere": 8}
 POOLING = {
     "Squeeze": ["mean", "mean"],
@@ -178,6 +180,23 @@ def test_sums_are_those_of_the_whole_picture(network: nn.Module, tmp_path: Path)
     expected = network(torch.from_numpy(image)).numpy()
     part = np.ascontiguousarray(image[..., 16:56])
     np.testing.assert_allclose(shared.given(shared.pool(image))(part), expected[..., 16:56], atol=1e-5)
+
+
+class Averaged(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (0.5 + x.mean((2, 3), keepdim=True))
+
+
+def test_a_mean_of_many_equal_numbers_is_that_number(tmp_path: Path) -> None:
+    """A picture of one colour: added one after the other, each of its numbers is rounded by as much."""
+    written(Averaged(), tmp_path / "theirs.onnx")
+    model = SimplifyGraph().apply(onnx.load(tmp_path / "theirs.onnx")).model
+    split = split_statistics(find_statistics(model, ModelSpec(size=SizeRequirements(1, 8)), batches=True))
+    image = np.full((1, 3, 512, 512), 0.37, np.float32)
+    core = import_openvino().Core()
+    compiled = core.compile_model(core.read_model(split.statistics.SerializeToString(), b""), "CPU", EXACT)
+    for statistics in (SplitRun(split).pool(image), compiled(whole_window(image, split.count))["statistics"]):
+        np.testing.assert_allclose(statistics[:, 1:], image[:, :, 0, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [40, 256, 300, 700, 1100, 1501, 5000])
