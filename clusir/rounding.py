@@ -140,48 +140,48 @@ def clip_least_error(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> t
     """
     lows, highs = float(edges[0]) * _FRACTIONS, float(edges[-1]) * _FRACTIONS
     centres: NDArray[np.float64] = (edges[:-1] + edges[1:]).astype(np.float64) / 2
-    # What lies beyond one end does not depend on the other: see ``clip_channels``.
-    below, above = np.maximum(lows[:, None] - centres, 0.0), np.maximum(centres - highs[:, None], 0.0)
-    upto = np.concatenate([[0], np.cumsum(counts)])
-    under, over = upto[np.searchsorted(centres, lows)], upto[-1] - upto[np.searchsorted(centres, highs, "right")]
-    given = counts.astype(np.float64)
-    clipped = np.add.outer((below * below) @ given, (above * above) @ given)
-    step = np.maximum(np.subtract.outer(-lows, -highs), 1e-30) / _LEVELS
-    errors = step**2 / 12 * (upto[-1] - np.add.outer(under, over)) + _CLIPPED * clipped
-    low = high = 0
-    for _ in range(2):
-        high = int(np.argmin(errors[low]))
-        low = int(np.argmin(errors[:, high]))
-    return float(lows[low]), float(highs[high])
+    low, high = _least(counts[None], _beyond(lows, highs, centres), np.subtract.outer(-lows, -highs))
+    return float(lows[low[0]]), float(highs[high[0]])
 
 
 def clip_channels(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The same for many histograms C x bins over -1..1 at once: their low and their high ends [C]."""
-    # What lies beyond one end does not depend on the other: the errors of all pairs follow from a row for each end.
-    ends = _beyond_an_end()
-    given = counts.astype(np.float64)
-    sums = np.stack([ends @ given.T, ends @ given[:, ::-1].T]).reshape(2, 2, len(_FRACTIONS), -1)
-    clipped, outside = sums.swapaxes(0, 1)
-    inside = given.sum(axis=1) - outside[0][:, None] - outside[1]  # low, high, channel
-    step = np.add.outer(_FRACTIONS, _FRACTIONS) / _LEVELS
-    errors = (step**2 / 12)[:, :, None] * inside + (clipped[0][:, None] + clipped[1])
-    channels = np.arange(counts.shape[0])
+    low, high = _least(counts, _beyond_symmetric(), np.add.outer(_FRACTIONS, _FRACTIONS))
+    return -_FRACTIONS[low], _FRACTIONS[high]
+
+
+def _least(
+    counts: NDArray[np.int64], beyond: NDArray[np.float64], widths: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which low and which high end leaves the least error of each histogram C x bins; ``beyond`` as :func:`_beyond`
+    has it, ``widths`` [low, high]: from one end to the other.
+
+    What lies beyond one end does not depend on the other: the errors of all pairs follow from a row for each end.
+    """
+    sums = (beyond @ counts.T.astype(np.float64)).reshape(2, 2, len(_FRACTIONS), -1)
+    (clipped_low, under), (clipped_high, over) = sums  # [end, channel] each
+    inside = counts.sum(axis=1) - under[:, None] - over  # low, high, channel
+    step = np.maximum(widths, 1e-30) / _LEVELS
+    errors = (step**2 / 12)[:, :, None] * inside + (clipped_low[:, None] + clipped_high)
+    channels = np.arange(len(counts))
     low = high = np.zeros(len(channels), np.int64)
     for _ in range(2):
         high = np.argmin(errors[low, :, channels], axis=1)
         low = np.argmin(errors[:, high, channels], axis=0)
-    return -_FRACTIONS[low], _FRACTIONS[high]
+    return low, high
+
+
+def _beyond(lows: NDArray[np.float64], highs: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[4 x ends, bins]: for each low end the squared error of what it clips, for each whether it clips it; then the
+    high ends."""
+    under, over = np.maximum(lows[:, None] - centres, 0.0), np.maximum(centres - highs[:, None], 0.0)
+    return np.concatenate([_CLIPPED * under**2, under > 0, _CLIPPED * over**2, over > 0])
 
 
 @cache
-def _beyond_an_end() -> NDArray[np.float64]:
-    """[2 x ends, bins of -1..1]: for each low end the squared error of what it clips, then for each whether it does.
-
-    The same for the high ends, with the bins in reverse.
-    """
+def _beyond_symmetric() -> NDArray[np.float64]:
     centres = np.linspace(-1, 1, HISTOGRAM_BINS, endpoint=False, dtype=np.float64) + 1 / HISTOGRAM_BINS
-    beyond = np.maximum(-_FRACTIONS[:, None] - centres, 0.0)
-    return np.concatenate([_CLIPPED * beyond**2, beyond > 0])
+    return _beyond(-_FRACTIONS, _FRACTIONS, centres)
 
 
 CLIPPING: dict[str, Callable[[NDArray[np.int64], NDArray[np.float64]], tuple[float, float]] | None] = {

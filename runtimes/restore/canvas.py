@@ -130,8 +130,8 @@ class Canvas:
         grey = colours == 1
         dtype = self.dtype or window.dtype
         unit = unscaled(total, self.spec.value_range)
-        planes = from_unit(self._blended(_grey(unit[0]) if grey else unit[0], window[:, :, :colours]), dtype)
-        picture = np.ascontiguousarray(planes)
+        blended = self._blended(_grey(unit[0]) if grey else unit[0], window[:, :, :colours])
+        picture = np.ascontiguousarray(from_unit(blended, dtype))  # pixel by pixel, as files are written
         if not self.has_alpha or self.alpha == "drop":
             return picture
         alpha = window[:, :, -1:]
